@@ -1,0 +1,1 @@
+"""Acting: rollouts, actors, evaluators."""

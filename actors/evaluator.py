@@ -1,0 +1,50 @@
+"""An evaluator: its own environments and its own copy of the network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from rl.envs import EnvConfig, make_environments
+from rl.evaluation import EvaluationConfig, EvaluationResult, evaluate
+from rl.networks import QNetwork
+from rl.parameters import load_weights
+from rl.policies import greedy
+from rl.ports import Weights
+from rl.types import Array, Int64
+
+
+class Evaluator:
+    """Plays given weights; each call uses fresh seeds unless one is given."""
+
+    def __init__(self, config: EvaluationConfig, env: EnvConfig, network: QNetwork, seed: int) -> None:
+        self._config, self._env = config, env
+        self._network = network.eval().requires_grad_(False)
+        self._seeds = np.random.default_rng([seed, 7])
+
+    def _act(self, observation: Array) -> Int64:
+        with torch.inference_mode():
+            return greedy(self._network(torch.from_numpy(observation)).numpy())
+
+    def evaluate(
+        self,
+        weights: Weights,
+        episodes: int,
+        seed: int | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> EvaluationResult:
+        """Returns of ``episodes`` fresh episodes under ``weights``."""
+        load_weights(self._network, weights)
+        if seed is None:
+            seed = int(self._seeds.integers(2**31))
+        began = time.monotonic()
+        environments = make_environments(self._env, min(self._config.environments, episodes))
+        try:
+            result = evaluate(self._act, environments, episodes, self._config.epsilon, seed, should_stop)
+        finally:
+            environments.close()
+        return replace(result, seconds=time.monotonic() - began)

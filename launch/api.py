@@ -1,0 +1,128 @@
+"""Qfleet from Python: `train` a configuration, `load_policy` of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from launch.config import TrainConfig, check
+from launch.run import Run
+from launch.run_dir import RunDir
+from launch.serial import run_serial
+from launch.supervisor import run_distributed
+from learner.checkpoint import Checkpoint
+from rl.envs import describe
+from rl.errors import BadInput
+from rl.networks import make_network
+from rl.parameters import load_weights
+from rl.policies import epsilon_greedy
+from rl.types import Array, Int64
+
+
+def train(
+    config: TrainConfig,
+    *,
+    run_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    serial: bool = False,
+    address: str | None = None,
+) -> dict[str, Any]:
+    """Train and return the summary (the content of summary.json); `interrupted_by` in it is a signal's number or None.
+
+    With ``resume``, ``config`` gives the limits (max_steps, max_minutes) and everything else must be as the run was
+    started. Raises BadInput before anything starts, RunFault for a fault at run time.
+    """
+    check(config)
+    resumed: Checkpoint | None = None
+    if resume is not None:
+        directory = RunDir.open(Path(resume))
+        resumed = directory.newest_checkpoint()
+        _check_resumed(config, resumed, str(resume))
+    else:
+        directory = RunDir.create(None if run_dir is None else Path(run_dir), config)
+    run = Run(config, directory, resumed)
+    restore = _catch_signals(run)
+    try:
+        if serial:
+            run_serial(run)
+        else:
+            run_distributed(run, address, on_ready=lambda: _catch_signals(run))
+    finally:
+        restore()
+        summary = run.close()
+    return {**summary, "interrupted_by": run.interrupted_by}
+
+
+def _catch_signals(run: Run) -> Callable[[], None]:
+    """Let Ctrl-C and SIGTERM end the run in order; returns what puts the old handlers back."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        del frame
+        if run.interrupted_by is None:
+            run.progress.note("stopping: writing a last checkpoint ...")
+        run.interrupted_by = number
+
+    try:
+        old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: the caller handles signals
+        return lambda: None
+    return lambda: [signal.signal(number, previous) for number, previous in old.items()] and None
+
+
+def _check_resumed(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:
+    """Raise BadInput when the checkpoint is of another environment or network."""
+    made_for = checkpoint.state.get("env")
+    if made_for != config.env.id:
+        raise BadInput(f"--resume {where} is a run of {made_for}, not of {config.env.id}: leave --env.id out")
+    spec, actions = describe(config.env)
+    try:
+        load_weights(make_network(config.network, spec, actions, 0), checkpoint.arrays["online"])
+    except ValueError as error:
+        raise BadInput(f"--resume {where}: {error}: leave the --network flags out") from error
+
+
+def merge_resumed(old: TrainConfig, changed: Mapping[str, Any]) -> TrainConfig:
+    """A resumed run's configuration: its own, with the limits and evaluation settings that may change."""
+    return dataclasses.replace(old, **changed)
+
+
+class Policy:
+    """A trained Q-network as a policy."""
+
+    def __init__(self, config: TrainConfig, checkpoint: Checkpoint, which: str) -> None:
+        self.config, self.which = config, which
+        self.spec, self.actions = describe(config.env)
+        self.state = checkpoint.state
+        self.network = make_network(config.network, self.spec, self.actions, 0).eval().requires_grad_(False)
+        load_weights(self.network, checkpoint.arrays["online"])
+
+    def values(self, observations: Array) -> Array:
+        """Action values [N, A] of observations [N, *observation]."""
+        batch = np.ascontiguousarray(observations, dtype=self.spec.dtype)
+        with torch.inference_mode():
+            return np.asarray(self.network(torch.from_numpy(batch)).numpy())
+
+    def act(self, observations: Array, epsilon: float = 0.0, seed: int | None = None) -> Int64:
+        """Greedy actions [N] of observations [N, *observation], ``epsilon`` of them random."""
+        return epsilon_greedy(self.values(observations), epsilon, np.random.default_rng(seed))
+
+
+def load_policy(run: str | Path, which: str = "best") -> Policy:
+    """The ``best`` (by evaluation) or ``last`` policy of a run's directory; raises BadInput."""
+    directory = RunDir.open(Path(run))
+    stores = {"best": directory.best, "last": directory.checkpoints}
+    if which not in stores:
+        raise BadInput(f"--weights {which!r}: write best or last")
+    checkpoint = stores[which].load_newest()
+    if checkpoint is None and which == "best":
+        which, checkpoint = "last", directory.checkpoints.load_newest()
+    if checkpoint is None:
+        raise BadInput(f"{run} holds no whole checkpoint yet: let the run go on, or write another run")
+    return Policy(directory.config(), checkpoint, which)

@@ -1,0 +1,143 @@
+"""The whole configuration: every component's own, composed, and the rules that span two of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from actors.actor import ActorConfig
+from learner.learner import LearnerConfig, pick_device
+from replay.rate_limiter import RateLimiter
+from replay.shard import ReplayConfig
+from replay.weights import BetaConfig
+from rl.envs import EnvConfig, check_env, describe
+from rl.errors import BadInput, nearest
+from rl.evaluation import EvaluationConfig
+from rl.exploration import ExplorationConfig
+from rl.networks import NetworkConfig, check_network
+from rl.returns import ReturnConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `qfleet train` runs."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """Environment."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Network."""
+    returns: ReturnConfig = field(default_factory=ReturnConfig)
+    """Rewards to returns."""
+    exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
+    """Exploration."""
+    actors: ActorConfig = field(default_factory=ActorConfig)
+    """Actors."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """Replay service."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Learner."""
+    beta: BetaConfig = field(default_factory=BetaConfig)
+    """Importance weights' exponent."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluation."""
+    seed: int = 1
+    """Seed of everything that draws."""
+    max_steps: int = 2_000_000
+    """Agent steps after which the run ends, solved or not."""
+    max_minutes: float = 0.0
+    """Minutes of training after which the run ends; 0: no limit."""
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise BadInput(f"max_steps is {self.max_steps}: write at least 1 agent step")
+        if self.max_minutes < 0:
+            raise BadInput(f"max_minutes is {self.max_minutes}: write 0 (no limit) or more")
+        if self.seed < 0:
+            raise BadInput(f"seed is {self.seed}: write 0 or more")
+        if self.learner.batch_size > self.replay.capacity:
+            raise BadInput(
+                f"learner.batch_size is {self.learner.batch_size}, above replay.capacity of {self.replay.capacity}: "
+                f"write at most {self.replay.capacity}"
+            )
+        longest = self.max_segment_items
+        room = self.replay.capacity - self.replay.shards * longest
+        if self.replay.limiter.min_size > room:
+            raise BadInput(
+                f"replay.limiter.min_size is {self.replay.limiter.min_size}: with capacity {self.replay.capacity} and "
+                f"segments of up to {longest} items that many are never sure to be stored; write at most {max(room, 0)}"
+            )
+        self.limiter()
+
+    @property
+    def max_segment_items(self) -> int:
+        """Items of the longest segment: an episode's last one takes up the n - 1 steps that still waited."""
+        return self.actors.segment_items + self.returns.n_step - 1
+
+    @property
+    def fleet_environments(self) -> int:
+        """Environments of all actors."""
+        return self.actors.count * self.actors.environments
+
+    def limiter(self) -> RateLimiter:
+        """The samples-per-insert limiter of this run; raises BadInput when it could never be satisfied."""
+        c = self.replay
+        return RateLimiter(c.limiter, self.max_segment_items, self.learner.batch_size, c.shards)
+
+
+def check(config: TrainConfig) -> None:
+    """Raise BadInput for what only the environment or the machine can tell; nothing is started."""
+    pick_device(config.learner.device)
+    check_env(config.env)
+    spec, _ = describe(config.env)
+    check_network(config.network, spec)
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The content of config.yaml."""
+    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
+
+
+def from_yaml(text: str, where: str) -> TrainConfig:
+    """Inverse of `to_yaml`; raises BadInput naming the place in ``where``."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInput(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    config = _build(TrainConfig, data, where)
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def _build(cls: type, data: Any, where: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise BadInput(f"{where}: expected a mapping of settings, found {data!r}")
+    hints = typing.get_type_hints(cls)
+    unknown = [k for k in data if k not in hints]
+    if unknown:
+        raise BadInput(f"{where}: unknown setting {unknown[0]!r}: {nearest(str(unknown[0]), hints)}")
+    return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        return tuple(_value(h, v, where) for h, v in zip(inner, value, strict=True))
+    if origin is typing.Literal:
+        if value not in args:
+            raise BadInput(f"{where} is {value!r}: {nearest(str(value), map(str, args))}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(hint, types.UnionType) and type(value) is not hint:
+        raise BadInput(f"{where} is {value!r}: expected {hint.__name__}")
+    return value

@@ -1,0 +1,102 @@
+"""Where figures go: TensorBoard and metrics.csv for the run, ray.util.metrics for the dashboard."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+METRIC_COLUMNS = (
+    "wall_seconds agent_steps frames updates steps_per_s updates_per_s samples_per_insert replay_stored replay_bytes "
+    "epsilon_min train_return greedy_return episodes loss grad_norm q_mean target_syncs learner_busy weights_version"
+).split()
+EVAL_COLUMNS = (
+    "wall_seconds agent_steps updates episodes mean_return std_return worst_return epsilon kind weights_version seconds"
+).split()
+
+
+class LatestMetrics:
+    """`MetricSink` that keeps the newest value of each figure."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        self.values.update(metrics)
+
+
+class RayMetrics(LatestMetrics):
+    """The same, and each figure as a gauge `qfleet_<component>_<name>` on Ray's metrics endpoint and dashboard."""
+
+    def __init__(self, component: str, run: str) -> None:
+        super().__init__()
+        self._component, self._run = component, run
+        self._gauges: dict[str, Any] = {}
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        from ray.util.metrics import Gauge
+
+        super().report(metrics)
+        for name, value in metrics.items():
+            if name not in self._gauges:
+                gauge = Gauge(f"qfleet_{self._component}_{name}", f"{self._component}: {name}", ("run",))
+                gauge.set_default_tags({"run": self._run})
+                self._gauges[name] = gauge
+            self._gauges[name].set(float(value))
+
+
+class RunLog:
+    """metrics.csv, eval.csv and TensorBoard of a run; a resumed run appends to them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._metrics = _Csv(folder / "metrics.csv", METRIC_COLUMNS)
+        self._evals = _Csv(folder / "eval.csv", EVAL_COLUMNS)
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """A row of training figures; scalars also go to TensorBoard over agent steps."""
+        self._metrics.write(row)
+        for name, value in row.items():
+            if name in METRIC_COLUMNS and name != "agent_steps" and _finite(value):
+                self._board.add_scalar(f"train/{name}", value, int(row["agent_steps"]))
+
+    def returns_by_epsilon(self, agent_steps: int, rows: Mapping[float, float]) -> None:
+        """Mean training return of each epsilon of the fleet."""
+        for epsilon, mean in rows.items():
+            self._board.add_scalar(f"return_by_epsilon/{epsilon:.4f}", mean, agent_steps)
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """A row of an evaluation."""
+        self._evals.write(row)
+        for name in ("mean_return", "std_return", "worst_return"):
+            self._board.add_scalar(f"evaluation/{name}", row[name], int(row["agent_steps"]))
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._board.close()
+        self._metrics.close()
+        self._evals.close()
+
+
+class _Csv:
+    def __init__(self, file: Path, columns: list[str]) -> None:
+        fresh = not file.exists()
+        self._file = file.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, columns, restval="", extrasaction="ignore")
+        if fresh:
+            self._writer.writeheader()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._writer.writerow({k: f"{v:.6g}" if isinstance(v, float) and abs(v) < 1e5 else v for k, v in row.items()})
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,104 @@
+"""The presets: a whole configuration by one word."""
+
+from __future__ import annotations
+
+from actors.actor import ActorConfig
+from launch.config import TrainConfig
+from learner.learner import LearnerConfig
+from learner.update import UpdateConfig
+from replay.rate_limiter import LimiterConfig
+from replay.shard import ReplayConfig
+from rl.envs import EnvConfig
+from rl.errors import BadInput, nearest
+from rl.evaluation import EvaluationConfig
+from rl.exploration import ExplorationConfig
+from rl.networks import NetworkConfig
+from rl.returns import ReturnConfig
+
+
+def pong() -> TrainConfig:
+    """Pong to a mean return of 19 on a small machine: the 2013 network, and few, cheap updates."""
+    return TrainConfig(
+        env=EnvConfig(id="PongNoFrameskip-v4"),
+        network=NetworkConfig(kind="small", hidden=(256,), dueling=True),
+        returns=ReturnConfig(n_step=4, clip_reward=1.0),
+        exploration=ExplorationConfig(kind="ladder"),
+        actors=ActorConfig(count=1, environments=16, bf16=True),
+        replay=ReplayConfig(
+            capacity=200_000, limiter=LimiterConfig(samples_per_insert=8.0, min_size=5_000, slack=8_000)
+        ),
+        learner=LearnerConfig(
+            batch_size=64,
+            update=UpdateConfig(learning_rate=5e-4, target_update_period=250, bf16=True),
+        ),
+        evaluation=EvaluationConfig(goal=19.0, margin=1.0, period=100_000, quick_episodes=10),
+        max_steps=2_000_000,
+    )
+
+
+def breakout() -> TrainConfig:
+    """Breakout with the Nature network; runs, no score is promised."""
+    return TrainConfig(
+        env=EnvConfig(id="BreakoutNoFrameskip-v4"),
+        network=NetworkConfig(kind="nature", hidden=(512,), dueling=True),
+        returns=ReturnConfig(n_step=3, clip_reward=1.0, life_loss_terminates=True),
+        exploration=ExplorationConfig(kind="ladder"),
+        actors=ActorConfig(count=1, environments=16, bf16=True),
+        replay=ReplayConfig(
+            capacity=500_000, limiter=LimiterConfig(samples_per_insert=8.0, min_size=20_000, slack=8_000)
+        ),
+        learner=LearnerConfig(
+            batch_size=32,
+            update=UpdateConfig(learning_rate=1e-4, target_update_period=2_500, bf16=True),
+        ),
+        evaluation=EvaluationConfig(goal=400.0, margin=20.0, period=500_000, quick_episodes=10),
+        max_steps=10_000_000,
+    )
+
+
+def cartpole() -> TrainConfig:
+    """CartPole-v1 to 475 of 500 in about a minute."""
+    return TrainConfig(
+        env=EnvConfig(id="CartPole-v1"),
+        network=NetworkConfig(kind="mlp", hidden=(256, 256), dueling=False),
+        returns=ReturnConfig(n_step=3),
+        exploration=ExplorationConfig(kind="linear", start=1.0, end=0.02, steps=10_000, greedy_below=0.05),
+        actors=ActorConfig(count=1, environments=8, segment_items=20),
+        replay=ReplayConfig(
+            capacity=50_000, limiter=LimiterConfig(samples_per_insert=16.0, min_size=1_000, slack=4_000)
+        ),
+        learner=LearnerConfig(
+            batch_size=64,
+            threads=1,
+            update=UpdateConfig(learning_rate=1e-3, target_update_period=200),
+        ),
+        evaluation=EvaluationConfig(goal=475.0, margin=50.0, period=10_000, quick_episodes=10),
+        max_steps=300_000,
+    )
+
+
+def generic() -> TrainConfig:
+    """Where `--env.id` names an environment and no preset was asked for: small fully connected network, a schedule."""
+    return TrainConfig(
+        env=EnvConfig(id="CartPole-v1"),
+        network=NetworkConfig(kind="mlp", hidden=(256, 256), dueling=True),
+        returns=ReturnConfig(n_step=3),
+        exploration=ExplorationConfig(kind="linear", start=1.0, end=0.02, steps=50_000),
+        actors=ActorConfig(count=1, environments=8),
+        replay=ReplayConfig(
+            capacity=100_000, limiter=LimiterConfig(samples_per_insert=8.0, min_size=2_000, slack=4_000)
+        ),
+        learner=LearnerConfig(batch_size=64, threads=1, update=UpdateConfig(learning_rate=5e-4)),
+        evaluation=EvaluationConfig(goal=float("inf"), period=50_000),
+        max_steps=500_000,
+    )
+
+
+PRESETS = {"pong": pong, "cartpole": cartpole, "breakout": breakout, "generic": generic}
+
+
+def preset(name: str) -> TrainConfig:
+    """The configuration of a preset; raises BadInput naming the nearest one."""
+    if name not in PRESETS:
+        raise BadInput(f"unknown preset {name!r}: {nearest(name, PRESETS)} (any other environment goes by --env.id)")
+    return PRESETS[name]()

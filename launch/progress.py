@@ -1,0 +1,83 @@
+"""What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+PLAIN_EVERY = 30.0  # seconds between plain lines
+
+
+class Progress:
+    """Shows the newest row; `note` prints a line that stays. All goes to standard error."""
+
+    def __init__(self, title: str, max_steps: int, goal: float) -> None:
+        self.console = Console(stderr=True)
+        self._title, self._max_steps, self._goal = title, max_steps, goal
+        self._live: Live | None = None
+        self._last_plain = -math.inf
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=4, transient=False)
+            self._live.start()
+
+    def note(self, text: str) -> None:
+        """A line that stays on the screen."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def show(self, row: Mapping[str, Any], last_eval: str, seconds_left: float) -> None:
+        """Show the figures of ``row``."""
+        if self._live is not None:
+            self._live.update(self._table(row, last_eval, seconds_left))
+        elif time.monotonic() - self._last_plain >= PLAIN_EVERY:
+            self._last_plain = time.monotonic()
+            print(plain_line(row, last_eval, seconds_left), file=sys.stderr, flush=True)
+
+    def _table(self, row: Mapping[str, Any], last_eval: str, seconds_left: float) -> Table:
+        table = Table(title=self._title, title_justify="left", show_header=False, box=None, padding=(0, 2))
+        bar = ProgressBar(total=self._max_steps, completed=min(row["agent_steps"], self._max_steps), width=30)
+        table.add_row("agent steps", f"{row['agent_steps']:,}", "frames", f"{row['frames']:,}")
+        table.add_row("of at most", f"{self._max_steps:,}", "", bar)
+        table.add_row("steps/s", f"{row['steps_per_s']:,.0f}", "updates/s", f"{row['updates_per_s']:,.1f}")
+        table.add_row("updates", f"{row['updates']:,}", "samples per insert", f"{row['samples_per_insert']:.2f}")
+        table.add_row("epsilon", f"{row['epsilon_min']:.4g}", "learner busy", f"{row.get('learner_busy', 0.0):.0%}")
+        stored, size = row.get("replay_stored", 0), row.get("replay_bytes", 0) / 2**20
+        table.add_row("replay", f"{stored:,.0f} items", "compressed", f"{size:,.0f} MiB")
+        table.add_row("training return", _number(row["train_return"]), "greedy end", _number(row["greedy_return"]))
+        table.add_row("last evaluation", last_eval, "goal", _number(self._goal))
+        table.add_row("time", duration(row["wall_seconds"]), "at most left", duration(seconds_left))
+        return table
+
+    def close(self) -> None:
+        """Leave the last picture standing."""
+        if self._live is not None:
+            self._live.stop()
+
+
+def plain_line(row: Mapping[str, Any], last_eval: str, seconds_left: float) -> str:
+    """One line with the same figures."""
+    return (
+        f"[{duration(row['wall_seconds'])}] steps {row['agent_steps']:,} ({row['steps_per_s']:.0f}/s) "
+        f"updates {row['updates']:,} ({row['updates_per_s']:.1f}/s) samples/insert {row['samples_per_insert']:.2f} "
+        f"eps {row['epsilon_min']:.3g} return {_number(row['train_return'])} greedy {_number(row['greedy_return'])} "
+        f"eval {last_eval} left {duration(seconds_left)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """``h:mm:ss``, or a dash when unknown."""
+    if not math.isfinite(seconds):
+        return "-"
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _number(value: float) -> str:
+    return "-" if not math.isfinite(value) else f"{value:.1f}"

@@ -1,0 +1,119 @@
+"""Weights through Ray's object store: one copy a node, however many actors live there.
+
+The registry, a small actor of its own, owns the objects, so that they outlive a learner that is restarted. References
+travel inside lists, so that a reader gets the reference at once and fetches the object when it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from rl.ports import Publication
+from rl.types import Array
+
+
+class WeightRegistry:
+    """A Ray actor: the newest publication, and the newest target weights. Also the run's notice board."""
+
+    def __init__(self) -> None:
+        self._meta: dict[str, int] = {}
+        self._online: Any = None
+        self._target: Any = None
+        self._target_version = -1
+        self._status: dict[str, Any] = {}
+
+    def publish(
+        self, version: int, updates: int, weights: Mapping[str, Array], target_version: int, target: Any
+    ) -> None:
+        """Take a publication and own its objects."""
+        self._online = ray.put(weights)
+        if target is not None:
+            self._target, self._target_version = ray.put(target), target_version
+        self._meta = {"version": version, "updates": updates, "target_version": target_version}
+
+    def newer_than(self, version: int, target_version: int) -> tuple[dict[str, int], list[Any]] | None:
+        """(meta, [online] or [online, target]) when there is a publication newer than ``version``, else None."""
+        if not self._meta or self._meta["version"] <= version:
+            return None
+        refs = [self._online]
+        if self._target is not None and self._target_version > target_version:
+            refs.append(self._target)
+        return self._meta, refs
+
+    def set_status(self, status: dict[str, Any]) -> None:
+        """Pin up what `qfleet status` shows."""
+        self._status = status
+
+    def status(self) -> dict[str, Any]:
+        """What is pinned up."""
+        return self._status
+
+
+class RayWeightSink:
+    """`WeightSink`: hands publications to the registry without waiting; keeps at most two on their way."""
+
+    def __init__(self, registry: Any) -> None:
+        self._registry = registry
+        self._pending: list[Any] = []
+
+    def publish(self, publication: Publication) -> None:
+        if len(self._pending) >= 2:  # never queue up behind a slow registry: wait for the oldest, briefly
+            done, rest = ray.wait(self._pending, num_returns=1, timeout=10.0)
+            self._pending = rest
+            ray.get(done)  # raises what the registry raised
+        p = publication
+        target = None if p.target_weights is None else dict(p.target_weights)
+        call = self._registry.publish.remote(p.version, p.updates, dict(p.weights), p.target_version, target)
+        self._pending.append(call)
+
+
+class RayWeightSource:
+    """`WeightSource`: asks the registry in the background; `poll` never waits. One question at a time is under way."""
+
+    def __init__(self, registry: Any) -> None:
+        self._registry = registry
+        self._version, self._target_version = 0, -1
+        self._asked: Any = None
+        self._found: tuple[dict[str, int], list[Any]] | None = None
+
+    def poll(self) -> Publication | None:
+        if self._found is None and not self._ask():
+            return None
+        assert self._found is not None
+        meta, refs = self._found
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        if len(ready) < len(refs):
+            return None  # still on their way to this node
+        weights = ray.get(refs)
+        self._found = None
+        self._version = meta["version"]
+        target = None
+        if len(weights) > 1:
+            target, self._target_version = weights[1], meta["target_version"]
+        return Publication(meta["version"], meta["updates"], weights[0], meta["target_version"], target)
+
+    def _ask(self) -> bool:
+        """Whether an answer with a newer publication has come; asks when no question is under way."""
+        if self._asked is None:
+            self._asked = self._registry.newer_than.remote(self._version, self._target_version)
+        ready, _ = ray.wait([self._asked], timeout=0)
+        if not ready:
+            return False
+        try:
+            self._found = ray.get(self._asked)
+        except ray.exceptions.RayActorError:  # the registry is restarting: ask again next time
+            self._found = None
+        self._asked = None
+        return self._found is not None
+
+    def wait(self, timeout: float) -> Publication | None:
+        """The newest publication, waiting up to ``timeout`` seconds for one newer than the last."""
+        found = ray.get(self._registry.newer_than.remote(self._version, self._target_version), timeout=timeout)
+        self._found = found
+        if found is None:
+            return None
+        ray.wait(found[1], num_returns=len(found[1]), timeout=timeout)
+        return self.poll()

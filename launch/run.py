@@ -1,0 +1,157 @@
+"""A training run as its driver sees it: the bookkeeping that serial and distributed mode share.
+
+`Run` owns the directory, the totals, the judge, the logs and the display. A mode feeds it counts and evaluation results
+and asks it when to evaluate, to save and to stop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from launch.config import TrainConfig
+from launch.judge import Candidate, Judge, Kind
+from launch.metrics import RunLog
+from launch.progress import Progress, duration
+from launch.run_dir import STATUS, SUMMARY, RunDir, versions
+from launch.tally import Tally
+from learner.checkpoint import Checkpoint
+from rl.envs import frames_per_step
+from rl.evaluation import EvaluationResult
+from rl.exploration import Exploration
+
+LOG_PERIOD = 10.0  # seconds between rows of metrics.csv
+STATUS_PERIOD = 2.0
+
+
+class Run:
+    """One run's driver-side state."""
+
+    def __init__(self, config: TrainConfig, run_dir: RunDir, resumed: Checkpoint | None) -> None:
+        self.config, self.dir, self.resumed = config, run_dir, resumed
+        earlier = dict(resumed.state) if resumed else {}
+        self.tally = Tally(config, earlier)
+        self.judge = Judge(config.evaluation, self.tally.agent_steps, earlier.get("judge"))
+        self.log = RunLog(run_dir.path)
+        self.progress = Progress(f"Qfleet {config.env.id}  {run_dir.path}", config.max_steps, config.evaluation.goal)
+        self._exploration = Exploration(
+            config.exploration, config.fleet_environments - 1, 1, config.fleet_environments
+        )
+        self._last_log = self._last_status = self._last_save = time.monotonic()
+        self.interrupted_by: int | None = None  # number of the signal that ended the run
+
+    @property
+    def minutes(self) -> float:
+        return self.tally.wall_seconds / 60.0
+
+    def finished(self) -> bool:
+        """Whether the run has reached its goal, a limit, or a signal."""
+        c = self.config
+        if self.interrupted_by is not None or (self.judge.solved and c.evaluation.stop_when_solved):
+            return True
+        if self.tally.agent_steps >= c.max_steps:
+            return True
+        return c.max_minutes > 0 and self.minutes >= c.max_minutes
+
+    def tick(self, force: bool = False) -> None:
+        """Show, log and leave word for `qfleet status`, each when it is due."""
+        now = time.monotonic()
+        row = self.tally.row(float(self._exploration.epsilons(self.tally.agent_steps)[0]))
+        self.progress.show(row, self._last_evaluation(), self._seconds_left(row["steps_per_s"]))
+        if force or now - self._last_log >= LOG_PERIOD:
+            self._last_log = now
+            self.log.metrics(row)
+            self.log.returns_by_epsilon(self.tally.agent_steps, self.tally.returns_by_epsilon())
+        if force or now - self._last_status >= STATUS_PERIOD:
+            self._last_status = now
+            self.dir.write_json(STATUS, self.status(row))
+
+    def status(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What `qfleet status` shows."""
+        shown = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+        return {"env": self.config.env.id, "time": time.time(), **shown, **self.judge.state()}
+
+    def save_due(self) -> bool:
+        """Whether a checkpoint is due."""
+        return time.monotonic() - self._last_save >= self.config.learner.checkpoint_minutes * 60.0
+
+    def checkpoint_extra(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the learner's own state."""
+        return {**self.tally.state(), "judge": self.judge.state(), "env": self.config.env.id}
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint."""
+        self._last_save = time.monotonic()
+        self.dir.checkpoints.save(int(checkpoint.state["updates"]), checkpoint)
+
+    def evaluated(self, kind: Kind, candidate: Candidate, result: EvaluationResult) -> Kind | None:
+        """Take an evaluation's result; returns the kind that must follow on the same weights."""
+        self.tally.evaluation_seconds += result.seconds
+        if not result.episodes:
+            return None
+        follow, best = self.judge.take(kind, result)
+        if best:
+            state = {"mean_return": result.mean_return, "agent_steps": candidate.agent_steps}
+            state |= {"updates": candidate.updates, "weights_version": candidate.version}
+            self.dir.best.save(candidate.updates, Checkpoint({"online": dict(candidate.weights)}, state))
+        self.log.evaluation(
+            {
+                "wall_seconds": self.tally.wall_seconds,
+                "agent_steps": candidate.agent_steps,
+                "updates": candidate.updates,
+                "episodes": len(result.episodes),
+                "mean_return": result.mean_return,
+                "std_return": result.std_return,
+                "worst_return": result.worst_return,
+                "epsilon": self.config.evaluation.epsilon,
+                "kind": kind,
+                "weights_version": candidate.version,
+                "seconds": result.seconds,
+            }
+        )
+        self.progress.note(
+            f"[{duration(self.tally.wall_seconds)}] evaluation ({kind}) after {candidate.agent_steps:,} steps, "
+            f"{candidate.updates:,} updates: mean return {result.mean_return:.2f} over {len(result.episodes)} episodes "
+            f"(worst {result.worst_return:g}) in {result.seconds:.0f} s"
+        )
+        return follow
+
+    def _last_evaluation(self) -> str:
+        last = self.judge.last_return
+        return "-" if last is None else f"{last:.1f}"
+
+    def _seconds_left(self, steps_per_s: float) -> float:
+        left = (self.config.max_steps - self.tally.agent_steps) / steps_per_s if steps_per_s > 0 else math.inf
+        if self.config.max_minutes > 0:
+            left = min(left, self.config.max_minutes * 60.0 - self.tally.wall_seconds)
+        return left
+
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        t, j = self.tally, self.judge
+        return {
+            "solved": j.solved,
+            "env": self.config.env.id,
+            "goal": self.config.evaluation.goal if math.isfinite(self.config.evaluation.goal) else None,
+            "mean_return": j.solved_return if j.solved else j.last_return,
+            "best_return": j.best_return,
+            "agent_steps": t.agent_steps,
+            "frames": t.agent_steps * frames_per_step(self.config.env),
+            "updates": t.updates,
+            "wall_seconds": round(t.wall_seconds, 1),
+            "evaluation_seconds": round(t.evaluation_seconds, 1),
+            "episodes": t.episodes,
+            "seed": self.config.seed,
+            "run_dir": str(self.dir.path),
+            "versions": versions(),
+        }
+
+    def close(self) -> dict[str, Any]:
+        """Write summary.json, close the logs; returns the summary."""
+        self.tick(force=True)
+        self.progress.close()
+        self.log.close()
+        summary = self.summary()
+        self.dir.write_json(SUMMARY, summary)
+        return summary

@@ -1,0 +1,121 @@
+"""Serial mode: every part in one process, in a fixed order; same seed, same numbers. No Ray, no socket."""
+
+from __future__ import annotations
+
+import torch
+
+from actors.actor import Actor
+from actors.evaluator import Evaluator
+from launch.config import TrainConfig
+from launch.judge import Candidate, Kind
+from launch.metrics import LatestMetrics
+from launch.run import Run
+from learner.learner import Learner
+from replay.local import LocalReplay
+from replay.shard import Shard
+from rl.envs import describe
+from rl.exploration import Exploration
+from rl.networks import make_network
+from rl.ports import Publication
+from rl.types import Array
+
+
+class LocalWeights:
+    """`WeightSink` and `WeightSource` in one object; a reader sees the target whenever it is newer than its own."""
+
+    def __init__(self) -> None:
+        self.latest: Publication | None = None
+        self._target: dict[str, Array] | None = None
+        self._read = self._target_read = 0
+
+    def publish(self, publication: Publication) -> None:
+        self.latest = publication
+        if publication.target_weights is not None:
+            self._target = dict(publication.target_weights)
+
+    def poll(self) -> Publication | None:
+        latest = self.latest
+        if latest is None or latest.version <= self._read:
+            return None
+        target = self._target if latest.target_version > self._target_read or self._read == 0 else None
+        self._read, self._target_read = latest.version, latest.target_version
+        return Publication(latest.version, latest.updates, latest.weights, latest.target_version, target)
+
+
+class SerialParts:
+    """The components of a serial run."""
+
+    def __init__(self, config: TrainConfig, base_steps: int = 0) -> None:
+        spec, actions = describe(config.env)
+        shard = Shard(config.replay.capacity, spec, config.replay.selector, limited=False, seed=config.seed)
+        self.replay = LocalReplay(shard, config.limiter(), config.beta)
+        self.weights, self.metrics = LocalWeights(), LatestMetrics()
+        self.learner = Learner(
+            config.learner, config.network, spec, actions, self.replay, self.weights, self.metrics, config.seed, False
+        )
+        count = config.actors.environments
+        self.actors = [
+            Actor(
+                config.actors,
+                config.env,
+                config.returns,
+                config.learner.update.double,
+                (
+                    make_network(config.network, spec, actions, config.seed),
+                    make_network(config.network, spec, actions, config.seed),
+                ),
+                Exploration(config.exploration, i * count, count, config.fleet_environments),
+                self.replay,
+                self.weights,
+                config.seed,
+                i,
+                base_steps,
+            )
+            for i in range(config.actors.count)
+        ]
+        self.evaluator = Evaluator(
+            config.evaluation, config.env, make_network(config.network, spec, actions, config.seed), config.seed
+        )
+
+
+def run_serial(run: Run) -> None:
+    """Train until the run is finished: act while replay has room, update while the limiter allows."""
+    config = run.config
+    torch.set_num_threads(config.learner.threads or torch.get_num_threads())
+    parts = SerialParts(config, run.tally.base_steps)
+    learner = parts.learner
+    if run.resumed is not None:
+        learner.set_checkpoint(run.resumed)
+    learner.publisher.publish()
+    run.tally.start_clock()
+    while not run.finished():
+        for index, actor in enumerate(parts.actors):
+            if parts.replay.may_insert():
+                actor.step()
+                run.tally.actor(index, actor.agent_steps, actor.take_episodes())
+        while learner.step(timeout=0.0) and not parts.replay.may_insert():
+            pass
+        run.tally.learner = {**parts.metrics.values, "updates": learner.updater.updates}
+        if (kind := run.judge.due(run.tally)) is not None:
+            _evaluate(run, parts, kind)
+        if run.save_due():
+            run.save(learner.get_checkpoint(run.checkpoint_extra()))
+        run.tick()
+    learner.report()
+    run.tally.learner.update(parts.metrics.values)
+    run.save(learner.get_checkpoint(run.checkpoint_extra()))
+    for actor in parts.actors:
+        actor.close()
+
+
+def _evaluate(run: Run, parts: SerialParts, kind: Kind) -> None:
+    latest = parts.weights.latest
+    assert latest is not None
+    candidate = Candidate(latest.weights, latest.version, run.tally.agent_steps, latest.updates)
+    following: Kind | None = kind
+    while following is not None and run.interrupted_by is None:
+        result = parts.evaluator.evaluate(
+            candidate.weights, run.judge.episodes(following), should_stop=lambda: run.interrupted_by is not None
+        )
+        if run.interrupted_by is None:
+            following = run.evaluated(following, candidate, result)

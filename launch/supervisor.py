@@ -1,0 +1,176 @@
+"""The driver of a distributed run: polls the workers, asks for evaluations and checkpoints, and shuts everything down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from launch.config import TrainConfig
+from launch.judge import Candidate, Kind
+from launch.run import Run
+from launch.topology import Topology, build, start_ray
+from rl.errors import RunFault
+
+POLL_PERIOD = 1.0  # seconds between polls
+CALL_TIMEOUT = 60.0  # seconds that a worker may take to answer
+
+
+class _Poller:
+    """One question at a time to each worker; a worker that restarts is silent for a while."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._workers = topology.workers()
+        self._asked: dict[str, Any] = {}
+        self._heard = {name: time.monotonic() for name, _ in self._workers}
+
+    def poll(self) -> dict[str, dict[str, Any]]:
+        """Answers by worker. Raises RunFault when one is dead for good or silent for too long."""
+        for name, handle in self._workers:
+            if name not in self._asked:
+                self._asked[name] = handle.poll.remote()
+        refs = list(self._asked.values())
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=POLL_PERIOD / 2)
+        answers = {}
+        for name, ref in [(n, r) for n, r in self._asked.items() if r in ready]:
+            del self._asked[name]
+            try:
+                answers[name] = ray.get(ref)
+                self._heard[name] = time.monotonic()
+            except ray.exceptions.ActorUnavailableError:
+                continue
+            except ray.exceptions.RayActorError as error:
+                answers[name] = {"failure": f"the process ended: {_first_line(error)}", "dead": True}
+        for name, heard in self._heard.items():
+            if time.monotonic() - heard > CALL_TIMEOUT * 3:
+                raise RunFault(f"{name} has not answered for {CALL_TIMEOUT * 3:g} s")
+        return answers
+
+
+class _Evaluation:
+    """An evaluation under way on the evaluator, advanced without waiting."""
+
+    def __init__(self, run: Run, evaluator: Any) -> None:
+        self._run, self._evaluator = run, evaluator
+        self._kind: Kind | None = None
+        self._candidate: Candidate | None = None
+        self._weights_call: Any = None
+        self._play_call: Any = None
+
+    def advance(self) -> None:
+        """Start one when it is due, take a result when it is there."""
+        if self._kind is None:
+            self._kind = self._run.judge.due(self._run.tally)
+            if self._kind is not None:
+                self._weights_call = self._evaluator.take_weights.remote()
+            return
+        try:
+            self._advance(self._kind)
+        except ray.exceptions.RayActorError as error:  # it restarts; the next evaluation starts afresh
+            self._run.progress.note(f"the evaluation was lost, the evaluator restarts: {_first_line(error)}")
+            self._kind = self._weights_call = self._play_call = None
+
+    def _advance(self, kind: Kind) -> None:
+        if self._weights_call is not None and _ready(self._weights_call):
+            version, updates, weights = ray.get(self._weights_call)
+            self._weights_call = None
+            self._candidate = Candidate(weights, version, self._run.tally.agent_steps, updates)
+            self._play_call = self._evaluator.evaluate.remote(self._run.judge.episodes(kind))
+        elif self._play_call is not None and _ready(self._play_call):
+            assert self._candidate is not None
+            result = ray.get(self._play_call)
+            self._kind = self._run.evaluated(kind, self._candidate, result)
+            again = self._kind is not None
+            self._play_call = self._evaluator.evaluate.remote(self._run.judge.episodes(self._kind)) if again else None
+
+
+def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None]) -> None:
+    """Train on Ray until the run is finished; leaves no process behind. Raises RunFault, BadInput."""
+    namespace = run.dir.path.resolve().name
+    try:
+        for warning in start_ray(run.config, address, namespace):
+            run.progress.note(f"warning: {warning}")
+        on_ready()
+        topology = build(run.config, namespace, run.resumed, run.tally.base_steps, local=address is None)
+        run.progress.note(_describe(run.config, topology))
+        run.tally.start_clock()
+        failure: RunFault | None = None
+        try:
+            _drive(run, topology)
+        except RunFault as fault:
+            failure = fault
+        _finish(run, topology)
+        if failure is not None:
+            raise failure
+    finally:
+        ray.shutdown()
+
+
+def _describe(config: TrainConfig, topology: Topology) -> str:
+    url = ray.get_runtime_context().gcs_address
+    dashboard = ray._private.worker.global_worker.node and ray._private.worker.get_dashboard_url()
+    where = f", dashboard http://{dashboard}" if dashboard else ""
+    return (
+        f"{config.actors.count} actor(s) x {config.actors.environments} environments, {len(topology.shards)} replay "
+        f"shard(s) at {', '.join(topology.addresses)}, learner on {topology.device}; Ray at {url}{where}"
+    )
+
+
+def _drive(run: Run, topology: Topology) -> None:
+    poller, evaluation = _Poller(topology), _Evaluation(run, topology.evaluator)
+    reported: set[str] = set()
+    saving: Any = None
+    while not run.finished():
+        began = time.monotonic()
+        for name, answer in poller.poll().items():
+            _take(run, name, answer, reported)
+        evaluation.advance()
+        if saving is None and run.save_due():
+            saving = topology.learner.checkpoint.remote(run.checkpoint_extra())
+        if saving is not None and _ready(saving):
+            run.save(ray.get(saving))
+            saving = None
+        run.tick()
+        topology.registry.set_status.remote(run.status(run.tally.row(0.0)))
+        while time.monotonic() - began < POLL_PERIOD and not run.finished():
+            time.sleep(0.05)
+
+
+def _take(run: Run, name: str, answer: dict[str, Any], reported: set[str]) -> None:
+    """One worker's answer into the totals; raises RunFault when the run cannot go on without it."""
+    failure = answer.pop("failure")
+    if failure is not None:
+        dead_shards = sum(n.startswith("shard-") for n in {*reported, name})
+        if name.startswith("shard-") and dead_shards < run.config.replay.shards:
+            if name not in reported:
+                run.progress.note(f"warning: replay {name} is gone, its content with it: {failure}")
+                reported.add(name)
+            return
+        raise RunFault(f"{name}: {failure}")
+    if name == "learner":
+        run.tally.learner = answer
+    elif name.startswith("actor-"):
+        run.tally.actor(int(name.removeprefix("actor-")), answer["agent_steps"], answer["episodes"])
+
+
+def _finish(run: Run, topology: Topology) -> None:
+    """Stop acting, stop learning, write the last checkpoint, stop the shards; each wait has a deadline."""
+    try:
+        ray.wait([a.stop.remote() for a in topology.actors], num_returns=len(topology.actors), timeout=0.5)
+        ray.get(topology.learner.stop.remote(), timeout=CALL_TIMEOUT)
+        run.tally.learner["updates"] = ray.get(topology.learner.poll.remote(), timeout=CALL_TIMEOUT)["updates"]
+        run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        run.progress.note(f"warning: no last checkpoint: {_first_line(error)}")
+    for handle in (*topology.actors, *topology.shards, topology.evaluator, topology.learner, topology.registry):
+        ray.kill(handle)
+
+
+def _ready(ref: Any) -> bool:
+    return bool(ray.wait([ref], timeout=0)[0])
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

@@ -1,0 +1,186 @@
+"""Which processes a run has, where they go and what they ask for: Ray, started here or joined."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from launch.config import TrainConfig
+from launch.ray_weights import WeightRegistry
+from launch.workers import ActorWorker, EvaluatorWorker, LearnerWorker, ShardWorker
+from learner.checkpoint import Checkpoint
+from learner.learner import pick_device
+from rl.errors import BadInput, RunFault
+
+JOIN_TIMEOUT = 10.0  # seconds that a Ray may take to answer at --address
+READY_TIMEOUT = 180.0  # seconds that the processes may take to be placed and built
+
+
+def learner_threads(config: TrainConfig) -> int:
+    """Torch threads of the learner: as asked, else one a core up to 8 on the CPU, 2 with a GPU."""
+    if config.learner.threads:
+        return config.learner.threads
+    if pick_device(config.learner.device).type != "cpu":
+        return 2
+    return min(os.cpu_count() or 1, 8)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """CPUs and GPUs of each kind of process."""
+
+    learner_cpus: int
+    learner_gpus: int
+    actor_cpus: int = 1
+    shard_cpus: int = 1
+    evaluator_cpus: int = 1
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Needs:
+        cuda = pick_device(config.learner.device).type == "cuda"
+        return cls(learner_threads(config), 1 if cuda else 0)
+
+    def total_cpus(self, config: TrainConfig) -> int:
+        """CPUs of all processes together."""
+        actors = self.actor_cpus * config.actors.count
+        return self.learner_cpus + actors + self.shard_cpus * config.replay.shards + self.evaluator_cpus
+
+
+def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[str]:
+    """Join the Ray at ``address``, or start one here; returns warnings. Raises BadInput when none answers."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    env = {"OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    common: dict[str, Any] = {
+        "namespace": namespace,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": env},
+    }
+    if address is not None:
+        join(address, **common)
+        return []
+    needs = Needs.of(config)
+    asked, cores = needs.total_cpus(config), os.cpu_count() or 1
+    ray.init(
+        address="local",
+        num_cpus=max(asked, cores),
+        include_dashboard=True,
+        object_store_memory=300 * 2**20,
+        **common,
+    )
+    if asked > cores:
+        return [f"{asked} CPUs asked for on {cores} cores: the processes share them (speeds below are of that)"]
+    return []
+
+
+def join(address: str, namespace: str, **options: Any) -> None:
+    """Join a running Ray; raises BadInput when none answers within JOIN_TIMEOUT seconds."""
+    hint = "start one with `ray start --head`, or leave --address out to start a local one"
+    target = address
+    if address == "auto":
+        found = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address()
+        if not found:
+            raise BadInput(f"--address auto: no Ray runs on this machine: {hint}")
+        target = found
+    if not _answers(target, JOIN_TIMEOUT):
+        raise BadInput(f"--address {address}: no Ray answers at {target} within {JOIN_TIMEOUT:g} s: {hint}")
+    try:
+        ray.init(address=target, namespace=namespace, **{"log_to_driver": False, **options})
+    except Exception as error:
+        raise BadInput(f"--address {address}: Ray at {target} could not be joined ({error}): {hint}") from error
+
+
+def _answers(address: str, timeout: float) -> bool:
+    """Whether a Ray head listens at host:port."""
+    import socket
+
+    if address.startswith("ray://"):
+        address = address.removeprefix("ray://")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise BadInput(f"--address {address!r}: write auto, or host:port of a Ray head")
+    try:
+        with socket.create_connection((host, int(port)), timeout=timeout):
+            return True
+    except OSError:
+        return False
+
+
+@dataclass
+class Topology:
+    """Handles of a run's Ray actors."""
+
+    registry: Any
+    shards: list[Any]
+    learner: Any
+    actors: list[Any]
+    evaluator: Any
+    device: str = ""
+    addresses: list[str] = field(default_factory=list)
+
+    def workers(self) -> list[tuple[str, Any]]:
+        """(name, handle) of everything that is polled or stopped."""
+        actors = [(f"actor-{i}", a) for i, a in enumerate(self.actors)]
+        shards = [(f"shard-{i}", s) for i, s in enumerate(self.shards)]
+        return [("learner", self.learner), *actors, *shards]
+
+
+def build(config: TrainConfig, run: str, resumed: Checkpoint | None, base_steps: int, local: bool) -> Topology:
+    """Start every process and wait until all are ready. Raises RunFault naming what was not placed in time."""
+    needs = Needs.of(config)
+    nice = config.actors.nice if local else 0
+    registry = ray.remote(WeightRegistry).options(name="registry", num_cpus=0, max_restarts=0).remote()
+    host = config.replay.host if local else ""
+    shards = [
+        ray.remote(ShardWorker)
+        .options(name=f"shard-{i}", num_cpus=needs.shard_cpus, scheduling_strategy="SPREAD")
+        .remote(config, i, host, run)
+        for i in range(config.replay.shards)
+    ]
+    wanted = {f"shard-{i}": s.address.remote() for i, s in enumerate(shards)}
+    addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each")
+    threads = learner_threads(config)
+    learner = (
+        ray.remote(LearnerWorker)
+        .options(name="learner", num_cpus=needs.learner_cpus, num_gpus=needs.learner_gpus, max_concurrency=4)
+        .remote(config, addresses, registry, resumed, run, threads)
+    )
+    device = _await_ready({"learner": learner.start.remote()}, f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU")
+    actors = [
+        ray.remote(ActorWorker)
+        .options(name=f"actor-{i}", num_cpus=needs.actor_cpus, max_restarts=-1, scheduling_strategy="SPREAD")
+        .remote(config, i, addresses, registry, base_steps, run, nice)
+        for i in range(config.actors.count)
+    ]
+    evaluator = (
+        ray.remote(EvaluatorWorker)
+        .options(name="evaluator", num_cpus=needs.evaluator_cpus, max_restarts=-1)
+        .remote(config, registry, run, nice)
+    )
+    ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
+    ready["evaluator"] = evaluator.__ray_ready__.remote()
+    _await_ready(ready, "1 CPU each")
+    return Topology(registry, shards, learner, actors, evaluator, device[0], addresses)
+
+
+def _await_ready(calls: dict[str, Any], asks: str) -> list[Any]:
+    """Results of ``calls`` by name in order. Raises RunFault naming those not there after READY_TIMEOUT seconds."""
+    refs = list(calls.values())
+    deadline = time.monotonic() + READY_TIMEOUT
+    ready, _ = ray.wait(refs, num_returns=len(refs), timeout=max(0.0, deadline - time.monotonic()))
+    if len(ready) < len(refs):
+        missing = [name for name, ref in calls.items() if ref not in ready]
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        raise RunFault(
+            f"not ready after {READY_TIMEOUT:g} s: {', '.join(missing)} (asking for {asks}; free in the cluster: {free}); "
+            "ask for fewer with --actors.count and --replay.shards, or add nodes"
+        )
+    try:
+        return list(ray.get(refs))
+    except ray.exceptions.RayActorError as error:
+        raise RunFault(f"{', '.join(calls)} could not start: {error}") from error

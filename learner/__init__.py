@@ -1,0 +1,1 @@
+"""Learning: updates, prefetch, publication, checkpoints."""

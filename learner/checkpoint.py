@@ -1,0 +1,112 @@
+"""Checkpoints: a directory a step, whole once its MANIFEST.json is there; nothing is ever unpickled.
+
+    <root>/<step>/online.safetensors target.safetensors optimizer.safetensors state.json MANIFEST.json
+
+The manifest, written last, holds each file's SHA-256. Locally the directory is filled under a temporary name and renamed.
+The root may be any fsspec URL (s3://..., gs://..., memory://...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import posixpath
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+
+from rl.parameters import from_bytes, to_bytes
+from rl.types import Array
+
+log = logging.getLogger("qfleet.checkpoint")
+
+MANIFEST = "MANIFEST.json"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint whose files are missing or do not match its manifest."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds: groups of named arrays, and plain data (counters, RNG states)."""
+
+    arrays: Mapping[str, Mapping[str, Array]]
+    state: Mapping[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints under one root, the newest ``keep`` of them."""
+
+    def __init__(self, root: str, keep: int = 3) -> None:
+        self.fs, self.path = fsspec.core.url_to_fs(root)
+        self._keep = keep
+        self._local = "file" in _as_tuple(self.fs.protocol)
+
+    def save(self, step: int, checkpoint: Checkpoint) -> str:
+        """Write a checkpoint under ``step``; returns its path. An older one of the same step is replaced."""
+        final = posixpath.join(self.path, f"{step:012d}")
+        folder = posixpath.join(self.path, f".{step:012d}-{uuid.uuid4().hex[:8]}") if self._local else final
+        if not self._local and self.fs.exists(final):
+            self.fs.rm(final, recursive=True)
+        self.fs.makedirs(folder, exist_ok=True)
+        files = {f"{name}.safetensors": to_bytes(group) for name, group in checkpoint.arrays.items()}
+        files["state.json"] = json.dumps(checkpoint.state, indent=1).encode()
+        for name, data in files.items():
+            self.fs.pipe_file(posixpath.join(folder, name), data)
+        manifest = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        self.fs.pipe_file(posixpath.join(folder, MANIFEST), json.dumps({"sha256": manifest}, indent=1).encode())
+        if self._local:
+            if self.fs.exists(final):
+                self.fs.rm(final, recursive=True)
+            self.fs.mv(folder, final, recursive=True)
+        self._drop_old()
+        return str(final)
+
+    def steps(self) -> list[int]:
+        """Steps that have a directory with a manifest, oldest first."""
+        self.fs.invalidate_cache()
+        if not self.fs.exists(self.path):
+            return []
+        names = [posixpath.basename(str(p).rstrip("/")) for p in self.fs.ls(self.path, detail=False)]
+        whole = [n for n in names if n.isdigit() and self.fs.exists(posixpath.join(self.path, n, MANIFEST))]
+        return sorted(int(n) for n in whole)
+
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint of ``step``; raises DamagedCheckpoint."""
+        folder = posixpath.join(self.path, f"{step:012d}")
+        try:
+            sums = json.loads(self.fs.cat_file(posixpath.join(folder, MANIFEST)))["sha256"]
+            files = {name: self.fs.cat_file(posixpath.join(folder, name)) for name in sums}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(f"{folder}: {error}") from error
+        for name, data in files.items():
+            if hashlib.sha256(data).hexdigest() != sums[name]:
+                raise DamagedCheckpoint(f"{folder}/{name} does not match its checksum")
+        try:
+            state = json.loads(files.pop("state.json"))
+            arrays = {name.removesuffix(".safetensors"): from_bytes(data) for name, data in files.items()}
+        except (ValueError, KeyError) as error:
+            raise DamagedCheckpoint(f"{folder}: {error}") from error
+        return Checkpoint(arrays, state)
+
+    def load_newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None; damaged ones are skipped with a warning."""
+        for step in reversed(self.steps()):
+            try:
+                return self.load(step)
+            except DamagedCheckpoint as error:
+                log.warning("skipping a damaged checkpoint: %s", error)
+        return None
+
+    def _drop_old(self) -> None:
+        for step in self.steps()[: -self._keep]:
+            self.fs.rm(posixpath.join(self.path, f"{step:012d}"), recursive=True)
+
+
+def _as_tuple(protocol: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)

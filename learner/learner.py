@@ -1,0 +1,167 @@
+"""The learner: batches in, updates, priorities back, weights out, checkpoints aside. No process, no socket."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from learner.checkpoint import Checkpoint
+from learner.prefetch import Direct, Prefetcher
+from learner.publish import Publisher
+from learner.update import UpdateConfig, Updater, metric_values, td_abs_array
+from rl.errors import BadInput
+from rl.networks import NetworkConfig, make_network
+from rl.ports import BatchSource, MetricSink, WeightSink
+from rl.types import ObservationSpec
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The learner."""
+
+    batch_size: int = 32
+    """Items a batch."""
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    """The update rule."""
+    device: str = "auto"
+    """auto (CUDA, else MPS, else the CPU), or a torch device such as cpu, cuda, cuda:1, mps."""
+    threads: int = 0
+    """Torch threads of the learner on the CPU; 0: as many as there are cores, at most 8."""
+    publish_period: int = 20  # learner updates
+    """Learner updates between broadcasts of the weights."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept."""
+    prefetch: int = 4
+    """Batches asked for ahead of their use."""
+    metrics_period: int = 100  # learner updates
+    """Learner updates between readings of loss and the like."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "publish_period", "keep_checkpoints", "prefetch", "metrics_period"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"learner.{name} is {getattr(self, name)}: write at least 1")
+        if self.threads < 0 or self.checkpoint_minutes <= 0:
+            raise BadInput("learner: threads must be 0 or more, checkpoint_minutes positive")
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device that ``name`` means here; raises BadInput when it is not there."""
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BadInput(f"learner.device {name!r} is not a torch device: write auto, cpu, cuda or mps") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps}.get(device.type, False)
+    if there and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = False
+    if not there:
+        raise BadInput(f"learner.device {name!r} is not on this machine: write auto, or cpu")
+    return device
+
+
+Phase = Literal["waiting", "learning"]
+
+
+class Learner:
+    """Owns the update, and moves it on a batch at a time."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        network: NetworkConfig,
+        spec: ObservationSpec,
+        actions: int,
+        source: BatchSource,
+        weights: WeightSink,
+        metrics: MetricSink,
+        seed: int,
+        prefetch: bool = True,
+    ) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        online, target = (make_network(network, spec, actions, seed) for _ in range(2))
+        self.updater = Updater(config.update, online, target, self.device)
+        self._source, self._weights, self._metrics = source, weights, metrics
+        self._prefetch = prefetch
+        self._batches: Prefetcher | Direct | None = None
+        self.publisher = Publisher(self.updater, weights, config.publish_period)
+        self._seconds_waiting = self._seconds_learning = 0.0
+
+    def step(self, timeout: float = 1.0) -> bool:
+        """One update if a batch comes within ``timeout`` seconds; returns whether there was one. Raises RunFault."""
+        if self._batches is None:
+            self._batches = (Prefetcher if self._prefetch else Direct)(self._source, self.device)
+        began = time.perf_counter()
+        got = self._batches.get(timeout)
+        ready = time.perf_counter()
+        self._seconds_waiting += ready - began
+        if got is None:
+            return False
+        sampled, batch = got
+        td_abs, metrics = self.updater.update(batch)
+        self._source.update_priorities(sampled, td_abs_array(td_abs))
+        self.publisher.maybe_publish()
+        self._seconds_learning += time.perf_counter() - ready
+        if self.updater.updates % self.config.metrics_period == 0:
+            self.report(metric_values(metrics))
+        return True
+
+    def run(self, stopping: threading.Event, on_tick: Callable[[], None] = lambda: None) -> None:
+        """Update until ``stopping``; ``on_tick`` is called between updates (checkpoints, say)."""
+        self.publisher.publish()
+        while not stopping.is_set():
+            self.step()
+            on_tick()
+
+    def report(self, values: Mapping[str, float] | None = None) -> None:
+        """Send the figures now."""
+        busy = self._seconds_learning + self._seconds_waiting
+        self._metrics.report(
+            {
+                **(values or {}),
+                "updates": self.updater.updates,
+                "target_syncs": self.updater.target_syncs,
+                "learner_busy": self._seconds_learning / busy if busy else 0.0,
+                **{f"replay_{k}": v for k, v in self._source.stats().items()},
+            }
+        )
+
+    def get_checkpoint(self, extra: Mapping[str, Any]) -> Checkpoint:
+        """Networks, optimizer, counters and RNG states, with ``extra`` plain data of the caller's."""
+        rng = {"torch": torch.get_rng_state().numpy().tolist(), "drawn": getattr(self._source, "drawn", 0)}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device).numpy().tolist()
+        state = {
+            "updates": self.updater.updates,
+            "target_syncs": self.updater.target_syncs,
+            "weights_version": self.publisher.version,
+            "rng": rng,
+            **extra,
+        }
+        return Checkpoint(self.updater.get_state(), state)
+
+    def set_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Inverse of `get_checkpoint`. Raises ValueError when it is of another network."""
+        state = checkpoint.state
+        self.updater.set_state(checkpoint.arrays, int(state["updates"]), int(state["target_syncs"]))
+        torch.set_rng_state(torch.from_numpy(np.asarray(state["rng"]["torch"], np.uint8)))
+        if self.device.type == "cuda" and "cuda" in state["rng"]:
+            torch.cuda.set_rng_state(torch.from_numpy(np.asarray(state["rng"]["cuda"], np.uint8)), self.device)
+        if hasattr(self._source, "drawn"):
+            self._source.drawn = int(state["rng"]["drawn"])
+        self.publisher.version = int(state["weights_version"])
+
+    def close(self) -> None:
+        """Stop prefetching."""
+        if self._batches is not None:
+            self._batches.close()

@@ -1,0 +1,29 @@
+"""Broadcasting weights and target syncs."""
+
+from __future__ import annotations
+
+from learner.update import Updater
+from rl.parameters import weights_of
+from rl.ports import Publication, WeightSink
+
+
+class Publisher:
+    """Publishes the online weights every ``period`` updates, and the target's when they changed since."""
+
+    def __init__(self, updater: Updater, sink: WeightSink, period: int, version: int = 0) -> None:
+        self._updater, self._sink, self._period = updater, sink, period
+        self.version = version
+        self._target_sent = -1
+
+    def maybe_publish(self) -> None:
+        """Publish when the period is due."""
+        if self._updater.updates % self._period == 0:
+            self.publish()
+
+    def publish(self) -> None:
+        """Publish now."""
+        u = self._updater
+        self.version += 1
+        target = weights_of(u.target) if u.target_syncs != self._target_sent else None
+        self._target_sent = u.target_syncs
+        self._sink.publish(Publication(self.version, u.updates, weights_of(u.online), u.target_syncs, target))

@@ -1,0 +1,141 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Segment(_message.Message):
+    __slots__ = ("episode_id", "first_step", "frames", "frame_sizes", "actions", "rewards", "flags", "versions", "item_step", "item_length", "r_t", "discount_t", "priority")
+    EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    FRAME_SIZES_FIELD_NUMBER: _ClassVar[int]
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    REWARDS_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    ITEM_STEP_FIELD_NUMBER: _ClassVar[int]
+    ITEM_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    R_T_FIELD_NUMBER: _ClassVar[int]
+    DISCOUNT_T_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    episode_id: int
+    first_step: int
+    frames: bytes
+    frame_sizes: bytes
+    actions: bytes
+    rewards: bytes
+    flags: bytes
+    versions: bytes
+    item_step: bytes
+    item_length: bytes
+    r_t: bytes
+    discount_t: bytes
+    priority: bytes
+    def __init__(self, episode_id: _Optional[int] = ..., first_step: _Optional[int] = ..., frames: _Optional[bytes] = ..., frame_sizes: _Optional[bytes] = ..., actions: _Optional[bytes] = ..., rewards: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., versions: _Optional[bytes] = ..., item_step: _Optional[bytes] = ..., item_length: _Optional[bytes] = ..., r_t: _Optional[bytes] = ..., discount_t: _Optional[bytes] = ..., priority: _Optional[bytes] = ...) -> None: ...
+
+class InsertRequest(_message.Message):
+    __slots__ = ("writer", "sequence", "segment")
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    writer: str
+    sequence: int
+    segment: Segment
+    def __init__(self, writer: _Optional[str] = ..., sequence: _Optional[int] = ..., segment: _Optional[_Union[Segment, _Mapping]] = ...) -> None: ...
+
+class InsertReply(_message.Message):
+    __slots__ = ("acknowledged", "credit_left")
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_LEFT_FIELD_NUMBER: _ClassVar[int]
+    acknowledged: int
+    credit_left: int
+    def __init__(self, acknowledged: _Optional[int] = ..., credit_left: _Optional[int] = ...) -> None: ...
+
+class Counts(_message.Message):
+    __slots__ = ("inserted", "sampled", "stored", "total_priority", "bytes", "dropped_updates")
+    INSERTED_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_UPDATES_FIELD_NUMBER: _ClassVar[int]
+    inserted: int
+    sampled: int
+    stored: int
+    total_priority: float
+    bytes: int
+    dropped_updates: int
+    def __init__(self, inserted: _Optional[int] = ..., sampled: _Optional[int] = ..., stored: _Optional[int] = ..., total_priority: _Optional[float] = ..., bytes: _Optional[int] = ..., dropped_updates: _Optional[int] = ...) -> None: ...
+
+class SampleRequest(_message.Message):
+    __slots__ = ("count", "insert_credit")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    INSERT_CREDIT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    insert_credit: int
+    def __init__(self, count: _Optional[int] = ..., insert_credit: _Optional[int] = ...) -> None: ...
+
+class SampleReply(_message.Message):
+    __slots__ = ("counts", "keys", "probability", "a_tm1", "r_t", "discount_t", "length", "frame_counts", "frames", "frame_sizes")
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    A_TM1_FIELD_NUMBER: _ClassVar[int]
+    R_T_FIELD_NUMBER: _ClassVar[int]
+    DISCOUNT_T_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    FRAME_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    FRAME_SIZES_FIELD_NUMBER: _ClassVar[int]
+    counts: Counts
+    keys: bytes
+    probability: bytes
+    a_tm1: bytes
+    r_t: bytes
+    discount_t: bytes
+    length: bytes
+    frame_counts: bytes
+    frames: bytes
+    frame_sizes: bytes
+    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., keys: _Optional[bytes] = ..., probability: _Optional[bytes] = ..., a_tm1: _Optional[bytes] = ..., r_t: _Optional[bytes] = ..., discount_t: _Optional[bytes] = ..., length: _Optional[bytes] = ..., frame_counts: _Optional[bytes] = ..., frames: _Optional[bytes] = ..., frame_sizes: _Optional[bytes] = ...) -> None: ...
+
+class UpdatePrioritiesRequest(_message.Message):
+    __slots__ = ("keys", "td")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    TD_FIELD_NUMBER: _ClassVar[int]
+    keys: bytes
+    td: bytes
+    def __init__(self, keys: _Optional[bytes] = ..., td: _Optional[bytes] = ...) -> None: ...
+
+class UpdatePrioritiesReply(_message.Message):
+    __slots__ = ("dropped",)
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    dropped: int
+    def __init__(self, dropped: _Optional[int] = ...) -> None: ...
+
+class InfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class InfoReply(_message.Message):
+    __slots__ = ("counts", "capacity", "insert_credit", "limited", "selector", "frame_shape", "dtype", "stack")
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    INSERT_CREDIT_FIELD_NUMBER: _ClassVar[int]
+    LIMITED_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    FRAME_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    STACK_FIELD_NUMBER: _ClassVar[int]
+    counts: Counts
+    capacity: int
+    insert_credit: int
+    limited: bool
+    selector: str
+    frame_shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: str
+    stack: int
+    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., capacity: _Optional[int] = ..., insert_credit: _Optional[int] = ..., limited: _Optional[bool] = ..., selector: _Optional[str] = ..., frame_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., stack: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""Storing: shards, the service around them, its clients."""

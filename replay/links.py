@@ -1,0 +1,60 @@
+"""What the two clients share: a channel to one shard that says what is wrong, and when to give the shard up."""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+
+from protos import replay_pb2_grpc as rpc
+from replay.service import CHANNEL_OPTIONS
+from rl.errors import RunFault
+
+RETRY_FROM, RETRY_TO = 0.1, 2.0  # seconds between attempts, doubling
+
+
+class Link:
+    """One shard's address and channel, and how long it has been silent.
+
+    ``gone`` is set once the shard has not answered for ``give_up_after`` seconds; it is final.
+    """
+
+    def __init__(self, address: str, give_up_after: float) -> None:
+        self.address, self.give_up_after = address, give_up_after
+        self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.stub = rpc.ReplayStub(self.channel)
+        self.gone = False
+        self.last_error = "never reached"
+        self._silent_since = time.monotonic()
+        self._pause = RETRY_FROM
+
+    def answered(self) -> None:
+        """The shard is alive."""
+        self._silent_since = time.monotonic()
+        self._pause = RETRY_FROM
+
+    def failed(self, error: grpc.RpcError) -> float:
+        """Note a failure; returns the seconds to wait before the next attempt. Sets ``gone`` when it was one too many.
+
+        Raises RunFault on an error that no retry mends (a refused request).
+        """
+        code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+        details = error.details() if isinstance(error, grpc.Call) else str(error)
+        if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED):
+            raise RunFault(f"replay shard {self.address} refused a request: {details}")
+        self.last_error = f"{code.name}: {details}"
+        if code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION):
+            self.answered()  # it speaks, so it is alive
+        elif time.monotonic() - self._silent_since > self.give_up_after:
+            self.gone = True
+        pause, self._pause = self._pause, min(self._pause * 2, RETRY_TO)
+        return pause
+
+    def __reduce__(self) -> tuple[type[Link], tuple[str, float]]:
+        return Link, (self.address, self.give_up_after)
+
+
+def all_gone(links: list[Link]) -> RunFault:
+    """The error that a client raises when no shard is left."""
+    states = "; ".join(f"{link.address} ({link.last_error})" for link in links)
+    return RunFault(f"no replay shard has answered for {links[0].give_up_after:g} s: {states}")

@@ -1,0 +1,105 @@
+"""The samples-per-insert limiter: it keeps the learner and the actors at the ratio that was asked for.
+
+With I items inserted and S sampled over the whole service, and the ratio sigma: d = sigma * I - S. Inserting k items is
+allowed while stored < min_size or d + sigma * k <= max_diff; sampling b is allowed when stored >= min_size and
+d - b >= min_diff (Cassirer et al. 2021, Reverb, section 3.3, with d counted in samples).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rl.errors import BadInput
+
+
+@dataclass(frozen=True)
+class LimiterConfig:
+    """When replay may be written and read."""
+
+    samples_per_insert: float = 8.0
+    """Items sampled an item inserted (batch size / agent steps an update); 0: only min_size limits."""
+    min_size: int = 5_000
+    """Items that replay must hold before the first batch."""
+    slack: float = 4_000.0
+    """How far the samples may run ahead of or behind the ratio, in samples."""
+
+    def __post_init__(self) -> None:
+        if self.samples_per_insert < 0:
+            raise BadInput(f"replay.limiter.samples_per_insert is {self.samples_per_insert}: write 0 or more")
+        if self.min_size < 1:
+            raise BadInput(f"replay.limiter.min_size is {self.min_size}: write at least 1 item")
+        if self.slack <= 0:
+            raise BadInput(f"replay.limiter.slack is {self.slack}: write a positive number of samples")
+
+
+class RateLimiter:
+    """The rule above for segments of at most ``max_insert`` items, batches of ``batch`` and ``shards`` shards.
+
+    The ratio counts from the moment replay reached min_size: d is centred there, min_diff = sigma * min_size - slack and
+    max_diff = sigma * min_size + slack.
+    """
+
+    def __init__(self, config: LimiterConfig, max_insert: int, batch: int, shards: int = 1) -> None:
+        self.config = config
+        self.sigma = config.samples_per_insert
+        self.max_insert, self.batch = max_insert, batch
+        centre = self.sigma * config.min_size
+        self.min_diff, self.max_diff = centre - config.slack, centre + config.slack
+        # Credit is granted shard by shard and never taken back, so each shard must be able to hold a whole segment's.
+        needed = self.sigma * max_insert * shards + batch
+        if self.sigma > 0 and self.max_diff - self.min_diff < needed:
+            raise BadInput(
+                f"replay.limiter.slack is {config.slack:g}: with segments of up to {max_insert} items, {shards} shard(s) "
+                f"and batches of {batch}, writers and learner could wait for each other for ever; write at least "
+                f"{math.ceil(needed / 2)}"
+            )
+
+    def can_insert(self, inserted: int, sampled: int, stored: int, k: int) -> bool:
+        """Whether ``k`` more items may be inserted."""
+        if self.sigma == 0 or stored < self.config.min_size:
+            return True
+        return self.sigma * (inserted + k) - sampled <= self.max_diff
+
+    def can_sample(self, inserted: int, sampled: int, stored: int, b: int) -> bool:
+        """Whether ``b`` more items may be sampled."""
+        if stored < self.config.min_size:
+            return False
+        return self.sigma == 0 or self.sigma * inserted - sampled - b >= self.min_diff
+
+    def insert_allowance(self, inserted: int, sampled: int, stored: int) -> int:
+        """How many items the service may still take now (unlimited: 2^62)."""
+        if self.sigma == 0:
+            return 2**62
+        by_ratio = math.floor((self.max_diff + sampled) / self.sigma) - inserted
+        until_min = self.config.min_size - stored
+        if until_min > 0:
+            return max(by_ratio, until_min + self.max_insert * 2)
+        return max(by_ratio, 0)
+
+    def grants(self, inserted: Sequence[int], granted: Sequence[int], sampled: int, stored: int) -> list[int]:
+        """New cumulative insert credit of each shard: what the service may take, shared out evenly.
+
+        ``inserted`` and ``granted`` hold each shard's items inserted and the credit already granted. Credit outstanding
+        (granted and not used) counts against the allowance, and nothing granted is taken back.
+        """
+        allowance = self.insert_allowance(sum(inserted), sampled, stored)
+        if allowance >= 2**61:
+            return [2**62] * len(inserted)
+        outstanding = [max(0, g - i) for g, i in zip(granted, inserted, strict=True)]
+        free = allowance - sum(outstanding)
+        share = _level(outstanding, free)
+        return [max(g, i + s) for g, i, s in zip(granted, inserted, share, strict=True)]
+
+
+def _level(have: Sequence[int], free: int) -> list[int]:
+    """Raise the lowest of ``have`` to a common level with ``free`` more units in all; nothing is lowered."""
+    if free <= 0:
+        return list(have)
+    order = sorted(range(len(have)), key=have.__getitem__)
+    count = len(order)
+    while (level := (sum(have[i] for i in order[:count]) + free) // count) < have[order[count - 1]]:
+        count -= 1  # the richest of them stands above the level that the others can reach
+    raised = set(order[:count])
+    return [level if i in raised else h for i, h in enumerate(have)]

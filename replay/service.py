@@ -1,0 +1,149 @@
+"""gRPC around one shard: an asyncio server whose single event loop owns the shard, so nothing needs a lock."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from protos import replay_pb2 as pb
+from protos import replay_pb2_grpc as rpc
+from protos.codec import InvalidMessage
+from replay.shard import OutOfOrder, Shard
+
+SERVICE_NAME = "qfleet.replay.v1.Replay"
+MAX_MESSAGE = 64 * 2**20  # bytes
+INSERT_TIMEOUT = 60.0  # seconds that a segment waits for credit before its stream is ended
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+]
+SERVER_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+
+class ReplayServicer(rpc.ReplayServicer):
+    """The service of `replay.proto` over one shard."""
+
+    def __init__(self, shard: Shard, insert_timeout: float = INSERT_TIMEOUT) -> None:
+        self.shard = shard
+        self._insert_timeout = insert_timeout
+        self._granted = asyncio.Event()  # set, and replaced, whenever new credit arrives
+
+    async def Insert(
+        self, requests: AsyncIterator[pb.InsertRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.InsertReply]:
+        async for request in requests:
+            if not self.shard.is_duplicate(request.writer, request.sequence):
+                await self._wait_for_room(request, context)
+            try:
+                last = self.shard.insert(request.writer, request.sequence, request.segment)
+            except InvalidMessage as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except OutOfOrder as error:
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            yield pb.InsertReply(acknowledged=last, credit_left=min(self.shard.credit_left, 2**62))
+
+    async def _wait_for_room(self, request: pb.InsertRequest, context: grpc.aio.ServicerContext) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._insert_timeout
+        while not self.shard.has_room(request.segment):
+            try:
+                await asyncio.wait_for(self._granted.wait(), timeout=deadline - loop.time())
+            except TimeoutError:
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"no insert credit for {self._insert_timeout:g} s: inserted {self.shard.inserted}, "
+                    f"granted {self.shard.insert_credit}; the learner's sampler grants more as it samples",
+                )
+
+    async def Sample(
+        self, requests: AsyncIterator[pb.SampleRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.SampleReply]:
+        async for request in requests:
+            if request.insert_credit > self.shard.insert_credit:
+                self.shard.grant(request.insert_credit)
+                self._granted.set()
+                self._granted = asyncio.Event()
+            yield self.shard.sample(request.count)
+
+    async def UpdatePriorities(
+        self, request: pb.UpdatePrioritiesRequest, context: grpc.aio.ServicerContext
+    ) -> pb.UpdatePrioritiesReply:
+        try:
+            return pb.UpdatePrioritiesReply(dropped=self.shard.update_priorities(request))
+        except InvalidMessage as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise AssertionError("unreachable: abort raises") from error
+
+    async def Info(self, request: pb.InfoRequest, context: grpc.aio.ServicerContext) -> pb.InfoReply:
+        return self.shard.info()
+
+
+async def start_server(shard: Shard, address: str, insert_timeout: float = INSERT_TIMEOUT) -> tuple[grpc.aio.Server, int]:
+    """Serve ``shard`` on ``host:port`` (port 0: a free one); returns the server and its port. Raises RuntimeError."""
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    rpc.add_ReplayServicer_to_server(ReplayServicer(shard, insert_timeout), server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    port = server.add_insecure_port(address)
+    await server.start()
+    for name in ("", SERVICE_NAME):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return server, port
+
+
+class ShardServer:
+    """A shard served from a thread of its own, for callers that are not asyncio (a Ray actor, a test)."""
+
+    def __init__(self, shard: Shard, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.shard = shard
+        self._ready = threading.Event()
+        self._failure: Exception | None = None
+        self._loop = asyncio.new_event_loop()
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+        self._thread = threading.Thread(target=self._run, args=(f"{host}:{port}",), name="replay-shard", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(timeout=30.0):
+            raise TimeoutError(f"the replay shard did not start listening on {host}:{port} within 30 s")
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self, address: str) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._server, self.port = self._loop.run_until_complete(start_server(self.shard, address))
+        except Exception as error:
+            self._failure = error
+            self._ready.set()
+            return
+        self._ready.set()
+        self._loop.run_until_complete(self._server.wait_for_termination())
+
+    def counts(self) -> pb.Counts:
+        """The shard's counts, read on its own loop."""
+
+        async def read() -> pb.Counts:
+            return self.shard.counts()
+
+        return asyncio.run_coroutine_threadsafe(read(), self._loop).result(timeout=10.0)
+
+    def stop(self, grace: float = 1.0) -> None:
+        """Stop listening; open streams are cut after ``grace`` seconds."""
+        if self._server is not None and self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._server.stop(grace), self._loop).result(timeout=grace + 10.0)
+            self._thread.join(timeout=10.0)

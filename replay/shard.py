@@ -1,0 +1,167 @@
+"""One shard of the replay: storage, selector, counts, and the window that keeps inserts exactly once.
+
+A plain object for one thread; `service.py` puts gRPC around it and `local.py` a serial port.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from protos import replay_pb2 as pb
+from protos.codec import InvalidMessage, array, pack_samples
+from replay.rate_limiter import LimiterConfig
+from replay.selectors import SelectorConfig, make_selector
+from replay.storage import Storage
+from rl.errors import BadInput
+from rl.types import ObservationSpec
+
+UNLIMITED = 2**62
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """The replay service."""
+
+    capacity: int = 200_000
+    """Transitions in all shards together; the oldest go first."""
+    shards: int = 1
+    """Processes that the replay is spread over."""
+    selector: SelectorConfig = field(default_factory=SelectorConfig)
+    """How items are drawn."""
+    limiter: LimiterConfig = field(default_factory=LimiterConfig)
+    """When replay may be written and read."""
+    host: str = "127.0.0.1"
+    """Address that shards listen on; on a cluster that is joined, each shard's own node address is used."""
+    give_up_after: float = 60.0
+    """Seconds that clients try to reach a silent shard before they count it as gone."""
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise BadInput(f"replay.capacity is {self.capacity}: write at least 1 transition")
+        if self.shards < 1:
+            raise BadInput(f"replay.shards is {self.shards}: write at least 1 shard")
+        if self.give_up_after <= 0:
+            raise BadInput(f"replay.give_up_after is {self.give_up_after}: write a positive number of seconds")
+        if self.limiter.min_size > self.capacity:
+            raise BadInput(
+                f"replay.limiter.min_size is {self.limiter.min_size}, above replay.capacity of {self.capacity}: "
+                f"write at most {self.capacity}"
+            )
+
+    @property
+    def shard_capacity(self) -> int:
+        """Transitions a shard, rounded up."""
+        return -(-self.capacity // self.shards)
+
+
+class OutOfOrder(ValueError):
+    """A sequence number that skips one: the writer must resend from the last acknowledged."""
+
+
+class Shard:
+    """Items, their priorities, and who inserted what last."""
+
+    def __init__(
+        self, capacity: int, spec: ObservationSpec, selector: SelectorConfig, limited: bool, seed: int = 0
+    ) -> None:
+        self.spec, self.limited = spec, limited
+        self.storage = Storage(capacity, spec)
+        self.selector = make_selector(selector, capacity)
+        self._selector_kind = selector.kind
+        self._rng = np.random.default_rng(seed)
+        self._last: dict[str, int] = {}  # last sequence stored of each writer
+        self.inserted = self.sampled = self.dropped_updates = 0
+        self.insert_credit = 0 if limited else UNLIMITED
+
+    @property
+    def credit_left(self) -> int:
+        """Items that may be inserted before the next grant."""
+        return max(0, self.insert_credit - self.inserted)
+
+    def grant(self, credit: int) -> None:
+        """Allow inserts until ``inserted`` reaches ``credit``; a lower one than before is ignored."""
+        self.insert_credit = max(self.insert_credit, credit)
+
+    def has_room(self, segment: pb.Segment) -> bool:
+        """Whether the credit covers the segment."""
+        return len(segment.item_step) // 4 <= self.credit_left
+
+    def insert(self, writer: str, sequence: int, segment: pb.Segment) -> int:
+        """Store a segment once; returns the writer's last stored sequence.
+
+        Raises InvalidMessage (nothing is stored) and OutOfOrder. The caller has asked `has_room`.
+        """
+        last = self._last.get(writer, 0)
+        if not writer or sequence < 1:
+            raise InvalidMessage("an insert needs a writer's name and a sequence from 1 on")
+        if sequence <= last:
+            return last
+        if sequence != last + 1:
+            raise OutOfOrder(f"writer {writer!r} sent sequence {sequence} after {last}: resend from {last + 1}")
+        done = self.storage.insert(segment, self.storage.check(segment))
+        if len(done.evicted):
+            self.selector.remove(done.evicted)
+        self.selector.put(done.slots, done.priority)
+        self.inserted += len(done.slots)
+        self._last[writer] = sequence
+        return sequence
+
+    def is_duplicate(self, writer: str, sequence: int) -> bool:
+        """Whether this insert is already stored."""
+        return 1 <= sequence <= self._last.get(writer, 0)
+
+    def sample(self, count: int) -> pb.SampleReply:
+        """Draw ``count`` items; an empty reply with the counts when there are none or ``count`` is 0."""
+        if count == 0 or self.storage.size == 0:
+            return pb.SampleReply(counts=self.counts())
+        slots, probability = self.selector.sample(count, self._rng)
+        columns, frames = self.storage.gather(slots)
+        columns["probability"] = probability
+        self.sampled += count
+        return pack_samples(self.counts(), columns, frames)
+
+    def update_priorities(self, request: pb.UpdatePrioritiesRequest) -> int:
+        """Set priorities of the items still stored; returns how many were not. Raises InvalidMessage."""
+        keys, td = array(request, "keys", "<u8"), array(request, "td", "<f4")
+        if len(keys) != len(td):
+            raise InvalidMessage(f"{len(keys)} keys for {len(td)} TD errors")
+        if not np.isfinite(td).all() or (td < 0).any():
+            raise InvalidMessage("td must be finite and not negative")
+        live = self.storage.live(keys)
+        if live.any():
+            self.selector.put((keys[live] % self.storage.capacity).astype(np.int64), td[live])
+        dropped = int(len(keys) - live.sum())
+        self.dropped_updates += dropped
+        return dropped
+
+    def counts(self) -> pb.Counts:
+        """The shard's totals."""
+        return pb.Counts(
+            inserted=self.inserted,
+            sampled=self.sampled,
+            stored=self.storage.size,
+            total_priority=self.selector.total,
+            bytes=self.storage.bytes,
+            dropped_updates=self.dropped_updates,
+        )
+
+    def info(self) -> pb.InfoReply:
+        """Counts and settings."""
+        return pb.InfoReply(
+            counts=self.counts(),
+            capacity=self.storage.capacity,
+            insert_credit=self.insert_credit,
+            limited=self.limited,
+            selector=self._selector_kind,
+            frame_shape=self.spec.frame_shape,
+            dtype=self.spec.dtype,
+            stack=self.spec.stack,
+        )
+
+    def check_valid(self) -> None:
+        """Raise AssertionError when the parts contradict each other."""
+        self.storage.check_valid()
+        self.selector.check_valid()
+        assert self.inserted == self.storage.next_key, "inserted items and keys differ"

@@ -1,0 +1,142 @@
+"""Where items rest: whole segments in arrival order, and one row of small numbers an item.
+
+An item's key counts up from 0 and is never used again; its row is ``key % capacity``, which is free because eviction is
+first in, first out, by whole segments. Frames stay compressed; an item's frames are one slice of its segment's bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from protos import replay_pb2 as pb
+from protos.codec import InvalidMessage, segment_arrays
+from rl.types import Array, Int64, ObservationSpec, UInt64
+
+
+class _Stored(NamedTuple):
+    """A segment at rest."""
+
+    message: pb.Segment
+    frames: bytes
+    ends: Int64  # [F + 1] byte offsets of the frames
+    sizes: Array  # [F] uint32
+    items: int
+
+
+class Inserted(NamedTuple):
+    """Rows that an insertion filled and those that it emptied."""
+
+    slots: Int64
+    evicted: Int64
+    priority: Array  # [M], |TD error| as the writer gave it
+
+
+class Storage:
+    """Items of at most ``capacity``, oldest segments evicted first."""
+
+    def __init__(self, capacity: int, spec: ObservationSpec) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity is {capacity}: it must be at least 1")
+        self.capacity, self.spec = capacity, spec
+        self.first_key = 0  # oldest key stored
+        self.next_key = 0
+        self.bytes = 0
+        self._segments: deque[_Stored] = deque()
+        self._segment_of: list[_Stored | None] = [None] * capacity
+        self._columns = {
+            "a_tm1": np.zeros(capacity, np.int32),
+            "r_t": np.zeros(capacity, np.float32),
+            "discount_t": np.zeros(capacity, np.float32),
+            "length": np.zeros(capacity, np.uint32),
+        }
+        self._low = np.zeros(capacity, np.int64)  # first frame of the item within its segment
+        self._high = np.zeros(capacity, np.int64)  # one past its last
+
+    @property
+    def size(self) -> int:
+        """Items stored."""
+        return self.next_key - self.first_key
+
+    def check(self, message: pb.Segment) -> dict[str, Array]:
+        """The segment's arrays; raises InvalidMessage when it contradicts the specification or cannot fit."""
+        arrays = segment_arrays(message, self.spec)
+        if len(arrays["item_step"]) > self.capacity:
+            raise InvalidMessage(
+                f"a segment of {len(arrays['item_step'])} items is larger than the capacity of {self.capacity}"
+            )
+        return arrays
+
+    def insert(self, message: pb.Segment, arrays: Mapping[str, Array]) -> Inserted:
+        """Store a segment that `check` passed, evicting the oldest segments until it fits."""
+        items = len(arrays["item_step"])
+        evicted_from = self.first_key
+        while self.size + items > self.capacity:
+            self._evict()
+        evicted = np.arange(evicted_from, self.first_key, dtype=np.int64) % self.capacity
+        slots = np.arange(self.next_key, self.next_key + items, dtype=np.int64) % self.capacity
+        sizes = arrays["frame_sizes"]
+        ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        stored = _Stored(message, message.frames, ends, sizes, items)
+        start, length = arrays["item_step"].astype(np.int64), arrays["item_length"]
+        self._low[slots] = np.maximum(start - (self.spec.stack - 1), 0)
+        self._high[slots] = start + length + 1
+        self._columns["a_tm1"][slots] = arrays["actions"][start]
+        self._columns["length"][slots] = length
+        for name in ("r_t", "discount_t"):
+            self._columns[name][slots] = arrays[name]
+        for slot in slots.tolist():
+            self._segment_of[slot] = stored
+        self._segments.append(stored)
+        self.next_key += items
+        self.bytes += len(stored.frames)
+        return Inserted(slots, evicted, arrays["priority"])
+
+    def _evict(self) -> None:
+        oldest = self._segments.popleft()
+        for key in range(self.first_key, self.first_key + oldest.items):
+            self._segment_of[key % self.capacity] = None
+        self.first_key += oldest.items
+        self.bytes -= len(oldest.frames)
+
+    def keys(self, slots: Int64) -> UInt64:
+        """The keys now resting at live ``slots``."""
+        base = self.first_key - self.first_key % self.capacity
+        keys = base + slots
+        return np.where(keys < self.first_key, keys + self.capacity, keys).astype(np.uint64)
+
+    def live(self, keys: Array) -> Array:
+        """Which ``keys`` are still stored, bool [B]."""
+        return (keys >= self.first_key) & (keys < self.next_key)
+
+    def gather(self, slots: Int64) -> tuple[dict[str, Array], list[memoryview]]:
+        """Columns of the items at live ``slots`` and their compressed frames, as `codec.pack_samples` takes them."""
+        low, high = self._low[slots], self._high[slots]
+        frames: list[memoryview] = []
+        sizes: list[Array] = []
+        for slot, a, b in zip(slots.tolist(), low.tolist(), high.tolist(), strict=True):
+            segment = self._segment_of[slot]
+            assert segment is not None, f"slot {slot} is not live"
+            frames.append(memoryview(segment.frames)[segment.ends[a] : segment.ends[b]])
+            sizes.append(segment.sizes[a:b])
+        columns = {name: column[slots] for name, column in self._columns.items()}
+        columns["keys"] = self.keys(slots)
+        columns["frame_counts"] = (high - low).astype(np.uint32)
+        columns["frame_sizes"] = np.concatenate(sizes)
+        return columns, frames
+
+    def check_valid(self) -> None:
+        """Raise AssertionError when the structure is inconsistent."""
+        assert self.size == sum(s.items for s in self._segments) <= self.capacity, "items do not add up"
+        assert self.bytes == sum(len(s.frames) for s in self._segments), "bytes do not add up"
+        key = self.first_key
+        for segment in self._segments:
+            for k in range(key, key + segment.items):
+                assert self._segment_of[k % self.capacity] is segment, f"key {k} rests elsewhere"
+                assert 0 <= self._low[k % self.capacity] < self._high[k % self.capacity] <= len(segment.sizes)
+            key += segment.items
+        live = sum(s is not None for s in self._segment_of)
+        assert live == self.size, f"{live} rows are live for {self.size} items"

@@ -1,0 +1,40 @@
+"""Importance weights that undo the bias of prioritized sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rl.errors import BadInput
+from rl.types import Array, Float32
+
+
+@dataclass(frozen=True)
+class BetaConfig:
+    """The exponent of the importance weights, annealed over batches."""
+
+    start: float = 0.4
+    """Exponent at the first batch."""
+    end: float = 1.0
+    """Exponent from `batches` on."""
+    batches: int = 200_000
+    """Batches sampled until `end` is reached."""
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.start <= 1.0 and 0.0 <= self.end <= 1.0) or self.batches < 1:
+            raise BadInput("learner.beta: start and end must be from 0 to 1, batches at least 1")
+
+    def at(self, drawn: int) -> float:
+        """Beta after ``drawn`` batches."""
+        return self.start + (self.end - self.start) * min(drawn / self.batches, 1.0)
+
+
+def importance_weights(probability: Array, stored: int, beta: float) -> Float32:
+    """(N * P(i))^-beta over the batch's maximum, [B] (Schaul et al. 2016, section 3.4).
+
+    ``probability`` [B] is P(i) of each draw over all shards together and N = ``stored`` the items in all of them. Under
+    uniform sampling P(i) = 1 / N and every weight is 1.
+    """
+    weights = (stored * np.asarray(probability, np.float64)) ** -beta
+    return np.asarray(weights / weights.max(), np.float32)

@@ -1,0 +1,186 @@
+"""The writer: segments to shards over gRPC, each exactly once, with a bounded number in flight.
+
+Each shard has a stream and two threads of its own (gRPC's reads the outgoing segments, ours the replies). What is not
+acknowledged when a stream breaks is sent again, in order, on the next stream to the same shard; the shard drops what it
+had stored. Only when a shard is gone for good do its segments go to the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator
+
+import grpc
+
+from protos import replay_pb2 as pb
+from protos.codec import pack_segment
+from replay.links import Link, all_gone
+from rl.errors import RunFault
+from rl.types import Segment
+
+WINDOW = 4  # segments in flight to one shard
+
+
+class _Lane:
+    """The way to one shard: what is to be sent, and what is sent and not yet acknowledged."""
+
+    def __init__(self, link: Link, name: str, changed: threading.Condition) -> None:
+        self.link, self._name, self._changed = link, name, changed
+        self.queue: deque[pb.InsertRequest] = deque()  # not yet acknowledged, in order
+        self.credit_left: int | None = None  # as last heard
+        self._sequence = 0
+        self._sent = 0  # how many of `queue` went out on the current stream
+        self._stream = 0  # number of the current stream
+        self.closed = False
+        self.failure: RunFault | None = None
+        self._thread = threading.Thread(target=self._run, name=f"writer-{link.address}", daemon=True)
+        self._thread.start()
+
+    def put(self, segment: pb.Segment) -> None:
+        """Queue a segment (the caller holds the lock)."""
+        self._sequence += 1
+        self.queue.append(pb.InsertRequest(writer=self._name, sequence=self._sequence, segment=segment))
+        self._changed.notify_all()
+
+    def _outgoing(self, stream: int) -> Iterator[pb.InsertRequest]:
+        while True:
+            with self._changed:
+                while self._sent >= len(self.queue) and not self.closed and stream == self._stream:
+                    self._changed.wait(timeout=1.0)
+                if stream != self._stream or (self.closed and self._sent >= len(self.queue)):
+                    return
+                request = self.queue[self._sent]
+                self._sent += 1
+            yield request
+
+    def _run(self) -> None:
+        while not self.closed and not self.link.gone:
+            with self._changed:
+                self._stream += 1
+                self._sent = 0
+                stream = self._stream
+            try:
+                for reply in self.link.stub.Insert(self._outgoing(stream)):
+                    self._acknowledge(reply)
+            except grpc.RpcError as error:
+                self._failed(error)
+            except ValueError:  # the channel was closed under us
+                return
+
+    def _acknowledge(self, reply: pb.InsertReply) -> None:
+        self.link.answered()
+        with self._changed:
+            while self.queue and self.queue[0].sequence <= reply.acknowledged:
+                self.queue.popleft()
+                self._sent -= 1
+            self.credit_left = reply.credit_left
+            self._changed.notify_all()
+
+    def _failed(self, error: grpc.RpcError) -> None:
+        if self.closed:
+            return
+        try:
+            pause = self.link.failed(error)
+        except RunFault as fault:
+            self.failure = fault
+            self.link.gone = True
+            pause = 0.0
+        with self._changed:
+            self._stream += 1  # ends the old stream's sender
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.closed, timeout=pause)
+
+    def join(self) -> None:
+        self._thread.join(timeout=5.0)
+
+
+class Writer:
+    """`SegmentSink` over gRPC. Pickles as its addresses."""
+
+    def __init__(self, addresses: list[str], give_up_after: float = 60.0, write_timeout: float = 300.0) -> None:
+        self.addresses, self._give_up_after, self._write_timeout = list(addresses), give_up_after, write_timeout
+        self.name = uuid.uuid4().hex
+        self._changed = threading.Condition()
+        self._lanes = [_Lane(Link(a, give_up_after), self.name, self._changed) for a in addresses]
+        self._turn = hash(self.name) % len(addresses)  # so that many writers start at different shards
+
+    def __reduce__(self) -> tuple[type[Writer], tuple[list[str], float, float]]:
+        return Writer, (self.addresses, self._give_up_after, self._write_timeout)
+
+    @property
+    def in_flight(self) -> int:
+        """Segments not yet acknowledged."""
+        return sum(len(lane.queue) for lane in self._lanes)
+
+    def write(self, segment: Segment) -> None:
+        """Send a segment to a shard that has credit; waits while every shard's window is full.
+
+        Raises RunFault when no shard is left, a shard refused a segment, or nothing moved for ``write_timeout`` seconds.
+        """
+        message = pack_segment(segment)
+        with self._changed:
+            deadline = time.monotonic() + self._write_timeout
+            while (lane := self._choose(segment.items)) is None:
+                self._check()
+                if not self._changed.wait(timeout=min(1.0, max(0.0, deadline - time.monotonic()))):
+                    if time.monotonic() >= deadline:
+                        raise RunFault(
+                            f"replay took no segment for {self._write_timeout:g} s: {self._state()}; "
+                            "the learner has not sampled enough to grant more inserts"
+                        )
+            lane.put(message)
+
+    def _choose(self, items: int) -> _Lane | None:
+        """The next lane in turn with room in its window, preferring those with credit for ``items``."""
+        self._rescue()
+        count = len(self._lanes)
+        turn = [self._lanes[(self._turn + i) % count] for i in range(count)]
+        self._turn = (self._turn + 1) % count
+        free = [lane for lane in turn if not lane.link.gone and len(lane.queue) < WINDOW]
+        funded = [lane for lane in free if lane.credit_left is None or lane.credit_left >= items]
+        idle = [lane for lane in free if not lane.queue]
+        return next(iter(funded or idle), None)
+
+    def _rescue(self) -> None:
+        """Send what was in flight to a shard that is gone for good to the others."""
+        alive = [lane for lane in self._lanes if not lane.link.gone]
+        for lane in self._lanes:
+            while lane.link.gone and lane.queue and alive and lane.failure is None:
+                alive[0].put(lane.queue.popleft().segment)
+
+    def _check(self) -> None:
+        for lane in self._lanes:
+            if lane.failure is not None:
+                raise lane.failure
+        if all(lane.link.gone for lane in self._lanes):
+            raise all_gone([lane.link for lane in self._lanes])
+
+    def _state(self) -> str:
+        return ", ".join(
+            f"{lane.link.address}: {len(lane.queue)} in flight, credit {lane.credit_left}" for lane in self._lanes
+        )
+
+    def flush(self, timeout: float) -> None:
+        """Wait until everything is acknowledged. Raises TimeoutError, RunFault."""
+        with self._changed:
+            deadline = time.monotonic() + timeout
+            while self.in_flight:
+                self._rescue()
+                self._check()
+                self._changed.wait(timeout=0.1)
+                if time.monotonic() >= deadline and self.in_flight:
+                    raise TimeoutError(f"after {timeout:g} s replay has not acknowledged: {self._state()}")
+
+    def close(self) -> None:
+        """Close the streams; what was not acknowledged is lost (call `flush` first)."""
+        with self._changed:
+            for lane in self._lanes:
+                lane.closed = True
+            self._changed.notify_all()
+        for lane in self._lanes:
+            lane.link.channel.close()
+        for lane in self._lanes:
+            lane.join()

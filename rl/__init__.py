@@ -1,0 +1,1 @@
+"""Mathematics and environments; knows nobody."""

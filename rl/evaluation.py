@@ -1,0 +1,102 @@
+"""Playing a policy to see how good it is: separate environments, raw undiscounted returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from rl.envs import Environments, SeedSequence
+from rl.errors import BadInput
+from rl.types import Array, EpisodeResult, Int64
+
+Policy = Callable[[Array], Int64]  # observations [N, ...] -> actions [N]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How and when a policy is evaluated."""
+
+    episodes: int = 30
+    """Episodes of one evaluation."""
+    epsilon: float = 0.01
+    """Probability of a random action while evaluating."""
+    environments: int = 10
+    """Environments played side by side; each plays its share of the episodes."""
+    period: int = 100_000
+    """Agent steps between evaluations of `quick_episodes`; 0: only when the greedy end reaches the goal."""
+    quick_episodes: int = 10
+    """Episodes of the periodic evaluations; those that could decide the run take `episodes`."""
+    goal: float = 0.0
+    """Mean return at which the run is solved, confirmed by a second evaluation of fresh episodes."""
+    margin: float = 0.0
+    """Training returns of the greedy end within this much of the goal call for an evaluation."""
+    stop_when_solved: bool = True
+    """End the run when it is solved."""
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "environments", "quick_episodes"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"evaluation.{name} is {getattr(self, name)}: write at least 1")
+        if not 0.0 <= self.epsilon <= 1.0:
+            raise BadInput(f"evaluation.epsilon is {self.epsilon}: write a probability from 0 to 1")
+        if self.period < 0:
+            raise BadInput(f"evaluation.period is {self.period}: write agent steps, or 0")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Returns and lengths of an evaluation's episodes."""
+
+    episodes: tuple[EpisodeResult, ...]
+    seconds: float = 0.0
+
+    @property
+    def mean_return(self) -> float:
+        return float(np.mean([e.episode_return for e in self.episodes]))
+
+    @property
+    def std_return(self) -> float:
+        return float(np.std([e.episode_return for e in self.episodes]))
+
+    @property
+    def worst_return(self) -> float:
+        return min(e.episode_return for e in self.episodes)
+
+
+def evaluate(
+    policy: Policy,
+    environments: Environments,
+    episodes: int,
+    epsilon: float,
+    seed: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EvaluationResult:
+    """Play ``episodes`` episodes, a fixed share in each environment, so that short episodes are not counted more often.
+
+    ``epsilon`` of the actions are uniformly random. Same policy, environments and seed: same result. ``should_stop`` is
+    asked at every step; an evaluation that it ends returns the episodes finished so far.
+    """
+    count = environments.count
+    rng, seeds = np.random.default_rng([seed, 1]), SeedSequence(seed, 0)
+    quota = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
+    returns, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
+    results: list[EpisodeResult] = []
+    observation = environments.reset(seeds.draw(count))
+    while (quota > 0).any() and not should_stop():
+        actions = policy(observation)
+        random = rng.random(count) < epsilon
+        actions = np.where(random, rng.integers(0, environments.actions, count), actions)
+        step = environments.step(actions)
+        returns += step.reward
+        lengths += 1
+        observation = step.observation
+        if step.done.any():
+            for i in np.flatnonzero(step.done & (quota > 0)):
+                result = EpisodeResult(float(returns[i]), int(lengths[i]), epsilon, bool(step.truncated[i]))
+                results.append(result)
+            quota[step.done] -= 1
+            returns[step.done], lengths[step.done] = 0.0, 0
+            observation = environments.restart(step.done, seeds.draw(int(step.done.sum())))
+    return EvaluationResult(tuple(results))

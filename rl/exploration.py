@@ -1,0 +1,80 @@
+"""How much to explore: schedules of epsilon over agent steps, or the Ape-X ladder over environments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rl.errors import BadInput
+from rl.types import Float64
+
+
+@dataclass(frozen=True)
+class ExplorationConfig:
+    """How actors explore."""
+
+    kind: Literal["ladder", "linear", "piecewise"] = "ladder"
+    """ladder: one fixed epsilon an environment (Ape-X); linear, piecewise: one schedule for all of them."""
+    start: float = 1.0
+    """linear: epsilon at agent step 0."""
+    end: float = 0.01
+    """linear: epsilon from `steps` on."""
+    steps: int = 50_000
+    """linear: agent steps until `end` is reached."""
+    knots: tuple[tuple[int, float], ...] = ((0, 1.0), (50_000, 0.1), (500_000, 0.01))
+    """piecewise: (agent step, epsilon) pairs, straight lines between them."""
+    ladder_epsilon: float = 0.4
+    """ladder: epsilon of the most exploring environment (Ape-X: 0.4)."""
+    ladder_alpha: float = 7.0
+    """ladder: exponent range; environment i of N has epsilon^(1 + alpha * i / (N - 1)) (Ape-X: 7)."""
+    greedy_below: float = 0.05
+    """Environments with an epsilon of at most this are reported as the greedy end."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end", "ladder_epsilon", "greedy_below"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise BadInput(f"exploration.{name} is {getattr(self, name)}: write a probability from 0 to 1")
+        if self.steps < 1:
+            raise BadInput(f"exploration.steps is {self.steps}: write at least 1 agent step")
+        times = [k[0] for k in self.knots]
+        if not times or times != sorted(set(times)):
+            raise BadInput("exploration.knots must be (agent step, epsilon) pairs at increasing steps")
+
+
+def linear(start: float, end: float, steps: int, t: int) -> float:
+    """Epsilon after ``t`` agent steps on the straight line from ``start`` to ``end`` in ``steps``, then ``end``."""
+    return float(start + (end - start) * min(max(t, 0) / steps, 1.0))
+
+
+def piecewise(knots: Sequence[tuple[int, float]], t: int) -> float:
+    """Epsilon after ``t`` agent steps on straight lines between ``knots``; the end values hold outside them."""
+    return float(np.interp(t, [k[0] for k in knots], [k[1] for k in knots]))
+
+
+def ladder(epsilon: float, alpha: float, count: int) -> Float64:
+    """``[count]`` epsilons eps^(1 + alpha * i / (count - 1)) (Horgan et al. 2018, Ape-X, section 4). ``count`` >= 2."""
+    return np.asarray(epsilon ** (1.0 + alpha * np.arange(count) / (count - 1)), dtype=np.float64)
+
+
+class Exploration:
+    """Epsilons of ``count`` environments that start at ``offset`` in the fleet's ``total``."""
+
+    def __init__(self, config: ExplorationConfig, offset: int, count: int, total: int) -> None:
+        self.config = config
+        self._count = count
+        self.uses_ladder = config.kind == "ladder" and total > 1
+        if self.uses_ladder:
+            self._fixed = ladder(config.ladder_epsilon, config.ladder_alpha, total)[offset : offset + count]
+
+    def epsilons(self, agent_steps: int) -> Float64:
+        """``[count]`` epsilons after ``agent_steps`` of the whole fleet. A ladder of one falls back to `linear`."""
+        if self.uses_ladder:
+            return self._fixed
+        if self.config.kind == "piecewise":
+            value = piecewise(self.config.knots, agent_steps)
+        else:
+            value = linear(self.config.start, self.config.end, self.config.steps, agent_steps)
+        return np.full(self._count, value)

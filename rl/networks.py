@@ -1,0 +1,106 @@
+"""Q-networks: observations [B, *observation] (uint8 pixels or float32) -> action values float32 [B, A]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rl.errors import BadInput
+from rl.types import ObservationSpec
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network approximates Q."""
+
+    kind: Literal["nature", "small", "mlp"] = "nature"
+    """nature: the CNN of Mnih et al. 2015; small: the CNN of Mnih et al. 2013; mlp: fully connected."""
+    hidden: tuple[int, ...] = (512,)
+    """Units of the fully connected layers (nature: 512; small: 256)."""
+    dueling: bool = True
+    """Separate value and advantage heads (Wang et al. 2016)."""
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise BadInput("network.hidden must name at least one layer of at least 1 unit")
+
+
+class DuelingHead(nn.Module):
+    """Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a') (Wang et al. 2016, equation 9), features [B, D] -> [B, A]."""
+
+    def __init__(self, features: int, hidden: int, actions: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(features, 2 * hidden)  # both streams in one product
+        self.value = nn.Linear(hidden, 1)
+        self.advantage = nn.Linear(hidden, actions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, a = torch.relu(self.body(x)).chunk(2, dim=1)
+        value, advantage = self.value(v).float(), self.advantage(a).float()
+        return value + advantage - advantage.mean(dim=1, keepdim=True)
+
+
+class QNetwork(nn.Module):
+    """Torso, fully connected layers, and a plain or dueling head; pixels are scaled to [0, 1]."""
+
+    def __init__(self, config: NetworkConfig, spec: ObservationSpec, actions: int) -> None:
+        super().__init__()
+        self._pixels = spec.dtype == "uint8"
+        self.torso = _torso(config, spec)
+        with torch.no_grad():
+            features = self.torso(torch.zeros(1, *spec.shape)).shape[1]
+        *body, last = config.hidden
+        layers: list[nn.Module] = []
+        for units in body:
+            layers += [nn.Linear(features, units), nn.ReLU()]
+            features = units
+        self.body = nn.Sequential(*layers)
+        self.head: nn.Module
+        if config.dueling:
+            self.head = DuelingHead(features, last, actions)
+        else:
+            self.head = nn.Sequential(nn.Linear(features, last), nn.ReLU(), nn.Linear(last, actions))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        x = observation
+        if self._pixels:
+            bf16 = torch.is_autocast_enabled(x.device.type)
+            x = x.to(torch.bfloat16 if bf16 else torch.float32) * (1.0 / 255.0)
+        return self.head(self.body(self.torso(x))).float()  # type: ignore[no-any-return]
+
+
+def _torso(config: NetworkConfig, spec: ObservationSpec) -> nn.Module:
+    if config.kind == "mlp":
+        return nn.Flatten()
+    channels = spec.shape[0]
+    if config.kind == "nature":
+        return nn.Sequential(
+            *(nn.Conv2d(channels, 32, 8, stride=4), nn.ReLU()),
+            *(nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()),
+            *(nn.Conv2d(64, 64, 3, stride=1), nn.ReLU()),
+            nn.Flatten(),
+        )
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 16, 8, stride=4), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 4, stride=2), nn.ReLU()),
+        nn.Flatten(),
+    )
+
+
+def check_network(config: NetworkConfig, spec: ObservationSpec) -> None:
+    """Raise BadInput when the network cannot take such observations."""
+    if config.kind != "mlp" and (len(spec.shape) != 3 or min(spec.shape[1:]) < 36):
+        raise BadInput(
+            f"network.kind {config.kind!r} needs stacked frames of at least 36x36, the environment gives {spec.shape}: "
+            "write --network.kind mlp"
+        )
+
+
+def make_network(config: NetworkConfig, spec: ObservationSpec, actions: int, seed: int) -> QNetwork:
+    """A network with weights drawn from ``seed``, whatever torch's global generator holds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return QNetwork(config, spec, actions)

@@ -1,0 +1,42 @@
+"""State <-> safetensors: named arrays in one flat file, nothing ever unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from safetensors.numpy import load, save
+from torch import nn
+
+from rl.types import Array
+
+
+def weights_of(module: nn.Module) -> dict[str, Array]:
+    """A copy of a module's parameters and buffers as numpy arrays on the CPU, by name."""
+    return {name: np.array(x.detach().cpu().numpy()) for name, x in module.state_dict().items()}
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Array]) -> None:
+    """Copy ``weights`` into ``module``; raises ValueError naming what does not fit."""
+    own = module.state_dict()
+    if own.keys() != weights.keys():
+        raise ValueError(f"weights of another network: differing names {sorted(own.keys() ^ weights.keys())}")
+    with torch.no_grad():
+        for name, x in own.items():
+            if tuple(x.shape) != weights[name].shape:
+                raise ValueError(f"weights of another network: {name} is {weights[name].shape}, not {tuple(x.shape)}")
+            x.copy_(torch.from_numpy(np.array(weights[name])))
+
+
+def to_bytes(arrays: Mapping[str, Array]) -> bytes:
+    """Named arrays as the content of a .safetensors file."""
+    return save({name: np.ascontiguousarray(x) for name, x in arrays.items()})
+
+
+def from_bytes(data: bytes) -> dict[str, Array]:
+    """The arrays in the content of a .safetensors file; raises ValueError when it is damaged."""
+    try:
+        return load(data)
+    except Exception as error:  # safetensors raises its own type, which is not exported
+        raise ValueError(f"not a whole safetensors file: {error}") from error

@@ -1,0 +1,72 @@
+"""The Protocols that tie the parts together; actors and learner know these and never each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rl.types import Array, SampledBatch, Segment
+
+Weights = Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Publication:
+    """One broadcast of the learner: its weights, and the target's when they changed since the reader's version."""
+
+    version: int  # counts publications, from 1
+    updates: int  # learner updates behind these weights
+    weights: Weights
+    target_version: int  # counts target syncs
+    target_weights: Weights | None
+
+
+class SegmentSink(Protocol):
+    """Where an actor puts its experience."""
+
+    def write(self, segment: Segment) -> None:
+        """Take the segment; blocks while replay has no room for it. Raises RunFault when replay is gone."""
+
+    def flush(self, timeout: float) -> None:
+        """Wait until all that was written is acknowledged. Raises TimeoutError saying what is still in flight."""
+
+    def close(self) -> None:
+        """Release what the sink holds."""
+
+
+class BatchSource(Protocol):
+    """Where the learner gets its batches."""
+
+    def sample(self, timeout: float) -> SampledBatch | None:
+        """The next batch, or None when replay may not be sampled yet. Raises RunFault when replay is gone."""
+
+    def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
+        """Report |TD error| [B] of a batch's items; those evicted meanwhile are counted and dropped."""
+
+    def stats(self) -> Mapping[str, float]:
+        """Counts of the replay as last seen: stored, inserted, sampled, ..."""
+
+    def close(self) -> None:
+        """Release what the source holds."""
+
+
+class WeightSource(Protocol):
+    """Where actors find newer weights."""
+
+    def poll(self) -> Publication | None:
+        """A publication newer than the last one returned, or None; never blocks."""
+
+
+class WeightSink(Protocol):
+    """Where the learner publishes."""
+
+    def publish(self, publication: Publication) -> None:
+        """Hand over; never waits for the readers."""
+
+
+class MetricSink(Protocol):
+    """Where a component's figures go."""
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Take the newest value of each named figure."""
