@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import signal
-from collections.abc import Callable, Mapping
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,32 +48,44 @@ def train(
     else:
         directory = RunDir.create(None if run_dir is None else Path(run_dir), config)
     run = Run(config, directory, resumed)
-    restore = _catch_signals(run)
+    signals = _Signals(run)
+    signals.catch()
     try:
         if serial:
             run_serial(run)
         else:
-            run_distributed(run, address, on_ready=lambda: _catch_signals(run))
+            run_distributed(run, address, on_ready=signals.catch)
     finally:
-        restore()
+        signals.release()
         summary = run.close()
     return {**summary, "interrupted_by": run.interrupted_by}
 
 
-def _catch_signals(run: Run) -> Callable[[], None]:
-    """Let Ctrl-C and SIGTERM end the run in order; returns what puts the old handlers back."""
+class _Signals:
+    """While open, Ctrl-C and SIGTERM end the run in order: the first one asks, further ones change nothing."""
 
-    def handler(number: int, frame: FrameType | None) -> None:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._old: dict[int, Any] = {}
+
+    def catch(self) -> None:
+        """Take the signals over (again after Ray, which sets handlers of its own)."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # the caller handles signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous = signal.signal(number, self._handle)
+            self._old.setdefault(number, previous)
+
+    def release(self) -> None:
+        """Put the old handlers back."""
+        for number, previous in self._old.items():
+            signal.signal(number, previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if run.interrupted_by is None:
-            run.progress.note("stopping: writing a last checkpoint ...")
-        run.interrupted_by = number
-
-    try:
-        old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: the caller handles signals
-        return lambda: None
-    return lambda: [signal.signal(number, previous) for number, previous in old.items()] and None
+        if self._run.interrupted_by is None:
+            self._run.interrupted_by = number
+            os.write(2, b"\nstopping: writing a last checkpoint ...\n")
 
 
 def _check_resumed(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:
@@ -86,11 +98,6 @@ def _check_resumed(config: TrainConfig, checkpoint: Checkpoint, where: str) -> N
         load_weights(make_network(config.network, spec, actions, 0), checkpoint.arrays["online"])
     except ValueError as error:
         raise BadInput(f"--resume {where}: {error}: leave the --network flags out") from error
-
-
-def merge_resumed(old: TrainConfig, changed: Mapping[str, Any]) -> TrainConfig:
-    """A resumed run's configuration: its own, with the limits and evaluation settings that may change."""
-    return dataclasses.replace(old, **changed)
 
 
 class Policy:

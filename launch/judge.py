@@ -31,7 +31,9 @@ class Candidate:
 class Judge:
     """Decides about evaluations; plays none itself."""
 
-    def __init__(self, config: EvaluationConfig, agent_steps: int = 0, earlier: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, config: EvaluationConfig, agent_steps: int = 0, earlier: Mapping[str, Any] | None = None
+    ) -> None:
         self._config = config
         earlier = earlier or {}
         self.best_return: float | None = earlier.get("best_return")

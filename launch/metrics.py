@@ -10,13 +10,12 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-METRIC_COLUMNS = (
-    "wall_seconds agent_steps frames updates steps_per_s updates_per_s samples_per_insert replay_stored replay_bytes "
-    "epsilon_min train_return greedy_return episodes loss grad_norm q_mean target_syncs learner_busy weights_version"
-).split()
-EVAL_COLUMNS = (
-    "wall_seconds agent_steps updates episodes mean_return std_return worst_return epsilon kind weights_version seconds"
-).split()
+METRIC_COLUMNS = tuple(
+    ["wall_seconds", "agent_steps", "frames", "updates", "steps_per_s", "updates_per_s", "samples_per_insert", "replay_stored", "replay_bytes", "epsilon_min", "train_return", "greedy_return", "episodes", "loss", "grad_norm", "q_mean", "target_syncs", "learner_busy", "weights_version", "evaluation_seconds"]
+)
+EVAL_COLUMNS = tuple(
+    ["wall_seconds", "agent_steps", "updates", "episodes", "mean_return", "std_return", "worst_return", "epsilon", "kind", "weights_version", "seconds"]
+)
 
 
 class LatestMetrics:
@@ -83,7 +82,7 @@ class RunLog:
 
 
 class _Csv:
-    def __init__(self, file: Path, columns: list[str]) -> None:
+    def __init__(self, file: Path, columns: tuple[str, ...]) -> None:
         fresh = not file.exists()
         self._file = file.open("a", newline="")
         self._writer = csv.DictWriter(self._file, columns, restval="", extrasaction="ignore")

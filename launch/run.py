@@ -35,9 +35,7 @@ class Run:
         self.judge = Judge(config.evaluation, self.tally.agent_steps, earlier.get("judge"))
         self.log = RunLog(run_dir.path)
         self.progress = Progress(f"Qfleet {config.env.id}  {run_dir.path}", config.max_steps, config.evaluation.goal)
-        self._exploration = Exploration(
-            config.exploration, config.fleet_environments - 1, 1, config.fleet_environments
-        )
+        self._exploration = Exploration(config.exploration, config.fleet_environments - 1, 1, config.fleet_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
         self.interrupted_by: int | None = None  # number of the signal that ended the run
 

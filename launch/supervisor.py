@@ -81,9 +81,10 @@ class _Evaluation:
         elif self._play_call is not None and _ready(self._play_call):
             assert self._candidate is not None
             result = ray.get(self._play_call)
-            self._kind = self._run.evaluated(kind, self._candidate, result)
-            again = self._kind is not None
-            self._play_call = self._evaluator.evaluate.remote(self._run.judge.episodes(self._kind)) if again else None
+            self._kind = follow = self._run.evaluated(kind, self._candidate, result)
+            self._play_call = None
+            if follow is not None:
+                self._play_call = self._evaluator.evaluate.remote(self._run.judge.episodes(follow))
 
 
 def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None]) -> None:
@@ -110,7 +111,7 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
 
 def _describe(config: TrainConfig, topology: Topology) -> str:
     url = ray.get_runtime_context().gcs_address
-    dashboard = ray._private.worker.global_worker.node and ray._private.worker.get_dashboard_url()
+    dashboard = ray._private.worker.global_worker.node and ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
     where = f", dashboard http://{dashboard}" if dashboard else ""
     return (
         f"{config.actors.count} actor(s) x {config.actors.environments} environments, {len(topology.shards)} replay "

@@ -109,6 +109,7 @@ class Tally:
             "train_return": self.train_return,
             "greedy_return": self.greedy_return,
             "episodes": self.episodes,
+            "evaluation_seconds": self.evaluation_seconds,
         }
 
     def state(self) -> dict[str, Any]:

@@ -111,6 +111,9 @@ def _answers(address: str, timeout: float) -> bool:
         return False
 
 
+remote: Any = ray.remote  # Ray's handles type no methods
+
+
 @dataclass
 class Topology:
     """Handles of a run's Ray actors."""
@@ -134,10 +137,10 @@ def build(config: TrainConfig, run: str, resumed: Checkpoint | None, base_steps:
     """Start every process and wait until all are ready. Raises RunFault naming what was not placed in time."""
     needs = Needs.of(config)
     nice = config.actors.nice if local else 0
-    registry = ray.remote(WeightRegistry).options(name="registry", num_cpus=0, max_restarts=0).remote()
+    registry = remote(WeightRegistry).options(name="registry", num_cpus=0, max_restarts=0).remote()
     host = config.replay.host if local else ""
     shards = [
-        ray.remote(ShardWorker)
+        remote(ShardWorker)
         .options(name=f"shard-{i}", num_cpus=needs.shard_cpus, scheduling_strategy="SPREAD")
         .remote(config, i, host, run)
         for i in range(config.replay.shards)
@@ -146,19 +149,19 @@ def build(config: TrainConfig, run: str, resumed: Checkpoint | None, base_steps:
     addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each")
     threads = learner_threads(config)
     learner = (
-        ray.remote(LearnerWorker)
+        remote(LearnerWorker)
         .options(name="learner", num_cpus=needs.learner_cpus, num_gpus=needs.learner_gpus, max_concurrency=4)
         .remote(config, addresses, registry, resumed, run, threads)
     )
     device = _await_ready({"learner": learner.start.remote()}, f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU")
     actors = [
-        ray.remote(ActorWorker)
+        remote(ActorWorker)
         .options(name=f"actor-{i}", num_cpus=needs.actor_cpus, max_restarts=-1, scheduling_strategy="SPREAD")
         .remote(config, i, addresses, registry, base_steps, run, nice)
         for i in range(config.actors.count)
     ]
     evaluator = (
-        ray.remote(EvaluatorWorker)
+        remote(EvaluatorWorker)
         .options(name="evaluator", num_cpus=needs.evaluator_cpus, max_restarts=-1)
         .remote(config, registry, run, nice)
     )
@@ -175,7 +178,8 @@ def _await_ready(calls: dict[str, Any], asks: str) -> list[Any]:
     ready, _ = ray.wait(refs, num_returns=len(refs), timeout=max(0.0, deadline - time.monotonic()))
     if len(ready) < len(refs):
         missing = [name for name, ref in calls.items() if ref not in ready]
-        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        free = {k: v for k, v in resources.items() if k in ("CPU", "GPU")}
         raise RunFault(
             f"not ready after {READY_TIMEOUT:g} s: {', '.join(missing)} (asking for {asks}; free in the cluster: {free}); "
             "ask for fewer with --actors.count and --replay.shards, or add nodes"

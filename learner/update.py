@@ -80,8 +80,8 @@ class Updater:
         self.config, self.device = config, device
         self.online, self.target = online.to(device), target.to(device).requires_grad_(False)
         if device.type == "cuda":
-            self.online.to(memory_format=torch.channels_last)
-            self.target.to(memory_format=torch.channels_last)
+            for network in (self.online, self.target):
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.target.load_state_dict(self.online.state_dict())
         self.optimizer = _make_optimizer(config, self.online)
         self.updates = 0
@@ -137,7 +137,9 @@ class Updater:
             try:
                 module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state[name].items()})
             except RuntimeError as error:
-                raise ValueError(f"{name}: weights of another network ({str(error).splitlines()[-1].strip()})") from error
+                raise ValueError(
+                    f"{name}: weights of another network ({str(error).splitlines()[-1].strip()})"
+                ) from error
         _load_optimizer(self.optimizer, state["optimizer"], self.device)
         self.updates, self.target_syncs = updates, target_syncs
 
@@ -147,9 +149,7 @@ def _make_optimizer(config: UpdateConfig, network: QNetwork) -> torch.optim.Opti
         return torch.optim.RMSprop(
             network.parameters(), lr=config.learning_rate, alpha=0.95, eps=config.optimizer_epsilon, centered=True
         )
-    return torch.optim.Adam(
-        network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon, fused=True
-    )
+    return torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon, fused=True)
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:

@@ -8,12 +8,14 @@ shard's cumulative insert credit.
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import numpy as np
@@ -210,9 +212,7 @@ class Sampler:
             return [0] * len(self._streams)
         gone = inserted - sum(s.counts.inserted for s in alive)
         sampled = sampled - round(self._limiter.sigma * gone)
-        grants = self._limiter.grants(
-            [s.counts.inserted for s in alive], [s.granted for s in alive], sampled, stored
-        )
+        grants = self._limiter.grants([s.counts.inserted for s in alive], [s.granted for s in alive], sampled, stored)
         for stream, grant in zip(alive, grants, strict=True):
             stream.granted = grant
         return [s.granted for s in self._streams]
@@ -229,7 +229,11 @@ class Sampler:
             shards.append(np.full(len(key), index, np.int64))
         if sum(len(key) for key in keys) < self._limiter.batch:
             return None  # draw a whole batch afresh
-        merged = transitions[0] if len(transitions) == 1 else Transition(*map(np.concatenate, zip(*transitions, strict=True)))
+        merged = (
+            transitions[0]
+            if len(transitions) == 1
+            else Transition(*map(np.concatenate, zip(*transitions, strict=True)))
+        )
         weights = importance_weights(np.concatenate(probabilities), self._sums()[2], self._beta.at(self.drawn))
         self.drawn += 1
         return SampledBatch(merged, np.concatenate(keys), np.concatenate(shards), weights)
@@ -244,9 +248,9 @@ class Sampler:
                 continue
             request = pb.UpdatePrioritiesRequest(keys=batch.keys[own].tobytes(), td=td[own].tobytes())
             future = link.stub.UpdatePriorities.future(request, timeout=5.0)
-            future.add_done_callback(lambda f, n=int(own.sum()): self._updated(f, n))
+            future.add_done_callback(functools.partial(self._updated, int(own.sum())))
 
-    def _updated(self, future: grpc.Future, items: int) -> None:
+    def _updated(self, items: int, future: Any) -> None:
         self._updates.release()
         if future.cancelled() or future.exception() is not None:
             self.lost_updates += items

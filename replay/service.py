@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -13,6 +14,8 @@ from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from protos.codec import InvalidMessage
 from replay.shard import OutOfOrder, Shard
+
+Context = Any  # grpc.aio.ServicerContext, which is untyped
 
 SERVICE_NAME = "qfleet.replay.v1.Replay"
 MAX_MESSAGE = 64 * 2**20  # bytes
@@ -44,7 +47,7 @@ class ReplayServicer(rpc.ReplayServicer):
         self._granted = asyncio.Event()  # set, and replaced, whenever new credit arrives
 
     async def Insert(
-        self, requests: AsyncIterator[pb.InsertRequest], context: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[pb.InsertRequest], context: Context
     ) -> AsyncIterator[pb.InsertReply]:
         async for request in requests:
             if not self.shard.is_duplicate(request.writer, request.sequence):
@@ -57,7 +60,7 @@ class ReplayServicer(rpc.ReplayServicer):
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             yield pb.InsertReply(acknowledged=last, credit_left=min(self.shard.credit_left, 2**62))
 
-    async def _wait_for_room(self, request: pb.InsertRequest, context: grpc.aio.ServicerContext) -> None:
+    async def _wait_for_room(self, request: pb.InsertRequest, context: Context) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._insert_timeout
         while not self.shard.has_room(request.segment):
@@ -71,7 +74,7 @@ class ReplayServicer(rpc.ReplayServicer):
                 )
 
     async def Sample(
-        self, requests: AsyncIterator[pb.SampleRequest], context: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[pb.SampleRequest], context: Context
     ) -> AsyncIterator[pb.SampleReply]:
         async for request in requests:
             if request.insert_credit > self.shard.insert_credit:
@@ -80,24 +83,24 @@ class ReplayServicer(rpc.ReplayServicer):
                 self._granted = asyncio.Event()
             yield self.shard.sample(request.count)
 
-    async def UpdatePriorities(
-        self, request: pb.UpdatePrioritiesRequest, context: grpc.aio.ServicerContext
-    ) -> pb.UpdatePrioritiesReply:
+    async def UpdatePriorities(self, request: pb.UpdatePrioritiesRequest, context: Context) -> pb.UpdatePrioritiesReply:
         try:
             return pb.UpdatePrioritiesReply(dropped=self.shard.update_priorities(request))
         except InvalidMessage as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise AssertionError("unreachable: abort raises") from error
 
-    async def Info(self, request: pb.InfoRequest, context: grpc.aio.ServicerContext) -> pb.InfoReply:
+    async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoReply:
         return self.shard.info()
 
 
-async def start_server(shard: Shard, address: str, insert_timeout: float = INSERT_TIMEOUT) -> tuple[grpc.aio.Server, int]:
+async def start_server(
+    shard: Shard, address: str, insert_timeout: float = INSERT_TIMEOUT
+) -> tuple[grpc.aio.Server, int]:
     """Serve ``shard`` on ``host:port`` (port 0: a free one); returns the server and its port. Raises RuntimeError."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
     rpc.add_ReplayServicer_to_server(ReplayServicer(shard, insert_timeout), server)
-    checks = health.aio.HealthServicer()
+    checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     port = server.add_insecure_port(address)
     await server.start()

@@ -47,7 +47,7 @@ class Storage:
         self.bytes = 0
         self._segments: deque[_Stored] = deque()
         self._segment_of: list[_Stored | None] = [None] * capacity
-        self._columns = {
+        self._columns: dict[str, Array] = {
             "a_tm1": np.zeros(capacity, np.int32),
             "r_t": np.zeros(capacity, np.float32),
             "discount_t": np.zeros(capacity, np.float32),
@@ -122,7 +122,7 @@ class Storage:
             assert segment is not None, f"slot {slot} is not live"
             frames.append(memoryview(segment.frames)[segment.ends[a] : segment.ends[b]])
             sizes.append(segment.sizes[a:b])
-        columns = {name: column[slots] for name, column in self._columns.items()}
+        columns: dict[str, Array] = {name: column[slots] for name, column in self._columns.items()}
         columns["keys"] = self.keys(slots)
         columns["frame_counts"] = (high - low).astype(np.uint32)
         columns["frame_sizes"] = np.concatenate(sizes)

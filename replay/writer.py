@@ -125,12 +125,12 @@ class Writer:
             deadline = time.monotonic() + self._write_timeout
             while (lane := self._choose(segment.items)) is None:
                 self._check()
-                if not self._changed.wait(timeout=min(1.0, max(0.0, deadline - time.monotonic()))):
-                    if time.monotonic() >= deadline:
-                        raise RunFault(
-                            f"replay took no segment for {self._write_timeout:g} s: {self._state()}; "
-                            "the learner has not sampled enough to grant more inserts"
-                        )
+                self._changed.wait(timeout=1.0)
+                if time.monotonic() >= deadline:
+                    raise RunFault(
+                        f"replay took no segment for {self._write_timeout:g} s: {self._state()}; "
+                        "the learner has not sampled enough to grant more inserts"
+                    )
             lane.put(message)
 
     def _choose(self, items: int) -> _Lane | None:

@@ -122,7 +122,7 @@ class AtariEnvironments:
             episodic_life=False,
         )
         self.count = count
-        self.actions = int(self._env.single_action_space.n)
+        self.actions = int(self._env.single_action_space.n)  # type: ignore[attr-defined]
         self.spec = ObservationSpec((config.size, config.size), "uint8", ATARI_STACK)
         self._lives = np.zeros(count, dtype=np.int32)
 

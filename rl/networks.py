@@ -39,7 +39,8 @@ class DuelingHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         v, a = torch.relu(self.body(x)).chunk(2, dim=1)
-        value, advantage = self.value(v).float(), self.advantage(a).float()
+        value: Tensor = self.value(v).float()
+        advantage: Tensor = self.advantage(a).float()
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
 
