@@ -10,12 +10,17 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-METRIC_COLUMNS = tuple(
-    ["wall_seconds", "agent_steps", "frames", "updates", "steps_per_s", "updates_per_s", "samples_per_insert", "replay_stored", "replay_bytes", "epsilon_min", "train_return", "greedy_return", "episodes", "loss", "grad_norm", "q_mean", "target_syncs", "learner_busy", "weights_version", "evaluation_seconds"]
+# fmt: off
+METRIC_COLUMNS = (
+    "wall_seconds", "agent_steps", "frames", "updates", "steps_per_s", "updates_per_s", "samples_per_insert",
+    "replay_stored", "replay_bytes", "epsilon_min", "train_return", "greedy_return", "episodes", "loss", "grad_norm",
+    "q_mean", "target_syncs", "learner_busy", "weights_version", "evaluation_seconds",
 )
-EVAL_COLUMNS = tuple(
-    ["wall_seconds", "agent_steps", "updates", "episodes", "mean_return", "std_return", "worst_return", "epsilon", "kind", "weights_version", "seconds"]
+EVAL_COLUMNS = (
+    "wall_seconds", "agent_steps", "updates", "episodes", "mean_return", "std_return", "worst_return", "epsilon", "kind",
+    "weights_version", "seconds",
 )
+# fmt: on
 
 
 class LatestMetrics:

@@ -150,20 +150,20 @@ def build(config: TrainConfig, run: str, resumed: Checkpoint | None, base_steps:
     threads = learner_threads(config)
     learner = (
         remote(LearnerWorker)
-        .options(name="learner", num_cpus=needs.learner_cpus, num_gpus=needs.learner_gpus, max_concurrency=4)
-        .remote(config, addresses, registry, resumed, run, threads)
+        .options(name="learner", num_cpus=needs.learner_cpus, num_gpus=needs.learner_gpus)
+        .remote(config, addresses, resumed, run, threads)
     )
     device = _await_ready({"learner": learner.start.remote()}, f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU")
     actors = [
         remote(ActorWorker)
         .options(name=f"actor-{i}", num_cpus=needs.actor_cpus, max_restarts=-1, scheduling_strategy="SPREAD")
-        .remote(config, i, addresses, registry, base_steps, run, nice)
+        .remote(config, i, addresses, base_steps, run, nice)
         for i in range(config.actors.count)
     ]
     evaluator = (
         remote(EvaluatorWorker)
         .options(name="evaluator", num_cpus=needs.evaluator_cpus, max_restarts=-1)
-        .remote(config, registry, run, nice)
+        .remote(config, run, nice)
     )
     ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
     ready["evaluator"] = evaluator.__ray_ready__.remote()

@@ -67,6 +67,10 @@ def _network(config: TrainConfig) -> QNetwork:
     return make_network(config.network, spec, actions, config.seed)
 
 
+def _registry() -> Any:
+    return ray.get_actor("registry")  # in the run's own namespace
+
+
 class ShardWorker:
     """One replay shard and its gRPC server."""
 
@@ -101,7 +105,7 @@ class ActorWorker:
     """One actor, acting from the moment it is made (a restarted one too)."""
 
     def __init__(
-        self, config: TrainConfig, index: int, shards: list[str], registry: Any, base_steps: int, run: str, nice: int
+        self, config: TrainConfig, index: int, shards: list[str], base_steps: int, run: str, nice: int
     ) -> None:
         os.nice(nice)
         torch.set_num_threads(1)
@@ -114,7 +118,7 @@ class ActorWorker:
             (_network(config), _network(config)),
             Exploration(config.exploration, index * count, count, config.fleet_environments),
             Writer(shards, config.replay.give_up_after),
-            RayWeightSource(registry),
+            RayWeightSource(_registry()),
             config.seed,
             index,
             base_steps,
@@ -142,7 +146,7 @@ class LearnerWorker:
     """The learner; idle until `start`."""
 
     def __init__(
-        self, config: TrainConfig, shards: list[str], registry: Any, resumed: Checkpoint | None, run: str, threads: int
+        self, config: TrainConfig, shards: list[str], resumed: Checkpoint | None, run: str, threads: int
     ) -> None:
         spec, actions = describe(config.env)
         torch.set_num_threads(threads)
@@ -163,7 +167,7 @@ class LearnerWorker:
             spec,
             actions,
             self._sampler,
-            RayWeightSink(registry),
+            RayWeightSink(_registry()),
             self._metrics,
             config.seed,
         )
@@ -217,11 +221,11 @@ class LearnerWorker:
 class EvaluatorWorker:
     """The evaluator."""
 
-    def __init__(self, config: TrainConfig, registry: Any, run: str, nice: int) -> None:
+    def __init__(self, config: TrainConfig, run: str, nice: int) -> None:
         os.nice(nice)
         torch.set_num_threads(1)
         self._evaluator = Evaluator(config.evaluation, config.env, _network(config), config.seed)
-        self._source = RayWeightSource(registry)
+        self._source = RayWeightSource(_registry())
         self._weights: Weights | None = None
         self._meta = (0, 0)  # version, updates
         self._metrics = RayMetrics("evaluator", run)
