@@ -38,7 +38,7 @@ class ActorConfig:
     weights_period: int = 4
     """Batched steps between looks for newer weights."""
     bf16: bool = False
-    """bfloat16 in the actor's forward pass."""
+    """bfloat16 weights in the actors (pixels only)."""
     nice: int = 5
     """Added to the actors' niceness on a local Ray, so that they do not hold up the learner; 0: none."""
 
@@ -69,7 +69,8 @@ class Actor:
     ) -> None:
         self.config, self._double = config, double
         self.environments = make_environments(env, config.environments)
-        self.online, self.target = (n.eval().requires_grad_(False) for n in networks)
+        dtype = torch.bfloat16 if config.bf16 else torch.float32  # whole weights, not autocast: no casts at each step
+        self.online, self.target = (n.eval().requires_grad_(False).to(dtype) for n in networks)
         self._sink, self._weights = sink, weights
         self._exploration = exploration
         self.version = self.target_version = 0
@@ -91,7 +92,7 @@ class Actor:
         return self._exploration.epsilons(self._fleet_steps())
 
     def _forward(self, network: QNetwork, observation: Array) -> Float32:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
+        with torch.inference_mode():
             return np.asarray(network(torch.from_numpy(observation)).numpy())
 
     def _values(self, observation: Array) -> Float32:

@@ -20,7 +20,7 @@ def pong() -> TrainConfig:
     """Pong to a mean return of 19 on a small machine: the 2013 network, and few, cheap updates."""
     return TrainConfig(
         env=EnvConfig(id="PongNoFrameskip-v4"),
-        network=NetworkConfig(kind="small", hidden=(256,), dueling=True),
+        network=NetworkConfig(kind="small", hidden=(256,), dueling=False),
         returns=ReturnConfig(n_step=4, clip_reward=1.0),
         exploration=ExplorationConfig(kind="ladder"),
         actors=ActorConfig(count=1, environments=16, bf16=True),
@@ -29,6 +29,7 @@ def pong() -> TrainConfig:
         ),
         learner=LearnerConfig(
             batch_size=64,
+            threads=1,
             update=UpdateConfig(learning_rate=5e-4, target_update_period=250, bf16=True),
         ),
         evaluation=EvaluationConfig(goal=19.0, margin=1.0, period=100_000, quick_episodes=10),

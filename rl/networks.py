@@ -44,8 +44,16 @@ class DuelingHead(nn.Module):
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
 
+class PixelConv(nn.Conv2d):
+    """A convolution of pixels 0..255 as if they were scaled to [0, 1]: the factor 1/255 goes into the small weights, not
+    the large images (integers to 255 are exact in bfloat16)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight * (1.0 / 255.0), self.bias)
+
+
 class QNetwork(nn.Module):
-    """Torso, fully connected layers, and a plain or dueling head; pixels are scaled to [0, 1]."""
+    """Torso, fully connected layers, and a plain or dueling head; pixels count as scaled to [0, 1]."""
 
     def __init__(self, config: NetworkConfig, spec: ObservationSpec, actions: int) -> None:
         super().__init__()
@@ -68,8 +76,8 @@ class QNetwork(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         x = observation
         if self._pixels:
-            bf16 = torch.is_autocast_enabled(x.device.type)
-            x = x.to(torch.bfloat16 if bf16 else torch.float32) * (1.0 / 255.0)
+            bf16 = torch.is_autocast_enabled(x.device.type) or next(self.parameters()).dtype == torch.bfloat16
+            x = x.to(torch.bfloat16 if bf16 else torch.float32)
         return self.head(self.body(self.torso(x))).float()  # type: ignore[no-any-return]
 
 
@@ -79,13 +87,13 @@ def _torso(config: NetworkConfig, spec: ObservationSpec) -> nn.Module:
     channels = spec.shape[0]
     if config.kind == "nature":
         return nn.Sequential(
-            *(nn.Conv2d(channels, 32, 8, stride=4), nn.ReLU()),
+            *(PixelConv(channels, 32, 8, stride=4), nn.ReLU()),
             *(nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()),
             *(nn.Conv2d(64, 64, 3, stride=1), nn.ReLU()),
             nn.Flatten(),
         )
     return nn.Sequential(
-        *(nn.Conv2d(channels, 16, 8, stride=4), nn.ReLU()),
+        *(PixelConv(channels, 16, 8, stride=4), nn.ReLU()),
         *(nn.Conv2d(16, 32, 4, stride=2), nn.ReLU()),
         nn.Flatten(),
     )
