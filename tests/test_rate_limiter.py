@@ -1,0 +1,75 @@
+"""The limiter: its rule beside a naive one, and that writers and sampler never wait for each other for ever."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay.rate_limiter import LimiterConfig, RateLimiter, _level
+from rl.errors import BadInput
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    sigma=st.floats(0.1, 32),
+    min_size=st.integers(1, 1000),
+    inserted=st.integers(0, 10_000),
+    sampled=st.integers(0, 100_000),
+    k=st.integers(1, 50),
+    b=st.integers(1, 64),
+)
+def test_the_rule_is_the_designs(sigma, min_size, inserted, sampled, k, b):
+    slack = sigma * 50 + 64
+    limiter = RateLimiter(LimiterConfig(sigma, min_size, slack), max_insert=50, batch=64)
+    stored = min(inserted, 2_000)
+    d = sigma * inserted - sampled
+    max_diff, min_diff = sigma * min_size + slack, sigma * min_size - slack
+    assert limiter.can_insert(inserted, sampled, stored, k) == (stored < min_size or sigma * (inserted + k) - sampled <= max_diff)
+    assert limiter.can_sample(inserted, sampled, stored, b) == (stored >= min_size and d - b >= min_diff)
+    if stored >= min_size:
+        allowance = limiter.insert_allowance(inserted, sampled, stored)
+        assert allowance == 0 or sigma * (inserted + allowance) - sampled <= max_diff + 1e-6
+
+
+@settings(max_examples=200, deadline=None)
+@given(have=st.lists(st.integers(0, 50), min_size=1, max_size=6), free=st.integers(-20, 200))
+def test_level_shares_out_exactly_what_is_free_and_lowers_nothing(have, free):
+    got = _level(have, free)
+    assert all(g >= h for g, h in zip(got, have, strict=True))
+    assert sum(got) - sum(have) <= max(free, 0)
+    assert sum(got) - sum(have) > max(free, 0) - len(have)  # less than one unit a shard is left over
+    raised = [g for g, h in zip(got, have, strict=True) if g > h]
+    assert len(set(raised)) <= 1
+
+
+def test_a_ratio_that_could_never_be_satisfied_is_refused():
+    with pytest.raises(BadInput, match="at least 352"):
+        RateLimiter(LimiterConfig(8.0, 100, slack=351), max_insert=80, batch=64)
+    RateLimiter(LimiterConfig(8.0, 100, slack=352), max_insert=80, batch=64)
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_writers_and_sampler_never_both_wait(shards):
+    """A simulation with credit by shard and draws as skewed as 1:1:1:100; every round something must move."""
+    rng = np.random.default_rng(1)
+    limiter = RateLimiter(LimiterConfig(4.0, 200, slack=4.0 * 20 * shards / 2 + 32), max_insert=20, batch=64, shards=shards)
+    weights = np.array([1.0] * (shards - 1) + [100.0])
+    inserted, granted, sampled = [0] * shards, [0] * shards, 0
+    batches = 0
+    while batches < 5_000:
+        granted = limiter.grants(inserted, granted, sampled, sum(inserted))
+        moved = False
+        k = int(rng.integers(1, 21))
+        room = [i for i in range(shards) if granted[i] - inserted[i] >= k]
+        if room:
+            inserted[int(rng.choice(room))] += k
+            moved = True
+        if limiter.can_sample(sum(inserted), sampled, sum(inserted), 64):
+            sampled += int(rng.multinomial(64, weights / weights.sum()).sum())
+            batches += 1
+            moved = True
+        assert moved, f"stalled after {batches} batches"
+        d = 4.0 * sum(inserted) - sampled
+        assert d <= limiter.max_diff + 4.0 * 20 * 2
