@@ -28,7 +28,7 @@ from replay.weights import BetaConfig, importance_weights
 from rl.errors import RunFault
 from rl.types import Array, Float64, ObservationSpec, SampledBatch, Transition
 
-POLL = 0.02  # seconds between looks at the counts while replay may not be sampled
+POLL_FROM, POLL_TO = 0.001, 0.02  # seconds between looks at the counts while replay may not be sampled, doubling
 UPDATES_IN_FLIGHT = 64  # priority updates not yet answered, over all shards
 
 
@@ -142,6 +142,7 @@ class Sampler:
         self._spec, self._limiter, self._beta, self._prefetch = spec, limiter, beta, prefetch
         self._streams = [_Stream(i, Link(a, give_up_after)) for i, a in enumerate(addresses)]
         self._plans: deque[_Plan] = deque()
+        self._pause = POLL_FROM
         self._in_hand = 0  # items asked for and not yet counted by a shard
         self._rng = np.random.default_rng(seed)
         self._updates = threading.BoundedSemaphore(UPDATES_IN_FLIGHT)
@@ -180,6 +181,7 @@ class Sampler:
             if totals.sum() <= 0 or not self._limiter.can_sample(inserted, sampled + self._in_hand, stored, batch):
                 return
             shares = totals / totals.sum()
+            self._pause = POLL_FROM
             draws = self._rng.multinomial(batch, shares)
             self._send(_Plan({k: _Part(int(n), float(shares[k])) for k, n in enumerate(draws) if n}))
             self._in_hand += batch
@@ -197,7 +199,8 @@ class Sampler:
         for index, part in list(plan.parts.items()):
             self._streams[index].ask(plan, part, credits[index])
         plan.event.wait(timeout=1.0)
-        time.sleep(POLL)
+        time.sleep(self._pause)
+        self._pause = min(self._pause * 2, POLL_TO)
 
     def _sums(self) -> tuple[int, int, int]:
         counts = [s.counts for s in self._streams]

@@ -82,6 +82,8 @@ class _Lane:
     def _failed(self, error: grpc.RpcError) -> None:
         if self.closed:
             return
+        if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+            self._renumber()
         try:
             pause = self.link.failed(error)
         except RunFault as fault:
@@ -92,6 +94,17 @@ class _Lane:
             self._stream += 1  # ends the old stream's sender
             self._changed.notify_all()
             self._changed.wait_for(lambda: self.closed, timeout=pause)
+
+    def _renumber(self) -> None:
+        """The shard was restarted and knows less of us than it acknowledged: go on as a new writer, from 1.
+
+        What it has lost it cannot store twice, so the segments in flight are safe to send under new numbers.
+        """
+        with self._changed:
+            self._name = uuid.uuid4().hex
+            for self._sequence, request in enumerate(self.queue, start=1):
+                request.writer, request.sequence = self._name, self._sequence
+            self._sequence = len(self.queue)
 
     def join(self) -> None:
         self._thread.join(timeout=5.0)

@@ -1,0 +1,54 @@
+"""Builders that many tests share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the suite runs on small machines
+
+import numpy as np
+import pytest
+import torch
+
+from rl.returns import n_step_returns
+from rl.types import ObservationSpec, Segment
+
+torch.set_num_threads(1)
+
+SMALL = ObservationSpec((2,), "float32", 1)
+FRAMES = ObservationSpec((20, 20), "uint8", 4)
+
+
+def make_segment(rng, spec=SMALL, items=4, n=3, episode=1, first_step=0, priority=None, mark=None):
+    """A random segment of ``items`` items. With ``mark``, every frame is filled with mark, mark + 1, ..."""
+    context = 0 if first_step == 0 else spec.stack - 1
+    steps = context + items + n - 1
+    if mark is None:
+        frames = rng.integers(0, 255, (steps + 1, *spec.frame_shape)).astype(spec.dtype)
+    else:
+        numbers = (mark + np.arange(steps + 1)).reshape(-1, *([1] * len(spec.frame_shape)))
+        frames = np.broadcast_to(numbers, (steps + 1, *spec.frame_shape)).astype(spec.dtype)
+    rewards = rng.normal(size=steps).astype(np.float32)
+    no = np.zeros(steps, np.bool_)
+    targets = n_step_returns(rewards[context:], no[context:], items, n, 0.99)
+    return Segment(
+        episode_id=episode,
+        first_step=first_step,
+        frames=frames,
+        actions=rng.integers(0, 4, steps).astype(np.int32),
+        rewards=rewards,
+        terminated=no,
+        truncated=no,
+        lost_life=no,
+        versions=np.zeros(steps, np.uint32),
+        item_step=np.arange(context, context + items, dtype=np.uint32),
+        item_length=targets.length,
+        r_t=targets.r_t,
+        discount_t=targets.discount_t,
+        priority=np.full(items, 1.0, np.float32) if priority is None else np.asarray(priority, np.float32),
+    )
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

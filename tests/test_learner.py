@@ -1,0 +1,293 @@
+"""Networks, update, publication, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from learner.checkpoint import MANIFEST, Checkpoint, CheckpointStore
+from learner.learner import Learner, LearnerConfig, pick_device
+from learner.update import Batch, UpdateConfig, Updater
+from rl.errors import BadInput
+from rl.networks import DuelingHead, NetworkConfig, check_network, make_network
+from rl.parameters import from_bytes, load_weights, to_bytes, weights_of
+from rl.types import ObservationSpec, SampledBatch, Transition
+from tests.conftest import SMALL
+
+PIXELS = ObservationSpec((84, 84), "uint8", 4)
+CPU = torch.device("cpu")
+MLP = NetworkConfig(kind="mlp", hidden=(16,), dueling=False)
+
+
+def batch_of(rng, spec=SMALL, size=8, weights=None):
+    def observations():
+        return rng.integers(0, 255, (size, *spec.shape)).astype(spec.dtype)
+
+    transition = Transition(
+        observations(),
+        rng.integers(0, 3, size),
+        rng.normal(size=size).astype(np.float32),
+        np.full(size, 0.9, np.float32),
+        observations(),
+    )
+    ones = np.ones(size, np.float32) if weights is None else np.asarray(weights, np.float32)
+    return SampledBatch(transition, np.arange(size, dtype=np.uint64), np.zeros(size, np.int64), ones)
+
+
+def updater(config=None, network=MLP, spec=SMALL, seed=1):
+    config = config or UpdateConfig(learning_rate=1e-2, target_update_period=5)
+    return Updater(config, *(make_network(network, spec, 3, seed) for _ in range(2)), CPU)
+
+
+@pytest.mark.parametrize("kind", ["nature", "small"])
+@pytest.mark.parametrize("dueling", [False, True])
+def test_networks_map_pixels_to_action_values(kind, dueling):
+    network = make_network(NetworkConfig(kind=kind, hidden=(32,), dueling=dueling), PIXELS, 6, 1)
+    x = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    q = network(x)
+    assert q.shape == (5, 6)
+    assert q.dtype == torch.float32
+    # pixels count as scaled to [0, 1]
+    scaled = network.torso[1:](torch.nn.functional.conv2d(x / 255.0, network.torso[0].weight, network.torso[0].bias, 4))
+    torch.testing.assert_close(network.head(scaled), q, rtol=1e-4, atol=1e-5)
+
+
+def test_published_sizes():
+    count = lambda kind, hidden: sum(  # noqa: E731
+        p.numel() for p in make_network(NetworkConfig(kind, (hidden,), False), PIXELS, 6, 1).parameters()
+    )
+    assert count("nature", 512) == 8_224 + 32_832 + 36_928 + 3136 * 512 + 512 + 512 * 6 + 6
+    assert count("small", 256) == 4_112 + 8_224 + 2592 * 256 + 256 + 256 * 6 + 6
+
+
+def test_the_dueling_head_centres_its_advantages():
+    head = DuelingHead(4, 8, 3)
+    x = torch.randn(6, 4)
+    v, _ = torch.relu(head.body(x)).chunk(2, dim=1)
+    torch.testing.assert_close(head(x).mean(dim=1, keepdim=True), head.value(v))
+
+
+def test_a_network_that_cannot_take_the_observations_is_refused():
+    with pytest.raises(BadInput, match="mlp"):
+        check_network(NetworkConfig(kind="nature"), SMALL)
+
+
+def test_one_seed_one_network_whatever_was_drawn_before():
+    torch.rand(7)
+    a = weights_of(make_network(MLP, SMALL, 3, 5))
+    b = weights_of(make_network(MLP, SMALL, 3, 5))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_one_update_is_the_written_out_gradient_step(rng):
+    """Double DQN on a linear network: loss = mean w * huber(td); SGD-like check through the gradient itself."""
+    u = updater()
+    sampled = batch_of(rng, weights=[1, 0.5, 0.25, 1, 1, 1, 1, 0.1])
+    batch = Batch(sampled, CPU)
+    with torch.no_grad():
+        for p in u.target.parameters():
+            p.add_(0.1)
+        q_t, q_next = u.target(batch.s_t), u.online(batch.s_t)
+    q = u.online(batch.s_tm1)
+    rows = torch.arange(8)
+    td = batch.r_t + 0.9 * q_t[rows, q_next.argmax(1)] - q[rows, batch.a_tm1]
+    loss = torch.where(td.abs() <= 1, td**2 / 2, td.abs() - 0.5) * batch.weights
+    expected = torch.autograd.grad(loss.mean(), list(u.online.parameters()))
+    got_td, metrics = u.update(batch)
+    torch.testing.assert_close(got_td, td.detach().abs())
+    assert float(metrics["loss"]) == pytest.approx(loss.mean().item(), rel=1e-5)
+    norm = torch.sqrt(sum((g**2).sum() for g in expected))
+    scale = min(1.0, 10.0 / float(norm))
+    for p, g in zip(u.online.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g * scale, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_norm(rng):
+    u = updater(UpdateConfig(max_grad_norm=0.01, loss="squared"))
+    u.update(Batch(batch_of(rng), CPU))
+    norm = torch.sqrt(sum((p.grad**2).sum() for p in u.online.parameters()))
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_target_is_copied_by_update_count(rng):
+    u = updater()
+    for k in range(1, 12):
+        u.update(Batch(batch_of(rng), CPU))
+        same = all(torch.equal(a, b) for a, b in zip(u.online.parameters(), u.target.parameters(), strict=True))
+        assert same == (k % 5 == 0)
+    assert u.target_syncs == 2
+
+
+def test_a_soft_target_moves_by_tau(rng):
+    u = updater(UpdateConfig(target_tau=0.25))
+    before = [p.clone() for p in u.target.parameters()]
+    u.update(Batch(batch_of(rng), CPU))
+    for old, new, online in zip(before, u.target.parameters(), u.online.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.25 * (online - old))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_an_update_after_a_restored_state_is_the_uninterrupted_one(rng, optimizer):
+    config = UpdateConfig(learning_rate=1e-2, target_update_period=3, optimizer=optimizer)
+    batches = [Batch(batch_of(rng), CPU) for _ in range(8)]
+    straight, first = updater(config), updater(config)
+    for b in batches[:4]:
+        straight.update(b)
+        first.update(b)
+    groups = {name: from_bytes(to_bytes(group)) for name, group in first.get_state().items()}
+    second = updater(config, seed=99)
+    second.set_state(groups, first.updates, first.target_syncs)
+    for b in batches[4:]:
+        straight.update(b)
+        second.update(b)
+    assert second.target_syncs == straight.target_syncs == 2
+    for a, b in zip(weights_of(straight.online).values(), weights_of(second.online).values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bfloat16_learns_the_same_direction(rng):
+    a, b = updater(), updater(UpdateConfig(learning_rate=1e-2, bf16=True))
+    sampled = batch_of(rng, size=64)
+    sampled = replace(sampled, transitions=sampled.transitions._replace(s_tm1=sampled.transitions.s_tm1 / 255))
+    a.update(Batch(sampled, CPU))
+    b.update(Batch(sampled, CPU))
+    x, y = (torch.cat([p.grad.flatten() for p in u.online.parameters()]) for u in (a, b))
+    assert torch.nn.functional.cosine_similarity(x, y, dim=0) > 0.99
+
+
+def test_a_diverged_learner_stops_with_a_reason(rng):
+    sampled = batch_of(rng)
+    sampled.transitions.r_t[0] = np.nan
+    learner = learner_over([sampled])
+    with pytest.raises(ValueError, match="diverged"):
+        learner.step()
+
+
+class Source:
+    """A `BatchSource` over given batches, for a learner without a replay."""
+
+    def __init__(self, batches):
+        self.batches, self.reported, self.drawn = list(batches), [], 0
+
+    def sample(self, timeout):
+        self.drawn += 1
+        return self.batches.pop(0) if self.batches else None
+
+    def update_priorities(self, batch, td_abs):
+        self.reported.append((batch.keys, td_abs))
+
+    def stats(self):
+        return {}
+
+    def close(self):
+        pass
+
+
+class Sink:
+    def __init__(self):
+        self.got = []
+
+    def publish(self, publication):
+        self.got.append(publication)
+
+    def report(self, metrics):
+        self.got.append(dict(metrics))
+
+
+def learner_over(batches, **changes):
+    config = LearnerConfig(device="cpu", publish_period=4, update=UpdateConfig(target_update_period=6), **changes)
+    learner = Learner(config, MLP, SMALL, 3, Source(batches), Sink(), Sink(), seed=1, prefetch=False)
+    return learner
+
+
+def test_the_learner_publishes_by_period_and_the_target_only_when_it_changed(rng):
+    learner = learner_over([batch_of(rng) for _ in range(13)])
+    while learner.step():
+        pass
+    got = learner._weights.got
+    assert [p.updates for p in got] == [4, 8, 12]
+    assert [p.version for p in got] == [1, 2, 3]
+    assert [p.target_weights is not None for p in got] == [True, True, True]  # first ever, sync at 6, sync at 12
+    assert [p.target_version for p in got] == [0, 1, 2]
+    assert len(learner._source.reported) == 13
+
+
+def test_a_learner_resumes_from_its_checkpoint(rng, tmp_path):
+    learner = learner_over([batch_of(rng) for _ in range(7)])
+    while learner.step():
+        pass
+    store = CheckpointStore(str(tmp_path / "c"))
+    store.save(7, learner.get_checkpoint({"agent_steps": 123}))
+    again = learner_over([])
+    loaded = store.load_newest()
+    again.set_checkpoint(loaded)
+    assert loaded.state["agent_steps"] == 123
+    assert again.updater.updates == 7
+    assert again.updater.target_syncs == 1
+    assert again.publisher.version == learner.publisher.version
+    assert again._source.drawn == learner._source.drawn
+
+
+def arrays():
+    return {"online": {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, "optimizer": {"0.step": np.array(3.0)}}
+
+
+@pytest.mark.parametrize("root", ["local", "memory://checkpoints"])
+def test_checkpoints_round_trip_and_keep_the_newest(tmp_path, root):
+    store = CheckpointStore(str(tmp_path / "c") if root == "local" else f"{root}-{tmp_path.name}", keep=2)
+    for step in (1, 2, 3):
+        store.save(step, Checkpoint(arrays(), {"updates": step}))
+    assert store.steps() == [2, 3]
+    loaded = store.load_newest()
+    assert loaded.state == {"updates": 3}
+    np.testing.assert_array_equal(loaded.arrays["online"]["w"], arrays()["online"]["w"])
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, caplog, damage):
+    store = CheckpointStore(str(tmp_path))
+    store.save(1, Checkpoint(arrays(), {"updates": 1}))
+    folder = tmp_path / store.save(2, Checkpoint(arrays(), {"updates": 2}))
+    file = folder / ("online.safetensors" if damage != "manifest" else MANIFEST)
+    data = bytearray(file.read_bytes())
+    if damage == "missing":
+        file.unlink()
+    elif damage == "flip":
+        data[-1] ^= 1
+        file.write_bytes(data)
+    else:
+        file.write_bytes(data[: len(data) // 2])
+    assert store.load_newest().state == {"updates": 1}
+    assert "damaged" in caplog.text
+
+
+def test_a_checkpoint_without_its_manifest_does_not_exist(tmp_path):
+    store = CheckpointStore(str(tmp_path))
+    folder = tmp_path / store.save(5, Checkpoint(arrays(), {}))
+    (folder / MANIFEST).unlink()
+    assert store.steps() == []
+    assert store.load_newest() is None
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
+    store = CheckpointStore(str(tmp_path))
+    folder = tmp_path / store.save(5, Checkpoint(arrays(), {"a": 1}))
+    assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".json", ".safetensors", ".safetensors"]
+    json.loads((folder / "state.json").read_text())
+
+
+def test_weights_of_another_network_are_refused():
+    small, large = make_network(MLP, SMALL, 3, 1), make_network(replace(MLP, hidden=(32,)), SMALL, 3, 1)
+    with pytest.raises(ValueError, match="another network"):
+        load_weights(small, weights_of(large))
+
+
+@pytest.mark.parametrize("name", ["cuda:9", "quantum", "mps"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(BadInput, match="learner.device"):
+        pick_device(name)
