@@ -17,6 +17,7 @@ from launch.run import Run
 from launch.run_dir import RunDir
 from launch.serial import run_serial
 from launch.supervisor import run_distributed
+from launch.topology import resolve
 from learner.checkpoint import Checkpoint
 from rl.envs import describe
 from rl.errors import BadInput
@@ -40,6 +41,8 @@ def train(
     started. Raises BadInput before anything starts, RunFault for a fault at run time.
     """
     check(config)
+    if address is not None:
+        resolve(address)
     resumed: Checkpoint | None = None
     if resume is not None:
         directory = RunDir.open(Path(resume))

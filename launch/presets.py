@@ -5,7 +5,6 @@ from __future__ import annotations
 from actors.actor import ActorConfig
 from launch.config import TrainConfig
 from learner.learner import LearnerConfig
-from learner.update import UpdateConfig
 from replay.rate_limiter import LimiterConfig
 from replay.shard import ReplayConfig
 from rl.envs import EnvConfig
@@ -30,7 +29,9 @@ def pong() -> TrainConfig:
         learner=LearnerConfig(
             batch_size=64,
             threads=1,
-            update=UpdateConfig(learning_rate=5e-4, target_update_period=250, bf16=True),
+            learning_rate=5e-4,
+            target_update_period=250,
+            bf16=True,
         ),
         evaluation=EvaluationConfig(goal=19.0, margin=1.0, period=100_000, quick_episodes=10),
         max_steps=2_000_000,
@@ -50,7 +51,9 @@ def breakout() -> TrainConfig:
         ),
         learner=LearnerConfig(
             batch_size=32,
-            update=UpdateConfig(learning_rate=1e-4, target_update_period=2_500, bf16=True),
+            learning_rate=1e-4,
+            target_update_period=2_500,
+            bf16=True,
         ),
         evaluation=EvaluationConfig(goal=400.0, margin=20.0, period=500_000, quick_episodes=10),
         max_steps=10_000_000,
@@ -71,7 +74,8 @@ def cartpole() -> TrainConfig:
         learner=LearnerConfig(
             batch_size=64,
             threads=1,
-            update=UpdateConfig(learning_rate=1e-3, target_update_period=200),
+            learning_rate=1e-3,
+            target_update_period=200,
         ),
         evaluation=EvaluationConfig(goal=475.0, margin=50.0, period=10_000, quick_episodes=10),
         max_steps=300_000,
@@ -89,7 +93,11 @@ def generic() -> TrainConfig:
         replay=ReplayConfig(
             capacity=100_000, limiter=LimiterConfig(samples_per_insert=8.0, min_size=2_000, slack=4_000)
         ),
-        learner=LearnerConfig(batch_size=64, threads=1, update=UpdateConfig(learning_rate=5e-4)),
+        learner=LearnerConfig(
+            batch_size=64,
+            threads=1,
+            learning_rate=5e-4,
+        ),
         evaluation=EvaluationConfig(goal=float("inf"), period=50_000),
         max_steps=500_000,
     )

@@ -59,7 +59,7 @@ class SerialParts:
                 config.actors,
                 config.env,
                 config.returns,
-                config.learner.update.double,
+                config.learner.double,
                 (
                     make_network(config.network, spec, actions, config.seed),
                     make_network(config.network, spec, actions, config.seed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,29 +79,32 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
     return []
 
 
-def join(address: str, namespace: str, **options: Any) -> None:
-    """Join a running Ray; raises BadInput when none answers within JOIN_TIMEOUT seconds."""
-    hint = "start one with `ray start --head`, or leave --address out to start a local one"
+HINT = "start one with `ray start --head`, or leave --address out to start a local one"
+
+
+def resolve(address: str) -> str:
+    """host:port of the Ray that ``address`` means; raises BadInput when none answers within JOIN_TIMEOUT seconds."""
     target = address
     if address == "auto":
-        found = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address()
-        if not found:
-            raise BadInput(f"--address auto: no Ray runs on this machine: {hint}")
-        target = found
+        target = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address() or ""
+        if not target:
+            raise BadInput(f"--address auto: no Ray runs on this machine: {HINT}")
     if not _answers(target, JOIN_TIMEOUT):
-        raise BadInput(f"--address {address}: no Ray answers at {target} within {JOIN_TIMEOUT:g} s: {hint}")
+        raise BadInput(f"--address {address}: no Ray answers at {target} within {JOIN_TIMEOUT:g} s: {HINT}")
+    return target
+
+
+def join(address: str, namespace: str, **options: Any) -> None:
+    """Join a running Ray; raises BadInput when none answers within JOIN_TIMEOUT seconds."""
+    target = resolve(address)
     try:
         ray.init(address=target, namespace=namespace, **{"log_to_driver": False, **options})
     except Exception as error:
-        raise BadInput(f"--address {address}: Ray at {target} could not be joined ({error}): {hint}") from error
+        raise BadInput(f"--address {address}: Ray at {target} could not be joined ({error}): {HINT}") from error
 
 
 def _answers(address: str, timeout: float) -> bool:
     """Whether a Ray head listens at host:port."""
-    import socket
-
-    if address.startswith("ray://"):
-        address = address.removeprefix("ray://")
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise BadInput(f"--address {address!r}: write auto, or host:port of a Ray head")

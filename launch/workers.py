@@ -114,7 +114,7 @@ class ActorWorker:
             config.actors,
             config.env,
             config.returns,
-            config.learner.update.double,
+            config.learner.double,
             (_network(config), _network(config)),
             Exploration(config.exploration, index * count, count, config.fleet_environments),
             Writer(shards, config.replay.give_up_after),

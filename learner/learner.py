@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,13 +22,11 @@ from rl.types import ObservationSpec
 
 
 @dataclass(frozen=True)
-class LearnerConfig:
-    """The learner."""
+class LearnerConfig(UpdateConfig):
+    """The learner and its update rule."""
 
     batch_size: int = 32
     """Items a batch."""
-    update: UpdateConfig = field(default_factory=UpdateConfig)
-    """The update rule."""
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), or a torch device such as cpu, cuda, cuda:1, mps."""
     threads: int = 0
@@ -45,6 +43,7 @@ class LearnerConfig:
     """Learner updates between readings of loss and the like."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch_size", "publish_period", "keep_checkpoints", "prefetch", "metrics_period"):
             if getattr(self, name) < 1:
                 raise BadInput(f"learner.{name} is {getattr(self, name)}: write at least 1")
@@ -90,7 +89,7 @@ class Learner:
         self.config = config
         self.device = pick_device(config.device)
         online, target = (make_network(network, spec, actions, seed) for _ in range(2))
-        self.updater = Updater(config.update, online, target, self.device)
+        self.updater = Updater(config, online, target, self.device)
         self._source, self._weights, self._metrics = source, weights, metrics
         self._prefetch = prefetch
         self._batches: Prefetcher | Direct | None = None

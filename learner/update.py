@@ -47,13 +47,11 @@ class UpdateConfig:
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.optimizer_epsilon <= 0:
-            raise BadInput("learner.update: learning_rate and optimizer_epsilon must be positive")
+            raise BadInput("learner: learning_rate and optimizer_epsilon must be positive")
         if self.max_grad_norm < 0 or not 0.0 <= self.target_tau <= 1.0:
-            raise BadInput("learner.update: max_grad_norm must be 0 or more, target_tau from 0 to 1")
+            raise BadInput("learner: max_grad_norm must be 0 or more, target_tau from 0 to 1")
         if self.target_update_period < 1:
-            raise BadInput(
-                f"learner.update.target_update_period is {self.target_update_period}: write at least 1 update"
-            )
+            raise BadInput(f"learner.target_update_period is {self.target_update_period}: write at least 1 update")
 
 
 class Batch:

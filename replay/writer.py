@@ -102,8 +102,8 @@ class _Lane:
         """
         with self._changed:
             self._name = uuid.uuid4().hex
-            for self._sequence, request in enumerate(self.queue, start=1):
-                request.writer, request.sequence = self._name, self._sequence
+            for sequence, request in enumerate(self.queue, start=1):
+                request.writer, request.sequence = self._name, sequence
             self._sequence = len(self.queue)
 
     def join(self) -> None:

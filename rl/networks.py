@@ -49,7 +49,8 @@ class PixelConv(nn.Conv2d):
     the large images (integers to 255 are exact in bfloat16)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight * (1.0 / 255.0), self.bias)
+        scaled: Tensor = self._conv_forward(input, self.weight * (1.0 / 255.0), self.bias)
+        return scaled
 
 
 class QNetwork(nn.Module):

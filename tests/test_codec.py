@@ -55,7 +55,10 @@ BROKEN = {
     "half an action": (lambda m: setattr(m, "actions", m.actions[:-1]), "whole number"),
     "a reward less": (lambda m: setattr(m, "rewards", m.rewards[:-4]), "rewards has"),
     "a priority more": (lambda m: setattr(m, "priority", m.priority + b"\0" * 4), "priority has"),
-    "no items": (lambda m: [setattr(m, f, b"") for f in ("item_step", "item_length", "r_t", "discount_t", "priority")], "needs"),
+    "no items": (
+        lambda m: [setattr(m, f, b"") for f in ("item_step", "item_length", "r_t", "discount_t", "priority")],
+        "needs",
+    ),
     "item outside": (set_array("item_step", "<u4", 0, 10_000), "outside"),
     "length 0": (set_array("item_length", "<u4", 0, 0), "outside"),
     "NaN return": (set_array("r_t", "<f4", 0, np.nan), "finite"),

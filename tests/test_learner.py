@@ -200,7 +200,7 @@ class Sink:
 
 
 def learner_over(batches, **changes):
-    config = LearnerConfig(device="cpu", publish_period=4, update=UpdateConfig(target_update_period=6), **changes)
+    config = LearnerConfig(device="cpu", publish_period=4, target_update_period=6, **changes)
     learner = Learner(config, MLP, SMALL, 3, Source(batches), Sink(), Sink(), seed=1, prefetch=False)
     return learner
 

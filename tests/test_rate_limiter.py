@@ -26,7 +26,9 @@ def test_the_rule_is_the_designs(sigma, min_size, inserted, sampled, k, b):
     stored = min(inserted, 2_000)
     d = sigma * inserted - sampled
     max_diff, min_diff = sigma * min_size + slack, sigma * min_size - slack
-    assert limiter.can_insert(inserted, sampled, stored, k) == (stored < min_size or sigma * (inserted + k) - sampled <= max_diff)
+    assert limiter.can_insert(inserted, sampled, stored, k) == (
+        stored < min_size or sigma * (inserted + k) - sampled <= max_diff
+    )
     assert limiter.can_sample(inserted, sampled, stored, b) == (stored >= min_size and d - b >= min_diff)
     if stored >= min_size:
         allowance = limiter.insert_allowance(inserted, sampled, stored)
@@ -54,7 +56,9 @@ def test_a_ratio_that_could_never_be_satisfied_is_refused():
 def test_writers_and_sampler_never_both_wait(shards):
     """A simulation with credit by shard and draws as skewed as 1:1:1:100; every round something must move."""
     rng = np.random.default_rng(1)
-    limiter = RateLimiter(LimiterConfig(4.0, 200, slack=4.0 * 20 * shards / 2 + 32), max_insert=20, batch=64, shards=shards)
+    limiter = RateLimiter(
+        LimiterConfig(4.0, 200, slack=4.0 * 20 * shards / 2 + 32), max_insert=20, batch=64, shards=shards
+    )
     weights = np.array([1.0] * (shards - 1) + [100.0])
     inserted, granted, sampled = [0] * shards, [0] * shards, 0
     batches = 0

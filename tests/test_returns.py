@@ -81,7 +81,10 @@ def transitions(segments, stack):
 
 
 def steps(count, end="terminated", reward=1.0):
-    return [(reward, k == count - 1 and end == "terminated", k == count - 1 and end == "truncated", False) for k in range(count)]
+    return [
+        (reward, k == count - 1 and end == "terminated", k == count - 1 and end == "truncated", False)
+        for k in range(count)
+    ]
 
 
 @pytest.mark.parametrize("stack", [1, 4])

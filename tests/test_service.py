@@ -281,7 +281,9 @@ def test_sequences_are_stored_once_and_in_order(shards, rng):
     (shard,) = shards(1)
 
     def send(*sequences):
-        requests = [pb.InsertRequest(writer="w", sequence=s, segment=pack_segment(make_segment(rng))) for s in sequences]
+        requests = [
+            pb.InsertRequest(writer="w", sequence=s, segment=pack_segment(make_segment(rng))) for s in sequences
+        ]
         return [r.acknowledged for r in shard.stub.Insert(iter(requests), timeout=5.0)]
 
     assert send(1, 2, 2, 1, 3) == [1, 2, 2, 2, 3]

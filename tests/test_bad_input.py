@@ -1,0 +1,133 @@
+"""Every mistake of a user: one line that says what, where and what to write instead; exit status 2; nothing started."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+
+import pytest
+
+from launch import cli
+from launch.api import train
+from launch.config import from_yaml, to_yaml
+from launch.presets import PRESETS, preset
+from rl.errors import BadInput
+from tests.test_serial import short
+
+CASES = {
+    "unknown command": (["trian"], "'train'"),
+    "unknown preset": (["train", "pongg"], "'pong'"),
+    "unknown environment": (["train", "--env.id", "CartPol-v1"], "CartPole-v"),
+    "unknown flag": (["train", "--actors.cuont", "3"], "--actors.count"),
+    "unknown switch": (["train", "--learner.no-dubble"], "--learner.no-double"),
+    "stray word": (["train", "pong", "fast"], "'fast'"),
+    "not a number": (["train", "--actors.count", "many"], "--actors.count"),
+    "missing value": (["train", "--seed"], "--seed"),
+    "bad choice": (["train", "--network.kind", "resnet"], "'resnet'"),
+    "continuous actions": (["train", "--env.id", "Pendulum-v1"], "Discrete action space"),
+    "dict observations": (["train", "--env.id", "Blackjack-v1"], "Box or Discrete"),
+    "zero actors": (["train", "--actors.count", "0"], "at least 1"),
+    "negative shards": (["train", "--replay.shards", "-1"], "at least 1"),
+    "zero steps": (["train", "--max-steps", "0"], "max_steps"),
+    "negative minutes": (["train", "--max-minutes", "-3"], "max_minutes"),
+    "batch above capacity": (["train", "cartpole", "--learner.batch-size", "50001"], "at most 50000"),
+    "min_size above capacity": (["train", "cartpole", "--replay.limiter.min-size", "60000"], "at most 50000"),
+    "impossible ratio": (["train", "cartpole", "--replay.limiter.slack", "10"], "at least"),
+    "a CNN on CartPole": (["train", "cartpole", "--network.kind", "nature"], "--network.kind mlp"),
+    "no such device": (["train", "cartpole", "--learner.device", "cuda:7"], "cuda:7"),
+    "no device at all": (["train", "cartpole", "--learner.device", "tpu9"], "tpu9"),
+    "resume of nothing": (["train", "--resume", "NOWHERE"], "no run's directory"),
+    "resume of an empty directory": (["train", "--resume", "EMPTY"], "config.yaml is missing"),
+    "resume without checkpoint": (["train", "--resume", "FRESH"], "no whole checkpoint"),
+    "resume of another environment": (["train", "--resume", "RUN", "--env.id", "Acrobot-v1"], "CartPole-v1"),
+    "resume of another network": (["train", "--resume", "RUN", "--network.hidden", "32"], "another network"),
+    "resume with a preset": (["train", "pong", "--resume", "RUN"], "leave 'pong' out"),
+    "run directory in use": (["train", "cartpole", "--run-dir", "RUN"], "already holds a run"),
+    "run directory is a file": (["train", "cartpole", "--run-dir", "RUN/config.yaml"], "file"),
+    "serial on a cluster": (["train", "cartpole", "--serial", "--address", "auto"], "exclude"),
+    "address without a port": (["train", "cartpole", "--address", "nonsense"], "host:port"),
+    "eval of nothing": (["eval", "NOWHERE"], "no run's directory"),
+    "eval of no episodes": (["eval", "RUN", "--episodes", "0"], "--episodes"),
+    "unknown benchmark": (["bench", "pipelin"], "'pipeline'"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    base = tmp_path_factory.mktemp("runs")
+    train(short(max_steps=300), run_dir=base / "run", serial=True)
+    (base / "empty").mkdir()
+    (base / "fresh").mkdir()
+    shutil.copy(base / "run" / "config.yaml", base / "fresh" / "config.yaml")
+    return {"NOWHERE": base / "nowhere", "EMPTY": base / "empty", "FRESH": base / "fresh", "RUN": base / "run"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_and_status_2(case, places, capsys, monkeypatch):
+    def started(*args, **kwargs):
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr("launch.api.run_distributed", started)
+    monkeypatch.setattr("launch.api.run_serial", started)
+    args, words = CASES[case]
+    args = [a.replace(k, str(v)) if a.startswith(k) else a for a in args for k, v in [_place(a, places)]]
+    assert cli.main(args) == 2
+    printed = capsys.readouterr()
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("qfleet: ")
+    assert words in lines[0]
+    assert "Traceback" not in printed.out + printed.err
+
+
+def _place(word, places):
+    return next(((k, v) for k, v in places.items() if word.startswith(k)), ("", ""))
+
+
+def test_no_ray_at_the_address_is_said_within_10_seconds(tmp_path, capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    assert cli.main(["train", "cartpole", "--address", address, "--run-dir", str(tmp_path / "r")]) == 2
+    error = capsys.readouterr().err
+    assert "no Ray answers" in error
+    assert address in error
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_config_file_with_a_wrong_word_names_the_right_one(tmp_path):
+    text = to_yaml(preset("pong")).replace("n_step", "n_steps")
+    with pytest.raises(BadInput, match=r"config.yaml: returns: unknown setting 'n_steps'.*'n_step'"):
+        from_yaml(text, "config.yaml")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_its_file(name):
+    assert from_yaml(to_yaml(preset(name)), "config.yaml") == preset(name)
+
+
+def test_help_names_every_flag_and_its_meaning(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--help"])
+    assert stop.value.code in (0, None)
+    out = capsys.readouterr().out
+    for flag in ("--actors.count", "--replay.shards", "--learner.double", "--learner.device", "--serial", "--resume"):
+        assert flag in out
+    assert cli.main([]) == 0
+
+
+def test_json_is_the_last_line(places, capsys):
+    assert cli.main(["eval", str(places["RUN"]), "--episodes", "2", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["episodes"] == 2
+    assert figures["env"] == "CartPole-v1"
+    assert cli.main(["status", str(places["RUN"]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["agent_steps"] >= 300
+
+
+def test_eval_writes_a_video(places):
+    assert cli.main(["eval", str(places["RUN"]), "--episodes", "1", "--video"]) == 0
+    videos = list((places["RUN"] / "videos").glob("*.mp4"))
+    assert len(videos) == 1
+    assert videos[0].stat().st_size > 1000
