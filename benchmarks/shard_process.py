@@ -1,4 +1,4 @@
-"""A replay shard in a process of its own: prints its port, serves until it is killed. `python -m tests.shard_process`."""
+"""A replay shard in a process of its own (`python -m benchmarks.shard_process`): prints its port, serves until killed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,60 @@
+"""One actor with a random policy, writing to a shard: ADDRESS ENVIRONMENTS SECONDS INDEX. Prints agent steps/s."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+from actors.actor import Actor, ActorConfig
+from benchmarks.measure import PONG, PONG_ACTIONS
+from replay.writer import Writer
+from rl.exploration import Exploration, ExplorationConfig
+from rl.ports import Publication
+from rl.returns import ReturnConfig
+
+
+class Indifferent(torch.nn.Module):
+    """Values all actions alike, at no cost."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), PONG_ACTIONS)
+
+
+class NoWeights:
+    """A `WeightSource` with nothing to say."""
+
+    def poll(self) -> Publication | None:
+        return None
+
+
+def main() -> None:
+    address, environments, seconds, index = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    explore = ExplorationConfig(kind="linear", start=1.0, end=1.0)
+    actor = Actor(
+        ActorConfig(environments=environments),
+        PONG,
+        ReturnConfig(n_step=3, clip_reward=1.0),
+        False,
+        (Indifferent(), Indifferent()),  # type: ignore[arg-type]
+        Exploration(explore, 0, environments, environments),
+        Writer([address]),
+        NoWeights(),
+        seed=index,
+        index=index,
+    )
+    for _ in range(20):
+        actor.step()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began, done = time.perf_counter(), 0
+    while (now := time.perf_counter()) - began < seconds:
+        done += actor.step()
+    print(done / (now - began), flush=True)
+    actor.close()
+
+
+if __name__ == "__main__":
+    main()

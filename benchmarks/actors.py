@@ -1,0 +1,56 @@
+"""`qfleet bench actors`: agent steps a second of 1, 2, 4, ... actor processes on Pong with a random policy.
+
+Everything an actor does except its network: environments, segments, compression, and insertion into one real shard.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.measure import shard_process
+
+
+@dataclass(frozen=True)
+class Command:
+    """How acting scales with the number of actors."""
+
+    counts: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of actors to measure."""
+    environments: int = 16
+    """Environments an actor."""
+    seconds: float = 15.0
+    """Length of a window."""
+    json: bool = False
+    """The last line of output is a JSON object with the figures."""
+
+
+def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measure; returns the figures."""
+    rates: dict[str, float] = {}
+    for count in c.counts:
+        with shard_process(100_000) as address:
+            command = [sys.executable, "-m", "benchmarks.actor_process", address, str(c.environments), str(c.seconds)]
+            pinned = {**os.environ, "OMP_NUM_THREADS": "1"}
+            running = [
+                subprocess.Popen(
+                    [*command, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=pinned
+                )
+                for i in range(count)
+            ]
+            for process in running:
+                assert process.stdout is not None
+                assert process.stdout.readline().strip() == "ready"
+            for process in running:  # all are built: start them together
+                assert process.stdin is not None
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            rates[str(count)] = sum(float(p.communicate(timeout=c.seconds * 4 + 60)[0]) for p in running)
+        say(f"{count} actor(s) x {c.environments} environments: {rates[str(count)]:,.0f} agent steps/s")
+    best = max(rates, key=lambda k: rates[k])
+    say(f"saturates at {best} actor(s) on {os.cpu_count()} cores: {rates[best]:,.0f} agent steps/s")
+    return {"agent_steps_per_s": rates, "saturates_at": int(best), "cores": os.cpu_count()}

@@ -1,0 +1,104 @@
+"""What the measurements share: processes of our own, windows, and medians of alternating windows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from replay.selectors import SelectorConfig
+from rl.envs import EnvConfig, make_environments, newest_frame
+from rl.returns import ReturnConfig, SegmentBuilder
+from rl.types import ObservationSpec, Segment
+
+PONG = EnvConfig(id="PongNoFrameskip-v4")
+PONG_SPEC = ObservationSpec((84, 84), "uint8", 4)
+PONG_ACTIONS = 6
+
+
+@contextlib.contextmanager
+def shard_process(capacity: int, spec: ObservationSpec = PONG_SPEC, limited: bool = False) -> Iterator[str]:
+    """A replay shard in a process of its own; yields its address."""
+    command = [sys.executable, "-m", "benchmarks.shard_process", "--capacity", str(capacity), "--dtype", spec.dtype]
+    command += ["--shape", *map(str, spec.frame_shape), "--stack", str(spec.stack)] + ["--limited"] * limited
+    command += ["--alpha", str(SelectorConfig().alpha)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError("the replay shard did not start")
+        yield f"127.0.0.1:{int(line)}"
+    finally:
+        process.kill()
+        process.wait(timeout=10.0)
+        process.stdout.close()
+
+
+def pong_segments(items: int, n_step: int = 3, segment_items: int = 40, seed: int = 0) -> list[Segment]:
+    """Segments of about ``items`` transitions of real Pong frames under a random policy."""
+    count = 8
+    environments = make_environments(PONG, count)
+    rng = np.random.default_rng(seed)
+    builders = [
+        SegmentBuilder(ReturnConfig(n_step, clip_reward=1.0), PONG_SPEC, segment_items, i << 24) for i in range(count)
+    ]
+    observation = environments.reset(rng.integers(0, 2**31, count))
+    for i, builder in enumerate(builders):
+        builder.begin(newest_frame(observation, PONG_SPEC)[i].copy())
+    segments: list[Segment] = []
+    q = np.zeros(PONG_ACTIONS, np.float32)
+    while sum(s.items for s in segments) < items:
+        action = rng.integers(0, environments.actions, count)
+        step = environments.step(action)
+        frames = newest_frame(step.observation, PONG_SPEC)
+        done = step.done
+        fresh = environments.restart(done, rng.integers(0, 2**31, int(done.sum()))) if done.any() else None
+        for i, builder in enumerate(builders):
+            closed = builder.add(
+                q,
+                int(action[i]),
+                float(step.reward[i]),
+                bool(step.terminated[i]),
+                bool(step.truncated[i]),
+                bool(step.lost_life[i]),
+                0,
+                frames[i].copy(),
+            )
+            if closed is not None:
+                segments.append(closed.segment)
+            if done[i] and fresh is not None:
+                builder.begin(fresh[i, -1].copy())
+    environments.close()
+    return segments
+
+
+def rate(step: Callable[[], int], seconds: float) -> float:
+    """Units a second that ``step`` reports, over a window of ``seconds``."""
+    began, done = time.perf_counter(), 0
+    while (now := time.perf_counter()) - began < seconds:
+        done += step()
+    return done / (now - began)
+
+
+def alternating(
+    cases: Mapping[str, Callable[[], Mapping[str, float]]], windows: int, say: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Each case's figures as medians over ``windows`` rounds in which the cases take turns."""
+    seen: dict[str, list[Mapping[str, float]]] = {name: [] for name in cases}
+    for round_ in range(windows):
+        for name, run in cases.items():
+            figures = run()
+            seen[name].append(figures)
+            say(f"window {round_ + 1}/{windows} {name}: " + ", ".join(f"{k} {v:,.2f}" for k, v in figures.items()))
+    return {name: {key: median([f[key] for f in found]) for key in found[0]} for name, found in seen.items()}
+
+
+def median(values: Sequence[float]) -> float:
+    return float(statistics.median(values))

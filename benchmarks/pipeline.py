@@ -1,0 +1,240 @@
+"""`qfleet bench pipeline`: the whole distributed loop on Pong beside Stable-Baselines3 and beside its own limit.
+
+Nature network, batch 32, one update per 4 steps, Double DQN, n-step 3, prioritized. With u the seconds of one update alone
+(batch in memory, all cores) and a the core-seconds of one agent step alone (environment and policy, one core), C cores can
+make at most 1 / (u + 4 a / C) updates/s. Learner efficiency: updates/s fed by a full replay, limiter off and actors idle,
+over updates/s of the same update on one batch held in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from actors.actor import Actor, ActorConfig
+from benchmarks.measure import (
+    PONG,
+    PONG_ACTIONS,
+    PONG_SPEC,
+    alternating,
+    median,
+    pong_segments,
+    rate,
+    shard_process,
+)
+from launch.serial import LocalWeights
+from learner.learner import Learner, LearnerConfig
+from learner.update import Batch
+from replay.rate_limiter import LimiterConfig, RateLimiter
+from replay.sampler import Sampler
+from replay.weights import BetaConfig
+from replay.writer import Writer
+from rl.exploration import Exploration, ExplorationConfig
+from rl.networks import NetworkConfig, make_network
+from rl.returns import ReturnConfig
+from rl.types import Segment
+
+NATURE = NetworkConfig(kind="nature", hidden=(512,), dueling=False)
+STEPS_PER_UPDATE = 4
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Command:
+    """The distributed loop on Pong."""
+
+    seconds: float = 60.0
+    """Length of a window."""
+    windows: int = 3
+    """Windows of each kind, taking turns; medians are reported."""
+    sb3: bool = True
+    """Measure Stable-Baselines3 too (the extra `bench`)."""
+    json: bool = False
+    """The last line of output is a JSON object with the figures."""
+
+
+class Discard:
+    """A sink for segments, metrics and weights that nobody reads."""
+
+    def write(self, segment: Segment) -> None:
+        del segment
+
+    def publish(self, publication: object) -> None:
+        del publication
+
+    def report(self, metrics: object) -> None:
+        del metrics
+
+    def flush(self, timeout: float) -> None:
+        del timeout
+
+    def close(self) -> None:
+        pass
+
+
+def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
+    """Measure; returns the figures."""
+    cases: dict[str, Callable[[], dict[str, float]]] = {
+        "float32": lambda: _loop(c.seconds, bf16=False),
+        "bfloat16": lambda: _loop(c.seconds, bf16=True),
+        "limit": _limits,
+    }
+    if c.sb3:
+        cases["sb3"] = lambda: _sb3(c.seconds)
+    got = alternating(cases, c.windows, say)
+    result = {
+        "steps_per_s": got["float32"]["steps_per_s"],
+        "updates_per_s": got["float32"]["updates_per_s"],
+        "limit_updates_per_s": got["limit"]["float32"],
+        "steps_per_s_bf16": got["bfloat16"]["steps_per_s"],
+        "updates_per_s_bf16": got["bfloat16"]["updates_per_s"],
+        "limit_updates_per_s_bf16": got["limit"]["bfloat16"],
+        **(got["sb3"] if c.sb3 else {}),
+        "learner_efficiency": _efficiency(c.windows, say),
+    }
+    say(
+        f"float32 {result['updates_per_s'] / result['limit_updates_per_s']:.0%} of its limit, bfloat16 "
+        f"{result['updates_per_s_bf16'] / result['limit_updates_per_s_bf16']:.0%}; learner efficiency "
+        f"{result['learner_efficiency']:.2f}"
+    )
+    return result
+
+
+def _loop(seconds: float, bf16: bool) -> dict[str, float]:
+    """One window of `qfleet train`, read from its metrics.csv once the replay has its minimum."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        flags = f"""--network.kind nature --network.hidden 512 --network.no-dueling --returns.n-step 3 --learner.batch-size {BATCH}
+            --replay.limiter.samples-per-insert {BATCH / STEPS_PER_UPDATE} --replay.limiter.min-size 2000
+            --replay.limiter.slack 1500 --learner.threads 0 --learner.learning-rate 1e-4 --evaluation.period 0
+            --evaluation.goal inf --learner.double --max-minutes {(seconds + 35) / 60}"""
+        flags += " --learner.bf16 --actors.bf16" if bf16 else " --learner.no-bf16 --actors.no-bf16"
+        command = [sys.executable, "-m", "launch.cli", "train", "pong", "--run-dir", str(run_dir), *flags.split()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300)
+        if done.returncode != 0:
+            raise RuntimeError(f"qfleet train failed: {done.stderr[-2000:]}")
+        with (run_dir / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+    learning = [r for r in rows if int(r["updates"]) > 50]
+    first, last = learning[0], learning[-1]
+    span = float(last["wall_seconds"]) - float(first["wall_seconds"])
+    steps, updates = (int(last[k]) - int(first[k]) for k in ("agent_steps", "updates"))
+    return {"steps_per_s": steps / span, "updates_per_s": updates / span, "window_s": span}
+
+
+def _sb3(seconds: float) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.sb3", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300)
+    if done.returncode != 0:
+        raise RuntimeError(f"Stable-Baselines3 failed (pip install 'qfleet[bench]'?): {done.stderr[-2000:]}")
+    steps = float(done.stdout.splitlines()[-1])
+    return {"sb3_steps_per_s": steps, "sb3_updates_per_s": steps / STEPS_PER_UPDATE}
+
+
+def _learner(bf16: bool, source: object) -> Learner:
+    config = LearnerConfig(batch_size=BATCH, device="cpu", bf16=bf16, publish_period=10**9, metrics_period=10**9)
+    torch.set_num_threads(os.cpu_count() or 1)
+    return Learner(config, NATURE, PONG_SPEC, PONG_ACTIONS, source, Discard(), Discard(), seed=1)  # type: ignore[arg-type]
+
+
+def _memory_batch() -> Batch:
+    rng = np.random.default_rng(0)
+
+    def pixels() -> torch.Tensor:
+        return torch.from_numpy(rng.integers(0, 255, (BATCH, *PONG_SPEC.shape), dtype=np.uint8))
+
+    batch = Batch.__new__(Batch)
+    batch.s_tm1, batch.s_t = pixels(), pixels()
+    batch.a_tm1 = torch.from_numpy(rng.integers(0, PONG_ACTIONS, BATCH))
+    batch.r_t, batch.discount_t, batch.weights = torch.zeros(BATCH), torch.full((BATCH,), 0.97), torch.ones(BATCH)
+    return batch
+
+
+def _update_rate(learner: Learner, seconds: float) -> float:
+    batch = _memory_batch()
+
+    def update() -> int:
+        learner.updater.update(batch)
+        return 1
+
+    for _ in range(5):
+        update()
+    return rate(update, seconds)
+
+
+def _limits(seconds: float = 8.0) -> dict[str, float]:
+    """The limit in updates/s by dtype."""
+    cores = os.cpu_count() or 1
+    found = {}
+    for name, bf16 in (("float32", False), ("bfloat16", True)):
+        u = 1.0 / _update_rate(_learner(bf16, None), seconds)
+        a = _agent_step_seconds(bf16, seconds)
+        found[name] = 1.0 / (u + STEPS_PER_UPDATE * a / cores)
+        found[f"{name}_u_ms"], found[f"{name}_a_ms"] = u * 1e3, a * 1e3
+    return found
+
+
+def _agent_step_seconds(bf16: bool, seconds: float) -> float:
+    """Core-seconds (CPU time of all threads) of one agent step: environment and policy."""
+    torch.set_num_threads(1)
+    count = 16
+    environments = ActorConfig(environments=count, bf16=bf16)
+    networks = [make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1) for _ in range(2)]
+    explore = Exploration(ExplorationConfig(kind="linear", start=0.1, end=0.1), 0, count, count)
+    actor = Actor(
+        replace(environments, segment_items=10**6),  # no segment is ever full: acting alone
+        PONG,
+        ReturnConfig(n_step=3, clip_reward=1.0),
+        True,
+        (networks[0], networks[1]),
+        explore,
+        Discard(),
+        LocalWeights(),
+        seed=1,
+        index=0,
+    )
+    for _ in range(10):
+        actor.step()
+    cpu, steps, began = time.process_time(), 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        steps += actor.step()
+    spent = time.process_time() - cpu
+    actor.close()
+    return spent / steps
+
+
+def _efficiency(windows: int, say: Callable[[str], None], seconds: float = 20.0) -> float:
+    """Updates/s fed by a full replay over updates/s on one batch in memory, float32, alternating windows."""
+    items = 10_000
+    with shard_process(items) as address:
+        writer = Writer([address])
+        for segment in pong_segments(items):
+            writer.write(segment)
+        writer.flush(60.0)
+        limiter = RateLimiter(LimiterConfig(0.0, 1), max_insert=100, batch=BATCH)
+        sampler = Sampler([address], PONG_SPEC, limiter, BetaConfig())
+        fed, alone = _learner(False, sampler), _learner(False, None)
+        ratios = []
+        for window in range(windows):
+            from_memory = _update_rate(alone, seconds)
+            for _ in range(5):
+                fed.step(10.0)
+            from_replay = rate(lambda: int(fed.step(10.0)), seconds)
+            ratios.append(from_replay / from_memory)
+            say(
+                f"learner window {window + 1}/{windows}: {from_replay:.1f} fed, {from_memory:.1f} from memory updates/s"
+            )
+        fed.close()
+        sampler.close()
+        writer.close()
+    return median(ratios)

@@ -1,0 +1,191 @@
+"""The distributed system for real: Ray, shards, actors and learner in processes of their own, through the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FAST = ["--learner.device", "cpu", "--learner.threads", "1"]
+
+
+def qfleet(*args, **kwargs):
+    command = [sys.executable, "-m", "launch.cli", *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+def finish(process, seconds):
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"still running after {seconds} s:\n{process.communicate()[0]}") from None
+    return output
+
+
+def processes_with(word):
+    """Processes other than this one whose environment or command line names ``word``."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                if word.encode() in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue
+    return [f for f in found if f.strip()]
+
+
+def rows(file):
+    with file.open() as opened:
+        return list(csv.DictReader(opened))
+
+
+@pytest.mark.timeout(400)
+def test_two_actors_and_two_shards_solve_cartpole_and_leave_nothing_behind(tmp_path):
+    run, mark = tmp_path / "run", f"qfleet-test-{os.getpid()}-{time.time_ns()}"
+    args = ["train", "cartpole", "--actors.count", 2, "--replay.shards", 2, "--run-dir", run, "--json", *FAST]
+    process = qfleet(*args, env={**os.environ, "QFLEET_TEST_MARK": mark})
+    output = finish(process, 360)
+    assert process.returncode == 0, output
+    summary = json.loads(output.splitlines()[-1])
+    assert summary["solved"], output
+    assert summary["mean_return"] >= 475
+    assert summary["updates"] > 100
+    evaluations = rows(run / "eval.csv")
+    assert [e["kind"] for e in evaluations[-2:]] == ["full", "confirm"]
+    assert int(evaluations[-1]["episodes"]) == 30
+    deadline = time.monotonic() + 20
+    while (left := processes_with(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+    check = finish(qfleet("eval", run, "--episodes", 20, "--json"), 60)
+    assert json.loads(check.splitlines()[-1])["mean_return"] >= 450
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stop_or_kill_and_resume_goes_on_from_the_counters(tmp_path, how):
+    run = tmp_path / "run"
+    common = ["--actors.count", 1, *FAST, "--learner.checkpoint-minutes", 0.05]
+    process = qfleet("train", "cartpole", "--run-dir", run, *common)
+    wait_for_checkpoint(process, run)
+    process.send_signal(how)
+    output = finish(process, 90)
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), output
+    before = newest_state(run)
+    if how == signal.SIGINT:
+        assert json.loads((run / "summary.json").read_text())["updates"] == before["updates"]
+    goal = before["agent_steps"] + 3000
+    resumed = qfleet("train", "--resume", run, "--max-steps", goal, "--evaluation.goal", 1000, "--json")
+    output = finish(resumed, 120)
+    assert resumed.returncode == 0, output
+    summary = json.loads(output.splitlines()[-1])
+    assert summary["agent_steps"] >= goal
+    assert summary["updates"] > before["updates"]
+    assert newest_state(run)["target_syncs"] >= before["target_syncs"]
+    later = [r for r in rows(run / "metrics.csv") if float(r["wall_seconds"]) > before["wall_seconds"] + 1]
+    assert all(int(r["agent_steps"]) >= before["agent_steps"] for r in later[-2:])
+
+
+def wait_for_checkpoint(process, run):
+    deadline = time.monotonic() + 100
+    while not list(run.glob("checkpoints/*/MANIFEST.json")) or newest_state(run)["updates"] < 50:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no checkpoint within 100 s"
+        time.sleep(0.2)
+
+
+def newest_state(run):
+    newest = sorted(p for p in (run / "checkpoints").iterdir() if p.name.isdigit())[-1]
+    return json.loads((newest / "state.json").read_text())
+
+
+@pytest.fixture
+def two_nodes():
+    """A Ray of two nodes of 4 CPUs, started here."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    cluster.add_node(num_cpus=4)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.timeout(240)
+def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes):
+    run = tmp_path / "joined"
+    args = ["train", "cartpole", "--address", two_nodes.address, "--actors.count", 2, "--replay.shards", 2, *FAST]
+    process = qfleet(*args, "--run-dir", run, "--max-steps", 4000, "--json")
+    status = None
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (
+            (run / "status.json").exists()
+            and json.loads((run / "status.json").read_text())["updates"] > 10
+            and not status
+        ):
+            status = finish(qfleet("status", "joined", "--address", two_nodes.address, "--json"), 60)
+        time.sleep(0.2)
+    output = finish(process, 60)
+    assert process.returncode == 0, output
+    assert json.loads(output.splitlines()[-1])["agent_steps"] >= 4000
+    assert status is not None
+    assert json.loads(status.splitlines()[-1])["env"] == "CartPole-v1"
+
+
+@pytest.mark.timeout(120)
+def test_what_does_not_fit_a_cluster_is_named(tmp_path, two_nodes):
+    code = "import launch.topology as t; t.READY_TIMEOUT = 8.0; import sys; from launch.cli import main; sys.exit(main(sys.argv[1:]))"
+    args = [
+        "train",
+        "cartpole",
+        "--address",
+        two_nodes.address,
+        "--actors.count",
+        "40",
+        "--run-dir",
+        str(tmp_path / "r"),
+        *FAST,
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "not ready after 8 s" in last
+    assert "actor-" in last
+    assert "--actors.count" in last
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_actor_comes_back_and_a_killed_learner_ends_the_run_with_its_reason(tmp_path):
+    import psutil
+
+    run = tmp_path / "run"
+    process = qfleet("train", "cartpole", "--run-dir", run, *FAST, "--learner.checkpoint-minutes", 0.05)
+    wait_for_checkpoint(process, run)
+
+    def child(name):
+        children = psutil.Process(process.pid).children(recursive=True)
+        return next(
+            (c for c in children if c.name().startswith(f"ray::{name}"[:15]) and name in "".join(c.cmdline())), None
+        )
+
+    steps = newest_state(run)["agent_steps"]
+    child("ActorWorker").kill()
+    deadline = time.monotonic() + 60
+    while newest_state(run)["agent_steps"] < steps + 2000:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the actor did not come back"
+        time.sleep(0.2)
+    child("LearnerWorker").kill()
+    output = finish(process, 120)
+    assert process.returncode == 1
+    assert "learner: the process ended" in output.splitlines()[-1]
+    assert (run / "summary.json").exists()
