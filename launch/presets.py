@@ -19,7 +19,7 @@ def pong() -> TrainConfig:
     """Pong to a mean return of 19 on a small machine: the 2013 network, and few, cheap updates."""
     return TrainConfig(
         env=EnvConfig(id="PongNoFrameskip-v4"),
-        network=NetworkConfig(kind="small", hidden=(256,), dueling=False),
+        network=NetworkConfig(kind="small", hidden=(256,), dueling=True),
         returns=ReturnConfig(n_step=4, clip_reward=1.0),
         exploration=ExplorationConfig(kind="ladder"),
         actors=ActorConfig(count=1, environments=16, bf16=True),
@@ -30,6 +30,8 @@ def pong() -> TrainConfig:
             batch_size=64,
             threads=1,
             learning_rate=5e-4,
+            learning_rate_end=5e-5,
+            learning_rate_updates=70_000,
             target_update_period=250,
             bf16=True,
         ),
@@ -74,8 +76,8 @@ def cartpole() -> TrainConfig:
         learner=LearnerConfig(
             batch_size=64,
             threads=1,
-            learning_rate=1e-3,
-            target_update_period=200,
+            learning_rate=2.3e-3,
+            target_update_period=50,
         ),
         evaluation=EvaluationConfig(goal=475.0, margin=50.0, period=10_000, quick_episodes=10),
         max_steps=300_000,

@@ -55,6 +55,7 @@ class Needs:
 def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[str]:
     """Join the Ray at ``address``, or start one here; returns warnings. Raises BadInput when none answers."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would put the learner behind everything else
     env = {"OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     common: dict[str, Any] = {
         "namespace": namespace,

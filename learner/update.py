@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rl import td
 from rl.errors import BadInput
 from rl.networks import QNetwork
+from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
 
 
@@ -33,7 +34,11 @@ class UpdateConfig:
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Adam, or RMSProp as in Mnih et al. 2015."""
     learning_rate: float = 2.5e-4
-    """Step size."""
+    """Step size at the first update."""
+    learning_rate_end: float = 0.0
+    """Step size from update `learning_rate_updates` on."""
+    learning_rate_updates: int = 0
+    """Learner updates in which the step size goes linearly to `learning_rate_end`; 0: it stays."""
     optimizer_epsilon: float = 1e-5
     """Added to the denominator of Adam or RMSProp."""
     max_grad_norm: float = 10.0
@@ -46,6 +51,8 @@ class UpdateConfig:
     """bfloat16 autocast in the forward and backward passes (weights and optimizer stay float32)."""
 
     def __post_init__(self) -> None:
+        if self.learning_rate_end < 0 or self.learning_rate_updates < 0:
+            raise BadInput("learner: learning_rate_end and learning_rate_updates must be 0 or more")
         if self.learning_rate <= 0 or self.optimizer_epsilon <= 0:
             raise BadInput("learner: learning_rate and optimizer_epsilon must be positive")
         if self.max_grad_norm < 0 or not 0.0 <= self.target_tau <= 1.0:
@@ -100,6 +107,7 @@ class Updater:
         loss.backward()
         limit = c.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.online.parameters(), limit)
+        self._set_learning_rate()
         self.optimizer.step()
         self.updates += 1
         self._sync_target()
@@ -108,6 +116,13 @@ class Updater:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
+
+    def _set_learning_rate(self) -> None:
+        c = self.config
+        if c.learning_rate_updates:
+            rate = linear(c.learning_rate, c.learning_rate_end, c.learning_rate_updates, self.updates)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
 
     @torch.no_grad()
     def _sync_target(self) -> None:

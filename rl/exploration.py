@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from rl.errors import BadInput
+from rl.schedules import linear, piecewise
 from rl.types import Float64
 
 
@@ -42,16 +42,6 @@ class ExplorationConfig:
         times = [k[0] for k in self.knots]
         if not times or times != sorted(set(times)):
             raise BadInput("exploration.knots must be (agent step, epsilon) pairs at increasing steps")
-
-
-def linear(start: float, end: float, steps: int, t: int) -> float:
-    """Epsilon after ``t`` agent steps on the straight line from ``start`` to ``end`` in ``steps``, then ``end``."""
-    return float(start + (end - start) * min(max(t, 0) / steps, 1.0))
-
-
-def piecewise(knots: Sequence[tuple[int, float]], t: int) -> float:
-    """Epsilon after ``t`` agent steps on straight lines between ``knots``; the end values hold outside them."""
-    return float(np.interp(t, [k[0] for k in knots], [k[1] for k in knots]))
 
 
 def ladder(epsilon: float, alpha: float, count: int) -> Float64:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from rl.errors import BadInput
-from rl.exploration import Exploration, ExplorationConfig, ladder, linear, piecewise
+from rl.exploration import Exploration, ExplorationConfig, ladder
 from rl.policies import epsilon_greedy, greedy, softmax, softmax_probabilities
+from rl.schedules import linear, piecewise
 
 
 def test_linear_reaches_its_end_and_stays():

@@ -123,6 +123,15 @@ def test_the_target_is_copied_by_update_count(rng):
     assert u.target_syncs == 2
 
 
+def test_the_learning_rate_goes_down_in_a_line_and_stays(rng):
+    u = updater(UpdateConfig(learning_rate=1e-2, learning_rate_end=1e-3, learning_rate_updates=3))
+    rates = []
+    for _ in range(5):
+        u.update(Batch(batch_of(rng), CPU))
+        rates.append(u.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-2, 7e-3, 4e-3, 1e-3, 1e-3])
+
+
 def test_a_soft_target_moves_by_tau(rng):
     u = updater(UpdateConfig(target_tau=0.25))
     before = [p.clone() for p in u.target.parameters()]
