@@ -114,10 +114,12 @@ def _loop(seconds: float, bf16: bool) -> dict[str, float]:
     """One window of `qfleet train`, read from its metrics.csv once the replay has its minimum."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        flags = f"""--network.kind nature --network.hidden 512 --network.no-dueling --returns.n-step 3 --learner.batch-size {BATCH}
+        flags = f"""
+            --network.kind nature --network.hidden 512 --network.no-dueling --returns.n-step 3 --learner.double
+            --learner.batch-size {BATCH} --learner.learning-rate 1e-4 --learner.threads 0
             --replay.limiter.samples-per-insert {BATCH / STEPS_PER_UPDATE} --replay.limiter.min-size 2000
-            --replay.limiter.slack 1500 --learner.threads 0 --learner.learning-rate 1e-4 --evaluation.period 0
-            --evaluation.goal inf --learner.double --max-minutes {(seconds + 35) / 60}"""
+            --replay.limiter.slack 1500 --evaluation.period 0 --evaluation.goal inf --max-minutes {(seconds + 35) / 60}
+        """
         flags += " --learner.bf16 --actors.bf16" if bf16 else " --learner.no-bf16 --actors.no-bf16"
         command = [sys.executable, "-m", "launch.cli", "train", "pong", "--run-dir", str(run_dir), *flags.split()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300)

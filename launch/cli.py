@@ -27,6 +27,7 @@ USAGE = """usage: qfleet COMMAND ...
   qfleet train --resume RUN         go on where a run stopped
   qfleet eval RUN [flags]           play a run's policy: mean return of 30 episodes
   qfleet status RUN                 how a run stands
+  qfleet plot RUN [RUN ...]         learning curves as a picture
   qfleet bench NAME [flags]         measure: {benches}
 
 qfleet COMMAND --help lists the flags of each. RUN is a run's directory, or (status) its name in a cluster.
@@ -82,6 +83,16 @@ class StatusCommand:
     """The last line of output is a JSON object with the figures."""
 
 
+@dataclass(frozen=True)
+class PlotCommand:
+    """Draw the learning curves of runs."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """The runs' directories."""
+    to: str = "curves.png"
+    """File of the picture."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0, 1 fault, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -104,6 +115,7 @@ def _dispatch(args: list[str]) -> int:
         "train": _train,
         "eval": _eval,
         "status": _status,
+        "plot": _plot,
         "bench": _bench,
     }
     if not args or args[0] in ("-h", "--help", "help"):
@@ -310,6 +322,16 @@ def _say_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | Non
         print(plain_line(shown, f"{shown['last_return']:.1f}", float("nan")))
     else:
         print(f"{run}: started, nothing to report yet")
+
+
+def _plot(args: list[str]) -> int:
+    from report.curves import plot_runs
+
+    c = _parse(PlotCommand, args, prog="qfleet plot")
+    if not c.runs:
+        raise BadInput("qfleet plot needs a run's directory: qfleet plot RUN [RUN ...]")
+    print(f"learning curves: {plot_runs([Path(r) for r in c.runs], Path(c.to))}")
+    return 0
 
 
 def _bench(args: list[str]) -> int:

@@ -49,6 +49,7 @@ CASES = {
     "address without a port": (["train", "cartpole", "--address", "nonsense"], "host:port"),
     "eval of nothing": (["eval", "NOWHERE"], "no run's directory"),
     "eval of no episodes": (["eval", "RUN", "--episodes", "0"], "--episodes"),
+    "plot of nothing": (["plot", "NOWHERE"], "metrics.csv"),
     "unknown benchmark": (["bench", "pipelin"], "'pipeline'"),
 }
 
@@ -124,6 +125,11 @@ def test_json_is_the_last_line(places, capsys):
     assert figures["env"] == "CartPole-v1"
     assert cli.main(["status", str(places["RUN"]), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["agent_steps"] >= 300
+
+
+def test_plot_draws_a_picture(places, tmp_path):
+    assert cli.main(["plot", str(places["RUN"]), "--to", str(tmp_path / "a" / "curves.png")]) == 0
+    assert (tmp_path / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_eval_writes_a_video(places):

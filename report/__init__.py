@@ -1,0 +1,1 @@
+"""Looking: pictures and pages out of run directories."""

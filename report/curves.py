@@ -1,0 +1,58 @@
+"""Learning curves of run directories as one picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from rl.errors import BadInput
+
+
+def _columns(file: Path) -> dict[str, list[float]]:
+    if not file.is_file():
+        raise BadInput(f"{file.parent} holds no {file.name}: write a run's directory")
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    return {name: [float(r[name]) if _number(r[name]) else float("nan") for r in rows] for name in (rows or [{}])[0]}
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def plot_runs(runs: Sequence[Path], to: Path) -> Path:
+    """Return over minutes of training and over agent steps: evaluations as points, the greedy end's training as lines.
+
+    Raises BadInput when a directory is no run's.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for run in runs:
+        train, evals = _columns(run / "metrics.csv"), _columns(run / "eval.csv")
+        minutes = [s / 60 for s in train.get("wall_seconds", [])]
+        for axis, x, at in (
+            (left, minutes, [s / 60 for s in evals.get("wall_seconds", [])]),
+            (right, train.get("agent_steps", []), evals.get("agent_steps", [])),
+        ):
+            (line,) = axis.plot(x, train.get("greedy_return", []), lw=1.2, label=run.name)
+            axis.plot(at, evals.get("mean_return", []), "o", ms=5, color=line.get_color())
+    left.set_xlabel("minutes of training")
+    right.set_xlabel("agent steps")
+    left.set_ylabel("return (line: training, greedy end; points: evaluations)")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    figure.tight_layout()
+    to.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(to, dpi=120)
+    plt.close(figure)
+    return to
