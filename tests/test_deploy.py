@@ -27,8 +27,8 @@ def test_cluster_files_fit_rays_schema(name):
 
 @pytest.mark.parametrize("name", ["local.yaml", "aws.yaml"])
 def test_ray_fills_in_and_accepts_them(name):
-    from ray.autoscaler._private.util import fillout_defaults, validate_config
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
-    config = fillout_defaults(yaml.safe_load((DEPLOY / name).read_text()))
+    config = prepare_config(yaml.safe_load((DEPLOY / name).read_text()))
     validate_config(config)
     assert set(config["available_node_types"]) >= {config["head_node_type"]}

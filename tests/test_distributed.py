@@ -143,18 +143,11 @@ def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes):
 
 @pytest.mark.timeout(120)
 def test_what_does_not_fit_a_cluster_is_named(tmp_path, two_nodes):
-    code = "import launch.topology as t; t.READY_TIMEOUT = 8.0; import sys; from launch.cli import main; sys.exit(main(sys.argv[1:]))"
-    args = [
-        "train",
-        "cartpole",
-        "--address",
-        two_nodes.address,
-        "--actors.count",
-        "40",
-        "--run-dir",
-        str(tmp_path / "r"),
-        *FAST,
-    ]
+    code = (
+        "import sys, launch.cli, launch.topology as t; t.READY_TIMEOUT = 8.0; sys.exit(launch.cli.main(sys.argv[1:]))"
+    )
+    args = ["train", "cartpole", "--address", two_nodes.address, "--actors.count", "40"]
+    args += ["--run-dir", str(tmp_path / "r"), *FAST]
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
