@@ -42,7 +42,7 @@ from replay.writer import Writer
 from rl.exploration import Exploration, ExplorationConfig
 from rl.networks import NetworkConfig, make_network
 from rl.returns import ReturnConfig
-from rl.types import Segment
+from rl.types import SampledBatch, Segment, Transition
 
 NATURE = NetworkConfig(kind="nature", hidden=(512,), dueling=False)
 STEPS_PER_UPDATE = 4
@@ -149,21 +149,17 @@ def _learner(bf16: bool, source: object) -> Learner:
     return Learner(config, NATURE, PONG_SPEC, PONG_ACTIONS, source, Discard(), Discard(), seed=1)  # type: ignore[arg-type]
 
 
-def _memory_batch() -> Batch:
+def _memory_batch(learner: Learner) -> Batch:
     rng = np.random.default_rng(0)
-
-    def pixels() -> torch.Tensor:
-        return torch.from_numpy(rng.integers(0, 255, (BATCH, *PONG_SPEC.shape), dtype=np.uint8))
-
-    batch = Batch.__new__(Batch)
-    batch.s_tm1, batch.s_t = pixels(), pixels()
-    batch.a_tm1 = torch.from_numpy(rng.integers(0, PONG_ACTIONS, BATCH))
-    batch.r_t, batch.discount_t, batch.weights = torch.zeros(BATCH), torch.full((BATCH,), 0.97), torch.ones(BATCH)
-    return batch
+    pixels = [rng.integers(0, 255, (BATCH, *PONG_SPEC.shape), dtype=np.uint8) for _ in range(2)]
+    ones = np.ones(BATCH, np.float32)
+    transition = Transition(pixels[0], rng.integers(0, PONG_ACTIONS, BATCH), 0 * ones, 0.97 * ones, pixels[1])
+    keys = np.arange(BATCH)
+    return learner.updater.batch(SampledBatch(transition, keys.astype(np.uint64), 0 * keys, ones))
 
 
 def _update_rate(learner: Learner, seconds: float) -> float:
-    batch = _memory_batch()
+    batch = _memory_batch(learner)
 
     def update() -> int:
         learner.updater.update(batch)

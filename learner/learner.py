@@ -99,7 +99,7 @@ class Learner:
     def step(self, timeout: float = 1.0) -> bool:
         """One update if a batch comes within ``timeout`` seconds; returns whether there was one. Raises RunFault."""
         if self._batches is None:
-            self._batches = (Prefetcher if self._prefetch else Direct)(self._source, self.device)
+            self._batches = (Prefetcher if self._prefetch else Direct)(self._source, self.updater.batch)
         began = time.perf_counter()
         got = self._batches.get(timeout)
         ready = time.perf_counter()

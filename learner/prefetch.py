@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-
-import torch
+from collections.abc import Callable
 
 from learner.update import Batch
 from rl.errors import RunFault
@@ -13,13 +12,14 @@ from rl.ports import BatchSource
 from rl.types import SampledBatch
 
 Prefetched = tuple[SampledBatch, Batch]
+Prepare = Callable[[SampledBatch], Batch]
 
 
 class Prefetcher:
-    """Batches of ``source`` on ``device``, up to ``depth`` ahead."""
+    """Batches of ``source`` made ready by ``prepare``, up to ``depth`` ahead."""
 
-    def __init__(self, source: BatchSource, device: torch.device, depth: int = 2) -> None:
-        self._source, self._device = source, device
+    def __init__(self, source: BatchSource, prepare: Prepare, depth: int = 2) -> None:
+        self._source, self._prepare = source, prepare
         self._queue: queue.Queue[Prefetched] = queue.Queue(maxsize=depth)
         self._stopping = threading.Event()
         self._failure: Exception | None = None
@@ -31,7 +31,7 @@ class Prefetcher:
             while not self._stopping.is_set():
                 sampled = self._source.sample(timeout=0.5)
                 if sampled is not None:
-                    self._offer((sampled, Batch(sampled, self._device)))
+                    self._offer((sampled, self._prepare(sampled)))
         except Exception as error:  # handed to the consumer
             self._failure = error
 
@@ -62,13 +62,13 @@ class Prefetcher:
 class Direct:
     """The same without a thread, for serial mode: a batch is drawn when it is asked for."""
 
-    def __init__(self, source: BatchSource, device: torch.device) -> None:
-        self._source, self._device = source, device
+    def __init__(self, source: BatchSource, prepare: Prepare) -> None:
+        self._source, self._prepare = source, prepare
 
     def get(self, timeout: float) -> Prefetched | None:
         """The next batch, or None when replay may not be sampled."""
         sampled = self._source.sample(timeout)
-        return None if sampled is None else (sampled, Batch(sampled, self._device))
+        return None if sampled is None else (sampled, self._prepare(sampled))
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -62,11 +62,17 @@ class UpdateConfig:
 
 
 class Batch:
-    """A `SampledBatch` as tensors on the learner's device."""
+    """A `SampledBatch` as tensors on the learner's device.
 
-    def __init__(self, sampled: SampledBatch, device: torch.device) -> None:
+    On the CPU pixels are widened to ``dtype`` here, in the thread that prepares batches; a GPU gets them as bytes, which
+    are cheaper to send, and widens them itself.
+    """
+
+    def __init__(self, sampled: SampledBatch, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         t = sampled.transitions
         self.s_tm1, self.s_t = _to(t.s_tm1, device), _to(t.s_t, device)
+        if device.type == "cpu":
+            self.s_tm1, self.s_t = self.s_tm1.to(dtype), self.s_t.to(dtype)
         self.a_tm1, self.r_t, self.discount_t = _to(t.a_tm1, device), _to(t.r_t, device), _to(t.discount_t, device)
         self.weights = _to(sampled.weights, device)
 
@@ -91,6 +97,10 @@ class Updater:
         self.optimizer = _make_optimizer(config, self.online)
         self.updates = 0
         self.target_syncs = 0
+
+    def batch(self, sampled: SampledBatch) -> Batch:
+        """``sampled`` made ready for `update`; may be called from another thread."""
+        return Batch(sampled, self.device, torch.bfloat16 if self.config.bf16 else torch.float32)
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """One gradient step; returns |TD error| [B] and scalar tensors by name (no device synchronisation is forced)."""

@@ -163,8 +163,8 @@ def test_bfloat16_learns_the_same_direction(rng):
     a, b = updater(), updater(UpdateConfig(learning_rate=1e-2, bf16=True))
     sampled = batch_of(rng, size=64)
     sampled = replace(sampled, transitions=sampled.transitions._replace(s_tm1=sampled.transitions.s_tm1 / 255))
-    a.update(Batch(sampled, CPU))
-    b.update(Batch(sampled, CPU))
+    a.update(a.batch(sampled))
+    b.update(b.batch(sampled))
     x, y = (torch.cat([p.grad.flatten() for p in u.online.parameters()]) for u in (a, b))
     assert torch.nn.functional.cosine_similarity(x, y, dim=0) > 0.99
 

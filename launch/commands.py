@@ -1,0 +1,251 @@
+"""What each command of `qfleet` does; each takes its words and returns the exit status."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import tyro
+
+from launch.api import load_policy, train
+from launch.config import TrainConfig
+from launch.flags import parse
+from launch.presets import breakout, generic, preset
+from launch.progress import plain_line
+from launch.run_dir import STATUS, SUMMARY, RunDir
+from launch.topology import join
+from report.curves import plot_runs
+from rl.envs import atari_game, make_environments
+from rl.errors import BadInput, nearest
+from rl.evaluation import EvaluationConfig, evaluate
+from rl.recording import record
+
+BENCHES = ("pipeline", "replay", "actors")
+
+
+@dataclass(frozen=True)
+class TrainCommand(TrainConfig):
+    """Train a DQN with many actors, a replay service and one learner."""
+
+    run_dir: str | None = None
+    """Directory of the run; a fresh dated one under runs/ by default."""
+    resume: str | None = None
+    """Go on with the run in this directory."""
+    serial: bool = False
+    """Everything in one process, without Ray: same seed, same numbers."""
+    address: str | None = None
+    """Join a running Ray: auto, or host:port of its head; without it a local one starts."""
+    json: bool = False
+    """The last line of output is a JSON object with the figures."""
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Play a run's policy."""
+
+    run: tyro.conf.Positional[str]
+    """The run's directory."""
+    episodes: int = 30
+    """Episodes."""
+    epsilon: float = 0.01
+    """Probability of a random action."""
+    weights: Literal["best", "last"] = "best"
+    """The best weights by evaluation, or the last ones."""
+    seed: int = 12345
+    """Seed of the episodes."""
+    video: bool = False
+    """Also write one episode as an mp4 into the run's videos/."""
+    json: bool = False
+    """The last line of output is a JSON object with the figures."""
+
+
+@dataclass(frozen=True)
+class StatusCommand:
+    """How a run stands."""
+
+    run: tyro.conf.Positional[str]
+    """The run's directory, or its name in the cluster at --address."""
+    address: str = "auto"
+    """Ray to ask when RUN is a name."""
+    json: bool = False
+    """The last line of output is a JSON object with the figures."""
+
+
+@dataclass(frozen=True)
+class PlotCommand:
+    """Draw the learning curves of runs."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """The runs' directories."""
+    to: str = "curves.png"
+    """File of the picture."""
+
+
+def train_command(args: list[str]) -> int:
+
+    name = args.pop(0) if args and not args[0].startswith("-") else None
+    by_env = any(a.split("=")[0] == "--env.id" for a in args)
+    base = preset(name or ("generic" if by_env else "pong"))
+    resume = _value_of(args, "--resume")
+    if resume is not None:
+        if name is not None:
+            raise BadInput(f"--resume goes with no preset: leave {name!r} out")
+        base = RunDir.open(Path(resume)).config()
+    fields = {f: getattr(base, f) for f in TrainConfig.__dataclass_fields__}
+    command = parse(TrainCommand, args, TrainCommand(**fields), "qfleet train")
+    config = TrainConfig(**{f: getattr(command, f) for f in fields})
+    if by_env and name is None and resume is None:
+        config = _suit(config)
+    if command.serial and command.address:
+        raise BadInput("--serial and --address exclude each other: leave one out")
+    if command.resume and command.run_dir:
+        raise BadInput("--resume goes on in the run's own directory: leave --run-dir out")
+    summary = train(
+        config, run_dir=command.run_dir, resume=command.resume, serial=command.serial, address=command.address
+    )
+    interrupted = summary.pop("interrupted_by")
+    _say_summary(summary)
+    if command.json:
+        print(json.dumps(summary))
+    return 128 + interrupted if interrupted else 0
+
+
+def _suit(config: TrainConfig) -> TrainConfig:
+    """The generic preset over an Atari environment: breakout's settings instead."""
+
+    if atari_game(config.env.id) is None or config.network != generic().network:
+        return config
+    base = breakout()
+    return replace(
+        base,
+        env=config.env,
+        seed=config.seed,
+        max_steps=config.max_steps,
+        max_minutes=config.max_minutes,
+        evaluation=replace(EvaluationConfig(), goal=float("inf")),
+    )
+
+
+def _value_of(args: list[str], flag: str) -> str | None:
+    for i, arg in enumerate(args):
+        if arg.startswith(flag + "="):
+            return arg.partition("=")[2]
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+    return None
+
+
+def _say_summary(s: dict[str, Any]) -> None:
+    verdict = "solved" if s["solved"] else "not solved"
+    mean = "no evaluation" if s["mean_return"] is None else f"mean return {s['mean_return']:.2f}"
+    print(
+        f"{verdict}: {mean} after {s['agent_steps']:,} agent steps ({s['frames']:,} frames), {s['updates']:,} updates, "
+        f"{s['wall_seconds'] / 60:.1f} minutes of training; everything is in {s['run_dir']}"
+    )
+
+
+def eval_command(args: list[str]) -> int:
+
+    c = parse(EvalCommand, args, prog="qfleet eval")
+    if c.episodes < 1 or not 0.0 <= c.epsilon <= 1.0:
+        raise BadInput("--episodes must be at least 1 and --epsilon from 0 to 1")
+    policy = load_policy(c.run, c.weights)
+    config = policy.config
+    environments = make_environments(config.env, min(c.episodes, config.evaluation.environments))
+    result = evaluate(lambda x: policy.act(x), environments, c.episodes, c.epsilon, c.seed)
+    environments.close()
+    figures: dict[str, Any] = {
+        "env": config.env.id,
+        "mean_return": result.mean_return,
+        "std_return": result.std_return,
+        "worst_return": result.worst_return,
+        "episodes": len(result.episodes),
+        "epsilon": c.epsilon,
+        "weights": policy.which,
+        "updates": policy.state.get("updates"),
+        "agent_steps": policy.state.get("agent_steps"),
+        "seed": c.seed,
+    }
+    print(
+        f"{config.env.id}, {policy.which} weights, epsilon {c.epsilon:g}: mean return {result.mean_return:.2f} "
+        f"(standard deviation {result.std_return:.2f}, worst {result.worst_return:g}) over {c.episodes} episodes"
+    )
+    if c.video:
+        files = record(policy.act, config.env, Path(c.run) / "videos", 1, c.epsilon, c.seed)
+        figures["videos"] = [str(f) for f in files]
+        print("video: " + ", ".join(figures["videos"]))
+    if c.json:
+        print(json.dumps(figures))
+    return 0
+
+
+def status_command(args: list[str]) -> int:
+    c = parse(StatusCommand, args, prog="qfleet status")
+    if Path(c.run).is_dir():
+        run = RunDir.open(Path(c.run))
+        figures = run.read_json(STATUS) or {}
+        summary = run.read_json(SUMMARY)
+    else:
+        figures, summary = _status_in_cluster(c.run, c.address), None
+    _say_status(c.run, figures, summary)
+    if c.json:
+        print(json.dumps({**figures, **(summary or {})}))
+    return 0
+
+
+def _status_in_cluster(name: str, address: str) -> dict[str, Any]:
+
+    join(address, name)
+    try:
+        registry = ray.get_actor("registry", namespace=name)
+    except ValueError:
+        raise BadInput(f"no run named {name!r} in the Ray at {address}, and no such directory") from None
+    return dict(ray.get(registry.status.remote(), timeout=10.0))
+
+
+def _say_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | None) -> None:
+
+    if summary is not None:
+        _say_summary(summary)
+    elif figures:
+        shown = {k: float("nan") if v is None else v for k, v in figures.items()}
+        print(plain_line(shown, f"{shown['last_return']:.1f}", float("nan")))
+    else:
+        print(f"{run}: started, nothing to report yet")
+
+
+def plot_command(args: list[str]) -> int:
+
+    c = parse(PlotCommand, args, prog="qfleet plot")
+    if not c.runs:
+        raise BadInput("qfleet plot needs a run's directory: qfleet plot RUN [RUN ...]")
+    print(f"learning curves: {plot_runs([Path(r) for r in c.runs], Path(c.to))}")
+    return 0
+
+
+def bench_command(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(f"usage: qfleet bench NAME [flags]; NAME is one of: {', '.join(BENCHES)}")
+        return 0
+    if args[0] not in BENCHES:
+        raise BadInput(f"unknown benchmark {args[0]!r}: {nearest(args[0], BENCHES)}")
+    module = importlib.import_module(f"benchmarks.{args[0]}")
+    command = parse(module.Command, args[1:], prog=f"qfleet bench {args[0]}")
+    figures = module.run(command)
+    if command.json:
+        print(json.dumps(figures))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train_command,
+    "eval": eval_command,
+    "status": status_command,
+    "plot": plot_command,
+    "bench": bench_command,
+}

@@ -1,0 +1,64 @@
+"""Flags from dataclasses, by tyro; what tyro complains of becomes one line with the nearest right word."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+from typing import Any
+
+import tyro
+
+from rl.errors import BadInput
+
+
+def parse(cls: Any, args: list[str], default: Any = None, prog: str = "qfleet") -> Any:
+    """tyro's parse; what it complains of becomes one line."""
+    out, err = io.StringIO(), io.StringIO()
+    asked_help = any(a in ("-h", "--help") for a in args)
+    try:
+        if asked_help:
+            return tyro.cli(cls, args=args, default=default, prog=prog)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return tyro.cli(cls, args=args, default=default, prog=prog)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise BadInput(_complaint(err.getvalue() + out.getvalue(), args, prog, cls)) from None
+
+
+def _complaint(text: str, args: list[str], prog: str, cls: Any) -> str:
+    """The gist of tyro's boxed message, with the nearest right flag."""
+    lines = [line.strip(" │╭╰─╮╯-") for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    first = lines[1] if len(lines) > 1 else "the flags are not understood"
+    if first.startswith("Unrecognized options"):
+        flag = next((a for a in args if a.split("=")[0] in first and a.startswith("-")), None)
+        word = flag or first.partition(": ")[2].split(",")[0]
+        if flag is None:
+            return f"unexpected word {word!r}: see {prog} --help"
+        near = difflib.get_close_matches(flag.split("=")[0], flag_names(cls), n=1, cutoff=0.5)
+        return f"unknown flag {flag}: " + (f"did you mean {near[0]}?" if near else f"see {prog} --help")
+    return f"{first.rstrip('.')}: see {prog} --help"
+
+
+def flag_names(cls: Any) -> list[str]:
+    """Every flag of a command's dataclass, nested ones with their dotted names."""
+
+    def walk(cls: Any, prefix: str) -> list[str]:
+        found = []
+        for f in dataclasses.fields(cls):
+            name = f"{prefix}{f.name.replace('_', '-')}"
+            factory = f.default_factory
+            inner = factory() if factory is not dataclasses.MISSING else None
+            if dataclasses.is_dataclass(inner):
+                found += walk(type(inner), name + ".")
+            elif isinstance(f.default, bool):
+                head, _, tail = name.rpartition(".")
+                found += [f"--{name}", f"--{head + '.' if head else ''}no-{tail}"]
+            else:
+                found.append(f"--{name}")
+        return found
+
+    return walk(cls, "")
