@@ -76,8 +76,8 @@ class Actor:
         self.version = self.target_version = 0
         self.agent_steps = 0  # of this actor in this run
         self._fleet_steps = lambda: base_steps + self.agent_steps * config.count
-        self._rng = np.random.default_rng([seed, index, 2])
-        self._seeds = SeedSequence(seed, 1000 + index)
+        self._rng = np.random.default_rng([seed, index, 2, base_steps])  # a resumed or restarted actor draws anew
+        self._seeds = SeedSequence(seed, 1000 + index, base_steps)
         spec = self.environments.spec
         self._builders = [
             SegmentBuilder(returns, spec, config.segment_items, first_episode=((index + 1) << 40) + (i << 24))

@@ -21,10 +21,10 @@ from rl.types import Array, Int64
 class Evaluator:
     """Plays given weights; each call uses fresh seeds unless one is given."""
 
-    def __init__(self, config: EvaluationConfig, env: EnvConfig, network: QNetwork, seed: int) -> None:
+    def __init__(self, config: EvaluationConfig, env: EnvConfig, network: QNetwork, seed: int, start: int = 0) -> None:
         self._config, self._env = config, env
         self._network = network.eval().requires_grad_(False)
-        self._seeds = np.random.default_rng([seed, 7])
+        self._seeds = np.random.default_rng([seed, 7, start])
 
     def _act(self, observation: Array) -> Int64:
         with torch.inference_mode():

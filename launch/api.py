@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from launch.config import TrainConfig, check
+from launch.config import TrainConfig, check, to_yaml
 from launch.run import Run
-from launch.run_dir import RunDir
+from launch.run_dir import CONFIG, SUMMARY, RunDir
 from launch.serial import run_serial
 from launch.supervisor import run_distributed
 from launch.topology import resolve
@@ -48,6 +48,9 @@ def train(
         directory = RunDir.open(Path(resume))
         resumed = directory.newest_checkpoint()
         _check_resumed(config, resumed, str(resume))
+        directory = RunDir(directory.path, config.learner.keep_checkpoints)
+        directory.write(CONFIG, to_yaml(config))
+        (directory.path / SUMMARY).unlink(missing_ok=True)
     else:
         directory = RunDir.create(None if run_dir is None else Path(run_dir), config)
     run = Run(config, directory, resumed)

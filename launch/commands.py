@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +15,14 @@ import tyro
 from launch.api import load_policy, train
 from launch.config import TrainConfig
 from launch.flags import parse
-from launch.presets import breakout, generic, preset
+from launch.presets import preset
 from launch.progress import plain_line
 from launch.run_dir import STATUS, SUMMARY, RunDir
 from launch.topology import join
 from report.curves import plot_runs
 from rl.envs import atari_game, make_environments
 from rl.errors import BadInput, nearest
-from rl.evaluation import EvaluationConfig, evaluate
+from rl.evaluation import evaluate
 from rl.recording import record
 
 BENCHES = ("pipeline", "replay", "actors")
@@ -89,8 +89,8 @@ class PlotCommand:
 def train_command(args: list[str]) -> int:
 
     name = args.pop(0) if args and not args[0].startswith("-") else None
-    by_env = any(a.split("=")[0] == "--env.id" for a in args)
-    base = preset(name or ("generic" if by_env else "pong"))
+    env_id = _value_of(args, "--env.id")
+    base = preset(name or ("pong" if env_id is None else "atari" if atari_game(env_id) else "generic"))
     resume = _value_of(args, "--resume")
     if resume is not None:
         if name is not None:
@@ -99,8 +99,6 @@ def train_command(args: list[str]) -> int:
     fields = {f: getattr(base, f) for f in TrainConfig.__dataclass_fields__}
     command = parse(TrainCommand, args, TrainCommand(**fields), "qfleet train")
     config = TrainConfig(**{f: getattr(command, f) for f in fields})
-    if by_env and name is None and resume is None:
-        config = _suit(config)
     if command.serial and command.address:
         raise BadInput("--serial and --address exclude each other: leave one out")
     if command.resume and command.run_dir:
@@ -113,22 +111,6 @@ def train_command(args: list[str]) -> int:
     if command.json:
         print(json.dumps(summary))
     return 128 + interrupted if interrupted else 0
-
-
-def _suit(config: TrainConfig) -> TrainConfig:
-    """The generic preset over an Atari environment: breakout's settings instead."""
-
-    if atari_game(config.env.id) is None or config.network != generic().network:
-        return config
-    base = breakout()
-    return replace(
-        base,
-        env=config.env,
-        seed=config.seed,
-        max_steps=config.max_steps,
-        max_minutes=config.max_minutes,
-        evaluation=replace(EvaluationConfig(), goal=float("inf")),
-    )
 
 
 def _value_of(args: list[str], flag: str) -> str | None:
@@ -152,8 +134,8 @@ def _say_summary(s: dict[str, Any]) -> None:
 def eval_command(args: list[str]) -> int:
 
     c = parse(EvalCommand, args, prog="qfleet eval")
-    if c.episodes < 1 or not 0.0 <= c.epsilon <= 1.0:
-        raise BadInput("--episodes must be at least 1 and --epsilon from 0 to 1")
+    if c.episodes < 1 or c.seed < 0 or not 0.0 <= c.epsilon <= 1.0:
+        raise BadInput("--episodes must be at least 1, --seed at least 0 and --epsilon from 0 to 1")
     policy = load_policy(c.run, c.weights)
     config = policy.config
     environments = make_environments(config.env, min(c.episodes, config.evaluation.environments))
@@ -224,7 +206,10 @@ def plot_command(args: list[str]) -> int:
     c = parse(PlotCommand, args, prog="qfleet plot")
     if not c.runs:
         raise BadInput("qfleet plot needs a run's directory: qfleet plot RUN [RUN ...]")
-    print(f"learning curves: {plot_runs([Path(r) for r in c.runs], Path(c.to))}")
+    try:
+        print(f"learning curves: {plot_runs([Path(r) for r in c.runs], Path(c.to))}")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--to {c.to} cannot be written: {' '.join(str(error).split())}") from error
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -55,12 +56,13 @@ class TrainConfig:
     """Minutes of training after which the run ends; 0: no limit."""
 
     def __post_init__(self) -> None:
+        _check_finite(self, "")
         if self.max_steps < 1:
             raise BadInput(f"max_steps is {self.max_steps}: write at least 1 agent step")
         if self.max_minutes < 0:
             raise BadInput(f"max_minutes is {self.max_minutes}: write 0 (no limit) or more")
-        if self.seed < 0:
-            raise BadInput(f"seed is {self.seed}: write 0 or more")
+        if not 0 <= self.seed < 2**31:
+            raise BadInput(f"seed is {self.seed}: write 0 to {2**31 - 1}")
         if self.learner.batch_size > self.replay.capacity:
             raise BadInput(
                 f"learner.batch_size is {self.learner.batch_size}, above replay.capacity of {self.replay.capacity}: "
@@ -91,12 +93,23 @@ class TrainConfig:
         return RateLimiter(c.limiter, self.max_segment_items, self.learner.batch_size, c.shards)
 
 
+def _check_finite(config: Any, prefix: str) -> None:
+    for f in dataclasses.fields(config):
+        value, name = getattr(config, f.name), prefix + f.name
+        if dataclasses.is_dataclass(value):
+            _check_finite(value, name + ".")
+        elif isinstance(value, float) and not math.isfinite(value) and (name != "evaluation.goal" or math.isnan(value)):
+            raise BadInput(f"{name} is {value}: write a finite number")
+
+
 def check(config: TrainConfig) -> None:
     """Raise BadInput for what only the environment or the machine can tell; nothing is started."""
     pick_device(config.learner.device)
     check_env(config.env)
     spec, _ = describe(config.env)
     check_network(config.network, spec)
+    if config.actors.bf16 and spec.dtype != "uint8":
+        raise BadInput(f"actors.bf16 is for pixels, {config.env.id} gives {spec.dtype}: write --actors.no-bf16")
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -129,7 +142,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and not isinstance(value, list):
+        raise BadInput(f"{where} is {value!r}: expected a list")
+    if origin is tuple:
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         return tuple(_value(h, v, where) for h, v in zip(inner, value, strict=True))
     if origin is typing.Literal:

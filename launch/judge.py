@@ -63,7 +63,8 @@ class Judge:
         """Judge a finished evaluation: (the kind that must follow on the same weights, whether these are the best yet)."""
         mean = result.mean_return
         self.last_return = mean
-        best = self.best_return is None or mean > self.best_return
+        confirmed = kind == "confirm" and mean >= self._config.goal
+        best = confirmed or self.best_return is None or mean > self.best_return  # a confirmed goal beats a lucky few
         if best:
             self.best_return = mean
         if mean < self._config.goal:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from actors.actor import ActorConfig
 from launch.config import TrainConfig
 from learner.learner import LearnerConfig
@@ -62,6 +64,12 @@ def breakout() -> TrainConfig:
     )
 
 
+def atari() -> TrainConfig:
+    """Where `--env.id` names an Atari game and no preset was asked for: breakout's settings, no goal."""
+    base = breakout()
+    return replace(base, evaluation=replace(base.evaluation, goal=float("inf"), margin=0.0))
+
+
 def cartpole() -> TrainConfig:
     """CartPole-v1 to 475 of 500 in about a minute."""
     return TrainConfig(
@@ -105,7 +113,7 @@ def generic() -> TrainConfig:
     )
 
 
-PRESETS = {"pong": pong, "cartpole": cartpole, "breakout": breakout, "generic": generic}
+PRESETS = {"pong": pong, "cartpole": cartpole, "breakout": breakout, "atari": atari, "generic": generic}
 
 
 def preset(name: str) -> TrainConfig:

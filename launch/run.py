@@ -37,6 +37,7 @@ class Run:
         self.progress = Progress(f"Qfleet {config.env.id}  {run_dir.path}", config.max_steps, config.evaluation.goal)
         self._exploration = Exploration(config.exploration, config.fleet_environments - 1, 1, config.fleet_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
+        self.last_row: dict[str, Any] = {}
         self.interrupted_by: int | None = None  # number of the signal that ended the run
 
     @property
@@ -56,6 +57,7 @@ class Run:
         """Show, log and leave word for `qfleet status`, each when it is due."""
         now = time.monotonic()
         row = self.tally.row(float(self._exploration.epsilons(self.tally.agent_steps)[0]))
+        self.last_row = row
         self.progress.show(row, self._last_evaluation(), self._seconds_left(row["steps_per_s"]))
         if force or now - self._last_log >= LOG_PERIOD:
             self._last_log = now

@@ -37,10 +37,10 @@ class RunDir:
             raise BadInput(f"--run-dir {path} is a file: write a directory")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            run = cls(path, config.learner.keep_checkpoints)
+            run.write(CONFIG, to_yaml(config))
         except OSError as error:
-            raise BadInput(f"--run-dir {path} cannot be made: {error.strerror}") from error
-        run = cls(path, config.learner.keep_checkpoints)
-        run.write(CONFIG, to_yaml(config))
+            raise BadInput(f"--run-dir {path} cannot be written: {error.strerror}") from error
         return run
 
     @classmethod

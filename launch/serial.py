@@ -74,7 +74,11 @@ class SerialParts:
             for i in range(config.actors.count)
         ]
         self.evaluator = Evaluator(
-            config.evaluation, config.env, make_network(config.network, spec, actions, config.seed), config.seed
+            config.evaluation,
+            config.env,
+            make_network(config.network, spec, actions, config.seed),
+            config.seed,
+            base_steps,
         )
 
 

@@ -11,7 +11,7 @@ import ray
 from launch.config import TrainConfig
 from launch.judge import Candidate, Kind
 from launch.run import Run
-from launch.topology import Topology, build, start_ray
+from launch.topology import Stopped, Topology, build, start_ray
 from rl.errors import RunFault
 
 POLL_PERIOD = 1.0  # seconds between polls
@@ -21,8 +21,9 @@ CALL_TIMEOUT = 60.0  # seconds that a worker may take to answer
 class _Poller:
     """One question at a time to each worker; a worker that restarts is silent for a while."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, warn: Callable[[str], None]) -> None:
         self._workers = topology.workers()
+        self._warn = warn
         self._asked: dict[str, Any] = {}
         self._heard = {name: time.monotonic() for name, _ in self._workers}
 
@@ -42,11 +43,19 @@ class _Poller:
             except ray.exceptions.ActorUnavailableError:
                 continue
             except ray.exceptions.RayActorError as error:
-                answers[name] = {"failure": f"the process ended: {_first_line(error)}", "dead": True}
-        for name, heard in self._heard.items():
+                answers[name] = {"failure": f"the process ended: {_first_line(error)}"}
+                self._forget(name)
+        for name, heard in list(self._heard.items()):
             if time.monotonic() - heard > CALL_TIMEOUT * 3:
-                raise RunFault(f"{name} has not answered for {CALL_TIMEOUT * 3:g} s")
+                if name == "learner":
+                    raise RunFault(f"{name} has not answered for {CALL_TIMEOUT * 3:g} s")
+                self._warn(f"warning: {name} has not answered for {CALL_TIMEOUT * 3:g} s; the run goes on without it")
+                self._heard[name] = time.monotonic()
         return answers
+
+    def _forget(self, name: str) -> None:
+        self._workers = [(n, handle) for n, handle in self._workers if n != name]
+        del self._heard[name]
 
 
 class _Evaluation:
@@ -94,7 +103,14 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
         for warning in start_ray(run.config, address, namespace):
             run.progress.note(f"warning: {warning}")
         on_ready()
-        topology = build(run.config, namespace, run.resumed, run.tally.base_steps, local=address is None)
+        topology = build(
+            run.config,
+            namespace,
+            run.resumed,
+            run.tally.base_steps,
+            local=address is None,
+            stopping=lambda: run.interrupted_by is not None,
+        )
         run.progress.note(_describe(run.config, topology))
         run.tally.start_clock()
         failure: RunFault | None = None
@@ -102,9 +118,14 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
             _drive(run, topology)
         except RunFault as fault:
             failure = fault
-        _finish(run, topology)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            failure = RunFault(_first_line(error))
+        run.tally.stop_clock()
+        _finish(run, topology, save=failure is None or not str(failure).startswith("learner"))
         if failure is not None:
             raise failure
+    except Stopped:
+        run.progress.note("stopped before training began")
     finally:
         ray.shutdown()
 
@@ -120,7 +141,7 @@ def _describe(config: TrainConfig, topology: Topology) -> str:
 
 
 def _drive(run: Run, topology: Topology) -> None:
-    poller, evaluation = _Poller(topology), _Evaluation(run, topology.evaluator)
+    poller, evaluation = _Poller(topology, run.progress.note), _Evaluation(run, topology.evaluator)
     reported: set[str] = set()
     saving: Any = None
     while not run.finished():
@@ -134,7 +155,7 @@ def _drive(run: Run, topology: Topology) -> None:
             run.save(ray.get(saving))
             saving = None
         run.tick()
-        topology.registry.set_status.remote(run.status(run.tally.row(0.0)))
+        topology.registry.set_status.remote(run.status(run.last_row))
         while time.monotonic() - began < POLL_PERIOD and not run.finished():
             time.sleep(0.05)
 
@@ -156,13 +177,14 @@ def _take(run: Run, name: str, answer: dict[str, Any], reported: set[str]) -> No
         run.tally.actor(int(name.removeprefix("actor-")), answer["agent_steps"], answer["episodes"])
 
 
-def _finish(run: Run, topology: Topology) -> None:
-    """Stop acting, stop learning, write the last checkpoint, stop the shards; each wait has a deadline."""
+def _finish(run: Run, topology: Topology, save: bool) -> None:
+    """Stop acting, stop learning, write the last checkpoint unless the learner failed, stop the shards, with deadlines."""
     try:
         ray.wait([a.stop.remote() for a in topology.actors], num_returns=len(topology.actors), timeout=0.5)
         ray.get(topology.learner.stop.remote(), timeout=CALL_TIMEOUT)
         run.tally.learner["updates"] = ray.get(topology.learner.poll.remote(), timeout=CALL_TIMEOUT)["updates"]
-        run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
+        if save:
+            run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
     except (ray.exceptions.RayError, TimeoutError) as error:
         run.progress.note(f"warning: no last checkpoint: {_first_line(error)}")
     for handle in (*topology.actors, *topology.shards, topology.evaluator, topology.learner, topology.registry):

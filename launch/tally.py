@@ -30,6 +30,7 @@ class Tally:
         self._base_seconds = float(earlier.get("wall_seconds", 0.0))
         self.evaluation_seconds = float(earlier.get("evaluation_seconds", 0.0))
         self._began = time.monotonic()
+        self._ended: float | None = None
         self._actor_steps: dict[int, float] = {}
         self.learner: dict[str, Any] = {"updates": self.base_updates}
         self.recent: deque[EpisodeResult] = deque(maxlen=RECENT)
@@ -46,7 +47,8 @@ class Tally:
         for episode in episodes:
             self.episodes += 1
             self.recent.append(episode)
-            self._by_epsilon.setdefault(episode.epsilon, deque(maxlen=10)).append(episode.episode_return)
+            if self._config.exploration.kind == "ladder":
+                self._by_epsilon.setdefault(episode.epsilon, deque(maxlen=10)).append(episode.episode_return)
             if episode.epsilon <= self._config.exploration.greedy_below:
                 self.greedy.append(episode.episode_return)
                 self.greedy_since_evaluation += 1
@@ -59,7 +61,7 @@ class Tally:
     @property
     def wall_seconds(self) -> float:
         """Seconds of training, without what came before the first component was ready."""
-        return self._base_seconds + time.monotonic() - self._began
+        return self._base_seconds + (self._ended or time.monotonic()) - self._began
 
     @property
     def greedy_return(self) -> float:
@@ -73,9 +75,11 @@ class Tally:
 
     def returns_by_epsilon(self) -> dict[float, float]:
         """Mean of the last 10 training returns at each epsilon of a ladder; empty under a schedule."""
-        if self._config.exploration.kind != "ladder":
-            return {}
         return {epsilon: float(np.mean(values)) for epsilon, values in sorted(self._by_epsilon.items())}
+
+    def stop_clock(self) -> None:
+        """Training ends now: what follows (the last checkpoint, ending processes) does not count."""
+        self._ended = time.monotonic()
 
     def start_clock(self) -> None:
         """Training begins now: what came before (starting processes) does not count."""

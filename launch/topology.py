@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +120,10 @@ def _answers(address: str, timeout: float) -> bool:
 remote: Any = ray.remote  # Ray's handles type no methods
 
 
+class Stopped(Exception):
+    """The user ended the run while its processes were starting."""
+
+
 @dataclass
 class Topology:
     """Handles of a run's Ray actors."""
@@ -138,11 +143,21 @@ class Topology:
         return [("learner", self.learner), *actors, *shards]
 
 
-def build(config: TrainConfig, run: str, resumed: Checkpoint | None, base_steps: int, local: bool) -> Topology:
+def build(
+    config: TrainConfig,
+    run: str,
+    resumed: Checkpoint | None,
+    base_steps: int,
+    local: bool,
+    stopping: Callable[[], bool],
+) -> Topology:
     """Start every process and wait until all are ready. Raises RunFault naming what was not placed in time."""
     needs = Needs.of(config)
     nice = config.actors.nice if local else 0
-    registry = remote(WeightRegistry).options(name="registry", num_cpus=0, max_restarts=0).remote()
+    try:
+        registry = remote(WeightRegistry).options(name="registry", num_cpus=0, max_restarts=0).remote()
+    except ValueError as error:
+        raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir of another name") from error
     host = config.replay.host if local else ""
     shards = [
         remote(ShardWorker)
@@ -151,14 +166,16 @@ def build(config: TrainConfig, run: str, resumed: Checkpoint | None, base_steps:
         for i in range(config.replay.shards)
     ]
     wanted = {f"shard-{i}": s.address.remote() for i, s in enumerate(shards)}
-    addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each")
+    addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each", stopping)
     threads = learner_threads(config)
     learner = (
         remote(LearnerWorker)
         .options(name="learner", num_cpus=needs.learner_cpus, num_gpus=needs.learner_gpus)
         .remote(config, addresses, resumed, run, threads)
     )
-    device = _await_ready({"learner": learner.start.remote()}, f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU")
+    device = _await_ready(
+        {"learner": learner.start.remote()}, f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU", stopping
+    )
     actors = [
         remote(ActorWorker)
         .options(name=f"actor-{i}", num_cpus=needs.actor_cpus, max_restarts=-1, scheduling_strategy="SPREAD")
@@ -168,19 +185,23 @@ def build(config: TrainConfig, run: str, resumed: Checkpoint | None, base_steps:
     evaluator = (
         remote(EvaluatorWorker)
         .options(name="evaluator", num_cpus=needs.evaluator_cpus, max_restarts=-1)
-        .remote(config, run, nice)
+        .remote(config, base_steps, run, nice)
     )
     ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
     ready["evaluator"] = evaluator.__ray_ready__.remote()
-    _await_ready(ready, "1 CPU each")
+    _await_ready(ready, "1 CPU each", stopping)
     return Topology(registry, shards, learner, actors, evaluator, device[0], addresses)
 
 
-def _await_ready(calls: dict[str, Any], asks: str) -> list[Any]:
+def _await_ready(calls: dict[str, Any], asks: str, stopping: Callable[[], bool]) -> list[Any]:
     """Results of ``calls`` by name in order. Raises RunFault naming those not there after READY_TIMEOUT seconds."""
     refs = list(calls.values())
     deadline = time.monotonic() + READY_TIMEOUT
-    ready, _ = ray.wait(refs, num_returns=len(refs), timeout=max(0.0, deadline - time.monotonic()))
+    ready: list[Any] = []
+    while len(ready) < len(refs) and time.monotonic() < deadline:
+        if stopping():
+            raise Stopped
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.5)
     if len(ready) < len(refs):
         missing = [name for name, ref in calls.items() if ref not in ready]
         resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]

@@ -110,6 +110,8 @@ class ActorWorker:
         os.nice(nice)
         torch.set_num_threads(1)
         count = config.actors.environments
+        seen = ray.get(_registry().status.remote(), timeout=30.0).get("agent_steps", 0)  # of the fleet, after a restart
+        base_steps = max(base_steps, int(seen))
         self._actor = Actor(
             config.actors,
             config.env,
@@ -221,10 +223,10 @@ class LearnerWorker:
 class EvaluatorWorker:
     """The evaluator."""
 
-    def __init__(self, config: TrainConfig, run: str, nice: int) -> None:
+    def __init__(self, config: TrainConfig, base_steps: int, run: str, nice: int) -> None:
         os.nice(nice)
         torch.set_num_threads(1)
-        self._evaluator = Evaluator(config.evaluation, config.env, _network(config), config.seed)
+        self._evaluator = Evaluator(config.evaluation, config.env, _network(config), config.seed, base_steps)
         self._source = RayWeightSource(_registry())
         self._weights: Weights | None = None
         self._meta = (0, 0)  # version, updates

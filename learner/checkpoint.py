@@ -64,7 +64,7 @@ class CheckpointStore:
             if self.fs.exists(final):
                 self.fs.rm(final, recursive=True)
             self.fs.mv(folder, final, recursive=True)
-        self._drop_old()
+        self._drop_old(step)
         return str(final)
 
     def steps(self) -> list[int]:
@@ -103,8 +103,10 @@ class CheckpointStore:
                 log.warning("skipping a damaged checkpoint: %s", error)
         return None
 
-    def _drop_old(self) -> None:
-        for step in self.steps()[: -self._keep]:
+    def _drop_old(self, written: int) -> None:
+        """Keep the step just written, whatever its number, and the newest others."""
+        others = [step for step in self.steps() if step != written]
+        for step in others[: max(0, len(others) - (self._keep - 1))]:
             self.fs.rm(posixpath.join(self.path, f"{step:012d}"), recursive=True)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rl import td
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 from rl.networks import QNetwork
 from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
@@ -198,8 +198,8 @@ def metric_values(metrics: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def td_abs_array(td_abs: Tensor) -> Float32:
-    """|TD error| [B] on the CPU as numpy; a non-finite one raises ValueError (the run has diverged)."""
+    """|TD error| [B] on the CPU as numpy; raises RunFault on one that is not finite (the run has diverged)."""
     values = td_abs.float().cpu().numpy()
     if not np.isfinite(values).all():
-        raise ValueError("a TD error is not finite: the learner has diverged; write a smaller learning rate")
+        raise RunFault("a TD error is not finite: the learner has diverged; write a smaller learning rate")
     return values

@@ -7,7 +7,7 @@ import time
 import grpc
 
 from protos import replay_pb2_grpc as rpc
-from replay.service import CHANNEL_OPTIONS
+from replay.service import CHANNEL_OPTIONS, NO_CREDIT
 from rl.errors import RunFault
 
 RETRY_FROM, RETRY_TO = 0.1, 2.0  # seconds between attempts, doubling
@@ -16,7 +16,8 @@ RETRY_FROM, RETRY_TO = 0.1, 2.0  # seconds between attempts, doubling
 class Link:
     """One shard's address and channel, and how long it has been silent.
 
-    ``gone`` is set once the shard has not answered for ``give_up_after`` seconds; it is final.
+    ``gone`` is set once ``give_up_after`` seconds have passed since its first failure after its last answer, or when it
+    refused a request; it is final.
     """
 
     def __init__(self, address: str, give_up_after: float) -> None:
@@ -25,12 +26,12 @@ class Link:
         self.stub = rpc.ReplayStub(self.channel)
         self.gone = False
         self.last_error = "never reached"
-        self._silent_since = time.monotonic()
+        self._silent_since: float | None = None  # its first failure since it last answered
         self._pause = RETRY_FROM
 
     def answered(self) -> None:
         """The shard is alive."""
-        self._silent_since = time.monotonic()
+        self._silent_since = None
         self._pause = RETRY_FROM
 
     def failed(self, error: grpc.RpcError) -> float:
@@ -40,12 +41,17 @@ class Link:
         """
         code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
         details = error.details() if isinstance(error, grpc.Call) else str(error)
-        if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED):
+        waiting = code == grpc.StatusCode.RESOURCE_EXHAUSTED and str(details).startswith(NO_CREDIT)
+        refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        if code in refused and not waiting:
             raise RunFault(f"replay shard {self.address} refused a request: {details}")
         self.last_error = f"{code.name}: {details}"
-        if code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION):
+        now = time.monotonic()
+        if waiting or code == grpc.StatusCode.FAILED_PRECONDITION:
             self.answered()  # it speaks, so it is alive
-        elif time.monotonic() - self._silent_since > self.give_up_after:
+        elif self._silent_since is None:
+            self._silent_since = now
+        elif now - self._silent_since > self.give_up_after:
             self.gone = True
         pause, self._pause = self._pause, min(self._pause * 2, RETRY_TO)
         return pause

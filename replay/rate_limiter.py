@@ -44,7 +44,7 @@ class RateLimiter:
     def __init__(self, config: LimiterConfig, max_insert: int, batch: int, shards: int = 1) -> None:
         self.config = config
         self.sigma = config.samples_per_insert
-        self.max_insert, self.batch = max_insert, batch
+        self.max_insert, self.batch, self.shards = max_insert, batch, shards
         centre = self.sigma * config.min_size
         self.min_diff, self.max_diff = centre - config.slack, centre + config.slack
         # Credit is granted shard by shard and never taken back, so each shard must be able to hold a whole segment's.
@@ -75,7 +75,7 @@ class RateLimiter:
         by_ratio = math.floor((self.max_diff + sampled) / self.sigma) - inserted
         until_min = self.config.min_size - stored
         if until_min > 0:
-            return max(by_ratio, until_min + self.max_insert * 2)
+            return max(by_ratio, until_min + self.max_insert * (self.shards + 1))
         return max(by_ratio, 0)
 
     def grants(self, inserted: Sequence[int], granted: Sequence[int], sampled: int, stored: int) -> list[int]:

@@ -28,6 +28,7 @@ from replay.weights import BetaConfig, importance_weights
 from rl.errors import RunFault
 from rl.types import Array, Float64, ObservationSpec, SampledBatch, Transition
 
+LOOK_EVERY = 0.1  # seconds between looks at all shards' counts while sampling, those that are not drawn from included
 POLL_FROM, POLL_TO = 0.001, 0.02  # seconds between looks at the counts while replay may not be sampled, doubling
 UPDATES_IN_FLIGHT = 64  # priority updates not yet answered, over all shards
 
@@ -44,7 +45,7 @@ class _Part:
 
 @dataclass
 class _Plan:
-    """A batch in hand: its parts by shard, and the items and totals that the shares were drawn from."""
+    """A batch in hand: its parts by shard."""
 
     parts: dict[int, _Part]
     event: threading.Event = field(default_factory=threading.Event)
@@ -143,7 +144,8 @@ class Sampler:
         self._streams = [_Stream(i, Link(a, give_up_after)) for i, a in enumerate(addresses)]
         self._plans: deque[_Plan] = deque()
         self._pause = POLL_FROM
-        self._in_hand = 0  # items asked for and not yet counted by a shard
+        self._looked = 0.0
+        self._in_hand = 0  # items of the batches in hand
         self._rng = np.random.default_rng(seed)
         self._updates = threading.BoundedSemaphore(UPDATES_IN_FLIGHT)
         self.drawn = 0  # batches returned, over the run
@@ -188,6 +190,11 @@ class Sampler:
 
     def _send(self, plan: _Plan) -> None:
         self._plans.append(plan)
+        if time.monotonic() - self._looked >= LOOK_EVERY:  # news of every shard, and credit for it
+            self._looked = time.monotonic()
+            for stream in self._streams:
+                if not stream.link.gone:
+                    plan.parts.setdefault(stream.index, _Part(0, 0.0))
         credits = self._credits()
         for index, part in list(plan.parts.items()):
             self._streams[index].ask(plan, part, credits[index])
@@ -224,7 +231,7 @@ class Sampler:
         transitions, keys, probabilities, shards = [], [], [], []
         for index, part in plan.parts.items():
             if part.reply is None or not part.reply.keys:
-                continue  # the shard broke or emptied meanwhile: a smaller batch would bias nothing but the count
+                continue  # only asked for its counts, or broke meanwhile
             transition, key, probability = unpack_samples(part.reply, self._spec)
             transitions.append(transition)
             keys.append(key)

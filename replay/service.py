@@ -19,6 +19,7 @@ Context = Any  # grpc.aio.ServicerContext, which is untyped
 
 SERVICE_NAME = "qfleet.replay.v1.Replay"
 MAX_MESSAGE = 64 * 2**20  # bytes
+NO_CREDIT = "no insert credit"  # how the error of a segment that waited in vain begins
 INSERT_TIMEOUT = 60.0  # seconds that a segment waits for credit before its stream is ended
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -69,7 +70,7 @@ class ReplayServicer(rpc.ReplayServicer):
             except TimeoutError:
                 await context.abort(
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"no insert credit for {self._insert_timeout:g} s: inserted {self.shard.inserted}, "
+                    f"{NO_CREDIT} for {self._insert_timeout:g} s: inserted {self.shard.inserted}, "
                     f"granted {self.shard.insert_credit}; the learner's sampler grants more as it samples",
                 )
 

@@ -20,7 +20,6 @@ from rl.types import Array, Int64, ObservationSpec, UInt64
 class _Stored(NamedTuple):
     """A segment at rest."""
 
-    message: pb.Segment
     frames: bytes
     ends: Int64  # [F + 1] byte offsets of the frames
     sizes: Array  # [F] uint32
@@ -80,7 +79,7 @@ class Storage:
         slots = np.arange(self.next_key, self.next_key + items, dtype=np.int64) % self.capacity
         sizes = arrays["frame_sizes"]
         ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        stored = _Stored(message, message.frames, ends, sizes, items)
+        stored = _Stored(message.frames, ends, sizes, items)
         start, length = arrays["item_step"].astype(np.int64), arrays["item_length"]
         self._low[slots] = np.maximum(start - (self.spec.stack - 1), 0)
         self._high[slots] = start + length + 1

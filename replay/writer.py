@@ -34,6 +34,7 @@ class _Lane:
         self._sequence = 0
         self._sent = 0  # how many of `queue` went out on the current stream
         self._stream = 0  # number of the current stream
+        self.acknowledged = 0  # segments
         self.closed = False
         self.failure: RunFault | None = None
         self._thread = threading.Thread(target=self._run, name=f"writer-{link.address}", daemon=True)
@@ -75,7 +76,8 @@ class _Lane:
         with self._changed:
             while self.queue and self.queue[0].sequence <= reply.acknowledged:
                 self.queue.popleft()
-                self._sent -= 1
+                self._sent = max(0, self._sent - 1)  # a duplicate may acknowledge what this stream has not sent yet
+                self.acknowledged += 1
             self.credit_left = reply.credit_left
             self._changed.notify_all()
 
@@ -128,6 +130,10 @@ class Writer:
         """Segments not yet acknowledged."""
         return sum(len(lane.queue) for lane in self._lanes)
 
+    @property
+    def _acknowledged(self) -> int:
+        return sum(lane.acknowledged for lane in self._lanes)
+
     def write(self, segment: Segment) -> None:
         """Send a segment to a shard that has credit; waits while every shard's window is full.
 
@@ -135,10 +141,12 @@ class Writer:
         """
         message = pack_segment(segment)
         with self._changed:
-            deadline = time.monotonic() + self._write_timeout
+            deadline, moved = time.monotonic() + self._write_timeout, self._acknowledged
             while (lane := self._choose(segment.items)) is None:
                 self._check()
                 self._changed.wait(timeout=1.0)
+                if self._acknowledged != moved:
+                    deadline, moved = time.monotonic() + self._write_timeout, self._acknowledged
                 if time.monotonic() >= deadline:
                     raise RunFault(
                         f"replay took no segment for {self._write_timeout:g} s: {self._state()}; "

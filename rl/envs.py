@@ -267,8 +267,8 @@ def _one_line(error: Exception) -> str:
 class SeedSequence:
     """A stream of episode seeds of one environment batch, so that any episode can be replayed from its seed."""
 
-    def __init__(self, seed: int, stream: int) -> None:
-        self._rng = np.random.default_rng([seed, stream])
+    def __init__(self, seed: int, stream: int, start: int = 0) -> None:
+        self._rng = np.random.default_rng([seed, stream, start])
 
     def draw(self, count: int) -> Int64:
         """``[count]`` seeds in [0, 2^31 - 1)."""

@@ -53,6 +53,13 @@ class PixelConv(nn.Conv2d):
         return scaled
 
 
+class PixelScale(nn.Module):
+    """Pixels 0..255 to [0, 1], for networks without a first convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1.0 / 255.0)
+
+
 class QNetwork(nn.Module):
     """Torso, fully connected layers, and a plain or dueling head; pixels count as scaled to [0, 1]."""
 
@@ -84,7 +91,7 @@ class QNetwork(nn.Module):
 
 def _torso(config: NetworkConfig, spec: ObservationSpec) -> nn.Module:
     if config.kind == "mlp":
-        return nn.Flatten()
+        return nn.Sequential(PixelScale(), nn.Flatten()) if spec.dtype == "uint8" else nn.Flatten()
     channels = spec.shape[0]
     if config.kind == "nature":
         return nn.Sequential(

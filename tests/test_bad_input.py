@@ -31,6 +31,14 @@ CASES = {
     "negative shards": (["train", "--replay.shards", "-1"], "at least 1"),
     "zero steps": (["train", "--max-steps", "0"], "max_steps"),
     "negative minutes": (["train", "--max-minutes", "-3"], "max_minutes"),
+    "a goal that is no number": (["train", "--evaluation.goal", "nan"], "evaluation.goal"),
+    "an infinite ratio": (["train", "--replay.limiter.samples-per-insert", "inf"], "samples_per_insert"),
+    "a rate that is no number": (["train", "--learner.learning-rate", "nan"], "learning_rate"),
+    "a seed too large": (["train", "--seed", "99999999999999999999999"], "seed"),
+    "bfloat16 actors without pixels": (["train", "cartpole", "--actors.bf16"], "--actors.no-bf16"),
+    "a run directory in /proc": (["train", "cartpole", "--run-dir", "/proc/self"], "/proc/self"),
+    "a picture of no kind": (["plot", "RUN", "--to", "curves.xyz"], "curves.xyz"),
+    "a negative seed": (["eval", "RUN", "--seed", "-1"], "--seed"),
     "batch above capacity": (["train", "cartpole", "--learner.batch-size", "50001"], "at most 50000"),
     "min_size above capacity": (["train", "cartpole", "--replay.limiter.min-size", "60000"], "at most 50000"),
     "impossible ratio": (["train", "cartpole", "--replay.limiter.slack", "10"], "at least"),
@@ -95,6 +103,16 @@ def test_no_ray_at_the_address_is_said_within_10_seconds(tmp_path, capsys):
     assert "no Ray answers" in error
     assert address in error
     assert not (tmp_path / "r").exists()
+
+
+def test_flags_hold_for_an_atari_game_by_its_id(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("launch.commands.train", lambda config, **_: seen.append(config) or {"interrupted_by": 2})
+    monkeypatch.setattr("launch.commands._say_summary", lambda summary: None)
+    assert cli.main(["train", "--env.id", "ALE/Pong-v5", "--env.sticky", "0.25", "--actors.count", "3"]) == 130
+    (config,) = seen
+    assert (config.env.id, config.env.sticky, config.actors.count) == ("ALE/Pong-v5", 0.25, 3)
+    assert config.network.kind == "nature"
 
 
 def test_a_config_file_with_a_wrong_word_names_the_right_one(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from learner.checkpoint import MANIFEST, Checkpoint, CheckpointStore
 from learner.learner import Learner, LearnerConfig, pick_device
 from learner.update import Batch, UpdateConfig, Updater
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 from rl.networks import DuelingHead, NetworkConfig, check_network, make_network
 from rl.parameters import from_bytes, load_weights, to_bytes, weights_of
 from rl.types import ObservationSpec, SampledBatch, Transition
@@ -173,7 +173,7 @@ def test_a_diverged_learner_stops_with_a_reason(rng):
     sampled = batch_of(rng)
     sampled.transitions.r_t[0] = np.nan
     learner = learner_over([sampled])
-    with pytest.raises(ValueError, match="diverged"):
+    with pytest.raises(RunFault, match="diverged"):
         learner.step()
 
 
@@ -255,6 +255,13 @@ def test_checkpoints_round_trip_and_keep_the_newest(tmp_path, root):
     loaded = store.load_newest()
     assert loaded.state == {"updates": 3}
     np.testing.assert_array_equal(loaded.arrays["online"]["w"], arrays()["online"]["w"])
+
+
+def test_the_step_just_written_is_kept_whatever_its_number(tmp_path):
+    store = CheckpointStore(str(tmp_path), keep=1)
+    store.save(300, Checkpoint(arrays(), {"updates": 300}))
+    store.save(200, Checkpoint(arrays(), {"updates": 200}))
+    assert store.steps() == [200]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])

@@ -21,6 +21,7 @@ from replay.sampler import Sampler
 from replay.weights import BetaConfig
 from replay.writer import Writer
 from rl.errors import RunFault
+from rl.types import ObservationSpec
 from tests.conftest import FRAMES, SMALL, make_segment
 
 FREE = LimiterConfig(samples_per_insert=0, min_size=1)
@@ -251,6 +252,75 @@ def test_a_restarted_shard_takes_the_writer_back(shards, rng):
     (again,) = shards(1, port=shard.port)
     wait_for(lambda: again.counts().inserted == 4, 20.0)
     writer.close()
+
+
+def test_a_shard_that_comes_back_is_sampled_again(shards, rng):
+    two = shards(2)
+    writers = [Writer([s.address]) for s in two]
+    for writer in writers:
+        writer.write(make_segment(rng))
+        writer.flush(10.0)
+    source = sampler(two, give_up_after=30.0)
+    assert source.sample(5.0) is not None
+    two[0].kill()
+    (again,) = shards(1, port=two[0].port)
+    late = Writer([again.address])
+    late.write(make_segment(rng))
+    late.flush(10.0)
+    seen = set()
+    deadline = time.monotonic() + 20
+    while 0 not in seen:
+        batch = source.sample(1.0)
+        seen |= set() if batch is None else set(batch.shards.tolist())
+        assert time.monotonic() < deadline, "the shard was never drawn from again"
+    for client in (*writers, late, source):
+        client.close()
+
+
+def test_a_shard_that_fills_later_is_noticed_while_sampling(shards, rng):
+    two = shards(2)
+    first, second = Writer([two[0].address]), Writer([two[1].address])
+    first.write(make_segment(rng))
+    first.flush(10.0)
+    source = sampler(two)
+    assert source.sample(5.0) is not None
+    for _ in range(20):
+        second.write(make_segment(rng))
+    second.flush(10.0)
+    time.sleep(0.3)
+    shares = [np.mean(source.sample(5.0).shards) for _ in range(200)]
+    assert np.mean(shares[-50:]) == pytest.approx(20 / 21, abs=0.03)
+    assert source.stats()["stored"] == 21 * 4
+    for client in (first, second, source):
+        client.close()
+
+
+def test_an_idle_writer_survives_a_short_outage(shards, rng):
+    (shard,) = shards(1)
+    writer = Writer([shard.address], give_up_after=5.0)
+    writer.write(make_segment(rng))
+    writer.flush(10.0)
+    time.sleep(6.0)  # idle for longer than give_up_after
+    shard.kill()
+    (again,) = shards(1, port=shard.port)
+    writer.write(make_segment(rng))
+    writer.flush(15.0)
+    assert again.counts().inserted == 4
+    writer.close()
+
+
+def test_a_batch_too_large_for_a_message_is_a_fault(shards, rng):
+    spec = ObservationSpec((1000, 1000), "uint8")
+    (shard,) = shards(1, "--shape", 1000, 1000, "--dtype", "uint8")
+    writer = Writer([shard.address])
+    writer.write(make_segment(rng, spec))
+    writer.flush(20.0)
+    source = sampler([shard], spec=spec, batch=64)
+    with pytest.raises(RunFault, match="larger than max"):
+        for _ in range(50):
+            source.sample(0.2)
+    writer.close()
+    source.close()
 
 
 @pytest.mark.parametrize(
