@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,9 +66,6 @@ def pick_device(name: str) -> torch.device:
     if not there:
         raise BadInput(f"learner.device {name!r} is not on this machine: write auto, or cpu")
     return device
-
-
-Phase = Literal["waiting", "learning"]
 
 
 class Learner:
