@@ -145,7 +145,7 @@ def _sb3(seconds: float) -> dict[str, float]:
 
 def _learner(bf16: bool, source: object) -> Learner:
     config = LearnerConfig(batch_size=BATCH, device="cpu", bf16=bf16, publish_period=10**9, metrics_period=10**9)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(1)
     return Learner(config, NATURE, PONG_SPEC, PONG_ACTIONS, source, Discard(), Discard(), seed=1)  # type: ignore[arg-type]
 
 

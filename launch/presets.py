@@ -9,6 +9,7 @@ from launch.config import TrainConfig
 from learner.learner import LearnerConfig
 from replay.rate_limiter import LimiterConfig
 from replay.shard import ReplayConfig
+from replay.weights import BetaConfig
 from rl.envs import EnvConfig
 from rl.errors import BadInput, nearest
 from rl.evaluation import EvaluationConfig
@@ -21,8 +22,8 @@ def pong() -> TrainConfig:
     """Pong to a mean return of 19 on a small machine: the 2013 network, and few, cheap updates."""
     return TrainConfig(
         env=EnvConfig(id="PongNoFrameskip-v4"),
-        network=NetworkConfig(kind="small", hidden=(256,), dueling=True),
-        returns=ReturnConfig(n_step=4, clip_reward=1.0),
+        network=NetworkConfig(kind="small", hidden=(256,), dueling=True, layer_norm=True),
+        returns=ReturnConfig(n_step=5, clip_reward=1.0),
         exploration=ExplorationConfig(kind="ladder"),
         actors=ActorConfig(count=1, environments=16, bf16=True),
         replay=ReplayConfig(
@@ -31,12 +32,13 @@ def pong() -> TrainConfig:
         learner=LearnerConfig(
             batch_size=64,
             threads=1,
-            learning_rate=5e-4,
-            learning_rate_end=5e-5,
-            learning_rate_updates=70_000,
+            learning_rate=1e-3,
+            learning_rate_end=1e-4,
+            learning_rate_updates=60_000,
             target_update_period=250,
             bf16=True,
         ),
+        beta=BetaConfig(0.4, 0.4),
         evaluation=EvaluationConfig(goal=19.0, margin=1.0, period=100_000, quick_episodes=10),
         max_steps=2_000_000,
     )

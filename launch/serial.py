@@ -85,7 +85,7 @@ class SerialParts:
 def run_serial(run: Run) -> None:
     """Train until the run is finished: act while replay has room, update while the limiter allows."""
     config = run.config
-    torch.set_num_threads(config.learner.threads or torch.get_num_threads())
+    torch.set_num_threads(1)
     parts = SerialParts(config, run.tally.base_steps)
     learner = parts.learner
     if run.resumed is not None:

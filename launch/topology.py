@@ -16,20 +16,11 @@ from launch.config import TrainConfig
 from launch.ray_weights import WeightRegistry
 from launch.workers import ActorWorker, EvaluatorWorker, LearnerWorker, ShardWorker
 from learner.checkpoint import Checkpoint
-from learner.learner import pick_device
+from learner.learner import learner_threads, pick_device
 from rl.errors import BadInput, RunFault
 
 JOIN_TIMEOUT = 10.0  # seconds that a Ray may take to answer at --address
 READY_TIMEOUT = 180.0  # seconds that the processes may take to be placed and built
-
-
-def learner_threads(config: TrainConfig) -> int:
-    """Torch threads of the learner: as asked, else one a core up to 8 on the CPU, 2 with a GPU."""
-    if config.learner.threads:
-        return config.learner.threads
-    if pick_device(config.learner.device).type != "cpu":
-        return 2
-    return min(os.cpu_count() or 1, 8)
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class Needs:
     @classmethod
     def of(cls, config: TrainConfig) -> Needs:
         cuda = pick_device(config.learner.device).type == "cuda"
-        return cls(learner_threads(config), 1 if cuda else 0)
+        return cls(learner_threads(config.learner), 1 if cuda else 0)
 
     def total_cpus(self, config: TrainConfig) -> int:
         """CPUs of all processes together."""
@@ -167,7 +158,7 @@ def build(
     ]
     wanted = {f"shard-{i}": s.address.remote() for i, s in enumerate(shards)}
     addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each", stopping)
-    threads = learner_threads(config)
+    threads = learner_threads(config.learner)
     learner = (
         remote(LearnerWorker)
         .options(name="learner", num_cpus=needs.learner_cpus, num_gpus=needs.learner_gpus)

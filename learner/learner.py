@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ class LearnerConfig(UpdateConfig):
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), or a torch device such as cpu, cuda, cuda:1, mps."""
     threads: int = 0
-    """Torch threads of the learner on the CPU; 0: as many as there are cores, at most 8."""
+    """Threads that share an update on the CPU, each a part of the batch; 0: as many as there are cores, at most 8."""
     publish_period: int = 20  # learner updates
     """Learner updates between broadcasts of the weights."""
     checkpoint_minutes: float = 5.0
@@ -68,6 +69,15 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def learner_threads(config: LearnerConfig) -> int:
+    """Threads of the learner: as asked, else one a core up to 8 on the CPU, 2 with a GPU."""
+    if config.threads:
+        return config.threads
+    if pick_device(config.device).type != "cpu":
+        return 2
+    return min(os.cpu_count() or 1, 8)
+
+
 class Learner:
     """Owns the update, and moves it on a batch at a time."""
 
@@ -86,7 +96,7 @@ class Learner:
         self.config = config
         self.device = pick_device(config.device)
         online, target = (make_network(network, spec, actions, seed) for _ in range(2))
-        self.updater = Updater(config, online, target, self.device)
+        self.updater = Updater(config, online, target, self.device, learner_threads(config))
         self._source, self._weights, self._metrics = source, weights, metrics
         self._prefetch = prefetch
         self._batches: Prefetcher | Direct | None = None

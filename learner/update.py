@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from learner.parallel import Parts
 from rl import td
 from rl.errors import BadInput, RunFault
 from rl.networks import QNetwork
@@ -85,10 +86,13 @@ def _to(x: Array, device: torch.device) -> Tensor:
 
 
 class Updater:
-    """Online and target network, optimizer, and the number of updates made."""
+    """Online and target network, optimizer, and the number of updates made; ``threads`` share a batch (on the CPU)."""
 
-    def __init__(self, config: UpdateConfig, online: QNetwork, target: QNetwork, device: torch.device) -> None:
+    def __init__(
+        self, config: UpdateConfig, online: QNetwork, target: QNetwork, device: torch.device, threads: int = 1
+    ) -> None:
         self.config, self.device = config, device
+        self._parts = Parts(threads if device.type == "cpu" else 1)
         self.online, self.target = online.to(device), target.to(device).requires_grad_(False)
         if device.type == "cuda":
             for network in (self.online, self.target):
@@ -105,27 +109,41 @@ class Updater:
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """One gradient step; returns |TD error| [B] and scalar tensors by name (no device synchronisation is forced)."""
         c = self.config
-        with self._autocast():
-            with torch.no_grad():
-                q_t_value = self.target(batch.s_t)
-                q_t_selector = self.online(batch.s_t) if c.double else q_t_value
-            q_tm1 = self.online(batch.s_tm1)
-        error = td.double_q_error(q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t_value, q_t_selector)
-        losses = td.huber(error) if c.loss == "huber" else td.squared(error)
-        loss = td.weighted_loss(losses, batch.weights)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = c.max_grad_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.online.parameters(), limit)
+        size = len(batch.a_tm1)
+        parts = self._parts.map(lambda part: self._gradients(batch, part, size), size)
+        gradients, errors, losses, values = (list(column) for column in zip(*parts, strict=True))
+        total = list(gradients[0])
+        for other in gradients[1:]:
+            torch._foreach_add_(total, list(other))
+        for parameter, gradient in zip(self.online.parameters(), total, strict=True):
+            parameter.grad = gradient
+        norm = nn.utils.clip_grad_norm_(self.online.parameters(), c.max_grad_norm or float("inf"))
         self._set_learning_rate()
         self.optimizer.step()
         self.updates += 1
         self._sync_target()
-        metrics = {"loss": loss.detach(), "grad_norm": norm, "q_mean": q_tm1.detach().mean()}
-        return error.detach().abs(), metrics
+        metrics = {"loss": torch.stack(losses).sum(), "grad_norm": norm, "q_mean": torch.cat(values).mean()}
+        return torch.cat(errors).abs(), metrics
+
+    def _gradients(self, batch: Batch, part: slice, size: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+        """Of one part of a batch of ``size``: its share of the gradient and of the loss, TD errors, values of s_tm1."""
+        c = self.config
+        with self._autocast():
+            with torch.no_grad():
+                q_t_value = self.target(batch.s_t[part])
+                q_t_selector = self.online(batch.s_t[part]) if c.double else q_t_value
+            q_tm1 = self.online(batch.s_tm1[part])
+        error = td.double_q_error(
+            q_tm1, batch.a_tm1[part], batch.r_t[part], batch.discount_t[part], q_t_value, q_t_selector
+        )
+        losses = td.huber(error) if c.loss == "huber" else td.squared(error)
+        loss = td.weighted_loss(losses, batch.weights[part]) * (len(error) / size)
+        gradients = torch.autograd.grad(loss, list(self.online.parameters()))
+        return gradients, error.detach(), loss.detach(), q_tm1.detach()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
+        # no cache: it is the process's, and a weight cast without gradient in one thread would serve another's graph
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16, cache_enabled=False)
 
     def _set_learning_rate(self) -> None:
         c = self.config

@@ -22,6 +22,8 @@ class NetworkConfig:
     """Units of the fully connected layers (nature: 512; small: 256)."""
     dueling: bool = True
     """Separate value and advantage heads (Wang et al. 2016)."""
+    layer_norm: bool = False
+    """Normalise each layer before its ReLU, over all its units (Ba et al. 2016; for Q-learning Gallici et al. 2024, PQN)."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -31,14 +33,15 @@ class NetworkConfig:
 class DuelingHead(nn.Module):
     """Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a') (Wang et al. 2016, equation 9), features [B, D] -> [B, A]."""
 
-    def __init__(self, features: int, hidden: int, actions: int) -> None:
+    def __init__(self, features: int, hidden: int, actions: int, norm: bool = False) -> None:
         super().__init__()
         self.body = nn.Linear(features, 2 * hidden)  # both streams in one product
+        self.norm = nn.GroupNorm(2, 2 * hidden) if norm else nn.Identity()  # each stream for itself
         self.value = nn.Linear(hidden, 1)
         self.advantage = nn.Linear(hidden, actions)
 
     def forward(self, x: Tensor) -> Tensor:
-        v, a = torch.relu(self.body(x)).chunk(2, dim=1)
+        v, a = torch.relu(self.norm(self.body(x))).chunk(2, dim=1)
         value: Tensor = self.value(v).float()
         advantage: Tensor = self.advantage(a).float()
         return value + advantage - advantage.mean(dim=1, keepdim=True)
@@ -72,14 +75,14 @@ class QNetwork(nn.Module):
         *body, last = config.hidden
         layers: list[nn.Module] = []
         for units in body:
-            layers += [nn.Linear(features, units), nn.ReLU()]
+            layers += _layer(nn.Linear(features, units), config.layer_norm)
             features = units
         self.body = nn.Sequential(*layers)
         self.head: nn.Module
         if config.dueling:
-            self.head = DuelingHead(features, last, actions)
+            self.head = DuelingHead(features, last, actions, config.layer_norm)
         else:
-            self.head = nn.Sequential(nn.Linear(features, last), nn.ReLU(), nn.Linear(last, actions))
+            self.head = nn.Sequential(*_layer(nn.Linear(features, last), config.layer_norm), nn.Linear(last, actions))
 
     def forward(self, observation: Tensor) -> Tensor:
         x = observation
@@ -89,22 +92,25 @@ class QNetwork(nn.Module):
         return self.head(self.body(self.torso(x))).float()  # type: ignore[no-any-return]
 
 
+def _layer(layer: nn.Linear | nn.Conv2d, norm: bool) -> list[nn.Module]:
+    """A layer and its ReLU, with its normalisation over all channels and positions (one group) where asked."""
+    units = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+    return [layer, nn.GroupNorm(1, units), nn.ReLU()] if norm else [layer, nn.ReLU()]
+
+
 def _torso(config: NetworkConfig, spec: ObservationSpec) -> nn.Module:
     if config.kind == "mlp":
         return nn.Sequential(PixelScale(), nn.Flatten()) if spec.dtype == "uint8" else nn.Flatten()
     channels = spec.shape[0]
+    convolutions: list[nn.Conv2d] = [PixelConv(channels, 16, 8, stride=4), nn.Conv2d(16, 32, 4, stride=2)]
     if config.kind == "nature":
-        return nn.Sequential(
-            *(PixelConv(channels, 32, 8, stride=4), nn.ReLU()),
-            *(nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()),
-            *(nn.Conv2d(64, 64, 3, stride=1), nn.ReLU()),
-            nn.Flatten(),
-        )
-    return nn.Sequential(
-        *(PixelConv(channels, 16, 8, stride=4), nn.ReLU()),
-        *(nn.Conv2d(16, 32, 4, stride=2), nn.ReLU()),
-        nn.Flatten(),
-    )
+        convolutions = [
+            PixelConv(channels, 32, 8, stride=4),
+            nn.Conv2d(32, 64, 4, stride=2),
+            nn.Conv2d(64, 64, 3, stride=1),
+        ]
+    layers = [module for conv in convolutions for module in _layer(conv, config.layer_norm)]
+    return nn.Sequential(*layers, nn.Flatten())
 
 
 def check_network(config: NetworkConfig, spec: ObservationSpec) -> None:

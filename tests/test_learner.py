@@ -56,6 +56,21 @@ def test_networks_map_pixels_to_action_values(kind, dueling):
     torch.testing.assert_close(network.head(scaled), q, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["nature", "small", "mlp"])
+@pytest.mark.parametrize("dueling", [False, True])
+def test_normalised_layers_have_mean_0_and_variance_1_before_their_relu(kind, dueling):
+    network = make_network(NetworkConfig(kind, (32,), dueling, layer_norm=True), PIXELS, 6, 1)
+    seen = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.register_forward_hook(lambda m, _, y: seen.append(y.reshape(3, m.num_groups, -1)))
+    network(torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8))
+    assert len(seen) == {"nature": 4, "small": 3, "mlp": 1}[kind]
+    for y in seen:
+        torch.testing.assert_close(y.mean(2), torch.zeros(y.shape[:2]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(y.var(2, correction=0), torch.ones(y.shape[:2]), rtol=1e-2, atol=1e-2)
+
+
 def test_published_sizes():
     count = lambda kind, hidden: sum(  # noqa: E731
         p.numel() for p in make_network(NetworkConfig(kind, (hidden,), False), PIXELS, 6, 1).parameters()
@@ -105,6 +120,24 @@ def test_one_update_is_the_written_out_gradient_step(rng):
     scale = min(1.0, 10.0 / float(norm))
     for p, g in zip(u.online.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, g * scale, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 16])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_batch_in_parts_makes_the_same_update(rng, threads, bf16):
+    config = UpdateConfig(learning_rate=1e-2, bf16=bf16)
+    whole, parts = (
+        Updater(config, *(make_network(MLP, SMALL, 3, seed) for seed in (1, 2)), CPU, n) for n in (1, threads)
+    )
+    close = {"rtol": 2e-2, "atol": 1e-2} if bf16 else {"rtol": 1e-4, "atol": 1e-5}
+    for _ in range(3):
+        sampled = batch_of(rng, weights=[1, 0.5, 0.25, 1, 1, 1, 1, 0.1])
+        (a, a_metrics), (b, b_metrics) = whole.update(whole.batch(sampled)), parts.update(parts.batch(sampled))
+        torch.testing.assert_close(a, b, **close)
+        for name in a_metrics:
+            torch.testing.assert_close(a_metrics[name], b_metrics[name], **close)
+        for p, q in zip(whole.online.parameters(), parts.online.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, **close)
 
 
 def test_gradients_are_clipped_to_the_norm(rng):
