@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measure import shard_process
+from benchmarks.measure import at_least_1, shard_process
+from rl.errors import BadInput, RunFault
 
 
 @dataclass(frozen=True)
@@ -28,29 +29,42 @@ class Command:
     json: bool = False
     """The last line of output is a JSON object with the figures."""
 
+    def __post_init__(self) -> None:
+        at_least_1(self, "environments")
+        if not self.counts or min(self.counts) < 1:
+            raise BadInput(f"--counts {self.counts}: write numbers of actors from 1 on")
+
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Measure; returns the figures."""
     rates: dict[str, float] = {}
     for count in c.counts:
         with shard_process(100_000) as address:
-            command = [sys.executable, "-m", "benchmarks.actor_process", address, str(c.environments), str(c.seconds)]
-            pinned = {**os.environ, "OMP_NUM_THREADS": "1"}
-            running = [
-                subprocess.Popen(
-                    [*command, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=pinned
-                )
-                for i in range(count)
-            ]
-            for process in running:
-                assert process.stdout is not None
-                assert process.stdout.readline().strip() == "ready"
-            for process in running:  # all are built: start them together
-                assert process.stdin is not None
-                process.stdin.write("go\n")
-                process.stdin.flush()
-            rates[str(count)] = sum(float(p.communicate(timeout=c.seconds * 4 + 60)[0]) for p in running)
+            rates[str(count)] = _together(address, count, c)
         say(f"{count} actor(s) x {c.environments} environments: {rates[str(count)]:,.0f} agent steps/s")
     best = max(rates, key=lambda k: rates[k])
     say(f"saturates at {best} actor(s) on {os.cpu_count()} cores: {rates[best]:,.0f} agent steps/s")
     return {"agent_steps_per_s": rates, "saturates_at": int(best), "cores": os.cpu_count()}
+
+
+def _together(address: str, count: int, c: Command) -> float:
+    """Agent steps a second of ``count`` actor processes that start at the same moment."""
+    command = [sys.executable, "-m", "benchmarks.actor_process", address, str(c.environments), str(c.seconds)]
+    pinned = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([*command, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=pinned)
+        for i in range(count)
+    ]
+    try:
+        for process in running:
+            assert process.stdout is not None
+            if process.stdout.readline().strip() != "ready":
+                raise RunFault("an actor process of the benchmark did not start: its error stands above")
+        for process in running:  # all are built: start them together
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return sum(float(p.communicate(timeout=c.seconds * 4 + 60)[0]) for p in running)
+    finally:
+        for process in running:
+            process.kill()

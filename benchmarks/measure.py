@@ -14,12 +14,20 @@ import numpy as np
 
 from replay.selectors import SelectorConfig
 from rl.envs import EnvConfig, make_environments, newest_frame
+from rl.errors import BadInput
 from rl.returns import ReturnConfig, SegmentBuilder
 from rl.types import ObservationSpec, Segment
 
 PONG = EnvConfig(id="PongNoFrameskip-v4")
 PONG_SPEC = ObservationSpec((84, 84), "uint8", 4)
 PONG_ACTIONS = 6
+
+
+def at_least_1(config: object, *names: str) -> None:
+    """Raise BadInput where a setting of a benchmark is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise BadInput(f"--{name.replace('_', '-')} is {getattr(config, name)}: write at least 1")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ over updates/s of the same update on one batch held in memory.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from benchmarks.measure import (
     PONG_ACTIONS,
     PONG_SPEC,
     alternating,
+    at_least_1,
     median,
     pong_segments,
     rate,
@@ -39,6 +41,7 @@ from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.sampler import Sampler
 from replay.weights import BetaConfig
 from replay.writer import Writer
+from rl.errors import BadInput
 from rl.exploration import Exploration, ExplorationConfig
 from rl.networks import NetworkConfig, make_network
 from rl.returns import ReturnConfig
@@ -61,6 +64,13 @@ class Command:
     """Measure Stable-Baselines3 too (the extra `bench`)."""
     json: bool = False
     """The last line of output is a JSON object with the figures."""
+
+    def __post_init__(self) -> None:
+        at_least_1(self, "windows", "seconds")
+        if self.sb3 and importlib.util.find_spec("stable_baselines3") is None:
+            raise BadInput(
+                "Stable-Baselines3 is not installed: pip install 'qfleet[bench]', or leave it out with --no-sb3"
+            )
 
 
 class Discard:
@@ -127,7 +137,7 @@ def _loop(seconds: float, bf16: bool) -> dict[str, float]:
             raise RuntimeError(f"qfleet train failed: {done.stderr[-2000:]}")
         with (run_dir / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
-    learning = [r for r in rows if int(r["updates"]) > 50]
+    learning = [r for r in rows if int(r["updates"]) > 50][:-1]  # the last row is of the end, after the actors stopped
     first, last = learning[0], learning[-1]
     span = float(last["wall_seconds"]) - float(first["wall_seconds"])
     steps, updates = (int(last[k]) - int(first[k]) for k in ("agent_steps", "updates"))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.measure import PONG_SPEC, alternating, pong_segments, rate, shard_process
+from benchmarks.measure import PONG_SPEC, alternating, at_least_1, pong_segments, rate, shard_process
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.sampler import Sampler
 from replay.weights import BetaConfig
@@ -32,6 +32,9 @@ class Command:
     """Transitions of Pong that are inserted again and again; also the shard's capacity."""
     json: bool = False
     """The last line of output is a JSON object with the figures."""
+
+    def __post_init__(self) -> None:
+        at_least_1(self, "batch_size", "windows", "items")
 
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:

@@ -49,10 +49,12 @@ def train(
         resumed = directory.newest_checkpoint()
         _check_resumed(config, resumed, str(resume))
         directory = RunDir(directory.path, config.learner.keep_checkpoints)
+        directory.lock()
         directory.write(CONFIG, to_yaml(config))
         (directory.path / SUMMARY).unlink(missing_ok=True)
     else:
         directory = RunDir.create(None if run_dir is None else Path(run_dir), config)
+        directory.lock()
     run = Run(config, directory, resumed)
     signals = _Signals(run)
     signals.catch()
@@ -64,6 +66,7 @@ def train(
     finally:
         signals.release()
         summary = run.close()
+        directory.unlock()
     return {**summary, "interrupted_by": run.interrupted_by}
 
 

@@ -182,7 +182,10 @@ def status_command(args: list[str]) -> int:
 
 def _status_in_cluster(name: str, address: str) -> dict[str, Any]:
 
-    join(address, name)
+    try:
+        join(address, name)
+    except BadInput as error:
+        raise BadInput(f"{name} is no directory here, and as a name in a cluster: {error}") from error
     try:
         registry = ray.get_actor("registry", namespace=name)
     except ValueError:

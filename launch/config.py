@@ -52,6 +52,8 @@ class TrainConfig:
     """Seed of everything that draws."""
     max_steps: int = 2_000_000
     """Agent steps after which the run ends, solved or not."""
+    ready_timeout: float = 180.0
+    """Seconds in which every process must stand; more where the cluster's autoscaler has nodes to launch first."""
     max_minutes: float = 0.0
     """Minutes of training after which the run ends; 0: no limit."""
 
@@ -61,6 +63,8 @@ class TrainConfig:
             raise BadInput(f"max_steps is {self.max_steps}: write at least 1 agent step")
         if self.max_minutes < 0:
             raise BadInput(f"max_minutes is {self.max_minutes}: write 0 (no limit) or more")
+        if self.ready_timeout <= 0:
+            raise BadInput(f"ready_timeout is {self.ready_timeout}: write a positive number of seconds")
         if not 0 <= self.seed < 2**31:
             raise BadInput(f"seed is {self.seed}: write 0 to {2**31 - 1}")
         if self.learner.batch_size > self.replay.capacity:
@@ -69,7 +73,7 @@ class TrainConfig:
                 f"write at most {self.replay.capacity}"
             )
         longest = self.max_segment_items
-        room = self.replay.capacity - self.replay.shards * longest
+        room = self.surely_stored(self.replay.shards)
         if self.replay.limiter.min_size > room:
             raise BadInput(
                 f"replay.limiter.min_size is {self.replay.limiter.min_size}: with capacity {self.replay.capacity} and "
@@ -81,6 +85,10 @@ class TrainConfig:
     def max_segment_items(self) -> int:
         """Items of the longest segment: an episode's last one takes up the n - 1 steps that still waited."""
         return self.actors.segment_items + self.returns.n_step - 1
+
+    def surely_stored(self, shards: int) -> int:
+        """Items that ``shards`` full shards hold at least: eviction is by whole segments."""
+        return shards * (self.replay.shard_capacity - self.max_segment_items)
 
     @property
     def fleet_environments(self) -> int:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from launch.config import TrainConfig, from_yaml, to_yaml
 from learner.checkpoint import Checkpoint, CheckpointStore
 from rl.errors import BadInput
 
-CONFIG, SUMMARY, STATUS = "config.yaml", "summary.json", "status.json"
+CONFIG, SUMMARY, STATUS, LOCK = "config.yaml", "summary.json", "status.json", ".lock"
 
 
 class RunDir:
@@ -24,10 +25,13 @@ class RunDir:
         self.path = path
         self.checkpoints = CheckpointStore(str(path / "checkpoints"), keep_checkpoints)
         self.best = CheckpointStore(str(path / "best"), keep=1)
+        self._lock: IO[str] | None = None
 
     @classmethod
     def create(cls, path: Path | None, config: TrainConfig) -> RunDir:
         """A fresh run's directory (a dated one by default). Raises BadInput where a run already is."""
+        if path is not None and str(path) == ".":
+            raise BadInput("--run-dir is empty, or this very directory: write a directory of the run's own")
         if path is None:
             game = config.env.id.split("/")[-1].lower()
             path = Path("runs") / f"{game}-{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
@@ -51,6 +55,21 @@ class RunDir:
         if not (path / CONFIG).is_file():
             raise BadInput(f"{path} holds no run ({CONFIG} is missing): write the --run-dir of a run")
         return cls(path)
+
+    def lock(self) -> None:
+        """Keep other processes from training in this directory while this one lives. Raises BadInput when one does."""
+        self._lock = (self.path / LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(
+                f"{self.path} is being trained by another process: let it end, or stop it with Ctrl-C there"
+            ) from error
+
+    def unlock(self) -> None:
+        """Inverse of `lock`."""
+        if self._lock is not None:
+            self._lock.close()
 
     def config(self) -> TrainConfig:
         """The configuration that the run was started with."""

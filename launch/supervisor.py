@@ -168,6 +168,7 @@ def _take(run: Run, name: str, answer: dict[str, Any], reported: set[str]) -> No
         if name.startswith("shard-") and dead_shards < run.config.replay.shards:
             if name not in reported:
                 run.progress.note(f"warning: replay {name} is gone, its content with it: {failure}")
+                _check_min_size(run.config, run.config.replay.shards - dead_shards)
                 reported.add(name)
             return
         raise RunFault(f"{name}: {failure}")
@@ -175,6 +176,14 @@ def _take(run: Run, name: str, answer: dict[str, Any], reported: set[str]) -> No
         run.tally.learner = answer
     elif name.startswith("actor-"):
         run.tally.actor(int(name.removeprefix("actor-")), answer["agent_steps"], answer["episodes"])
+
+
+def _check_min_size(config: TrainConfig, alive: int) -> None:
+    if config.surely_stored(alive) < config.replay.limiter.min_size:
+        raise RunFault(
+            f"the {alive} replay shard(s) left cannot hold replay.limiter.min_size of {config.replay.limiter.min_size} "
+            f"transitions: resume with a larger --replay.capacity (now {config.replay.capacity} over all shards)"
+        )
 
 
 def _finish(run: Run, topology: Topology, save: bool) -> None:

@@ -20,7 +20,6 @@ from learner.learner import learner_threads, pick_device
 from rl.errors import BadInput, RunFault
 
 JOIN_TIMEOUT = 10.0  # seconds that a Ray may take to answer at --address
-READY_TIMEOUT = 180.0  # seconds that the processes may take to be placed and built
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def build(
         for i in range(config.replay.shards)
     ]
     wanted = {f"shard-{i}": s.address.remote() for i, s in enumerate(shards)}
-    addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each", stopping)
+    addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each", config.ready_timeout, stopping)
     threads = learner_threads(config.learner)
     learner = (
         remote(LearnerWorker)
@@ -165,7 +164,10 @@ def build(
         .remote(config, addresses, resumed, run, threads)
     )
     device = _await_ready(
-        {"learner": learner.start.remote()}, f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU", stopping
+        {"learner": learner.start.remote()},
+        f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU",
+        config.ready_timeout,
+        stopping,
     )
     actors = [
         remote(ActorWorker)
@@ -180,14 +182,14 @@ def build(
     )
     ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
     ready["evaluator"] = evaluator.__ray_ready__.remote()
-    _await_ready(ready, "1 CPU each", stopping)
+    _await_ready(ready, "1 CPU each", config.ready_timeout, stopping)
     return Topology(registry, shards, learner, actors, evaluator, device[0], addresses)
 
 
-def _await_ready(calls: dict[str, Any], asks: str, stopping: Callable[[], bool]) -> list[Any]:
-    """Results of ``calls`` by name in order. Raises RunFault naming those not there after READY_TIMEOUT seconds."""
+def _await_ready(calls: dict[str, Any], asks: str, timeout: float, stopping: Callable[[], bool]) -> list[Any]:
+    """Results of ``calls`` by name in order. Raises RunFault naming those not there after ``timeout`` seconds."""
     refs = list(calls.values())
-    deadline = time.monotonic() + READY_TIMEOUT
+    deadline = time.monotonic() + timeout
     ready: list[Any] = []
     while len(ready) < len(refs) and time.monotonic() < deadline:
         if stopping():
@@ -198,8 +200,8 @@ def _await_ready(calls: dict[str, Any], asks: str, stopping: Callable[[], bool])
         resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         free = {k: v for k, v in resources.items() if k in ("CPU", "GPU")}
         raise RunFault(
-            f"not ready after {READY_TIMEOUT:g} s: {', '.join(missing)} (asking for {asks}; free in the cluster: {free}); "
-            "ask for fewer with --actors.count and --replay.shards, or add nodes"
+            f"not ready after {timeout:g} s: {', '.join(missing)} (asking for {asks}; free in the cluster: {free}); "
+            "ask for fewer with --actors.count and --replay.shards, add nodes, or wait longer with --ready-timeout"
         )
     try:
         return list(ray.get(refs))

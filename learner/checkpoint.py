@@ -104,7 +104,10 @@ class CheckpointStore:
         return None
 
     def _drop_old(self, written: int) -> None:
-        """Keep the step just written, whatever its number, and the newest others."""
+        """Keep the step just written, whatever its number, and the newest others; nothing of saves that were killed."""
+        for path in self.fs.ls(self.path, detail=False) if self._local else ():
+            if posixpath.basename(path).startswith("."):
+                self.fs.rm(path, recursive=True)
         others = [step for step in self.steps() if step != written]
         for step in others[: max(0, len(others) - (self._keep - 1))]:
             self.fs.rm(posixpath.join(self.path, f"{step:012d}"), recursive=True)

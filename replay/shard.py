@@ -18,6 +18,7 @@ from rl.errors import BadInput
 from rl.types import ObservationSpec
 
 UNLIMITED = 2**62
+MAX_CAPACITY = 100_000_000  # transitions a shard: 5 GB of indices and priorities before the first frame
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class ReplayConfig:
     def __post_init__(self) -> None:
         if self.capacity < 1:
             raise BadInput(f"replay.capacity is {self.capacity}: write at least 1 transition")
+        if self.capacity > MAX_CAPACITY * max(self.shards, 1):
+            raise BadInput(
+                f"replay.capacity is {self.capacity}: write at most {MAX_CAPACITY} transitions a shard, "
+                "or more --replay.shards"
+            )
         if self.shards < 1:
             raise BadInput(f"replay.shards is {self.shards}: write at least 1 shard")
         if self.give_up_after <= 0:

@@ -42,6 +42,10 @@ class ExplorationConfig:
         times = [k[0] for k in self.knots]
         if not times or times != sorted(set(times)):
             raise BadInput("exploration.knots must be (agent step, epsilon) pairs at increasing steps")
+        if not all(0.0 <= k[1] <= 1.0 for k in self.knots):
+            raise BadInput(
+                f"exploration.knots holds epsilons {[k[1] for k in self.knots]}: write probabilities from 0 to 1"
+            )
 
 
 def ladder(epsilon: float, alpha: float, count: int) -> Float64:

@@ -22,6 +22,7 @@ def record(
     """
     env = make_rendered(config)
     assert isinstance(env.action_space, gym.spaces.Discrete)
+    actions, first = int(env.action_space.n), int(env.action_space.start)
     try:
         env = gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
     except gym.error.DependencyNotInstalled as error:
@@ -34,8 +35,8 @@ def record(
         while not done:
             explore = rng.random() < epsilon
             batch = np.asarray(observation, dtype=dtype)[None]
-            action = rng.integers(env.action_space.n) if explore else act(batch)[0]  # type: ignore[attr-defined]
-            observation, _, terminated, truncated, _ = env.step(int(action))
+            action = rng.integers(actions) if explore else act(batch)[0]
+            observation, _, terminated, truncated, _ = env.step(int(action) + first)
             done = terminated or truncated
     env.close()
     return sorted(folder.glob("*.mp4"))

@@ -12,6 +12,7 @@ from launch import cli
 from launch.api import train
 from launch.config import from_yaml, to_yaml
 from launch.presets import PRESETS, preset
+from launch.run_dir import RunDir
 from rl.errors import BadInput
 from tests.test_serial import short
 
@@ -41,6 +42,13 @@ CASES = {
     "a negative seed": (["eval", "RUN", "--seed", "-1"], "--seed"),
     "batch above capacity": (["train", "cartpole", "--learner.batch-size", "50001"], "at most 50000"),
     "min_size above capacity": (["train", "cartpole", "--replay.limiter.min-size", "60000"], "at most 50000"),
+    "a capacity beyond memory": (["train", "cartpole", "--replay.capacity", "100000000000000"], "at most 100000000"),
+    "an epsilon above 1": (["train", "cartpole", "--exploration.knots", "0", "1.5"], "from 0 to 1"),
+    "no time to start in": (["train", "cartpole", "--ready-timeout", "0"], "ready_timeout"),
+    "an empty run directory": (["train", "cartpole", "--run-dir", ""], "--run-dir is empty"),
+    "a benchmark of nothing": (["bench", "replay", "--items", "0"], "--items is 0"),
+    "a benchmark of no actors": (["bench", "actors", "--counts", "0"], "from 1 on"),
+    "status of nothing": (["status", "NOWHERE"], "no directory here"),
     "impossible ratio": (["train", "cartpole", "--replay.limiter.slack", "10"], "at least"),
     "a CNN on CartPole": (["train", "cartpole", "--network.kind", "nature"], "--network.kind mlp"),
     "no such device": (["train", "cartpole", "--learner.device", "cuda:7"], "cuda:7"),
@@ -103,6 +111,16 @@ def test_no_ray_at_the_address_is_said_within_10_seconds(tmp_path, capsys):
     assert "no Ray answers" in error
     assert address in error
     assert not (tmp_path / "r").exists()
+
+
+def test_a_directory_is_trained_in_by_one_process_at_a_time(tmp_path, capsys):
+    train(short(max_steps=300), run_dir=tmp_path / "run", serial=True)
+    other = RunDir.open(tmp_path / "run")
+    other.lock()
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), "--serial", "--max-steps", "600"]) == 2
+    assert "another process" in capsys.readouterr().err
+    other.unlock()
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), "--serial", "--max-steps", "600"]) == 0
 
 
 def test_flags_hold_for_an_atari_game_by_its_id(monkeypatch, tmp_path):

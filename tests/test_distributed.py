@@ -100,6 +100,33 @@ def test_stop_or_kill_and_resume_goes_on_from_the_counters(tmp_path, how):
     assert summary["wall_seconds"] > before["wall_seconds"]
 
 
+@pytest.mark.timeout(300)
+def test_after_ctrl_c_and_resume_the_policy_is_as_good_as_before(tmp_path):
+    run = tmp_path / "run"
+    fading = ["--learner.learning-rate-updates", 4000, "--learner.learning-rate-end", 1e-4]
+    process = qfleet("train", "cartpole", "--run-dir", run, "--evaluation.goal", 1000, *fading, *FAST)
+    deadline = time.monotonic() + 150
+    while not (run / "eval.csv").exists() or all(float(r["mean_return"]) < 200 for r in rows(run / "eval.csv")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no evaluation of 200 within 150 s"
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    finish(process, 90)
+    before, state = evaluation(run), newest_state(run)
+    resumed = qfleet("train", "--resume", run, "--max-steps", state["agent_steps"] + 2000)
+    output = finish(resumed, 120)
+    assert resumed.returncode == 0, output
+    after = evaluation(run)
+    assert after["updates"] > before["updates"] >= state["updates"]
+    assert before["mean_return"] >= 100
+    assert after["mean_return"] >= 0.6 * before["mean_return"], (before, after)
+
+
+def evaluation(run):
+    output = finish(qfleet("eval", run, "--weights", "last", "--episodes", 20, "--json"), 60)
+    return json.loads(output.splitlines()[-1])
+
+
 def wait_for_checkpoint(process, run):
     deadline = time.monotonic() + 100
     while not list(run.glob("checkpoints/*/MANIFEST.json")) or newest_state(run)["updates"] < 50:
@@ -148,14 +175,10 @@ def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes):
 
 @pytest.mark.timeout(120)
 def test_what_does_not_fit_a_cluster_is_named(tmp_path, two_nodes):
-    code = (
-        "import sys, launch.cli, launch.topology as t; t.READY_TIMEOUT = 8.0; sys.exit(launch.cli.main(sys.argv[1:]))"
-    )
-    args = ["train", "cartpole", "--address", two_nodes.address, "--actors.count", "40"]
-    args += ["--run-dir", str(tmp_path / "r"), *FAST]
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
+    args = ["train", "cartpole", "--address", two_nodes.address, "--actors.count", "40", "--ready-timeout", "8"]
+    process = qfleet(*args, "--run-dir", tmp_path / "r", *FAST)
+    last = finish(process, 100).strip().splitlines()[-1]
+    assert process.returncode == 1
     assert "not ready after 8 s" in last
     assert "actor-" in last
     assert "--actors.count" in last
