@@ -165,7 +165,7 @@ def _memory_batch(learner: Learner) -> Batch:
     ones = np.ones(BATCH, np.float32)
     transition = Transition(pixels[0], rng.integers(0, PONG_ACTIONS, BATCH), 0 * ones, 0.97 * ones, pixels[1])
     keys = np.arange(BATCH)
-    return learner.updater.batch(SampledBatch(transition, keys.astype(np.uint64), 0 * keys, ones))
+    return learner.updater.prepare(SampledBatch(transition, keys.astype(np.uint64), 0 * keys, ones))
 
 
 def _update_rate(learner: Learner, seconds: float) -> float:

@@ -35,7 +35,7 @@ class Needs:
     @classmethod
     def of(cls, config: TrainConfig) -> Needs:
         cuda = pick_device(config.learner.device).type == "cuda"
-        return cls(learner_threads(config.learner), 1 if cuda else 0)
+        return cls(2 * learner_threads(config.learner), 1 if cuda else 0)
 
     def total_cpus(self, config: TrainConfig) -> int:
         """CPUs of all processes together."""

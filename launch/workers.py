@@ -9,7 +9,6 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -152,7 +151,8 @@ class LearnerWorker:
         self, config: TrainConfig, shards: list[str], resumed: Checkpoint | None, run: str, threads: int
     ) -> None:
         spec, actions = describe(config.env)
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
+        self._threads = threads
         self._sampler = Sampler(
             shards,
             spec,
@@ -164,7 +164,7 @@ class LearnerWorker:
         )
         self._metrics = RayMetrics("learner", run)
         self._learner = Learner(
-            replace(config.learner, threads=threads),
+            config.learner,
             config.network,
             spec,
             actions,
@@ -186,7 +186,7 @@ class LearnerWorker:
         return str(self._learner.device)
 
     def _learn(self) -> None:
-        torch.set_num_threads(1)  # OpenMP counts threads by thread
+        torch.set_num_threads(self._threads)  # OpenMP counts threads by thread
         self._learner.run(self._loop.stopping, self._tick)
 
     def _tick(self) -> None:

@@ -31,7 +31,7 @@ class LearnerConfig(UpdateConfig):
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), or a torch device such as cpu, cuda, cuda:1, mps."""
     threads: int = 0
-    """Threads that share an update on the CPU, each a part of the batch; 0: as many as there are cores, at most 8."""
+    """Torch threads of each half of the update (targets, gradient step) on the CPU; 0: half the cores, at most 8."""
     publish_period: int = 20  # learner updates
     """Learner updates between broadcasts of the weights."""
     checkpoint_minutes: float = 5.0
@@ -70,12 +70,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def learner_threads(config: LearnerConfig) -> int:
-    """Threads of the learner: as asked, else one a core up to 8 on the CPU, 2 with a GPU."""
+    """Torch threads of each half of the update: as asked, else half the cores up to 8 on the CPU, 1 with a GPU."""
     if config.threads:
         return config.threads
     if pick_device(config.device).type != "cpu":
-        return 2
-    return min(os.cpu_count() or 1, 8)
+        return 1
+    return max(1, min((os.cpu_count() or 1) // 2, 8))
 
 
 class Learner:
@@ -96,7 +96,7 @@ class Learner:
         self.config = config
         self.device = pick_device(config.device)
         online, target = (make_network(network, spec, actions, seed) for _ in range(2))
-        self.updater = Updater(config, online, target, self.device, learner_threads(config))
+        self.updater = Updater(config, online, target, self.device, concurrent=prefetch)
         self._source, self._weights, self._metrics = source, weights, metrics
         self._prefetch = prefetch
         self._batches: Prefetcher | Direct | None = None
@@ -106,7 +106,7 @@ class Learner:
     def step(self, timeout: float = 1.0) -> bool:
         """One update if a batch comes within ``timeout`` seconds; returns whether there was one. Raises RunFault."""
         if self._batches is None:
-            self._batches = (Prefetcher if self._prefetch else Direct)(self._source, self.updater.batch)
+            self._batches = (Prefetcher if self._prefetch else Direct)(self._source, self.updater.prepare)
         began = time.perf_counter()
         got = self._batches.get(timeout)
         ready = time.perf_counter()

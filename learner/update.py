@@ -8,6 +8,7 @@ The networks, the optimizer and the counts of one learner live here; where batch
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learner.parallel import Parts
 from rl import td
 from rl.errors import BadInput, RunFault
 from rl.networks import QNetwork
 from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
+
+FREEZE_PERIOD = 4  # updates
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,14 @@ class UpdateConfig:
             raise BadInput(f"learner.target_update_period is {self.target_update_period}: write at least 1 update")
 
 
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """A `SampledBatch` as tensors on the learner's device.
+    """What an update regresses on, on the learner's device: Q(s_tm1, a_tm1) towards ``target``, [B] each."""
 
-    On the CPU pixels are widened to ``dtype`` here, in the thread that prepares batches; a GPU gets them as bytes, which
-    are cheaper to send, and widens them itself.
-    """
-
-    def __init__(self, sampled: SampledBatch, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        t = sampled.transitions
-        self.s_tm1, self.s_t = _to(t.s_tm1, device), _to(t.s_t, device)
-        if device.type == "cpu":
-            self.s_tm1, self.s_t = self.s_tm1.to(dtype), self.s_t.to(dtype)
-        self.a_tm1, self.r_t, self.discount_t = _to(t.a_tm1, device), _to(t.r_t, device), _to(t.discount_t, device)
-        self.weights = _to(sampled.weights, device)
+    s_tm1: Tensor
+    a_tm1: Tensor
+    target: Tensor
+    weights: Tensor
 
 
 def _to(x: Array, device: torch.device) -> Tensor:
@@ -86,13 +82,17 @@ def _to(x: Array, device: torch.device) -> Tensor:
 
 
 class Updater:
-    """Online and target network, optimizer, and the number of updates made; ``threads`` share a batch (on the CPU)."""
+    """Online and target network, optimizer, and the number of updates made.
+
+    An update has two halves, which may run at the same time in two threads: `prepare` computes the target of a batch, and
+    `update` makes the gradient step. With ``concurrent``, `prepare` reads copies of the networks that nobody changes: the
+    online one as it was at most FREEZE_PERIOD updates ago, the target one as of its last sync.
+    """
 
     def __init__(
-        self, config: UpdateConfig, online: QNetwork, target: QNetwork, device: torch.device, threads: int = 1
+        self, config: UpdateConfig, online: QNetwork, target: QNetwork, device: torch.device, concurrent: bool = False
     ) -> None:
         self.config, self.device = config, device
-        self._parts = Parts(threads if device.type == "cpu" else 1)
         self.online, self.target = online.to(device), target.to(device).requires_grad_(False)
         if device.type == "cuda":
             for network in (self.online, self.target):
@@ -101,48 +101,63 @@ class Updater:
         self.optimizer = _make_optimizer(config, self.online)
         self.updates = 0
         self.target_syncs = 0
+        self._concurrent = concurrent
+        self._read = (self.online, self.target)  # what `prepare` reads
+        self._freeze(target=True)
 
-    def batch(self, sampled: SampledBatch) -> Batch:
-        """``sampled`` made ready for `update`; may be called from another thread."""
-        return Batch(sampled, self.device, torch.bfloat16 if self.config.bf16 else torch.float32)
+    @torch.no_grad()
+    def prepare(self, sampled: SampledBatch) -> Batch:
+        """``sampled`` on the device, with its targets r_t + discount_t * q_target(s_t, argmax_a q_online(s_t, a))."""
+        t = sampled.transitions
+        online, target = self._read
+        s_t = self._observations(t.s_t)
+        with self._autocast():
+            q_t_value = target(s_t)
+            q_t_selector = online(s_t) if self.config.double else q_t_value
+        r_t, discount_t = _to(t.r_t, self.device), _to(t.discount_t, self.device)
+        return Batch(
+            self._observations(t.s_tm1),
+            _to(t.a_tm1, self.device),
+            td.double_q_target(r_t, discount_t, q_t_value, q_t_selector),
+            _to(sampled.weights, self.device),
+        )
+
+    def _observations(self, x: Array) -> Tensor:
+        """On the CPU pixels are widened here, apart from the gradient step; a GPU gets bytes and widens them itself."""
+        observations = _to(x, self.device)
+        if self.device.type == "cpu":
+            return observations.to(torch.bfloat16 if self.config.bf16 else torch.float32)
+        return observations
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """One gradient step; returns |TD error| [B] and scalar tensors by name (no device synchronisation is forced)."""
         c = self.config
-        size = len(batch.a_tm1)
-        parts = self._parts.map(lambda part: self._gradients(batch, part, size), size)
-        gradients, errors, losses, values = (list(column) for column in zip(*parts, strict=True))
-        total = list(gradients[0])
-        for other in gradients[1:]:
-            torch._foreach_add_(total, list(other))
-        for parameter, gradient in zip(self.online.parameters(), total, strict=True):
-            parameter.grad = gradient
+        with self._autocast():
+            q_tm1 = self.online(batch.s_tm1)
+        error = td.td_error(q_tm1, batch.a_tm1, batch.target)
+        losses = td.huber(error) if c.loss == "huber" else td.squared(error)
+        loss = td.weighted_loss(losses, batch.weights)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.online.parameters(), c.max_grad_norm or float("inf"))
         self._set_learning_rate()
         self.optimizer.step()
         self.updates += 1
-        self._sync_target()
-        metrics = {"loss": torch.stack(losses).sum(), "grad_norm": norm, "q_mean": torch.cat(values).mean()}
-        return torch.cat(errors).abs(), metrics
+        synced = self._sync_target()
+        if synced or self.updates % FREEZE_PERIOD == 0:
+            self._freeze(synced or c.target_tau > 0)
+        metrics = {"loss": loss.detach(), "grad_norm": norm, "q_mean": q_tm1.detach().mean()}
+        return error.detach().abs(), metrics
 
-    def _gradients(self, batch: Batch, part: slice, size: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
-        """Of one part of a batch of ``size``: its share of the gradient and of the loss, TD errors, values of s_tm1."""
-        c = self.config
-        with self._autocast():
-            with torch.no_grad():
-                q_t_value = self.target(batch.s_t[part])
-                q_t_selector = self.online(batch.s_t[part]) if c.double else q_t_value
-            q_tm1 = self.online(batch.s_tm1[part])
-        error = td.double_q_error(
-            q_tm1, batch.a_tm1[part], batch.r_t[part], batch.discount_t[part], q_t_value, q_t_selector
-        )
-        losses = td.huber(error) if c.loss == "huber" else td.squared(error)
-        loss = td.weighted_loss(losses, batch.weights[part]) * (len(error) / size)
-        gradients = torch.autograd.grad(loss, list(self.online.parameters()))
-        return gradients, error.detach(), loss.detach(), q_tm1.detach()
+    def _freeze(self, target: bool) -> None:
+        """Renew the copies that `prepare` reads; a reader keeps those that it has begun with."""
+        if self._concurrent:
+            dtype = torch.bfloat16 if self.config.bf16 else torch.float32
+            online = _frozen(self.online, dtype)
+            self._read = (online, _frozen(self.target, dtype) if target else self._read[1])
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        # no cache: it is the process's, and a weight cast without gradient in one thread would serve another's graph
+        # no cache: it is the process's, and the two halves run in two threads
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16, cache_enabled=False)
 
     def _set_learning_rate(self) -> None:
@@ -153,16 +168,16 @@ class Updater:
                 group["lr"] = rate
 
     @torch.no_grad()
-    def _sync_target(self) -> None:
-        tau = self.config.target_tau
+    def _sync_target(self) -> bool:
+        """Move the target network if it is time; returns whether its period was full."""
+        tau, due = self.config.target_tau, self.updates % self.config.target_update_period == 0
+        self.target_syncs += due  # readers learn of a soft target at the same period
         if tau:
             for target, online in zip(self.target.parameters(), self.online.parameters(), strict=True):
                 target.lerp_(online, tau)
-            if self.updates % self.config.target_update_period == 0:
-                self.target_syncs += 1  # readers learn of a soft target at the same period
-        elif self.updates % self.config.target_update_period == 0:
+        elif due:
             self.target.load_state_dict(self.online.state_dict())
-            self.target_syncs += 1
+        return due
 
     def get_state(self) -> dict[str, dict[str, Array]]:
         """Everything that the next update depends on, as named arrays in three groups."""
@@ -183,6 +198,11 @@ class Updater:
                 ) from error
         _load_optimizer(self.optimizer, state["optimizer"], self.device)
         self.updates, self.target_syncs = updates, target_syncs
+        self._freeze(target=True)
+
+
+def _frozen(network: QNetwork, dtype: torch.dtype) -> QNetwork:
+    return copy.deepcopy(network).to(dtype).requires_grad_(False)
 
 
 def _make_optimizer(config: UpdateConfig, network: QNetwork) -> torch.optim.Optimizer:

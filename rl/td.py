@@ -24,10 +24,28 @@ def double_q_error(
     Source: van Hasselt et al. 2016, equation 4. The target carries no gradient. Raises ValueError on wrong ranks or
     dtypes.
     """
-    _check(q_tm1, a_tm1, r_t, discount_t, q_t_value, q_t_selector)
-    with torch.no_grad():
-        best = q_t_selector.argmax(dim=1, keepdim=True)
-        target = r_t + discount_t * q_t_value.gather(1, best).squeeze(1)
+    return td_error(q_tm1, a_tm1, double_q_target(r_t, discount_t, q_t_value, q_t_selector))
+
+
+@torch.no_grad()
+def double_q_target(r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor) -> Tensor:
+    """target = r_t + discount_t * q_t_value(argmax_a q_t_selector(a)), [B], without gradient; raises ValueError."""
+    if q_t_value.ndim != 2 or q_t_selector.shape != q_t_value.shape:
+        raise ValueError(f"action values must all be [B, A], got {[tuple(q.shape) for q in (q_t_value, q_t_selector)]}")
+    _check_columns(len(q_t_value), r_t=r_t, discount_t=discount_t)
+    if not all(x.is_floating_point() for x in (r_t, discount_t, q_t_value, q_t_selector)):
+        raise ValueError("r_t, discount_t and action values must be floating point")
+    best = q_t_selector.argmax(dim=1, keepdim=True)
+    return r_t + discount_t * q_t_value.gather(1, best).squeeze(1)
+
+
+def td_error(q_tm1: Tensor, a_tm1: Tensor, target: Tensor) -> Tensor:
+    """td = target - q_tm1(a_tm1), [B]; raises ValueError on wrong ranks or dtypes."""
+    if q_tm1.ndim != 2:
+        raise ValueError(f"action values must be [B, A], got {tuple(q_tm1.shape)}")
+    _check_columns(len(q_tm1), a_tm1=a_tm1, target=target)
+    if a_tm1.dtype != torch.int64 or not q_tm1.is_floating_point():
+        raise ValueError("a_tm1 must be int64, action values floating point")
     return target - q_tm1.gather(1, a_tm1.unsqueeze(1)).squeeze(1)
 
 
@@ -50,11 +68,7 @@ def weighted_loss(losses: Tensor, weights: Tensor) -> Tensor:
     return (weights * losses).mean()
 
 
-def _check(q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, *q_t: Tensor) -> None:
-    if q_tm1.ndim != 2 or any(q.shape != q_tm1.shape for q in q_t):
-        raise ValueError(f"action values must all be [B, A], got {[tuple(q.shape) for q in (q_tm1, *q_t)]}")
-    for name, x in (("a_tm1", a_tm1), ("r_t", r_t), ("discount_t", discount_t)):
-        if x.shape != q_tm1.shape[:1]:
-            raise ValueError(f"{name} must be [B] = {tuple(q_tm1.shape[:1])}, got {tuple(x.shape)}")
-    if a_tm1.dtype != torch.int64 or not all(x.is_floating_point() for x in (q_tm1, r_t, discount_t, *q_t)):
-        raise ValueError("a_tm1 must be int64, all else floating point")
+def _check_columns(size: int, **columns: Tensor) -> None:
+    for name, x in columns.items():
+        if x.shape != (size,):
+            raise ValueError(f"{name} must be [B] = ({size},), got {tuple(x.shape)}")

@@ -11,7 +11,7 @@ import torch
 
 from learner.checkpoint import MANIFEST, Checkpoint, CheckpointStore
 from learner.learner import Learner, LearnerConfig, pick_device
-from learner.update import Batch, UpdateConfig, Updater
+from learner.update import FREEZE_PERIOD, UpdateConfig, Updater
 from rl.errors import BadInput, RunFault
 from rl.networks import DuelingHead, NetworkConfig, check_network, make_network
 from rl.parameters import from_bytes, load_weights, to_bytes, weights_of
@@ -103,17 +103,17 @@ def test_one_update_is_the_written_out_gradient_step(rng):
     """Double DQN on a linear network: loss = mean w * huber(td); SGD-like check through the gradient itself."""
     u = updater()
     sampled = batch_of(rng, weights=[1, 0.5, 0.25, 1, 1, 1, 1, 0.1])
-    batch = Batch(sampled, CPU)
+    s_tm1, a_tm1, r_t, _, s_t = (torch.from_numpy(x) for x in sampled.transitions)
     with torch.no_grad():
         for p in u.target.parameters():
             p.add_(0.1)
-        q_t, q_next = u.target(batch.s_t), u.online(batch.s_t)
-    q = u.online(batch.s_tm1)
+        q_t, q_next = u.target(s_t), u.online(s_t)
+    q = u.online(s_tm1)
     rows = torch.arange(8)
-    td = batch.r_t + 0.9 * q_t[rows, q_next.argmax(1)] - q[rows, batch.a_tm1]
-    loss = torch.where(td.abs() <= 1, td**2 / 2, td.abs() - 0.5) * batch.weights
+    td = r_t + 0.9 * q_t[rows, q_next.argmax(1)] - q[rows, a_tm1]
+    loss = torch.where(td.abs() <= 1, td**2 / 2, td.abs() - 0.5) * torch.from_numpy(sampled.weights)
     expected = torch.autograd.grad(loss.mean(), list(u.online.parameters()))
-    got_td, metrics = u.update(batch)
+    got_td, metrics = u.update(u.prepare(sampled))
     torch.testing.assert_close(got_td, td.detach().abs())
     assert float(metrics["loss"]) == pytest.approx(loss.mean().item(), rel=1e-5)
     norm = torch.sqrt(sum((g**2).sum() for g in expected))
@@ -122,27 +122,28 @@ def test_one_update_is_the_written_out_gradient_step(rng):
         torch.testing.assert_close(p.grad, g * scale, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("threads", [2, 3, 16])
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_batch_in_parts_makes_the_same_update(rng, threads, bf16):
-    config = UpdateConfig(learning_rate=1e-2, bf16=bf16)
-    whole, parts = (
-        Updater(config, *(make_network(MLP, SMALL, 3, seed) for seed in (1, 2)), CPU, n) for n in (1, threads)
-    )
-    close = {"rtol": 2e-2, "atol": 1e-2} if bf16 else {"rtol": 1e-4, "atol": 1e-5}
-    for _ in range(3):
-        sampled = batch_of(rng, weights=[1, 0.5, 0.25, 1, 1, 1, 1, 0.1])
-        (a, a_metrics), (b, b_metrics) = whole.update(whole.batch(sampled)), parts.update(parts.batch(sampled))
-        torch.testing.assert_close(a, b, **close)
-        for name in a_metrics:
-            torch.testing.assert_close(a_metrics[name], b_metrics[name], **close)
-        for p, q in zip(whole.online.parameters(), parts.online.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad, **close)
+def test_targets_prepared_beside_the_updates_lag_by_the_freeze_period_alone(rng):
+    config = UpdateConfig(learning_rate=1e-2, target_update_period=6)
+    u = Updater(config, *(make_network(MLP, SMALL, 3, seed) for seed in (1, 1)), CPU, concurrent=True)
+    looked = batch_of(rng)
+    s_t, r_t = (torch.from_numpy(x) for x in (looked.transitions.s_t, looked.transitions.r_t))
+    frozen = 0
+    online = {0: [p.clone() for p in u.online.parameters()]}
+    for update in range(1, 20):
+        u.update(u.prepare(batch_of(rng)))
+        online[update] = [p.clone() for p in u.online.parameters()]
+        if update % FREEZE_PERIOD == 0 or update % 6 == 0:
+            frozen = update
+        then = make_network(MLP, SMALL, 3, 1)
+        torch.nn.utils.vector_to_parameters(torch.cat([p.flatten() for p in online[frozen]]), then.parameters())
+        with torch.no_grad():
+            q = u.target(s_t).gather(1, then(s_t).argmax(1, keepdim=True))[:, 0]
+        torch.testing.assert_close(u.prepare(looked).target, r_t + 0.9 * q)
 
 
 def test_gradients_are_clipped_to_the_norm(rng):
     u = updater(UpdateConfig(max_grad_norm=0.01, loss="squared"))
-    u.update(Batch(batch_of(rng), CPU))
+    u.update(u.prepare(batch_of(rng)))
     norm = torch.sqrt(sum((p.grad**2).sum() for p in u.online.parameters()))
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
 
@@ -150,7 +151,7 @@ def test_gradients_are_clipped_to_the_norm(rng):
 def test_the_target_is_copied_by_update_count(rng):
     u = updater()
     for k in range(1, 12):
-        u.update(Batch(batch_of(rng), CPU))
+        u.update(u.prepare(batch_of(rng)))
         same = all(torch.equal(a, b) for a, b in zip(u.online.parameters(), u.target.parameters(), strict=True))
         assert same == (k % 5 == 0)
     assert u.target_syncs == 2
@@ -160,7 +161,7 @@ def test_the_learning_rate_goes_down_in_a_line_and_stays(rng):
     u = updater(UpdateConfig(learning_rate=1e-2, learning_rate_end=1e-3, learning_rate_updates=3))
     rates = []
     for _ in range(5):
-        u.update(Batch(batch_of(rng), CPU))
+        u.update(u.prepare(batch_of(rng)))
         rates.append(u.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-2, 7e-3, 4e-3, 1e-3, 1e-3])
 
@@ -168,7 +169,7 @@ def test_the_learning_rate_goes_down_in_a_line_and_stays(rng):
 def test_a_soft_target_moves_by_tau(rng):
     u = updater(UpdateConfig(target_tau=0.25))
     before = [p.clone() for p in u.target.parameters()]
-    u.update(Batch(batch_of(rng), CPU))
+    u.update(u.prepare(batch_of(rng)))
     for old, new, online in zip(before, u.target.parameters(), u.online.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.25 * (online - old))
 
@@ -176,17 +177,17 @@ def test_a_soft_target_moves_by_tau(rng):
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_an_update_after_a_restored_state_is_the_uninterrupted_one(rng, optimizer):
     config = UpdateConfig(learning_rate=1e-2, target_update_period=3, optimizer=optimizer)
-    batches = [Batch(batch_of(rng), CPU) for _ in range(8)]
+    batches = [batch_of(rng) for _ in range(8)]
     straight, first = updater(config), updater(config)
     for b in batches[:4]:
-        straight.update(b)
-        first.update(b)
+        straight.update(straight.prepare(b))
+        first.update(first.prepare(b))
     groups = {name: from_bytes(to_bytes(group)) for name, group in first.get_state().items()}
     second = updater(config, seed=99)
     second.set_state(groups, first.updates, first.target_syncs)
     for b in batches[4:]:
-        straight.update(b)
-        second.update(b)
+        straight.update(straight.prepare(b))
+        second.update(second.prepare(b))
     assert second.target_syncs == straight.target_syncs == 2
     for a, b in zip(weights_of(straight.online).values(), weights_of(second.online).values(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -196,8 +197,8 @@ def test_bfloat16_learns_the_same_direction(rng):
     a, b = updater(), updater(UpdateConfig(learning_rate=1e-2, bf16=True))
     sampled = batch_of(rng, size=64)
     sampled = replace(sampled, transitions=sampled.transitions._replace(s_tm1=sampled.transitions.s_tm1 / 255))
-    a.update(a.batch(sampled))
-    b.update(b.batch(sampled))
+    a.update(a.prepare(sampled))
+    b.update(b.prepare(sampled))
     x, y = (torch.cat([p.grad.flatten() for p in u.online.parameters()]) for u in (a, b))
     assert torch.nn.functional.cosine_similarity(x, y, dim=0) > 0.99
 

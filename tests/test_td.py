@@ -65,5 +65,5 @@ def test_wrong_shapes_and_dtypes_are_refused(name, value):
     arguments = dict(
         q_tm1=Q_TM1, a_tm1=A_TM1, r_t=R_T, discount_t=DISCOUNT_T, q_t_value=Q_T_VALUE, q_t_selector=Q_T_VALUE
     )
-    with pytest.raises(ValueError, match=r"\[B|int64"):
+    with pytest.raises(ValueError, match=r"\[B|int64|floating"):
         td.double_q_error(**{**arguments, name: value})
