@@ -1,9 +1,9 @@
 """`qfleet bench pipeline`: the whole distributed loop on Pong beside Stable-Baselines3 and beside its own limit.
 
 Nature network, batch 32, one update per 4 steps, Double DQN, n-step 3, prioritized. With u the seconds of one update alone
-(batch in memory, all cores) and a the core-seconds of one agent step alone (environment and policy, one core), C cores can
-make at most 1 / (u + 4 a / C) updates/s. Learner efficiency: updates/s fed by a full replay, limiter off and actors idle,
-over updates/s of the same update on one batch held in memory.
+(batch in memory, both of its halves at work) and a the core-seconds of one agent step alone (environment and policy, one
+core), C cores can make at most 1 / (u + 4 a / C) updates/s. Learner efficiency: updates/s fed by a full replay, limiter
+off and actors idle, over updates/s of the same learner fed with one batch held in memory.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from benchmarks.measure import (
     shard_process,
 )
 from launch.serial import LocalWeights
-from learner.learner import Learner, LearnerConfig
-from learner.update import Batch
+from learner.learner import Learner, LearnerConfig, learner_threads
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.sampler import Sampler
 from replay.weights import BetaConfig
@@ -44,6 +43,7 @@ from replay.writer import Writer
 from rl.errors import BadInput
 from rl.exploration import Exploration, ExplorationConfig
 from rl.networks import NetworkConfig, make_network
+from rl.ports import BatchSource
 from rl.returns import ReturnConfig
 from rl.types import SampledBatch, Segment, Transition
 
@@ -125,8 +125,9 @@ def _loop(seconds: float, bf16: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         flags = f"""
-            --network.kind nature --network.hidden 512 --network.no-dueling --returns.n-step 3 --learner.double
-            --learner.batch-size {BATCH} --learner.learning-rate 1e-4 --learner.threads 0
+            --network.kind nature --network.hidden 512 --network.no-dueling --network.no-layer-norm
+            --returns.n-step 3 --learner.double
+            --learner.batch-size {BATCH} --learner.learning-rate 1e-4 --learner.learning-rate-updates 0 --learner.threads 0
             --replay.limiter.samples-per-insert {BATCH / STEPS_PER_UPDATE} --replay.limiter.min-size 2000
             --replay.limiter.slack 1500 --evaluation.period 0 --evaluation.goal inf --max-minutes {(seconds + 35) / 60}
         """
@@ -153,31 +154,40 @@ def _sb3(seconds: float) -> dict[str, float]:
     return {"sb3_steps_per_s": steps, "sb3_updates_per_s": steps / STEPS_PER_UPDATE}
 
 
-def _learner(bf16: bool, source: object) -> Learner:
+class Memory:
+    """A `BatchSource` that has one batch, at once and for ever."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        pixels = [rng.integers(0, 255, (BATCH, *PONG_SPEC.shape), dtype=np.uint8) for _ in range(2)]
+        ones, keys = np.ones(BATCH, np.float32), np.arange(BATCH)
+        transition = Transition(pixels[0], rng.integers(0, PONG_ACTIONS, BATCH), 0 * ones, 0.97 * ones, pixels[1])
+        self._batch = SampledBatch(transition, keys.astype(np.uint64), 0 * keys, ones)
+
+    def sample(self, timeout: float) -> SampledBatch | None:
+        del timeout
+        return self._batch
+
+    def update_priorities(self, batch: SampledBatch, td_abs: object) -> None:
+        del batch, td_abs
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def _update_rate(bf16: bool, source: BatchSource, seconds: float) -> float:
+    """Updates/s of a learner, with the threads and halves that it has in a run, fed by ``source``."""
     config = LearnerConfig(batch_size=BATCH, device="cpu", bf16=bf16, publish_period=10**9, metrics_period=10**9)
-    torch.set_num_threads(1)
-    return Learner(config, NATURE, PONG_SPEC, PONG_ACTIONS, source, Discard(), Discard(), seed=1)  # type: ignore[arg-type]
-
-
-def _memory_batch(learner: Learner) -> Batch:
-    rng = np.random.default_rng(0)
-    pixels = [rng.integers(0, 255, (BATCH, *PONG_SPEC.shape), dtype=np.uint8) for _ in range(2)]
-    ones = np.ones(BATCH, np.float32)
-    transition = Transition(pixels[0], rng.integers(0, PONG_ACTIONS, BATCH), 0 * ones, 0.97 * ones, pixels[1])
-    keys = np.arange(BATCH)
-    return learner.updater.prepare(SampledBatch(transition, keys.astype(np.uint64), 0 * keys, ones))
-
-
-def _update_rate(learner: Learner, seconds: float) -> float:
-    batch = _memory_batch(learner)
-
-    def update() -> int:
-        learner.updater.update(batch)
-        return 1
-
+    torch.set_num_threads(learner_threads(config))
+    learner = Learner(config, NATURE, PONG_SPEC, PONG_ACTIONS, source, Discard(), Discard(), seed=1)
     for _ in range(5):
-        update()
-    return rate(update, seconds)
+        learner.step(10.0)
+    found = rate(lambda: int(learner.step(10.0)), seconds)
+    learner.close()
+    return found
 
 
 def _limits(seconds: float = 8.0) -> dict[str, float]:
@@ -185,7 +195,7 @@ def _limits(seconds: float = 8.0) -> dict[str, float]:
     cores = os.cpu_count() or 1
     found = {}
     for name, bf16 in (("float32", False), ("bfloat16", True)):
-        u = 1.0 / _update_rate(_learner(bf16, None), seconds)
+        u = 1.0 / _update_rate(bf16, Memory(), seconds)
         a = _agent_step_seconds(bf16, seconds)
         found[name] = 1.0 / (u + STEPS_PER_UPDATE * a / cores)
         found[f"{name}_u_ms"], found[f"{name}_a_ms"] = u * 1e3, a * 1e3
@@ -231,18 +241,14 @@ def _efficiency(windows: int, say: Callable[[str], None], seconds: float = 20.0)
         writer.flush(60.0)
         limiter = RateLimiter(LimiterConfig(0.0, 1), max_insert=100, batch=BATCH)
         sampler = Sampler([address], PONG_SPEC, limiter, BetaConfig())
-        fed, alone = _learner(False, sampler), _learner(False, None)
         ratios = []
         for window in range(windows):
-            from_memory = _update_rate(alone, seconds)
-            for _ in range(5):
-                fed.step(10.0)
-            from_replay = rate(lambda: int(fed.step(10.0)), seconds)
+            from_memory = _update_rate(False, Memory(), seconds)
+            from_replay = _update_rate(False, sampler, seconds)
             ratios.append(from_replay / from_memory)
             say(
                 f"learner window {window + 1}/{windows}: {from_replay:.1f} fed, {from_memory:.1f} from memory updates/s"
             )
-        fed.close()
         sampler.close()
         writer.close()
     return median(ratios)

@@ -13,12 +13,11 @@ from learner.checkpoint import MANIFEST, Checkpoint, CheckpointStore
 from learner.learner import Learner, LearnerConfig, pick_device
 from learner.update import FREEZE_PERIOD, UpdateConfig, Updater
 from rl.errors import BadInput, RunFault
-from rl.networks import DuelingHead, NetworkConfig, check_network, make_network
+from rl.networks import NetworkConfig, make_network
 from rl.parameters import from_bytes, load_weights, to_bytes, weights_of
-from rl.types import ObservationSpec, SampledBatch, Transition
+from rl.types import SampledBatch, Transition
 from tests.conftest import SMALL
 
-PIXELS = ObservationSpec((84, 84), "uint8", 4)
 CPU = torch.device("cpu")
 MLP = NetworkConfig(kind="mlp", hidden=(16,), dueling=False)
 
@@ -41,62 +40,6 @@ def batch_of(rng, spec=SMALL, size=8, weights=None):
 def updater(config=None, network=MLP, spec=SMALL, seed=1):
     config = config or UpdateConfig(learning_rate=1e-2, target_update_period=5)
     return Updater(config, *(make_network(network, spec, 3, seed) for _ in range(2)), CPU)
-
-
-@pytest.mark.parametrize("kind", ["nature", "small"])
-@pytest.mark.parametrize("dueling", [False, True])
-def test_networks_map_pixels_to_action_values(kind, dueling):
-    network = make_network(NetworkConfig(kind=kind, hidden=(32,), dueling=dueling), PIXELS, 6, 1)
-    x = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
-    q = network(x)
-    assert q.shape == (5, 6)
-    assert q.dtype == torch.float32
-    # pixels count as scaled to [0, 1]
-    scaled = network.torso[1:](torch.nn.functional.conv2d(x / 255.0, network.torso[0].weight, network.torso[0].bias, 4))
-    torch.testing.assert_close(network.head(scaled), q, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["nature", "small", "mlp"])
-@pytest.mark.parametrize("dueling", [False, True])
-def test_normalised_layers_have_mean_0_and_variance_1_before_their_relu(kind, dueling):
-    network = make_network(NetworkConfig(kind, (32,), dueling, layer_norm=True), PIXELS, 6, 1)
-    seen = []
-    for module in network.modules():
-        if isinstance(module, torch.nn.GroupNorm):
-            module.register_forward_hook(lambda m, _, y: seen.append(y.reshape(3, m.num_groups, -1)))
-    network(torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8))
-    assert len(seen) == {"nature": 4, "small": 3, "mlp": 1}[kind]
-    for y in seen:
-        torch.testing.assert_close(y.mean(2), torch.zeros(y.shape[:2]), rtol=0, atol=1e-4)
-        torch.testing.assert_close(y.var(2, correction=0), torch.ones(y.shape[:2]), rtol=1e-2, atol=1e-2)
-
-
-def test_published_sizes():
-    count = lambda kind, hidden: sum(  # noqa: E731
-        p.numel() for p in make_network(NetworkConfig(kind, (hidden,), False), PIXELS, 6, 1).parameters()
-    )
-    assert count("nature", 512) == 8_224 + 32_832 + 36_928 + 3136 * 512 + 512 + 512 * 6 + 6
-    assert count("small", 256) == 4_112 + 8_224 + 2592 * 256 + 256 + 256 * 6 + 6
-
-
-def test_the_dueling_head_centres_its_advantages():
-    head = DuelingHead(4, 8, 3)
-    x = torch.randn(6, 4)
-    v, _ = torch.relu(head.body(x)).chunk(2, dim=1)
-    torch.testing.assert_close(head(x).mean(dim=1, keepdim=True), head.value(v))
-
-
-def test_a_network_that_cannot_take_the_observations_is_refused():
-    with pytest.raises(BadInput, match="mlp"):
-        check_network(NetworkConfig(kind="nature"), SMALL)
-
-
-def test_one_seed_one_network_whatever_was_drawn_before():
-    torch.rand(7)
-    a = weights_of(make_network(MLP, SMALL, 3, 5))
-    b = weights_of(make_network(MLP, SMALL, 3, 5))
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name])
 
 
 def test_one_update_is_the_written_out_gradient_step(rng):

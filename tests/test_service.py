@@ -102,31 +102,39 @@ def test_priority_updates_reach_their_shard_and_steer_the_draws(shards, rng):
     source.close()
 
 
-def test_the_limiter_holds_the_ratio_of_the_whole_service(shards, rng):
-    """A writer and a sampler as fast as they can over 4 shards: neither stalls, the ratio stays within its bounds."""
+@pytest.mark.parametrize(
+    ("batches", "slack"),
+    [(400, 160), pytest.param(100_000, 112, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])],
+)
+def test_the_limiter_holds_the_ratio_of_the_whole_service(shards, rng, batches, slack):
+    """A writer and a sampler as fast as they can over 4 shards of priorities 1:1:1:100: neither stalls, the ratio stays
+    within its bounds (112 is the smallest slack that is accepted)."""
     four = shards(4, "--capacity", 2000, "--limited")
-    limiter = LimiterConfig(samples_per_insert=4.0, min_size=100, slack=4.0 * 10 * 4)
+    limiter = LimiterConfig(samples_per_insert=4.0, min_size=100, slack=slack)
     source = sampler(four, limiter, batch=64)
     stop = threading.Event()
 
     def write():
         writer, own = Writer([s.address for s in four]), np.random.default_rng(5)
         while not stop.is_set():
-            writer.write(make_segment(own, items=8, priority=own.random(8) * (100 if own.random() < 0.2 else 1)))
+            writer.write(make_segment(own, items=8))
         writer.close()
 
     thread = threading.Thread(target=write, daemon=True)
     thread.start()
     rule = RateLimiter(limiter, 10, 64, 4)
-    for _ in range(400):
+    seen = np.zeros(4, int)
+    for i in range(batches):
         batch = source.sample(10.0)
-        assert batch is not None, "stalled"
-        source.update_priorities(batch, np.ones(64, np.float32))
+        assert batch is not None, f"stalled after {i} batches"
+        seen += np.bincount(batch.shards, minlength=4)
+        source.update_priorities(batch, np.where(batch.shards == 3, 100.0, 1.0).astype(np.float32))
     stats = source.stats()
     stop.set()
     thread.join(timeout=20)
     d = 4.0 * stats["inserted"] - stats["sampled"]
     assert rule.min_diff - 64 * 8 <= d <= rule.max_diff + 4.0 * 64
+    assert seen[3] > 2 * seen[:3].max()
     source.close()
 
 
