@@ -6,11 +6,14 @@ travel inside lists, so that a reader gets the reference at once and fetches the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
 
+from rl.errors import RunFault
 from rl.ports import Publication
 from rl.types import Array
 
@@ -53,17 +56,31 @@ class WeightRegistry:
 
 
 class RayWeightSink:
-    """`WeightSink`: hands publications to the registry without waiting; keeps at most two on their way."""
+    """`WeightSink`: hands publications to the registry without waiting; while two are on their way it holds the newest."""
 
-    def __init__(self, registry: Any) -> None:
-        self._registry = registry
+    def __init__(self, registry: Any, patience: float = 60.0) -> None:
+        self._registry, self._patience = registry, patience
         self._pending: list[Any] = []
+        self._held: Publication | None = None
+        self._taken = time.monotonic()  # when the registry last took one, or had none to take
 
     def publish(self, publication: Publication) -> None:
-        if len(self._pending) >= 2:  # never queue up behind a slow registry: wait for the oldest, briefly
-            done, rest = ray.wait(self._pending, num_returns=1, timeout=10.0)
-            self._pending = rest
-            ray.get(done)  # raises what the registry raised
+        """Send, or hold back, a publication. Raises RunFault when the registry takes none for ``patience`` seconds."""
+        if self._held is not None and publication.target_weights is None:
+            publication = replace(publication, target_weights=self._held.target_weights)
+        self._held = None
+        done, self._pending = (
+            ray.wait(self._pending, num_returns=len(self._pending), timeout=0) if self._pending else ([], [])
+        )
+        ray.get(done)  # raises what the registry raised
+        now = time.monotonic()
+        if done or not self._pending:
+            self._taken = now
+        if len(self._pending) >= 2:
+            if now - self._taken > self._patience:
+                raise RunFault(f"the weight registry has taken no weights for {self._patience:g} s")
+            self._held = publication
+            return
         p = publication
         target = None if p.target_weights is None else dict(p.target_weights)
         call = self._registry.publish.remote(p.version, p.updates, dict(p.weights), p.target_version, target)

@@ -190,7 +190,8 @@ def _finish(run: Run, topology: Topology, save: bool) -> None:
     """Stop acting, stop learning, write the last checkpoint unless the learner failed, stop the shards, with deadlines."""
     try:
         ray.wait([a.stop.remote() for a in topology.actors], num_returns=len(topology.actors), timeout=0.5)
-        ray.get(topology.learner.stop.remote(), timeout=CALL_TIMEOUT)
+        if not ray.get(topology.learner.stop.remote(), timeout=CALL_TIMEOUT):
+            run.progress.note("warning: the learner did not end its last update within 20 s")
         run.tally.learner["updates"] = ray.get(topology.learner.poll.remote(), timeout=CALL_TIMEOUT)["updates"]
         if save:
             run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
