@@ -1,9 +1,9 @@
 """`qfleet bench pipeline`: the whole distributed loop on Pong beside Stable-Baselines3 and beside its own limit.
 
 Nature network, batch 32, one update per 4 steps, Double DQN, n-step 3, prioritized. With u the seconds of one update alone
-(batch in memory, both of its halves at work) and a the core-seconds of one agent step alone (environment and policy, one
-core), C cores can make at most 1 / (u + 4 a / C) updates/s. Learner efficiency: updates/s fed by a full replay, limiter
-off and actors idle, over updates/s of the same learner fed with one batch held in memory.
+(batch in memory; its halves side by side, or in turn on all cores, whichever is faster) and a the core-seconds of one agent
+step alone (environment and policy, one core), the limit on C cores is 1 / (u + 4 a / C) updates/s. Learner efficiency:
+updates/s fed by a full replay, limiter off and actors idle, over updates/s of the same learner fed with one batch in memory.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from actors.actor import Actor, ActorConfig
+from actors.rollout import rollout
 from benchmarks.measure import (
     PONG,
     PONG_ACTIONS,
@@ -34,22 +34,22 @@ from benchmarks.measure import (
     rate,
     shard_process,
 )
-from launch.serial import LocalWeights
 from learner.learner import Learner, LearnerConfig, learner_threads
+from learner.update import UpdateConfig, Updater
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.sampler import Sampler
 from replay.weights import BetaConfig
 from replay.writer import Writer
+from rl.envs import SeedSequence, make_environments
 from rl.errors import BadInput
-from rl.exploration import Exploration, ExplorationConfig
 from rl.networks import NetworkConfig, make_network
 from rl.ports import BatchSource
-from rl.returns import ReturnConfig
-from rl.types import SampledBatch, Segment, Transition
+from rl.types import Array, Float32, SampledBatch, Segment, Transition
 
 NATURE = NetworkConfig(kind="nature", hidden=(512,), dueling=False)
 STEPS_PER_UPDATE = 4
 BATCH = 32
+ENVIRONMENTS = 16
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ def _loop(seconds: float, bf16: bool) -> dict[str, float]:
             --network.kind nature --network.hidden 512 --network.no-dueling --network.no-layer-norm
             --returns.n-step 3 --learner.double
             --learner.batch-size {BATCH} --learner.learning-rate 1e-4 --learner.learning-rate-updates 0 --learner.threads 0
+            --learner.device cpu
             --replay.limiter.samples-per-insert {BATCH / STEPS_PER_UPDATE} --replay.limiter.min-size 2000
             --replay.limiter.slack 1500 --evaluation.period 0 --evaluation.goal inf --max-minutes {(seconds + 35) / 60}
         """
@@ -164,7 +165,7 @@ class Memory:
         transition = Transition(pixels[0], rng.integers(0, PONG_ACTIONS, BATCH), 0 * ones, 0.97 * ones, pixels[1])
         self._batch = SampledBatch(transition, keys.astype(np.uint64), 0 * keys, ones)
 
-    def sample(self, timeout: float) -> SampledBatch | None:
+    def sample(self, timeout: float) -> SampledBatch:
         del timeout
         return self._batch
 
@@ -195,39 +196,54 @@ def _limits(seconds: float = 8.0) -> dict[str, float]:
     cores = os.cpu_count() or 1
     found = {}
     for name, bf16 in (("float32", False), ("bfloat16", True)):
-        u = 1.0 / _update_rate(bf16, Memory(), seconds)
+        u = min(1.0 / _update_rate(bf16, Memory(), seconds), _update_seconds(bf16, cores, seconds))
         a = _agent_step_seconds(bf16, seconds)
         found[name] = 1.0 / (u + STEPS_PER_UPDATE * a / cores)
         found[f"{name}_u_ms"], found[f"{name}_a_ms"] = u * 1e3, a * 1e3
     return found
 
 
+def _update_seconds(bf16: bool, threads: int, seconds: float) -> float:
+    """Seconds of an update whose halves are made in turn, each spread over ``threads`` threads by torch."""
+    online, target = (make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1) for _ in range(2))
+    updater = Updater(UpdateConfig(bf16=bf16), online, target, torch.device("cpu"))
+    sampled = Memory().sample(0.0)
+    torch.set_num_threads(threads)
+    batch = updater.prepare(sampled)
+
+    def update() -> int:
+        updater.update(batch)
+        return 1
+
+    for _ in range(5):
+        update()
+    return 1.0 / rate(update, seconds)
+
+
 def _agent_step_seconds(bf16: bool, seconds: float) -> float:
     """Core-seconds (CPU time of all threads) of one agent step: environment and policy."""
     torch.set_num_threads(1)
-    count = 16
-    environments = ActorConfig(environments=count, bf16=bf16)
-    networks = [make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1) for _ in range(2)]
-    explore = Exploration(ExplorationConfig(kind="linear", start=0.1, end=0.1), 0, count, count)
-    actor = Actor(
-        replace(environments, segment_items=10**6),  # no segment is ever full: acting alone
-        PONG,
-        ReturnConfig(n_step=3, clip_reward=1.0),
-        True,
-        (networks[0], networks[1]),
-        explore,
-        Discard(),
-        LocalWeights(),
-        seed=1,
-        index=0,
-    )
+    network = make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1).requires_grad_(False)
+    network.to(torch.bfloat16 if bf16 else torch.float32)
+
+    def values(observation: Array) -> Float32:
+        with torch.inference_mode():
+            return np.asarray(network(torch.from_numpy(observation)).numpy())
+
+    environments = make_environments(PONG, ENVIRONMENTS)
+    epsilons = np.full(ENVIRONMENTS, 0.1)
+    acting = rollout(environments, values, lambda: epsilons, np.random.default_rng(1), SeedSequence(1, 0))
+
+    def act() -> int:
+        next(acting)
+        return ENVIRONMENTS
+
     for _ in range(10):
-        actor.step()
-    cpu, steps, began = time.process_time(), 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        steps += actor.step()
+        act()
+    began, cpu = time.perf_counter(), time.process_time()
+    steps = rate(act, seconds) * (time.perf_counter() - began)
     spent = time.process_time() - cpu
-    actor.close()
+    environments.close()
     return spent / steps
 
 

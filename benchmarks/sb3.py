@@ -39,7 +39,14 @@ def main() -> None:
     gym.register_envs(ale_py)
     env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=1, seed=0), n_stack=4)
     model = DQN(
-        "CnnPolicy", env, buffer_size=50_000, learning_starts=LEARNING_STARTS, batch_size=32, train_freq=4, seed=0
+        "CnnPolicy",
+        env,
+        buffer_size=50_000,
+        learning_starts=LEARNING_STARTS,
+        batch_size=32,
+        train_freq=4,
+        seed=0,
+        device="cpu",
     )
     window = Window(float(sys.argv[1]))
     model.learn(10_000_000, callback=window)

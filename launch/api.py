@@ -45,16 +45,14 @@ def train(
         resolve(address)
     resumed: Checkpoint | None = None
     if resume is not None:
-        directory = RunDir.open(Path(resume))
+        directory = RunDir.open(Path(resume), config.learner.keep_checkpoints)
+        directory.lock()
         resumed = directory.newest_checkpoint()
         _check_resumed(config, resumed, str(resume))
-        directory = RunDir(directory.path, config.learner.keep_checkpoints)
-        directory.lock()
         directory.write(CONFIG, to_yaml(config))
         (directory.path / SUMMARY).unlink(missing_ok=True)
     else:
         directory = RunDir.create(None if run_dir is None else Path(run_dir), config)
-        directory.lock()
     run = Run(config, directory, resumed)
     signals = _Signals(run)
     signals.catch()

@@ -53,7 +53,7 @@ class TrainConfig:
     max_steps: int = 2_000_000
     """Agent steps after which the run ends, solved or not."""
     ready_timeout: float = 180.0
-    """Seconds in which every process must stand; more where the cluster's autoscaler has nodes to launch first."""
+    """Seconds in which the shards, then the learner, then the actors must stand; more where nodes are launched first."""
     max_minutes: float = 0.0
     """Minutes of training after which the run ends; 0: no limit."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -14,6 +16,8 @@ from typing import IO, Any
 from launch.config import TrainConfig, from_yaml, to_yaml
 from learner.checkpoint import Checkpoint, CheckpointStore
 from rl.errors import BadInput
+
+log = logging.getLogger("qfleet.run_dir")
 
 CONFIG, SUMMARY, STATUS, LOCK = "config.yaml", "summary.json", "status.json", ".lock"
 
@@ -29,7 +33,7 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path | None, config: TrainConfig) -> RunDir:
-        """A fresh run's directory (a dated one by default). Raises BadInput where a run already is."""
+        """A fresh run's directory (a dated one by default), locked. Raises BadInput where a run already is."""
         if path is not None and str(path) == ".":
             raise BadInput("--run-dir is empty, or this very directory: write a directory of the run's own")
         if path is None:
@@ -42,29 +46,35 @@ class RunDir:
         try:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, config.learner.keep_checkpoints)
+            run.lock()
             run.write(CONFIG, to_yaml(config))
         except OSError as error:
             raise BadInput(f"--run-dir {path} cannot be written: {error.strerror}") from error
         return run
 
     @classmethod
-    def open(cls, path: Path) -> RunDir:
+    def open(cls, path: Path, keep_checkpoints: int = 3) -> RunDir:
         """An existing run's directory; raises BadInput."""
         if not path.is_dir():
             raise BadInput(f"{path} is no run's directory: write the --run-dir of a run")
         if not (path / CONFIG).is_file():
             raise BadInput(f"{path} holds no run ({CONFIG} is missing): write the --run-dir of a run")
-        return cls(path)
+        return cls(path, keep_checkpoints)
 
     def lock(self) -> None:
         """Keep other processes from training in this directory while this one lives. Raises BadInput when one does."""
-        self._lock = (self.path / LOCK).open("w")
         try:
+            self._lock = (self.path / LOCK).open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BadInput(
                 f"{self.path} is being trained by another process: let it end, or stop it with Ctrl-C there"
             ) from error
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                log.warning("%s: this file system has no locks; see that no other process trains there", self.path)
+                return
+            raise BadInput(f"{self.path} cannot be written: {error.strerror}") from error
 
     def unlock(self) -> None:
         """Inverse of `lock`."""

@@ -10,7 +10,7 @@ from launch.config import TrainConfig
 from launch.judge import Candidate, Kind
 from launch.metrics import LatestMetrics
 from launch.run import Run
-from learner.learner import Learner, learner_threads
+from learner.learner import Learner
 from replay.local import LocalReplay
 from replay.shard import Shard
 from rl.envs import describe
@@ -85,7 +85,7 @@ class SerialParts:
 def run_serial(run: Run) -> None:
     """Train until the run is finished: act while replay has room, update while the limiter allows."""
     config = run.config
-    torch.set_num_threads(learner_threads(config.learner))
+    torch.set_num_threads(config.learner.threads or torch.get_num_threads())
     parts = SerialParts(config, run.tally.base_steps)
     learner = parts.learner
     if run.resumed is not None:

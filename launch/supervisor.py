@@ -121,7 +121,7 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
         except (ray.exceptions.RayError, TimeoutError) as error:
             failure = RunFault(_first_line(error))
         run.tally.stop_clock()
-        _finish(run, topology, save=failure is None or not str(failure).startswith("learner"))
+        _finish(run, topology)
         if failure is not None:
             raise failure
     except Stopped:
@@ -186,15 +186,16 @@ def _check_min_size(config: TrainConfig, alive: int) -> None:
         )
 
 
-def _finish(run: Run, topology: Topology, save: bool) -> None:
-    """Stop acting, stop learning, write the last checkpoint unless the learner failed, stop the shards, with deadlines."""
+def _finish(run: Run, topology: Topology) -> None:
+    """Stop acting, stop learning, write the last checkpoint, stop the shards, with deadlines."""
     try:
         ray.wait([a.stop.remote() for a in topology.actors], num_returns=len(topology.actors), timeout=0.5)
-        if not ray.get(topology.learner.stop.remote(), timeout=CALL_TIMEOUT):
-            run.progress.note("warning: the learner did not end its last update within 20 s")
+        if not ray.get(
+            topology.learner.stop.remote(), timeout=CALL_TIMEOUT
+        ):  # a checkpoint now would be half an update
+            raise TimeoutError("the learner did not end its last update within 20 s")
         run.tally.learner["updates"] = ray.get(topology.learner.poll.remote(), timeout=CALL_TIMEOUT)["updates"]
-        if save:
-            run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
+        run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
     except (ray.exceptions.RayError, TimeoutError) as error:
         run.progress.note(f"warning: no last checkpoint: {_first_line(error)}")
     for handle in (*topology.actors, *topology.shards, topology.evaluator, topology.learner, topology.registry):

@@ -201,7 +201,8 @@ def _await_ready(calls: dict[str, Any], asks: str, timeout: float, stopping: Cal
         free = {k: v for k, v in resources.items() if k in ("CPU", "GPU")}
         raise RunFault(
             f"not ready after {timeout:g} s: {', '.join(missing)} (asking for {asks}; free in the cluster: {free}); "
-            "ask for fewer with --actors.count and --replay.shards, add nodes, or wait longer with --ready-timeout"
+            "ask for fewer with --actors.count, --replay.shards and --learner.threads, add nodes, or wait longer with "
+            "--ready-timeout"
         )
     try:
         return list(ray.get(refs))

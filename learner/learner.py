@@ -16,7 +16,7 @@ from learner.checkpoint import Checkpoint
 from learner.prefetch import Direct, Prefetcher
 from learner.publish import Publisher
 from learner.update import UpdateConfig, Updater, metric_values, td_abs_array
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 from rl.networks import NetworkConfig, make_network
 from rl.ports import BatchSource, MetricSink, WeightSink
 from rl.types import ObservationSpec
@@ -31,7 +31,8 @@ class LearnerConfig(UpdateConfig):
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), or a torch device such as cpu, cuda, cuda:1, mps."""
     threads: int = 0
-    """Torch threads of each half of the update (targets, gradient step) on the CPU; 0: half the cores, at most 8."""
+    """Torch threads of each half of the update (targets, gradient step) on the CPU; 0: half the cores, at most 8 (in serial
+    mode, which makes the halves in turn: all of them)."""
     publish_period: int = 20  # learner updates
     """Learner updates between broadcasts of the weights."""
     checkpoint_minutes: float = 5.0
@@ -96,7 +97,7 @@ class Learner:
         self.config = config
         self.device = pick_device(config.device)
         online, target = (make_network(network, spec, actions, seed) for _ in range(2))
-        self.updater = Updater(config, online, target, self.device, concurrent=prefetch)
+        self.updater = Updater(config, online, target, self.device, concurrent=prefetch and self.device.type == "cpu")
         self._source, self._weights, self._metrics = source, weights, metrics
         self._prefetch = prefetch
         self._batches: Prefetcher | Direct | None = None
@@ -143,7 +144,13 @@ class Learner:
         )
 
     def get_checkpoint(self, extra: Mapping[str, Any]) -> Checkpoint:
-        """Networks, optimizer, counters and RNG states, with ``extra`` plain data of the caller's."""
+        """Networks, optimizer, counters and RNG states, with ``extra`` plain data of the caller's.
+
+        Raises RunFault when a weight is not finite: such a checkpoint would only carry the divergence on.
+        """
+        arrays = self.updater.get_state()
+        if not all(np.isfinite(x).all() for x in arrays["online"].values()):
+            raise RunFault("the learner has diverged: no checkpoint of weights that are not finite")
         rng = {"torch": torch.get_rng_state().numpy().tolist(), "drawn": getattr(self._source, "drawn", 0)}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device).numpy().tolist()
@@ -154,7 +161,7 @@ class Learner:
             "rng": rng,
             **extra,
         }
-        return Checkpoint(self.updater.get_state(), state)
+        return Checkpoint(arrays, state)
 
     def set_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Inverse of `get_checkpoint`. Raises ValueError when it is of another network."""

@@ -50,7 +50,7 @@ class Prefetcher:
             if self._failure is not None:
                 if isinstance(self._failure, RunFault):
                     raise self._failure from None
-                raise RunFault(f"sampling failed: {self._failure!r}") from self._failure
+                raise RunFault(f"preparing a batch failed: {self._failure!r}") from self._failure
             return None
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -66,12 +66,15 @@ class UpdateConfig:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What an update regresses on, on the learner's device: Q(s_tm1, a_tm1) towards ``target``, [B] each."""
+    """A `SampledBatch` as tensors on the learner's device; ``target`` [B] where it was computed ahead of the update."""
 
     s_tm1: Tensor
     a_tm1: Tensor
-    target: Tensor
+    r_t: Tensor
+    discount_t: Tensor
+    s_t: Tensor
     weights: Tensor
+    target: Tensor | None = None
 
 
 def _to(x: Array, device: torch.device) -> Tensor:
@@ -84,9 +87,9 @@ def _to(x: Array, device: torch.device) -> Tensor:
 class Updater:
     """Online and target network, optimizer, and the number of updates made.
 
-    An update has two halves, which may run at the same time in two threads: `prepare` computes the target of a batch, and
-    `update` makes the gradient step. With ``concurrent``, `prepare` reads copies of the networks that nobody changes: the
-    online one as it was at most FREEZE_PERIOD updates ago, the target one as of its last sync.
+    With ``concurrent`` the targets of a batch are computed in `prepare`, which another thread may call while `update` makes
+    a gradient step (decisions/0004). `prepare` then reads copies of the networks that nobody changes, renewed every
+    FREEZE_PERIOD updates and at each target sync. Otherwise `update` computes them, with the weights of the moment.
     """
 
     def __init__(
@@ -102,25 +105,25 @@ class Updater:
         self.updates = 0
         self.target_syncs = 0
         self._concurrent = concurrent
-        self._read = (self.online, self.target)  # what `prepare` reads
+        self._frozen: tuple[QNetwork, QNetwork] | None = None  # what `prepare` reads
         self._freeze(target=True)
 
-    @torch.no_grad()
     def prepare(self, sampled: SampledBatch) -> Batch:
-        """``sampled`` on the device, with its targets r_t + discount_t * q_target(s_t, argmax_a q_online(s_t, a))."""
+        """``sampled`` on the device, made ready for `update`."""
         t = sampled.transitions
-        online, target = self._read
-        s_t = self._observations(t.s_t)
+        s_tm1, s_t = self._observations(t.s_tm1), self._observations(t.s_t)
+        a_tm1, r_t, discount_t, weights = (_to(x, self.device) for x in (t.a_tm1, t.r_t, t.discount_t, sampled.weights))
+        batch = Batch(s_tm1, a_tm1, r_t, discount_t, s_t, weights)
+        frozen = self._frozen
+        return batch if frozen is None else replace(batch, target=self._target(batch, *frozen))
+
+    @torch.no_grad()
+    def _target(self, batch: Batch, online: QNetwork, target: QNetwork) -> Tensor:
+        """r_t + discount_t * q_target(s_t, argmax_a q_online(s_t, a)), [B]; without `double`, q_target selects too."""
         with self._autocast():
-            q_t_value = target(s_t)
-            q_t_selector = online(s_t) if self.config.double else q_t_value
-        r_t, discount_t = _to(t.r_t, self.device), _to(t.discount_t, self.device)
-        return Batch(
-            self._observations(t.s_tm1),
-            _to(t.a_tm1, self.device),
-            td.double_q_target(r_t, discount_t, q_t_value, q_t_selector),
-            _to(sampled.weights, self.device),
-        )
+            q_t_value = target(batch.s_t)
+            q_t_selector = online(batch.s_t) if self.config.double else q_t_value
+        return td.double_q_target(batch.r_t, batch.discount_t, q_t_value, q_t_selector)
 
     def _observations(self, x: Array) -> Tensor:
         """On the CPU pixels are widened here, apart from the gradient step; a GPU gets bytes and widens them itself."""
@@ -132,9 +135,10 @@ class Updater:
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """One gradient step; returns |TD error| [B] and scalar tensors by name (no device synchronisation is forced)."""
         c = self.config
+        target = self._target(batch, self.online, self.target) if batch.target is None else batch.target
         with self._autocast():
             q_tm1 = self.online(batch.s_tm1)
-        error = td.td_error(q_tm1, batch.a_tm1, batch.target)
+        error = td.td_error(q_tm1, batch.a_tm1, target)
         losses = td.huber(error) if c.loss == "huber" else td.squared(error)
         loss = td.weighted_loss(losses, batch.weights)
         self.optimizer.zero_grad(set_to_none=True)
@@ -151,10 +155,12 @@ class Updater:
 
     def _freeze(self, target: bool) -> None:
         """Renew the copies that `prepare` reads; a reader keeps those that it has begun with."""
-        if self._concurrent:
-            dtype = torch.bfloat16 if self.config.bf16 else torch.float32
-            online = _frozen(self.online, dtype)
-            self._read = (online, _frozen(self.target, dtype) if target else self._read[1])
+        if not self._concurrent:
+            return
+        dtype = torch.bfloat16 if self.config.bf16 else torch.float32
+        old = self._frozen
+        new_target = _frozen(self.target, dtype) if target or old is None else old[1]
+        self._frozen = (_frozen(self.online, dtype) if self.config.double else new_target, new_target)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         # no cache: it is the process's, and the two halves run in two threads
@@ -180,7 +186,7 @@ class Updater:
         return due
 
     def get_state(self) -> dict[str, dict[str, Array]]:
-        """Everything that the next update depends on, as named arrays in three groups."""
+        """What the updates have made, as named arrays in three groups."""
         return {
             "online": _arrays(self.online.state_dict()),
             "target": _arrays(self.target.state_dict()),

@@ -28,6 +28,8 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise BadInput("network.hidden must name at least one layer of at least 1 unit")
+        if self.layer_norm and min(self.hidden) < 2:
+            raise BadInput("network.layer_norm needs layers of at least 2 units: write a larger network.hidden")
 
 
 class DuelingHead(nn.Module):

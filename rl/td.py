@@ -24,6 +24,8 @@ def double_q_error(
     Source: van Hasselt et al. 2016, equation 4. The target carries no gradient. Raises ValueError on wrong ranks or
     dtypes.
     """
+    if q_t_value.shape != q_tm1.shape:
+        raise ValueError(f"action values must all be [B, A], got {[tuple(q.shape) for q in (q_tm1, q_t_value)]}")
     return td_error(q_tm1, a_tm1, double_q_target(r_t, discount_t, q_t_value, q_t_selector))
 
 
@@ -44,8 +46,8 @@ def td_error(q_tm1: Tensor, a_tm1: Tensor, target: Tensor) -> Tensor:
     if q_tm1.ndim != 2:
         raise ValueError(f"action values must be [B, A], got {tuple(q_tm1.shape)}")
     _check_columns(len(q_tm1), a_tm1=a_tm1, target=target)
-    if a_tm1.dtype != torch.int64 or not q_tm1.is_floating_point():
-        raise ValueError("a_tm1 must be int64, action values floating point")
+    if a_tm1.dtype != torch.int64 or not all(x.is_floating_point() for x in (q_tm1, target)):
+        raise ValueError("a_tm1 must be int64, action values and target floating point")
     return target - q_tm1.gather(1, a_tm1.unsqueeze(1)).squeeze(1)
 
 

@@ -84,6 +84,40 @@ def test_targets_prepared_beside_the_updates_lag_by_the_freeze_period_alone(rng)
         torch.testing.assert_close(u.prepare(looked).target, r_t + 0.9 * q)
 
 
+@pytest.mark.parametrize("changes", [{}, {"target_tau": 0.5}, {"double": False}, {"bf16": True}])
+def test_targets_prepared_ahead_are_those_of_the_restored_weights(rng, changes):
+    """A concurrent updater that takes over a state prepares the targets that one of the moment computes."""
+    config = UpdateConfig(learning_rate=1e-2, target_update_period=3, **changes)
+    networks = lambda seed: (make_network(MLP, SMALL, 3, seed) for _ in range(2))  # noqa: E731
+    old, new = Updater(config, *networks(1), CPU), Updater(config, *networks(9), CPU, concurrent=True)
+    for _ in range(5):
+        old.update(old.prepare(batch_of(rng)))
+    new.set_state(old.get_state(), old.updates, old.target_syncs)
+    looked = batch_of(rng)
+    exact = old._target(old.prepare(looked), old.online, old.target)
+    close = {"rtol": 3e-2, "atol": 3e-2} if config.bf16 else {}
+    torch.testing.assert_close(new.prepare(looked).target, exact, **close)
+    torch.testing.assert_close(new.update(new.prepare(looked))[0], old.update(old.prepare(looked))[0], **close)
+    for _ in range(FREEZE_PERIOD):
+        new.update(new.prepare(batch_of(rng)))
+    assert new.updates % FREEZE_PERIOD == 2  # two updates behind
+    new._freeze(target=True)
+    batch = new.prepare(looked)
+    torch.testing.assert_close(batch.target, new._target(batch, new.online, new.target), **close)
+
+
+def test_a_learner_with_its_preparing_thread_regresses_to_fixed_targets(rng):
+    """Terminal transitions only: the targets are the rewards, whatever the networks; the error must go."""
+    sampled = batch_of(rng)
+    sampled = replace(sampled, transitions=sampled.transitions._replace(discount_t=np.zeros(8, np.float32)))
+    learner = learner_over([sampled] * 400, prefetch=True, learning_rate=3e-3)
+    reported = learner._source.reported
+    while len(reported) < 400:
+        assert learner.step(10.0)
+    learner.close()
+    assert reported[-1][1].mean() < 0.2 * reported[0][1].mean()
+
+
 def test_gradients_are_clipped_to_the_norm(rng):
     u = updater(UpdateConfig(max_grad_norm=0.01, loss="squared"))
     u.update(u.prepare(batch_of(rng)))
@@ -185,10 +219,9 @@ class Sink:
         self.got.append(dict(metrics))
 
 
-def learner_over(batches, **changes):
+def learner_over(batches, prefetch=False, **changes):
     config = LearnerConfig(device="cpu", publish_period=4, target_update_period=6, **changes)
-    learner = Learner(config, MLP, SMALL, 3, Source(batches), Sink(), Sink(), seed=1, prefetch=False)
-    return learner
+    return Learner(config, MLP, SMALL, 3, Source(batches), Sink(), Sink(), seed=1, prefetch=prefetch)
 
 
 def test_the_learner_publishes_by_period_and_the_target_only_when_it_changed(rng):

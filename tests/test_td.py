@@ -59,6 +59,8 @@ def test_importance_weights_multiply_gradients_in_either_loss(loss):
         ("r_t", R_T[:, None]),
         ("discount_t", DISCOUNT_T.to(torch.int64)),
         ("q_t_value", Q_T_VALUE[:, :1]),
+        ("q_tm1", Q_TM1[:, :1]),
+        ("r_t", R_T.to(torch.int64)),
     ],
 )
 def test_wrong_shapes_and_dtypes_are_refused(name, value):
