@@ -34,7 +34,7 @@ from benchmarks.measure import (
     rate,
     shard_process,
 )
-from learner.learner import Learner, LearnerConfig, learner_threads
+from learner.learner import Learner, LearnerConfig, keep_freed_memory, learner_threads
 from learner.update import UpdateConfig, Updater
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.sampler import Sampler
@@ -94,6 +94,7 @@ class Discard:
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
     """Measure; returns the figures."""
+    keep_freed_memory()  # as the learner of a run does
     cases: dict[str, Callable[[], dict[str, float]]] = {
         "float32": lambda: _loop(c.seconds, bf16=False),
         "bfloat16": lambda: _loop(c.seconds, bf16=True),

@@ -97,9 +97,11 @@ class Updater:
     ) -> None:
         self.config, self.device = config, device
         self.online, self.target = online.to(device), target.to(device).requires_grad_(False)
-        if device.type == "cuda":
-            for network in (self.online, self.target):
-                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # on a CPU float32 gains a sixth, bfloat16 nothing (its pixels take longer to widen into that order)
+        last = device.type == "cuda" or (device.type == "cpu" and not config.bf16)
+        self._order = torch.channels_last if last else torch.contiguous_format
+        for network in (self.online, self.target):
+            network.to(memory_format=self._order)  # type: ignore[call-overload]
         self.target.load_state_dict(self.online.state_dict())
         self.optimizer = _make_optimizer(config, self.online)
         self.updates = 0
@@ -129,7 +131,8 @@ class Updater:
         """On the CPU pixels are widened here, apart from the gradient step; a GPU gets bytes and widens them itself."""
         observations = _to(x, self.device)
         if self.device.type == "cpu":
-            return observations.to(torch.bfloat16 if self.config.bf16 else torch.float32)
+            order = self._order if observations.ndim == 4 else torch.contiguous_format
+            return observations.to(torch.bfloat16 if self.config.bf16 else torch.float32, memory_format=order)
         return observations
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -229,10 +232,16 @@ def _optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, Array]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Array], device: torch.device) -> None:
+    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in arrays.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = torch.from_numpy(np.array(value))
+        tensor, parameter = torch.from_numpy(np.array(value)), parameters[int(index)]
+        if (
+            tensor.shape == parameter.shape
+        ):  # in the parameter's own memory order: fused steps go through both in a line
+            tensor = torch.empty_like(parameter, device="cpu").copy_(tensor)
+        state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
