@@ -47,7 +47,9 @@ def plot_runs(runs: Sequence[Path], to: Path) -> Path:
             axis.plot(at, evals.get("mean_return", []), "o", ms=5, color=line.get_color())
     left.set_xlabel("minutes of training")
     right.set_xlabel("agent steps")
-    left.set_ylabel("return (line: training, greedy end; points: evaluations)")
+    right.xaxis.set_major_formatter("{x:,.0f}")
+    left.set_ylabel("return of an episode")
+    figure.suptitle("lines: training, greedy end; points: evaluations", fontsize=10)
     for axis in (left, right):
         axis.grid(alpha=0.3)
     left.legend(fontsize=8)
