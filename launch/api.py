@@ -47,8 +47,12 @@ def train(
     if resume is not None:
         directory = RunDir.open(Path(resume), config.learner.keep_checkpoints)
         directory.lock()
-        resumed = directory.newest_checkpoint()
-        _check_resumed(config, resumed, str(resume))
+        try:
+            resumed = directory.newest_checkpoint()
+            _check_resumed(config, resumed, str(resume))
+        except BadInput:
+            directory.unlock()  # a caller in Python may hold on to the error, and through it to the lock
+            raise
         directory.write(CONFIG, to_yaml(config))
         (directory.path / SUMMARY).unlink(missing_ok=True)
     else:

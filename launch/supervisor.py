@@ -190,9 +190,8 @@ def _finish(run: Run, topology: Topology) -> None:
     """Stop acting, stop learning, write the last checkpoint, stop the shards, with deadlines."""
     try:
         ray.wait([a.stop.remote() for a in topology.actors], num_returns=len(topology.actors), timeout=0.5)
-        if not ray.get(
-            topology.learner.stop.remote(), timeout=CALL_TIMEOUT
-        ):  # a checkpoint now would be half an update
+        ended = ray.get(topology.learner.stop.remote(), timeout=CALL_TIMEOUT)
+        if not ended:  # a checkpoint now would be half an update
             raise TimeoutError("the learner did not end its last update within 20 s")
         run.tally.learner["updates"] = ray.get(topology.learner.poll.remote(), timeout=CALL_TIMEOUT)["updates"]
         run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))

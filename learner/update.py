@@ -162,8 +162,8 @@ class Updater:
             return
         dtype = torch.bfloat16 if self.config.bf16 else torch.float32
         old = self._frozen
-        new_target = _frozen(self.target, dtype) if target or old is None else old[1]
-        self._frozen = (_frozen(self.online, dtype) if self.config.double else new_target, new_target)
+        new_target = _copy_of(self.target, dtype) if target or old is None else old[1]
+        self._frozen = (_copy_of(self.online, dtype) if self.config.double else new_target, new_target)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         # no cache: it is the process's, and the two halves run in two threads
@@ -210,7 +210,7 @@ class Updater:
         self._freeze(target=True)
 
 
-def _frozen(network: QNetwork, dtype: torch.dtype) -> QNetwork:
+def _copy_of(network: QNetwork, dtype: torch.dtype) -> QNetwork:
     return copy.deepcopy(network).to(dtype).requires_grad_(False)
 
 
@@ -237,9 +237,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Array
     for name, value in arrays.items():
         index, key = name.split(".", 1)
         tensor, parameter = torch.from_numpy(np.array(value)), parameters[int(index)]
-        if (
-            tensor.shape == parameter.shape
-        ):  # in the parameter's own memory order: fused steps go through both in a line
+        # in the parameter's own memory order: a fused step goes through both in a line
+        if tensor.shape == parameter.shape:
             tensor = torch.empty_like(parameter, device="cpu").copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

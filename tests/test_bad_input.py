@@ -14,6 +14,7 @@ from launch.config import from_yaml, to_yaml
 from launch.presets import PRESETS, preset
 from launch.run_dir import RunDir
 from rl.errors import BadInput
+from rl.networks import NetworkConfig
 from tests.test_serial import short
 
 CASES = {
@@ -120,6 +121,9 @@ def test_a_directory_is_trained_in_by_one_process_at_a_time(tmp_path, capsys):
     assert cli.main(["train", "--resume", str(tmp_path / "run"), "--serial", "--max-steps", "600"]) == 2
     assert "another process" in capsys.readouterr().err
     other.unlock()
+    with pytest.raises(BadInput, match="another network") as refused:
+        train(short(network=NetworkConfig(kind="mlp", hidden=(3,))), resume=tmp_path / "run", serial=True)
+    assert refused.value  # held, and the lock is free all the same
     assert cli.main(["train", "--resume", str(tmp_path / "run"), "--serial", "--max-steps", "600"]) == 0
 
 
