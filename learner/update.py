@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -84,6 +85,20 @@ def _to(x: Array, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+class _Frozen:
+    """Copies of both networks in ``dtype``, whole for whoever holds ``lock``."""
+
+    def __init__(self, online: QNetwork, target: QNetwork, dtype: torch.dtype) -> None:
+        self.online, self.target = (copy.deepcopy(n).to(dtype).requires_grad_(False) for n in (online, target))
+        self.lock = threading.Lock()
+
+    def renew(self, online: QNetwork, target: QNetwork) -> None:
+        with self.lock:
+            for old, new in ((self.online, online), (self.target, target)):
+                for old_parameter, new_parameter in zip(old.parameters(), new.parameters(), strict=True):
+                    old_parameter.copy_(new_parameter.detach())
+
+
 class Updater:
     """Online and target network, optimizer, and the number of updates made.
 
@@ -106,9 +121,8 @@ class Updater:
         self.optimizer = _make_optimizer(config, self.online)
         self.updates = 0
         self.target_syncs = 0
-        self._concurrent = concurrent
-        self._frozen: tuple[QNetwork, QNetwork] | None = None  # what `prepare` reads
-        self._freeze(target=True)
+        # what `prepare` reads, and what is renewed next
+        self._frozen, self._spare = (self._copies() if concurrent else None for _ in range(2))
 
     def prepare(self, sampled: SampledBatch) -> Batch:
         """``sampled`` on the device, made ready for `update`."""
@@ -117,7 +131,10 @@ class Updater:
         a_tm1, r_t, discount_t, weights = (_to(x, self.device) for x in (t.a_tm1, t.r_t, t.discount_t, sampled.weights))
         batch = Batch(s_tm1, a_tm1, r_t, discount_t, s_t, weights)
         frozen = self._frozen
-        return batch if frozen is None else replace(batch, target=self._target(batch, *frozen))
+        if frozen is None:
+            return batch
+        with frozen.lock:
+            return replace(batch, target=self._target(batch, frozen.online, frozen.target))
 
     @torch.no_grad()
     def _target(self, batch: Batch, online: QNetwork, target: QNetwork) -> Tensor:
@@ -152,18 +169,18 @@ class Updater:
         self.updates += 1
         synced = self._sync_target()
         if synced or self.updates % FREEZE_PERIOD == 0:
-            self._freeze(synced or c.target_tau > 0)
+            self._freeze()
         metrics = {"loss": loss.detach(), "grad_norm": norm, "q_mean": q_tm1.detach().mean()}
         return error.detach().abs(), metrics
 
-    def _freeze(self, target: bool) -> None:
-        """Renew the copies that `prepare` reads; a reader keeps those that it has begun with."""
-        if not self._concurrent:
-            return
-        dtype = torch.bfloat16 if self.config.bf16 else torch.float32
-        old = self._frozen
-        new_target = _copy_of(self.target, dtype) if target or old is None else old[1]
-        self._frozen = (_copy_of(self.online, dtype) if self.config.double else new_target, new_target)
+    def _copies(self) -> _Frozen:
+        return _Frozen(self.online, self.target, torch.bfloat16 if self.config.bf16 else torch.float32)
+
+    def _freeze(self) -> None:
+        """Renew the copies that `prepare` reads."""
+        if self._spare is not None:
+            self._spare.renew(self.online, self.target)
+            self._frozen, self._spare = self._spare, self._frozen
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         # no cache: it is the process's, and the two halves run in two threads
@@ -207,11 +224,7 @@ class Updater:
                 ) from error
         _load_optimizer(self.optimizer, state["optimizer"], self.device)
         self.updates, self.target_syncs = updates, target_syncs
-        self._freeze(target=True)
-
-
-def _copy_of(network: QNetwork, dtype: torch.dtype) -> QNetwork:
-    return copy.deepcopy(network).to(dtype).requires_grad_(False)
+        self._freeze()
 
 
 def _make_optimizer(config: UpdateConfig, network: QNetwork) -> torch.optim.Optimizer:

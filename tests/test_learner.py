@@ -100,7 +100,7 @@ def test_targets_prepared_ahead_are_those_of_the_restored_weights(rng, changes):
     for _ in range(FREEZE_PERIOD):
         new.update(new.prepare(batch_of(rng)))
     assert new.updates % FREEZE_PERIOD == 2  # two updates behind
-    new._freeze(target=True)
+    new._freeze()
     batch = new.prepare(looked)
     torch.testing.assert_close(batch.target, new._target(batch, new.online, new.target), **close)
 

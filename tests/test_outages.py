@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import numpy as np
@@ -149,5 +150,27 @@ def test_a_batch_too_large_for_a_message_is_a_fault(shards, rng):
     with pytest.raises(RunFault, match="larger than max"):
         for _ in range(50):
             source.sample(0.2)
+    writer.close()
+    source.close()
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_priority_updates_that_a_shard_cannot_take_are_counted_and_hold_nobody_up(shards, rng, fault):
+    (shard,) = shards(1)
+    writer = Writer([shard.address])
+    writer.write(make_segment(rng))
+    writer.flush(10.0)
+    source = sampler([shard], give_up_after=30.0)
+    batch = source.sample(5.0)
+    shard.process.send_signal(fault)
+    began = time.monotonic()
+    source.update_priorities(batch, np.ones(32, np.float32))
+    assert time.monotonic() - began < 0.5
+    wait_for(lambda: source.stats()["lost_updates"] == 32, 10.0)
+    if fault == signal.SIGSTOP:
+        shard.process.send_signal(signal.SIGCONT)
+        source.update_priorities(batch, np.ones(32, np.float32))
+        time.sleep(0.5)
+        assert source.stats()["lost_updates"] == 32
     writer.close()
     source.close()
