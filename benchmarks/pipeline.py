@@ -34,7 +34,7 @@ from benchmarks.measure import (
     rate,
     shard_process,
 )
-from learner.learner import Learner, LearnerConfig, keep_freed_memory, learner_threads
+from learner.learner import Learner, LearnerConfig, learner_threads
 from learner.update import UpdateConfig, Updater
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.sampler import Sampler
@@ -42,6 +42,7 @@ from replay.weights import BetaConfig
 from replay.writer import Writer
 from rl.envs import SeedSequence, make_environments
 from rl.errors import BadInput
+from rl.memory import keep_freed_memory
 from rl.networks import NetworkConfig, make_network
 from rl.ports import BatchSource
 from rl.types import Array, Float32, SampledBatch, Segment, Transition

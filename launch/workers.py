@@ -20,7 +20,7 @@ from launch.config import TrainConfig
 from launch.metrics import RayMetrics
 from launch.ray_weights import RayWeightSink, RayWeightSource
 from learner.checkpoint import Checkpoint
-from learner.learner import Learner, keep_freed_memory
+from learner.learner import Learner
 from replay.sampler import Sampler
 from replay.service import ShardServer
 from replay.shard import Shard
@@ -152,7 +152,6 @@ class LearnerWorker:
     ) -> None:
         spec, actions = describe(config.env)
         torch.set_num_threads(threads)
-        keep_freed_memory()
         self._threads = threads
         self._sampler = Sampler(
             shards,

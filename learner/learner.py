@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import time
@@ -18,11 +17,10 @@ from learner.prefetch import Direct, Prefetcher
 from learner.publish import Publisher
 from learner.update import UpdateConfig, Updater, metric_values, td_abs_array
 from rl.errors import BadInput, RunFault
+from rl.memory import keep_freed_memory
 from rl.networks import NetworkConfig, make_network
 from rl.ports import BatchSource, MetricSink, WeightSink
 from rl.types import ObservationSpec
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -82,17 +80,6 @@ def learner_threads(config: LearnerConfig) -> int:
     return max(1, min((os.cpu_count() or 1) // 2, 8))
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that an update frees for the next one, where the C library is glibc.
-
-    By default it gives megabytes back at every update, and fetches them again page by page.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
-
-
 class Learner:
     """Owns the update, and moves it on a batch at a time."""
 
@@ -108,6 +95,7 @@ class Learner:
         seed: int,
         prefetch: bool = True,
     ) -> None:
+        keep_freed_memory()
         self.config = config
         self.device = pick_device(config.device)
         online, target = (make_network(network, spec, actions, seed) for _ in range(2))

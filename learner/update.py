@@ -86,15 +86,16 @@ def _to(x: Array, device: torch.device) -> Tensor:
 
 
 class _Frozen:
-    """Copies of both networks in ``dtype``, whole for whoever holds ``lock``."""
+    """Copies of networks in ``dtype``, whole for whoever holds ``lock``."""
 
-    def __init__(self, online: QNetwork, target: QNetwork, dtype: torch.dtype) -> None:
-        self.online, self.target = (copy.deepcopy(n).to(dtype).requires_grad_(False) for n in (online, target))
+    def __init__(self, networks: tuple[QNetwork, ...], dtype: torch.dtype) -> None:
+        self.networks = tuple(copy.deepcopy(n).to(dtype).requires_grad_(False) for n in networks)
         self.lock = threading.Lock()
 
-    def renew(self, online: QNetwork, target: QNetwork) -> None:
+    def renew(self, networks: tuple[QNetwork, ...]) -> None:
+        """Take the parameters of ``networks``; waits while somebody reads."""
         with self.lock:
-            for old, new in ((self.online, online), (self.target, target)):
+            for old, new in zip(self.networks, networks, strict=True):
                 for old_parameter, new_parameter in zip(old.parameters(), new.parameters(), strict=True):
                     old_parameter.copy_(new_parameter.detach())
 
@@ -103,8 +104,9 @@ class Updater:
     """Online and target network, optimizer, and the number of updates made.
 
     With ``concurrent`` the targets of a batch are computed in `prepare`, which another thread may call while `update` makes
-    a gradient step (decisions/0004). `prepare` then reads copies of the networks that nobody changes, renewed every
-    FREEZE_PERIOD updates and at each target sync. Otherwise `update` computes them, with the weights of the moment.
+    a gradient step (decisions/0004). `prepare` then reads copies of the networks, renewed every FREEZE_PERIOD updates and
+    at each target sync. There are two sets of copies, one to read and one to renew, so that `update` waits for a reader
+    only when it began before the last renewal. Otherwise `update` computes targets, with the weights of the moment.
     """
 
     def __init__(
@@ -134,14 +136,14 @@ class Updater:
         if frozen is None:
             return batch
         with frozen.lock:
-            return replace(batch, target=self._target(batch, frozen.online, frozen.target))
+            return replace(batch, target=self._target(batch, *frozen.networks))
 
     @torch.no_grad()
-    def _target(self, batch: Batch, online: QNetwork, target: QNetwork) -> Tensor:
-        """r_t + discount_t * q_target(s_t, argmax_a q_online(s_t, a)), [B]; without `double`, q_target selects too."""
+    def _target(self, batch: Batch, target: QNetwork, online: QNetwork | None = None) -> Tensor:
+        """r_t + discount_t * q_target(s_t, argmax_a q_online(s_t, a)), [B]; without ``online``, q_target selects too."""
         with self._autocast():
             q_t_value = target(batch.s_t)
-            q_t_selector = online(batch.s_t) if self.config.double else q_t_value
+            q_t_selector = q_t_value if online is None else online(batch.s_t)
         return td.double_q_target(batch.r_t, batch.discount_t, q_t_value, q_t_selector)
 
     def _observations(self, x: Array) -> Tensor:
@@ -155,7 +157,7 @@ class Updater:
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """One gradient step; returns |TD error| [B] and scalar tensors by name (no device synchronisation is forced)."""
         c = self.config
-        target = self._target(batch, self.online, self.target) if batch.target is None else batch.target
+        target = self._target(batch, *self._networks) if batch.target is None else batch.target
         with self._autocast():
             q_tm1 = self.online(batch.s_tm1)
         error = td.td_error(q_tm1, batch.a_tm1, target)
@@ -173,13 +175,18 @@ class Updater:
         metrics = {"loss": loss.detach(), "grad_norm": norm, "q_mean": q_tm1.detach().mean()}
         return error.detach().abs(), metrics
 
+    @property
+    def _networks(self) -> tuple[QNetwork, ...]:
+        """What a target is computed from."""
+        return (self.target, self.online) if self.config.double else (self.target,)
+
     def _copies(self) -> _Frozen:
-        return _Frozen(self.online, self.target, torch.bfloat16 if self.config.bf16 else torch.float32)
+        return _Frozen(self._networks, torch.bfloat16 if self.config.bf16 else torch.float32)
 
     def _freeze(self) -> None:
         """Renew the copies that `prepare` reads."""
         if self._spare is not None:
-            self._spare.renew(self.online, self.target)
+            self._spare.renew(self._networks)
             self._frozen, self._spare = self._spare, self._frozen
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:

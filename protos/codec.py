@@ -1,21 +1,25 @@
 """Message <-> numpy: the only codec.
 
-Frames rest as independent LZ4 blocks (raw where a frame is too small to gain), so that a shard cuts any item out of a
-segment with one slice and only the learner unpacks.
+Frames of COMPRESS_FROM bytes and more rest as LZ4 blocks, each frame for itself, as the LZ4 frame format writes them: a
+shard cuts stacks out of a segment with one slice each, and the stacks of a whole batch, end to end between that format's
+header and end mark, are unpacked by one call.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import lz4.block
+import lz4.frame
 import numpy as np
 
 from protos import replay_pb2 as pb
-from rl.returns import stack_frames
-from rl.types import Array, Float64, Int64, ObservationSpec, Segment, Transition, UInt64
+from rl.types import Array, Float64, ObservationSpec, Segment, Transition, UInt64
 
 COMPRESS_FROM = 256  # bytes a frame; smaller ones travel raw
+END_MARK = bytes(4)
+STORED = 2**31  # flag in a block's length: not compressed
 
 TERMINATED, TRUNCATED, LOST_LIFE = 1, 2, 4
 
@@ -45,29 +49,63 @@ def array(message: Any, field: str, dtype: str) -> Array:
     return np.frombuffer(data, dtype=dtype)
 
 
+def _block_bytes(frame_bytes: int) -> int:
+    """The smallest of the format's block sizes that holds a frame; a frame above the largest takes several."""
+    return next((2**n for n in (16, 18, 20) if frame_bytes <= 2**n), 2**22)
+
+
+def _compressor(frame_bytes: int) -> lz4.frame.LZ4FrameCompressor:
+    block_size = {2**16: 4, 2**18: 5, 2**20: 6, 2**22: 7}[_block_bytes(frame_bytes)]
+    return lz4.frame.LZ4FrameCompressor(block_size=block_size, block_linked=False, auto_flush=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _header(frame_bytes: int, count: int) -> bytes:
+    """What the LZ4 frame format writes before the blocks of ``count`` frames."""
+    return bytes(_compressor(frame_bytes).begin(source_size=frame_bytes * count))
+
+
 def compress_frames(frames: Array) -> tuple[bytes, Array]:
     """Frames [F, ...] -> (their blocks end to end, uint32 sizes [F])."""
     frames = np.ascontiguousarray(frames)
-    if frames[0].nbytes < COMPRESS_FROM:
-        return frames.tobytes(), np.full(len(frames), frames[0].nbytes, np.uint32)
-    blocks = [lz4.block.compress(frame, store_size=False) for frame in frames]
+    size = frames[0].nbytes
+    if size < COMPRESS_FROM:
+        return frames.tobytes(), np.full(len(frames), size, np.uint32)
+    compressor = _compressor(size)
+    compressor.begin()
+    blocks = [compressor.compress(frame) for frame in frames]
     return b"".join(blocks), np.asarray([len(b) for b in blocks], np.uint32)
 
 
-def decompress_frames(data: bytes, sizes: Array, spec: ObservationSpec) -> Array:
-    """Inverse of `compress_frames`: frames [F, *frame_shape]. Raises InvalidMessage on a damaged block."""
-    size = spec.frame_bytes
-    if size >= COMPRESS_FROM:
-        view, ends = memoryview(data), np.cumsum(sizes, dtype=np.int64).tolist()
-        starts = [0, *ends[:-1]]
-        unpack = lz4.block.decompress
-        try:
-            data = b"".join([unpack(view[a:b], uncompressed_size=size) for a, b in zip(starts, ends, strict=True)])
-        except lz4.block.LZ4BlockError as error:
-            raise InvalidMessage(f"frames hold a damaged LZ4 block: {error}") from error
-    if len(data) != size * len(sizes):
-        raise InvalidMessage(f"frames unpack to {len(data)} bytes, not {len(sizes)} frames of {size}")
-    return np.frombuffer(data, dtype=spec.dtype).reshape(len(sizes), *spec.frame_shape)
+@functools.lru_cache(maxsize=8)
+def blank_frames(spec: ObservationSpec, count: int) -> bytes:
+    """``count`` frames of zeros, as `compress_frames` would give them."""
+    return compress_frames(np.zeros((1, *spec.frame_shape), spec.dtype))[0] * count
+
+
+def _enclosed(blocks: list[bytes], count: int, spec: ObservationSpec) -> bytes:
+    """The blocks of ``count`` frames as `decompress_frames` takes them."""
+    if spec.frame_bytes < COMPRESS_FROM:
+        return b"".join(blocks)
+    return b"".join([_header(spec.frame_bytes, count), *blocks, END_MARK])
+
+
+def decompress_frames(data: bytes, count: int, spec: ObservationSpec) -> Array:
+    """Frames [count, *frame_shape], writeable, out of what `_enclosed` made. Raises InvalidMessage on damage."""
+    unpacked = bytearray(data) if spec.frame_bytes < COMPRESS_FROM else _decompressed(data)
+    if len(unpacked) != spec.frame_bytes * count:
+        raise InvalidMessage(f"frames unpack to {len(unpacked)} bytes, not {count} frames of {spec.frame_bytes}")
+    return np.frombuffer(unpacked, dtype=spec.dtype).reshape(count, *spec.frame_shape)
+
+
+def _decompressed(data: bytes) -> bytearray:
+    try:
+        unpacked, read = lz4.frame.decompress(data, return_bytearray=True, return_bytes_read=True)
+    except RuntimeError as error:
+        raise InvalidMessage(f"frames hold a damaged LZ4 block: {error}") from error
+    if read != len(data):
+        raise InvalidMessage(f"frames hold an LZ4 end mark after {read} of {len(data)} bytes")
+    return unpacked  # type: ignore[no-any-return]
 
 
 def pack_segment(segment: Segment) -> pb.Segment:
@@ -95,11 +133,11 @@ def pack_segment(segment: Segment) -> pb.Segment:
 def unpack_segment(message: pb.Segment, spec: ObservationSpec) -> Segment:
     """Inverse of `pack_segment`; raises InvalidMessage."""
     fields = segment_arrays(message, spec)
-    flags = fields["flags"]
+    flags, steps = fields["flags"], len(fields["actions"])
     return Segment(
         episode_id=message.episode_id,
         first_step=message.first_step,
-        frames=decompress_frames(message.frames, fields["frame_sizes"], spec),
+        frames=decompress_frames(_enclosed([message.frames], steps + 1, spec), steps + 1, spec),
         actions=fields["actions"],
         rewards=fields["rewards"],
         terminated=(flags & TERMINATED) != 0,
@@ -123,18 +161,46 @@ def segment_arrays(message: pb.Segment, spec: ObservationSpec) -> dict[str, Arra
     for name in _ITEM_ARRAYS:
         if len(fields[name]) != items:
             raise InvalidMessage(f"{name} has {len(fields[name])} elements for {items} items")
-    _check_frames(fields["frame_sizes"], len(message.frames), steps, spec)
+    _check_frames(fields["frame_sizes"], message.frames, steps, spec)
     _check_items(fields, steps, message.first_step, spec)
     return fields
 
 
-def _check_frames(sizes: Array, total: int, steps: int, spec: ObservationSpec) -> None:
+def _check_frames(sizes: Array, data: bytes, steps: int, spec: ObservationSpec) -> None:
     if len(sizes) != steps + 1:
         raise InvalidMessage(f"{steps} steps need {steps + 1} frames, frame_sizes has {len(sizes)}")
-    if int(sizes.sum(dtype=np.uint64)) != total:
-        raise InvalidMessage(f"frame_sizes add up to {int(sizes.sum(dtype=np.uint64))}, frames has {total} bytes")
-    if spec.frame_bytes < COMPRESS_FROM and (sizes != spec.frame_bytes).any():
-        raise InvalidMessage(f"raw frames must have {spec.frame_bytes} bytes each")
+    if int(sizes.sum(dtype=np.uint64)) != len(data):
+        raise InvalidMessage(f"frame_sizes add up to {int(sizes.sum(dtype=np.uint64))}, frames has {len(data)} bytes")
+    size = spec.frame_bytes
+    if size < COMPRESS_FROM:
+        if (sizes != size).any():
+            raise InvalidMessage(f"raw frames must have {size} bytes each")
+        return
+    ends = sizes.cumsum(dtype=np.int64).tolist()
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        unpacked = _unpacked_bytes(data, start, end, size)
+        if unpacked != size:
+            raise InvalidMessage(f"a frame unpacks to {unpacked} bytes, not {size}")
+
+
+def _unpacked_bytes(data: bytes, at: int, end: int, frame_bytes: int) -> int:
+    """Bytes that the blocks of one frame, ``data[at:end]``, unpack to. Raises InvalidMessage on damage."""
+    unpacked, most = 0, _block_bytes(frame_bytes)
+    while at < end:
+        length = int.from_bytes(data[at : at + 4], "little")
+        block = data[at + 4 : at + 4 + (length & ~STORED)]
+        at += 4 + len(block)
+        missing = min(frame_bytes - unpacked, most)
+        if at > end or len(block) != length & ~STORED or not block or not missing:
+            raise InvalidMessage("frames hold an LZ4 block that is cut short, empty or one too many")
+        if length & STORED:
+            unpacked += len(block)
+            continue
+        try:
+            unpacked += len(lz4.block.decompress(block, uncompressed_size=missing))
+        except lz4.block.LZ4BlockError as error:
+            raise InvalidMessage(f"frames hold a damaged LZ4 block: {error}") from error
+    return unpacked
 
 
 def _check_items(fields: dict[str, Array], steps: int, first_step: int, spec: ObservationSpec) -> None:
@@ -150,37 +216,31 @@ def _check_items(fields: dict[str, Array], steps: int, first_step: int, spec: Ob
         raise InvalidMessage("priority must be at least 0 and discount_t within [0, 1]")
 
 
-def pack_samples(counts: pb.Counts, columns: dict[str, Array], frames: list[Any]) -> pb.SampleReply:
-    """A reply from columns [B] by field name, `frame_sizes` [sum of frame_counts] and the items' frames, in order."""
+def pack_samples(
+    counts: pb.Counts, columns: dict[str, Array], stacks: list[bytes], spec: ObservationSpec
+) -> pb.SampleReply:
+    """A reply from columns [B] by field name and the stacks of frames of s_tm1 and s_t, in turn, of each item."""
     dtypes = {"keys": "<u8", "probability": "<f8", "a_tm1": "<i4", "r_t": "<f4", "discount_t": "<f4"}
     return pb.SampleReply(
         counts=counts,
-        frames=b"".join(frames),
+        frames=_enclosed(stacks, 2 * spec.stack * len(columns["keys"]), spec),
         **{name: _bytes(columns[name], dtype) for name, dtype in dtypes.items()},
-        **{name: _bytes(columns[name], "<u4") for name in ("length", "frame_counts", "frame_sizes")},
     )
 
 
 def unpack_samples(message: pb.SampleReply, spec: ObservationSpec) -> tuple[Transition, UInt64, Float64]:
-    """Transitions ready for training, keys [B] and draw probabilities [B]; raises InvalidMessage."""
-    counts = array(message, "frame_counts", "<u4").astype(np.int64)
-    frames = decompress_frames(message.frames, array(message, "frame_sizes", "<u4"), spec)
-    newest_t = counts.cumsum() - 1  # index of each item's bootstrap frame
-    newest_tm1 = newest_t - array(message, "length", "<u4")
-    first = newest_t - counts + 1  # index of each item's first frame: what lies before it is zeros
+    """Transitions ready for training, keys [B] and draw probabilities [B]; raises InvalidMessage.
+
+    s_tm1 and s_t are views of one buffer in which they take turns.
+    """
+    keys = array(message, "keys", "<u8")
+    frames = decompress_frames(message.frames, 2 * spec.stack * len(keys), spec)
+    pairs = frames.reshape(len(keys), 2, *spec.shape)
     transition = Transition(
-        s_tm1=_stacks(frames, newest_tm1, first, spec.stack),
+        s_tm1=pairs[:, 0],
         a_tm1=array(message, "a_tm1", "<i4").astype(np.int64),
         r_t=array(message, "r_t", "<f4"),
         discount_t=array(message, "discount_t", "<f4"),
-        s_t=_stacks(frames, newest_t, first, spec.stack),
+        s_t=pairs[:, 1],
     )
-    return transition, array(message, "keys", "<u8"), array(message, "probability", "<f8")
-
-
-def _stacks(frames: Array, newest: Int64, first: Int64, stack: int) -> Array:
-    stacked = stack_frames(frames, newest, stack)
-    if stack > 1:
-        missing = (newest - first)[:, None] + np.arange(1 - stack, 1) < 0  # [B, stack]
-        stacked[missing] = 0
-    return stacked
+    return transition, keys, array(message, "probability", "<f8")

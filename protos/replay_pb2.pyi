@@ -79,28 +79,22 @@ class SampleRequest(_message.Message):
     def __init__(self, count: _Optional[int] = ..., insert_credit: _Optional[int] = ...) -> None: ...
 
 class SampleReply(_message.Message):
-    __slots__ = ("counts", "keys", "probability", "a_tm1", "r_t", "discount_t", "length", "frame_counts", "frames", "frame_sizes")
+    __slots__ = ("counts", "keys", "probability", "a_tm1", "r_t", "discount_t", "frames")
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     A_TM1_FIELD_NUMBER: _ClassVar[int]
     R_T_FIELD_NUMBER: _ClassVar[int]
     DISCOUNT_T_FIELD_NUMBER: _ClassVar[int]
-    LENGTH_FIELD_NUMBER: _ClassVar[int]
-    FRAME_COUNTS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
-    FRAME_SIZES_FIELD_NUMBER: _ClassVar[int]
     counts: Counts
     keys: bytes
     probability: bytes
     a_tm1: bytes
     r_t: bytes
     discount_t: bytes
-    length: bytes
-    frame_counts: bytes
     frames: bytes
-    frame_sizes: bytes
-    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., keys: _Optional[bytes] = ..., probability: _Optional[bytes] = ..., a_tm1: _Optional[bytes] = ..., r_t: _Optional[bytes] = ..., discount_t: _Optional[bytes] = ..., length: _Optional[bytes] = ..., frame_counts: _Optional[bytes] = ..., frames: _Optional[bytes] = ..., frame_sizes: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., keys: _Optional[bytes] = ..., probability: _Optional[bytes] = ..., a_tm1: _Optional[bytes] = ..., r_t: _Optional[bytes] = ..., discount_t: _Optional[bytes] = ..., frames: _Optional[bytes] = ...) -> None: ...
 
 class UpdatePrioritiesRequest(_message.Message):
     __slots__ = ("keys", "td")

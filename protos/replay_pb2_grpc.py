@@ -63,7 +63,8 @@ class ReplayServicer:
         """Stores segments. Bidirectional: each request carries one segment with its writer's name and a sequence number that
         starts at 1 and rises by 1 with each segment that this writer sends to this shard. Replies acknowledge cumulatively:
         every sequence up to `acknowledged` is stored. A sequence at or below the last one stored is a duplicate: it is
-        acknowledged again and not stored again. A sequence that skips one is refused with FAILED_PRECONDITION. After a
+        acknowledged again and not stored again. A sequence that skips one is refused with FAILED_PRECONDITION: the shard
+        was restarted and has lost segments that it acknowledged; the writer goes on under a new name, from 1. After a
         broken stream the writer opens another and resends what was not acknowledged, in order.
         A segment that finds no insert credit waits on the shard; a stream whose segment waited for `insert_timeout` (shard's
         setting, default 60 s) ends with RESOURCE_EXHAUSTED and may be opened again: nothing of it was stored.

@@ -8,12 +8,14 @@ shard's cumulative insert credit.
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import numpy as np
@@ -24,13 +26,12 @@ from replay.links import Link, all_gone
 from replay.rate_limiter import RateLimiter
 from replay.weights import BetaConfig, importance_weights
 from rl.errors import RunFault
+from rl.memory import keep_freed_memory
 from rl.types import Array, Float64, ObservationSpec, SampledBatch, Transition
 
 LOOK_EVERY = 0.1  # seconds between looks at all shards' counts while sampling, those that are not drawn from included
 POLL_FROM, POLL_TO = 0.001, 0.02  # seconds between looks at the counts while replay may not be sampled, doubling
-UPDATES_IN_FLIGHT = 64  # priority updates that wait for one shard
-UPDATE_TIMEOUT = 5.0  # seconds for the answer to one
-UPDATE_ROOM_TIMEOUT = 1.0  # seconds that the learner waits for one of those before it gives an update up
+UPDATES_IN_FLIGHT = 64  # priority updates not yet answered, over all shards
 
 
 @dataclass
@@ -127,49 +128,11 @@ class _Stream:
         self._thread.join(timeout=5.0)
 
 
-class _Updates:
-    """Priority updates on their way to one shard, in order, from a thread of their own: the learner waits for no answer.
-
-    Each is a call that blocks there; gRPC would start a thread for nearly every call that does not.
-    """
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self.lost = 0  # items
-        self._queue: queue.Queue[pb.UpdatePrioritiesRequest] = queue.Queue(UPDATES_IN_FLIGHT)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"priorities-{link.address}", daemon=True)
-        self._thread.start()
-
-    def send(self, request: pb.UpdatePrioritiesRequest) -> bool:
-        """Queue an update; False when the shard is gone, or has taken none for UPDATE_ROOM_TIMEOUT seconds."""
-        if self._link.gone:
-            return False
-        try:
-            self._queue.put(request, timeout=UPDATE_ROOM_TIMEOUT)
-        except queue.Full:
-            return False
-        return True
-
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                request = self._queue.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            try:
-                self._link.stub.UpdatePriorities(request, timeout=UPDATE_TIMEOUT)
-            except (grpc.RpcError, ValueError):  # ValueError: the channel was closed under us
-                self.lost += len(request.keys) // 8
-
-    def close(self) -> None:
-        """Stop; the stream has closed the channel."""
-        self._closed.set()
-        self._thread.join(timeout=UPDATE_TIMEOUT + 1.0)
-
-
 class Sampler:
-    """`BatchSource` over gRPC, for one consuming thread. Pickling is refused: a learner builds its own."""
+    """`BatchSource` over gRPC, for one consuming thread. Pickling is refused: a learner builds its own.
+
+    It lets its process keep freed memory (`rl.memory`).
+    """
 
     def __init__(
         self,
@@ -181,6 +144,7 @@ class Sampler:
         give_up_after: float = 60.0,
         seed: int = 0,
     ) -> None:
+        keep_freed_memory()
         self._spec, self._limiter, self._beta, self._prefetch = spec, limiter, beta, prefetch
         self._streams = [_Stream(i, Link(a, give_up_after)) for i, a in enumerate(addresses)]
         self._plans: deque[_Plan] = deque()
@@ -188,9 +152,9 @@ class Sampler:
         self._looked = 0.0
         self._in_hand = 0  # items of the batches in hand
         self._rng = np.random.default_rng(seed)
-        self._updates = [_Updates(stream.link) for stream in self._streams]
+        self._updates = threading.BoundedSemaphore(UPDATES_IN_FLIGHT)
         self.drawn = 0  # batches returned, over the run
-        self._refused_updates = 0  # priority updates that were not even queued
+        self.lost_updates = 0  # priority updates that no shard took
 
     def sample(self, timeout: float) -> SampledBatch | None:
         """The next batch, decoded; None when replay may not be sampled within ``timeout`` seconds. Raises RunFault."""
@@ -290,13 +254,21 @@ class Sampler:
         return SampledBatch(merged, np.concatenate(keys), np.concatenate(shards), weights)
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
-        """Send |TD error| [B] to the shards without waiting for answers; at most UPDATES_IN_FLIGHT wait for each."""
+        """Send |TD error| [B] to the shards without waiting for answers; at most UPDATES_IN_FLIGHT are outstanding."""
         td = np.asarray(td_abs, "<f4")
         for index in np.unique(batch.shards).tolist():
-            own = batch.shards == index
+            link, own = self._streams[index].link, batch.shards == index
+            if link.gone or not self._updates.acquire(timeout=5.0):
+                self.lost_updates += int(own.sum())
+                continue
             request = pb.UpdatePrioritiesRequest(keys=batch.keys[own].tobytes(), td=td[own].tobytes())
-            if not self._updates[index].send(request):
-                self._refused_updates += int(own.sum())
+            future = link.stub.UpdatePriorities.future(request, timeout=5.0)
+            future.add_done_callback(functools.partial(self._updated, int(own.sum())))
+
+    def _updated(self, items: int, future: Any) -> None:
+        self._updates.release()
+        if future.cancelled() or future.exception() is not None:
+            self.lost_updates += items
 
     def _check(self) -> None:
         for stream in self._streams:
@@ -314,7 +286,7 @@ class Sampler:
             "stored": float(stored),
             "bytes": float(sum(s.counts.bytes for s in self._streams)),
             "dropped_updates": float(sum(s.counts.dropped_updates for s in self._streams)),
-            "lost_updates": float(self._refused_updates + sum(u.lost for u in self._updates)),
+            "lost_updates": float(self.lost_updates),
             "shards_gone": float(sum(s.link.gone for s in self._streams)),
         }
 
@@ -322,5 +294,3 @@ class Sampler:
         """Close the streams."""
         for stream in self._streams:
             stream.close()
-        for updates in self._updates:
-            updates.close()

@@ -123,10 +123,10 @@ class Shard:
         if count == 0 or self.storage.size == 0:
             return pb.SampleReply(counts=self.counts())
         slots, probability = self.selector.sample(count, self._rng)
-        columns, frames = self.storage.gather(slots)
+        columns, stacks = self.storage.gather(slots)
         columns["probability"] = probability
         self.sampled += count
-        return pack_samples(self.counts(), columns, frames)
+        return pack_samples(self.counts(), columns, stacks, self.spec)
 
     def update_priorities(self, request: pb.UpdatePrioritiesRequest) -> int:
         """Set priorities of the items still stored; returns how many were not. Raises InvalidMessage."""

@@ -1,11 +1,12 @@
 """Where items rest: whole segments in arrival order, and one row of small numbers an item.
 
 An item's key counts up from 0 and is never used again; its row is ``key % capacity``, which is free because eviction is
-first in, first out, by whole segments. Frames stay compressed; an item's frames are one slice of its segment's bytes.
+first in, first out, by whole segments. Frames stay compressed; a stack of them is one slice of its segment's bytes.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from protos import replay_pb2 as pb
-from protos.codec import InvalidMessage, segment_arrays
+from protos.codec import InvalidMessage, blank_frames, segment_arrays
 from rl.types import Array, Int64, ObservationSpec, UInt64
 
 
@@ -21,8 +22,7 @@ class _Stored(NamedTuple):
     """A segment at rest."""
 
     frames: bytes
-    ends: Int64  # [F + 1] byte offsets of the frames
-    sizes: Array  # [F] uint32
+    ends: array[int]  # [F + 1] byte offsets of the frames
     items: int
 
 
@@ -50,10 +50,10 @@ class Storage:
             "a_tm1": np.zeros(capacity, np.int32),
             "r_t": np.zeros(capacity, np.float32),
             "discount_t": np.zeros(capacity, np.float32),
-            "length": np.zeros(capacity, np.uint32),
         }
-        self._low = np.zeros(capacity, np.int64)  # first frame of the item within its segment
-        self._high = np.zeros(capacity, np.int64)  # one past its last
+        self._tm1 = np.zeros(capacity, np.uint32)  # newest frame of s_tm1 within the item's segment
+        self._t = np.zeros(capacity, np.uint32)  # newest frame of s_t
+        self._blank = [blank_frames(spec, count) for count in range(spec.stack)]
 
     @property
     def size(self) -> int:
@@ -77,14 +77,13 @@ class Storage:
             self._evict()
         evicted = np.arange(evicted_from, self.first_key, dtype=np.int64) % self.capacity
         slots = np.arange(self.next_key, self.next_key + items, dtype=np.int64) % self.capacity
-        sizes = arrays["frame_sizes"]
-        ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        stored = _Stored(message.frames, ends, sizes, items)
-        start, length = arrays["item_step"].astype(np.int64), arrays["item_length"]
-        self._low[slots] = np.maximum(start - (self.spec.stack - 1), 0)
-        self._high[slots] = start + length + 1
+        ends = array("I", [0])
+        ends.frombytes(arrays["frame_sizes"].cumsum(dtype=np.uint32).tobytes())
+        stored = _Stored(message.frames, ends, items)
+        start = arrays["item_step"]
+        self._tm1[slots] = start
+        self._t[slots] = start + arrays["item_length"]
         self._columns["a_tm1"][slots] = arrays["actions"][start]
-        self._columns["length"][slots] = length
         for name in ("r_t", "discount_t"):
             self._columns[name][slots] = arrays[name]
         for slot in slots.tolist():
@@ -111,21 +110,23 @@ class Storage:
         """Which ``keys`` are still stored, bool [B]."""
         return (keys >= self.first_key) & (keys < self.next_key)
 
-    def gather(self, slots: Int64) -> tuple[dict[str, Array], list[memoryview]]:
-        """Columns of the items at live ``slots`` and their compressed frames, as `codec.pack_samples` takes them."""
-        low, high = self._low[slots], self._high[slots]
-        frames: list[memoryview] = []
-        sizes: list[Array] = []
-        for slot, a, b in zip(slots.tolist(), low.tolist(), high.tolist(), strict=True):
+    def gather(self, slots: Int64) -> tuple[dict[str, Array], list[bytes]]:
+        """Columns of the items at live ``slots`` and their stacks of frames, as `codec.pack_samples` takes them."""
+        stacks: list[bytes] = []
+        back = self.spec.stack - 1
+        for slot, *both in zip(slots.tolist(), self._tm1[slots].tolist(), self._t[slots].tolist(), strict=True):
             segment = self._segment_of[slot]
             assert segment is not None, f"slot {slot} is not live"
-            frames.append(memoryview(segment.frames)[segment.ends[a] : segment.ends[b]])
-            sizes.append(segment.sizes[a:b])
+            ends = segment.ends
+            for newest in both:
+                oldest = newest - back
+                if oldest < 0:  # before the episode's first frame
+                    stacks.append(self._blank[-oldest])
+                    oldest = 0
+                stacks.append(segment.frames[ends[oldest] : ends[newest + 1]])
         columns: dict[str, Array] = {name: column[slots] for name, column in self._columns.items()}
         columns["keys"] = self.keys(slots)
-        columns["frame_counts"] = (high - low).astype(np.uint32)
-        columns["frame_sizes"] = np.concatenate(sizes)
-        return columns, frames
+        return columns, stacks
 
     def check_valid(self) -> None:
         """Raise AssertionError when the structure is inconsistent."""
@@ -135,7 +136,7 @@ class Storage:
         for segment in self._segments:
             for k in range(key, key + segment.items):
                 assert self._segment_of[k % self.capacity] is segment, f"key {k} rests elsewhere"
-                assert 0 <= self._low[k % self.capacity] < self._high[k % self.capacity] <= len(segment.sizes)
+                assert self._tm1[k % self.capacity] < self._t[k % self.capacity] < len(segment.ends) - 1
             key += segment.items
         live = sum(s is not None for s in self._segment_of)
         assert live == self.size, f"{live} rows are live for {self.size} items"

@@ -7,6 +7,7 @@ Shapes are written ``[B, ...]``: B items of a batch, S steps of a segment, F = S
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ class ObservationSpec:
     @property
     def frame_bytes(self) -> int:
         """Bytes of one uncompressed frame."""
-        return int(np.prod(self.frame_shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.frame_shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import lz4.block
+import lz4.frame
 import numpy as np
 import pytest
 
 from protos import codec
 from protos import replay_pb2 as pb
+from replay.selectors import SelectorConfig
+from replay.shard import Shard
 from rl.types import ObservationSpec, Segment
 from tests.conftest import FRAMES, SMALL, make_segment
 
@@ -27,7 +31,28 @@ def test_frames_compress_without_loss(rng):
     frames = np.repeat(rng.integers(0, 3, (5, 20, 5), dtype=np.uint8), 4, axis=2)
     data, sizes = codec.compress_frames(frames)
     assert len(data) == sizes.sum() < frames.nbytes
-    np.testing.assert_array_equal(codec.decompress_frames(data, sizes, FRAMES), frames)
+    enclosed = codec._enclosed([data], len(frames), FRAMES)
+    np.testing.assert_array_equal(codec.decompress_frames(enclosed, len(frames), FRAMES), frames)
+
+
+BIG = ObservationSpec((5_000_000,), "uint8")  # above the LZ4 frame format's largest block
+
+
+@pytest.mark.parametrize("noise", [True, False])
+@pytest.mark.parametrize("spec", [FRAMES, BIG])
+def test_frames_of_any_size_and_content_pass_the_check(rng, spec, noise):
+    """Noise does not compress and rests as it is; a large frame takes several blocks."""
+    frames = rng.integers(0, 256 if noise else 1, (2, *spec.frame_shape), dtype=np.uint8)
+    data, sizes = codec.compress_frames(frames)
+    codec._check_frames(sizes, data, 1, spec)
+    np.testing.assert_array_equal(codec.decompress_frames(codec._enclosed([data], 2, spec), 2, spec), frames)
+
+
+def test_sampled_frames_are_a_standard_lz4_frame(rng):
+    shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
+    shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES)))
+    reply = shard.sample(5)
+    assert len(lz4.frame.decompress(reply.frames)) == 5 * 2 * FRAMES.stack * FRAMES.frame_bytes
 
 
 def break_frames(m):
@@ -38,6 +63,36 @@ def break_sizes(m):
     sizes = np.frombuffer(m.frame_sizes, "<u4").copy()
     sizes[0] += 1
     m.frame_sizes = sizes.tobytes()
+
+
+def first_block(change):
+    """Change the content of the first frame's block, its length kept."""
+
+    def apply(m):
+        size = int(np.frombuffer(m.frame_sizes, "<u4")[0])
+        block = change(m.frames[4:size])
+        assert len(block) == size - 4
+        m.frames = m.frames[:4] + block + m.frames[size:]
+
+    return apply
+
+
+def first_frame(change):
+    """Replace the first frame's blocks."""
+
+    def apply(m):
+        sizes = np.frombuffer(m.frame_sizes, "<u4").copy()
+        blocks = change(m.frames[: sizes[0]])
+        m.frames = blocks + m.frames[sizes[0] :]
+        sizes[0] = len(blocks)
+        m.frame_sizes = sizes.tobytes()
+
+    return apply
+
+
+def block_of(size):
+    data = lz4.block.compress(bytes(size), store_size=False)
+    return len(data).to_bytes(4, "little") + data
 
 
 def set_array(name, dtype, index, value):
@@ -52,6 +107,13 @@ def set_array(name, dtype, index, value):
 BROKEN = {
     "frames cut": (break_frames, "add up"),
     "sizes wrong": (break_sizes, "add up"),
+    "block of zeros": (first_block(lambda block: bytes(len(block))), "unpacks to|damaged"),
+    "block cut": (first_frame(lambda blocks: blocks[:-3]), "cut short"),
+    "no block": (first_frame(lambda blocks: b""), "unpacks to 0"),
+    "end mark inside": (first_frame(lambda blocks: bytes(4) + blocks), "empty"),
+    "a block twice": (first_frame(lambda blocks: blocks * 2), "one too many"),
+    "frame too short": (first_frame(lambda blocks: block_of(399)), "unpacks to 399"),
+    "frame too long": (first_frame(lambda blocks: block_of(60_000)), "damaged"),
     "half an action": (lambda m: setattr(m, "actions", m.actions[:-1]), "whole number"),
     "a reward less": (lambda m: setattr(m, "rewards", m.rewards[:-4]), "rewards has"),
     "a priority more": (lambda m: setattr(m, "priority", m.priority + b"\0" * 4), "priority has"),
@@ -71,15 +133,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_segment_is_refused_with_a_sentence(rng, how):
-    message = codec.pack_segment(make_segment(rng, FRAMES))
+    message = codec.pack_segment(make_segment(rng, FRAMES, mark=1))
     change, words = BROKEN[how]
     change(message)
     with pytest.raises(codec.InvalidMessage, match=words):
         codec.segment_arrays(message, FRAMES)
-
-
-def test_a_damaged_block_is_refused(rng):
-    message = codec.pack_segment(make_segment(rng, FRAMES))
-    message.frames = bytes(len(message.frames))
-    with pytest.raises(codec.InvalidMessage, match="LZ4|unpack"):
-        codec.unpack_segment(message, FRAMES)

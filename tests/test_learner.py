@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_targets_prepared_ahead_are_those_of_the_restored_weights(rng, changes):
         old.update(old.prepare(batch_of(rng)))
     new.set_state(old.get_state(), old.updates, old.target_syncs)
     looked = batch_of(rng)
-    exact = old._target(old.prepare(looked), old.online, old.target)
+    exact = old._target(old.prepare(looked), *old._networks)
     close = {"rtol": 3e-2, "atol": 3e-2} if config.bf16 else {}
     torch.testing.assert_close(new.prepare(looked).target, exact, **close)
     torch.testing.assert_close(new.update(new.prepare(looked))[0], old.update(old.prepare(looked))[0], **close)
@@ -102,7 +103,30 @@ def test_targets_prepared_ahead_are_those_of_the_restored_weights(rng, changes):
     assert new.updates % FREEZE_PERIOD == 2  # two updates behind
     new._freeze()
     batch = new.prepare(looked)
-    torch.testing.assert_close(batch.target, new._target(batch, new.online, new.target), **close)
+    torch.testing.assert_close(batch.target, new._target(batch, *new._networks), **close)
+
+
+def test_copies_are_not_renewed_under_a_reader(rng):
+    """A reader that holds the copies it began with sees them whole; the second renewal waits for it."""
+    u = Updater(
+        UpdateConfig(learning_rate=1e-2), *(make_network(MLP, SMALL, 3, 1) for _ in range(2)), CPU, concurrent=True
+    )
+    for _ in range(FREEZE_PERIOD - 1):
+        u.update(u.prepare(batch_of(rng)))
+    batches = [u.prepare(batch_of(rng)) for _ in range(2 * FREEZE_PERIOD)]
+    began_with = u._frozen
+    with began_with.lock:
+        before = [p.clone() for n in began_with.networks for p in n.parameters()]
+        thread = threading.Thread(target=lambda: [u.update(b) for b in batches])
+        thread.start()
+        thread.join(timeout=1.0)
+        assert thread.is_alive()
+        assert u.updates == 2 * FREEZE_PERIOD  # the step is made, the renewal waits
+        after = [p.clone() for n in began_with.networks for p in n.parameters()]
+    thread.join(timeout=10.0)
+    assert not thread.is_alive()
+    assert u.updates == 3 * FREEZE_PERIOD - 1
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
 def test_a_learner_with_its_preparing_thread_regresses_to_fixed_targets(rng):

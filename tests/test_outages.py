@@ -164,13 +164,14 @@ def test_priority_updates_that_a_shard_cannot_take_are_counted_and_hold_nobody_u
     batch = source.sample(5.0)
     shard.process.send_signal(fault)
     began = time.monotonic()
-    source.update_priorities(batch, np.ones(32, np.float32))
+    for _ in range(3):
+        source.update_priorities(batch, np.ones(32, np.float32))
     assert time.monotonic() - began < 0.5
-    wait_for(lambda: source.stats()["lost_updates"] == 32, 10.0)
+    wait_for(lambda: source.stats()["lost_updates"] == 3 * 32, 10.0)
     if fault == signal.SIGSTOP:
         shard.process.send_signal(signal.SIGCONT)
-        source.update_priorities(batch, np.ones(32, np.float32))
-        time.sleep(0.5)
-        assert source.stats()["lost_updates"] == 32
+        source.update_priorities(batch, np.full(32, 1000.0, np.float32))
+        wait_for(lambda: shard.counts().total_priority > 500.0)
+        assert source.stats()["lost_updates"] == 3 * 32
     writer.close()
     source.close()

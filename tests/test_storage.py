@@ -17,20 +17,20 @@ from rl.types import ObservationSpec
 from tests.conftest import FRAMES, SMALL, make_segment
 
 CAPACITY = 23
-SPEC = ObservationSpec((3,), "float32", 2)
 
 
 class NaiveShard:
     """Items as a list of dictionaries, oldest segment first."""
 
-    def __init__(self):
+    def __init__(self, stack):
+        self.stack = stack
         self.segments = []
         self.next_key = 0
 
     def insert(self, segment):
         start = segment.item_step.astype(int)
-        s_tm1 = stack_frames(segment.frames, start, SPEC.stack)
-        s_t = stack_frames(segment.frames, start + segment.item_length, SPEC.stack)
+        s_tm1 = stack_frames(segment.frames, start, self.stack)
+        s_t = stack_frames(segment.frames, start + segment.item_length, self.stack)
         items = []
         for i in range(segment.items):
             items.append(
@@ -56,17 +56,19 @@ class NaiveShard:
 class ShardBesideNaive(RuleBasedStateMachine):
     """Insert, sample and update in any order: both hold the same."""
 
+    spec = ObservationSpec((3,), "float32", 2)
+
     def __init__(self):
         super().__init__()
         self.rng = np.random.default_rng(0)
-        self.shard = Shard(CAPACITY, SPEC, SelectorConfig(alpha=0.6), limited=False)
-        self.naive = NaiveShard()
+        self.shard = Shard(CAPACITY, self.spec, SelectorConfig(alpha=0.6), limited=False)
+        self.naive = NaiveShard(self.spec.stack)
         self.sequence = 0
 
     @rule(items=st.integers(1, 9), first_step=st.sampled_from([0, 7]), data=st.data())
     def insert(self, items, first_step, data):
         priority = [data.draw(st.floats(0, 100, width=32)) for _ in range(items)]
-        segment = make_segment(self.rng, SPEC, items, first_step=first_step, priority=priority)
+        segment = make_segment(self.rng, self.spec, items, first_step=first_step, priority=priority)
         self.sequence += 1
         assert self.shard.insert("w", self.sequence, codec.pack_segment(segment)) == self.sequence
         self.naive.insert(segment)
@@ -75,18 +77,18 @@ class ShardBesideNaive(RuleBasedStateMachine):
     @rule(back=st.integers(0, 3))
     def insert_again(self, back):
         sequence = max(1, self.sequence - back)
-        message = codec.pack_segment(make_segment(self.rng, SPEC))
+        message = codec.pack_segment(make_segment(self.rng, self.spec))
         assert self.shard.insert("w", sequence, message) == self.sequence
 
     @rule(skip=st.integers(2, 5))
     def insert_too_early(self, skip):
         with pytest.raises(OutOfOrder):
-            self.shard.insert("w", self.sequence + skip, codec.pack_segment(make_segment(self.rng, SPEC)))
+            self.shard.insert("w", self.sequence + skip, codec.pack_segment(make_segment(self.rng, self.spec)))
 
     @precondition(lambda self: self.naive.segments)
     @rule(count=st.integers(1, 12))
     def sample(self, count):
-        transition, keys, probability = codec.unpack_samples(self.shard.sample(count), SPEC)
+        transition, keys, probability = codec.unpack_samples(self.shard.sample(count), self.spec)
         items = self.naive.items()
         total = sum(item["p"] for item in items.values())
         for i, key in enumerate(keys.tolist()):
@@ -121,8 +123,16 @@ class ShardBesideNaive(RuleBasedStateMachine):
         assert counts.total_priority == pytest.approx(sum(item["p"] for item in items.values()), rel=1e-5)
 
 
+class ShardOfPixelsBesideNaive(ShardBesideNaive):
+    """The same with compressed frames."""
+
+    spec = FRAMES
+
+
 TestShardBesideNaive = ShardBesideNaive.TestCase
-TestShardBesideNaive.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestShardOfPixelsBesideNaive = ShardOfPixelsBesideNaive.TestCase
+TestShardBesideNaive.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestShardOfPixelsBesideNaive.settings = TestShardBesideNaive.settings
 
 
 @pytest.mark.parametrize("kind", ["uniform", "prioritized"])

@@ -1,0 +1,144 @@
+"""Reverb's side of `qfleet bench replay --vs reverb`; runs in Reverb's own Python, so it knows nothing of Qfleet.
+
+    serve CAPACITY      a server with one table, as prioritized as ours (alpha 0.6): prints its port, serves until killed
+    client PORT FILE    a writer and the samplers; a command a line on stdin, a JSON object a line on stdout:
+                        fill ITEMS | insert SECONDS | client SECONDS BATCH | dataset SECONDS BATCH
+
+FILE.npz holds ``frames`` [T, 84, 84] of consecutive episodes, ``lengths`` in frames of each, and ``action``, ``r_t``,
+``discount_t`` [T] of the item whose newest frame stands at that row. An item is ITEM_FRAMES frames and those three numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import numpy as np
+import reverb
+import tensorflow as tf
+
+TABLE = "replay"
+ITEM_FRAMES = 7  # n-step 3, stack 4
+COLUMNS = ("frames", "action", "r_t", "discount_t")
+
+
+def serve(capacity: int) -> None:
+    table = reverb.Table(
+        TABLE,
+        sampler=reverb.selectors.Prioritized(0.6),
+        remover=reverb.selectors.Fifo(),
+        max_size=capacity,
+        rate_limiter=reverb.rate_limiters.MinSize(1),
+    )
+    server = reverb.Server([table])
+    print(server.port, flush=True)
+    server.wait()
+
+
+class Inserting:
+    """Items of the file, again and again, through one trajectory writer."""
+
+    def __init__(self, client: reverb.Client, path: str) -> None:
+        with np.load(path) as data:
+            self._columns = [data[name] for name in COLUMNS]
+            self._ends = np.cumsum(data["lengths"]).tolist()
+        self._writer = client.trajectory_writer(num_keep_alive_refs=ITEM_FRAMES)
+        self._steps = self._walk()
+
+    def _walk(self):
+        writer = self._writer
+        while True:
+            start = 0
+            for end in self._ends:
+                for row in range(start, end):
+                    writer.append({name: column[row] for name, column in zip(COLUMNS, self._columns, strict=True)})
+                    if row - start < ITEM_FRAMES - 1:
+                        continue
+                    history = writer.history
+                    trajectory = {name: history[name][-1] for name in COLUMNS[1:]}
+                    trajectory["frames"] = history["frames"][-ITEM_FRAMES:]
+                    writer.create_item(TABLE, priority=1.0, trajectory=trajectory)
+                    writer.flush(block_until_num_items=200)
+                    yield
+                writer.end_episode(clear_buffers=True)
+                start = end
+
+    def insert(self, seconds: float, items: float = float("inf")) -> float:
+        """Acknowledged items a second."""
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds and done < items:
+            next(self._steps)
+            done += 1
+        self._writer.flush()
+        return done / (time.perf_counter() - began)
+
+
+def pairs(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[B, 7, 84, 84] -> the observations before and after, uint8 [B, 4, 84, 84], as views."""
+    return frames[:, :4], frames[:, 3:]
+
+
+def measured(batches, batch: int, seconds: float) -> dict[str, float]:
+    """Transitions a second out of ``batches``, an iterator of [B, 7, 84, 84], and seconds a batch."""
+    for _ in range(5):
+        next(batches)
+    began = last = time.perf_counter()
+    took = []
+    while last - began < seconds:
+        before, after = pairs(next(batches))
+        assert before.shape == after.shape == (batch, 4, 84, 84), (before.shape, after.shape)
+        now = time.perf_counter()
+        took.append(now - last)
+        last = now
+    p50, p99 = np.percentile(took, [50, 99])
+    return {"per_s": batch * len(took) / (last - began), "p50_ms": p50 * 1e3, "p99_ms": p99 * 1e3}
+
+
+def from_client(client: reverb.Client, batch: int):
+    while True:
+        samples = client.sample(TABLE, num_samples=batch, emit_timesteps=False)
+        yield np.stack([next(x for x in sample.data if x.ndim == 3) for sample in samples])  # data: the columns, flat
+
+
+def from_dataset(address: str, batch: int):
+    dataset = reverb.TrajectoryDataset(
+        server_address=address,
+        table=TABLE,
+        dtypes={"frames": tf.uint8, "action": tf.int32, "r_t": tf.float32, "discount_t": tf.float32},
+        shapes={
+            "frames": tf.TensorShape([ITEM_FRAMES, 84, 84]),
+            **{name: tf.TensorShape([]) for name in COLUMNS[1:]},
+        },
+        max_in_flight_samples_per_worker=4 * batch,
+    )
+    for sample in dataset.batch(batch).prefetch(4).as_numpy_iterator():
+        yield sample.data["frames"]
+
+
+def client(port: str, path: str) -> None:
+    address = f"127.0.0.1:{port}"
+    link = reverb.Client(address)
+    inserting = Inserting(link, path)
+    datasets = {}
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        what, *numbers = line.split()
+        if what == "fill":
+            found = {"per_s": inserting.insert(float("inf"), float(numbers[0]))}
+        elif what == "insert":
+            found = {"per_s": inserting.insert(float(numbers[0]))}
+        elif what == "client":
+            found = measured(from_client(link, int(numbers[1])), int(numbers[1]), float(numbers[0]))
+        else:
+            batch = int(numbers[1])
+            datasets.setdefault(batch, from_dataset(address, batch))
+            found = measured(datasets[batch], batch, float(numbers[0]))
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(int(sys.argv[2]))
+    else:
+        client(sys.argv[2], sys.argv[3])
