@@ -39,7 +39,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Measure; returns the figures."""
     rates: dict[str, float] = {}
     for count in c.counts:
-        with shard_process(100_000) as address:
+        with shard_process(100_000) as (address, _):
             rates[str(count)] = _together(address, count, c)
         say(f"{count} actor(s) x {c.environments} environments: {rates[str(count)]:,.0f} agent steps/s")
     best = max(rates, key=lambda k: rates[k])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import psutil
 
 from replay.selectors import SelectorConfig
 from rl.envs import EnvConfig, make_environments, newest_frame
@@ -31,8 +32,8 @@ def at_least_1(config: object, *names: str) -> None:
 
 
 @contextlib.contextmanager
-def shard_process(capacity: int, spec: ObservationSpec = PONG_SPEC, limited: bool = False) -> Iterator[str]:
-    """A replay shard in a process of its own; yields its address."""
+def shard_process(capacity: int, spec: ObservationSpec = PONG_SPEC, limited: bool = False) -> Iterator[tuple[str, int]]:
+    """A replay shard in a process of its own; yields its address and process number."""
     command = [sys.executable, "-m", "benchmarks.shard_process", "--capacity", str(capacity), "--dtype", spec.dtype]
     command += ["--shape", *map(str, spec.frame_shape), "--stack", str(spec.stack)] + ["--limited"] * limited
     command += ["--alpha", str(SelectorConfig().alpha)]
@@ -42,7 +43,7 @@ def shard_process(capacity: int, spec: ObservationSpec = PONG_SPEC, limited: boo
         line = process.stdout.readline()
         if not line:
             raise RuntimeError("the replay shard did not start")
-        yield f"127.0.0.1:{int(line)}"
+        yield f"127.0.0.1:{int(line)}", process.pid
     finally:
         process.kill()
         process.wait(timeout=10.0)
@@ -87,12 +88,43 @@ def pong_segments(items: int, n_step: int = 3, segment_items: int = 40, seed: in
     return segments
 
 
-def rate(step: Callable[[], int], seconds: float) -> float:
-    """Units a second that ``step`` reports, over a window of ``seconds``."""
+def rate(step: Callable[[], int], seconds: float, finish: Callable[[], None] = lambda: None) -> float:
+    """Units a second that ``step`` reports, over a window of ``seconds`` and what ``finish`` takes."""
     began, done = time.perf_counter(), 0
-    while (now := time.perf_counter()) - began < seconds:
+    while time.perf_counter() - began < seconds:
         done += step()
-    return done / (now - began)
+    finish()
+    return done / (time.perf_counter() - began)
+
+
+def batches_timed(step: Callable[[], int], seconds: float) -> dict[str, float]:
+    """Units a second that ``step`` reports, and milliseconds a call, over a window of ``seconds``."""
+    began = last = time.perf_counter()
+    done, took = 0, []
+    while last - began < seconds:
+        done += step()
+        now = time.perf_counter()
+        took.append(now - last)
+        last = now
+    p50, p99 = np.percentile(took, [50, 99]) * 1e3
+    return {"per_s": done / (last - began), "p50_ms": float(p50), "p99_ms": float(p99)}
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """CPU time that the processes have used so far."""
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+
+
+def resident_mib(pids: Sequence[int]) -> float:
+    """Resident memory of the processes."""
+    return sum(psutil.Process(pid).memory_info().rss for pid in pids) / 2**20
+
+
+def with_cpu(case: Callable[[], Mapping[str, float]], pids: Sequence[int], seconds: float) -> dict[str, float]:
+    """The figures of ``case``, and CPU seconds of ``pids`` a million units."""
+    before = cpu_seconds(pids)
+    found = case()
+    return {**found, "cpu_s_per_million": (cpu_seconds(pids) - before) / (found["per_s"] * seconds) * 1e6}
 
 
 def alternating(

@@ -252,7 +252,7 @@ def _agent_step_seconds(bf16: bool, seconds: float) -> float:
 def _efficiency(windows: int, say: Callable[[str], None], seconds: float = 20.0) -> float:
     """Updates/s fed by a full replay over updates/s on one batch in memory, float32, alternating windows."""
     items = 10_000
-    with shard_process(items) as address:
+    with shard_process(items) as (address, _):
         writer = Writer([address])
         for segment in pong_segments(items):
             writer.write(segment)

@@ -1,82 +1,155 @@
-"""`qfleet bench replay`: one shard on loopback, real Pong frames, n-step 3.
+"""`qfleet bench replay`: one shard on loopback, real Pong frames, n-step 3; with `--vs reverb` beside Reverb 0.14.
 
-Inserted: transitions a second that one writer gets acknowledged. Sampled: transitions a second that one sampler has ready
-in this process as uint8 [B, 4, 84, 84] pairs. Bytes: compressed payload at rest a transition, overlaps included.
+Inserted: transitions a second that one writer gets acknowledged. Sampled: transitions a second that one sampler has ready in
+its process as uint8 [B, 4, 84, 84] pairs, with the time from one batch to the next. CPU: seconds that server and client
+spend on a million of them. Limits, for batches of each size: the same bytes over a plain gRPC stream; their LZ4 unpacked,
+and the pairs copied, in one thread. Bytes: compressed payload at rest a transition, overlaps included. Reverb's sampled
+figure is the better of its client and its dataset. Both sides take turns in one run; medians.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
-from benchmarks.measure import PONG_SPEC, alternating, at_least_1, pong_segments, rate, shard_process
+import grpc
+import numpy as np
+
+from benchmarks.measure import (
+    PONG_SPEC,
+    alternating,
+    at_least_1,
+    batches_timed,
+    pong_segments,
+    rate,
+    resident_mib,
+    shard_process,
+    with_cpu,
+)
+from benchmarks.plain_stream import plain_stream
+from benchmarks.reverb_process import Reverb
+from protos import replay_pb2 as pb
+from protos import replay_pb2_grpc as rpc
+from protos.codec import unpack_samples
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.sampler import Sampler
+from replay.service import CHANNEL_OPTIONS
 from replay.weights import BetaConfig
 from replay.writer import Writer
+from rl.errors import BadInput
 from rl.types import Segment
+
+Cases = dict[str, Callable[[], Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
 class Command:
     """Replay throughput over gRPC on loopback."""
 
-    batch_size: int = 32
-    """Transitions a batch."""
+    batch_sizes: tuple[int, ...] = (32, 512)
+    """Transitions a batch; the first is the one that is reported as sampled_per_s."""
     seconds: float = 10.0
     """Length of a window."""
     windows: int = 3
     """Windows of each kind, taking turns; medians are reported."""
     items: int = 20_000
     """Transitions of Pong that are inserted again and again; also the shard's capacity."""
+    vs: Literal["nobody", "reverb"] = "nobody"
+    """reverb: the same of Reverb 0.14, in a virtual environment of its own (made at the first time, 1.3 GB)."""
     json: bool = False
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "batch_size", "windows", "items")
+        at_least_1(self, "windows", "items", "seconds")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise BadInput("--batch-sizes must name sizes of at least 1")
 
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
     """Measure; returns the figures."""
     say(f"playing {c.items:,} transitions of Pong ...")
     segments = pong_segments(c.items)
-    with shard_process(c.items) as address:
+    with contextlib.ExitStack() as stack:
+        cases, stats = stack.enter_context(_ours(c, segments))
+        if c.vs == "reverb":
+            reverb = Reverb(segments, c.items, say)
+            stack.callback(reverb.close)
+            cases = _in_turn(cases, _reverbs(c, reverb))
+        figures = alternating(cases, c.windows, say)
+        result = _summary(c, figures)
+        result["bytes_per_transition"] = stats()["bytes"] / stats()["stored"]
+    say(
+        f"one shard, batches of {c.batch_sizes[0]}: {result['inserted_per_s']:,.0f} inserted/s, "
+        f"{result['sampled_per_s']:,.0f} sampled/s, {result['bytes_per_transition']:,.0f} bytes a transition"
+    )
+    if c.vs == "reverb":
+        _compare(c, result, say)
+    return result
+
+
+@contextlib.contextmanager
+def _ours(c: Command, segments: list[Segment]) -> Iterator[tuple[Cases, Callable[[], Mapping[str, float]]]]:
+    """Cases of a full shard, and its counts."""
+    with shard_process(c.items) as (address, pid):
         writer = Writer([address])
         insert = _inserting(writer, segments)
         for _ in segments:
             insert()
         writer.flush(60.0)
-        limiter = RateLimiter(LimiterConfig(0.0, 1), max_insert=100, batch=c.batch_size)
-        sampler = Sampler([address], PONG_SPEC, limiter, BetaConfig())
-
-        def sample() -> int:
-            batch = sampler.sample(10.0)
-            assert batch is not None
-            return len(batch.keys)
+        samplers = {
+            batch: Sampler(
+                [address], PONG_SPEC, RateLimiter(LimiterConfig(0.0, 1), max_insert=100, batch=batch), BetaConfig()
+            )
+            for batch in c.batch_sizes
+        }
+        pids = [pid, os.getpid()]
 
         def inserted() -> dict[str, float]:
-            began = time.perf_counter()
-            count = rate(insert, c.seconds) * (time.perf_counter() - began)
-            writer.flush(60.0)
-            return {"per_s": count / (time.perf_counter() - began)}
+            return {"per_s": rate(insert, c.seconds, lambda: writer.flush(60.0)), "memory_mib": resident_mib([pid])}
 
-        figures = alternating(
-            {"inserted": inserted, "sampled": lambda: {"per_s": rate(sample, c.seconds)}}, c.windows, say
-        )
-        stats = sampler.stats()
+        def sampled(batch: int) -> dict[str, float]:
+            return batches_timed(lambda: _drawn(samplers[batch]), c.seconds)
+
+        cases: Cases = {"inserted": partial(with_cpu, inserted, pids, c.seconds)}
+        for batch in c.batch_sizes:
+            cases[f"sampled_{batch}"] = partial(with_cpu, partial(sampled, batch), pids, c.seconds)
+            cases[f"limits_{batch}"] = partial(_limits, address, batch, c.seconds / 3)
+        yield cases, samplers[c.batch_sizes[0]].stats
         writer.close()
-        sampler.close()
-    result = {
-        "inserted_per_s": figures["inserted"]["per_s"],
-        "sampled_per_s": figures["sampled"]["per_s"],
-        "bytes_per_transition": stats["bytes"] / stats["stored"],
-    }
-    say(
-        f"one shard, batches of {c.batch_size}: {result['inserted_per_s']:,.0f} inserted/s, "
-        f"{result['sampled_per_s']:,.0f} sampled/s, {result['bytes_per_transition']:,.0f} bytes a transition"
-    )
-    return result
+        for sampler in samplers.values():
+            sampler.close()
+
+
+def _drawn(sampler: Sampler) -> int:
+    batch = sampler.sample(10.0)
+    assert batch is not None
+    assert batch.transitions.s_tm1.shape == batch.transitions.s_t.shape == (len(batch.keys), *PONG_SPEC.shape)
+    return len(batch.keys)
+
+
+def _limits(address: str, batch: int, seconds: float) -> dict[str, float]:
+    """Transitions a second of what a batch cannot do without: carrying its bytes, unpacking them, one copy of the pairs."""
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        reply = next(rpc.ReplayStub(channel).Sample(iter([pb.SampleRequest(count=batch)]), timeout=10.0))
+    pairs = unpack_samples(reply, PONG_SPEC)[0]
+    both = np.stack([pairs.s_tm1, pairs.s_t])
+    room = np.empty_like(both)
+
+    def each(work: Callable[[], object]) -> float:
+        def step() -> int:
+            work()
+            return batch
+
+        return rate(step, seconds)
+
+    with plain_stream(reply.SerializeToString()) as take:
+        stream = each(take)
+    lz4 = each(lambda: unpack_samples(reply, PONG_SPEC))
+    return {"grpc_per_s": stream, "lz4_per_s": lz4, "copy_per_s": each(lambda: np.copyto(room, both))}
 
 
 def _inserting(writer: Writer, segments: list[Segment]) -> Callable[[], int]:
@@ -88,3 +161,60 @@ def _inserting(writer: Writer, segments: list[Segment]) -> Callable[[], int]:
         return segment.items
 
     return insert
+
+
+def _reverbs(c: Command, reverb: Reverb) -> Cases:
+    def inserted() -> dict[str, float]:
+        found = reverb.ask(f"insert {c.seconds}", c.seconds)
+        return {**found, "memory_mib": resident_mib(reverb.pids[:1])}
+
+    def sampled(how: str, batch: int) -> dict[str, float]:
+        return reverb.ask(f"{how} {c.seconds} {batch}", c.seconds)
+
+    cases: Cases = {"reverb_inserted": partial(with_cpu, inserted, reverb.pids, c.seconds)}
+    for batch in c.batch_sizes:
+        for how in ("client", "dataset"):
+            ask = partial(sampled, how, batch)
+            cases[f"reverb_{how}_{batch}"] = partial(with_cpu, ask, reverb.pids, c.seconds)
+    return cases
+
+
+def _in_turn(ours: Cases, theirs: Cases) -> Cases:
+    """Each of ours followed by theirs of the same kind."""
+    order = sorted(theirs, key=lambda name: name.rsplit("_", 1)[-1])
+    both: Cases = {}
+    for name, case in ours.items():
+        both[name] = case
+        both |= {other: theirs[other] for other in order if other.rsplit("_", 1)[-1] == name.rsplit("_", 1)[-1]}
+    return both
+
+
+def _summary(c: Command, figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Figures by name: `sampled_per_s` of the first batch size, `sampled_per_s_512` of another."""
+    result: dict[str, float] = {}
+    for side in ("", "reverb_") if c.vs == "reverb" else ("",):
+        kinds = {"inserted": figures[f"{side}inserted"]}
+        for i, batch in enumerate(c.batch_sizes):
+            tails = ("client", "dataset") if side else ("sampled",)
+            found = max((figures[f"{side}{tail}_{batch}"] for tail in tails), key=lambda f: f["per_s"])
+            kinds["sampled" if i == 0 else f"sampled_{batch}"] = found
+            if not side:
+                kinds["limit" if i == 0 else f"limit_{batch}"] = figures[f"limits_{batch}"]
+        for kind, found in kinds.items():
+            name, _, batch_name = kind.partition("_")
+            end = f"_{batch_name}" if batch_name else ""
+            result |= {f"{side}{name}_{key}{end}": value for key, value in found.items()}
+    return result
+
+
+def _compare(c: Command, result: Mapping[str, float], say: Callable[[str], None]) -> None:
+    tails = ["", *(f"_{batch}" for batch in c.batch_sizes[1:])]
+    rows = [("inserted", "")] + [("sampled", tail) for tail in tails]
+    for (kind, tail), batch in zip(rows, [None, *c.batch_sizes], strict=True):
+        ours, theirs = result[f"{kind}_per_s{tail}"], result[f"reverb_{kind}_per_s{tail}"]
+        cpu = [result[f"{side}{kind}_cpu_s_per_million{tail}"] for side in ("", "reverb_")]
+        what = kind if batch is None else f"{kind} in batches of {batch}"
+        say(
+            f"{what}: {ours:,.0f}/s, Reverb {theirs:,.0f}/s: {ours / theirs:.1f} times; "
+            f"{cpu[0]:.1f} CPU seconds a million, Reverb {cpu[1]:.1f}"
+        )

@@ -1,0 +1,73 @@
+"""A gRPC stream that answers every request with the same bytes (`python -m benchmarks.plain_stream FILE`): prints its port.
+
+What `qfleet bench replay` could at most carry, had the shard nothing to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from replay.service import CHANNEL_OPTIONS, SERVER_OPTIONS
+
+METHOD = "/qfleet.bench.Plain/Stream"
+IN_HAND = 4  # requests, as the sampler's prefetch
+
+
+async def serve(path: str) -> None:
+    reply = Path(path).read_bytes()
+
+    async def stream(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        del context
+        async for _ in requests:
+            yield reply
+
+    handler = grpc.stream_stream_rpc_method_handler(stream)
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("qfleet.bench.Plain", {"Stream": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
+@contextlib.contextmanager
+def plain_stream(reply: bytes) -> Iterator[Callable[[], bytes]]:
+    """A function that takes one reply of a stream from another process, IN_HAND always asked for."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(reply)
+        file.flush()
+        command = [sys.executable, "-m", "benchmarks.plain_stream", file.name]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        channel = grpc.insecure_channel(f"127.0.0.1:{int(process.stdout.readline())}", options=CHANNEL_OPTIONS)
+        requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        for _ in range(IN_HAND):
+            requests.put(b"")
+        replies = channel.stream_stream(METHOD)(iter(requests.get, None))
+
+        def take() -> bytes:
+            requests.put(b"")
+            return bytes(next(replies))
+
+        try:
+            yield take
+        finally:
+            requests.put(None)
+            channel.close()
+            process.kill()
+            process.wait(timeout=10.0)
+            process.stdout.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(sys.argv[1]))
