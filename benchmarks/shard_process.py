@@ -1,4 +1,7 @@
-"""A replay shard in a process of its own (`python -m benchmarks.shard_process`): prints its port, serves until killed."""
+"""A replay shard in a process of its own (`python -m benchmarks.shard_process`): prints its port, serves until killed.
+
+`qfleet replay serve` without the command line's imports, and with short names.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,10 @@ import argparse
 import asyncio
 
 from replay.selectors import SelectorConfig
-from replay.service import start_server
-from replay.shard import Shard
-from rl.types import ObservationSpec
+from replay.serve import ServeConfig, serve
 
 
-async def main() -> None:
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--capacity", type=int, default=1000)
@@ -22,12 +23,10 @@ async def main() -> None:
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--insert-timeout", type=float, default=60.0)
     a = parser.parse_args()
-    spec = ObservationSpec(tuple(a.shape), a.dtype, a.stack)
-    shard = Shard(a.capacity, spec, SelectorConfig(alpha=a.alpha, epsilon=1e-6), a.limited)
-    server, port = await start_server(shard, f"127.0.0.1:{a.port}", a.insert_timeout)
-    print(port, flush=True)
-    await server.wait_for_termination()
+    selector = SelectorConfig(alpha=a.alpha, epsilon=1e-6)
+    config = ServeConfig(a.port, a.capacity, tuple(a.shape), a.dtype, a.stack, selector, a.limited, a.insert_timeout)
+    asyncio.run(serve(config, lambda port: print(port, flush=True)))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

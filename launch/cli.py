@@ -17,6 +17,7 @@ USAGE = """usage: qfleet COMMAND ...
   qfleet eval RUN [flags]           play a run's policy: mean return of 30 episodes
   qfleet status RUN                 how a run stands
   qfleet plot RUN [RUN ...]         learning curves as a picture
+  qfleet replay serve [flags]       a replay shard by itself, without Ray
   qfleet bench NAME [flags]         measure: {benches}
 
 qfleet COMMAND --help lists the flags of each. RUN is a run's directory, or (status) its name in a cluster.

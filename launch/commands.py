@@ -17,6 +17,7 @@ from launch.config import TrainConfig
 from launch.flags import parse
 from launch.presets import preset
 from launch.progress import plain_line
+from launch.replay_commands import replay_command
 from launch.run_dir import STATUS, SUMMARY, RunDir
 from launch.topology import join
 from report.curves import plot_runs
@@ -235,5 +236,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": eval_command,
     "status": status_command,
     "plot": plot_command,
+    "replay": replay_command,
     "bench": bench_command,
 }

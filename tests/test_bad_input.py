@@ -68,6 +68,14 @@ CASES = {
     "eval of no episodes": (["eval", "RUN", "--episodes", "0"], "--episodes"),
     "plot of nothing": (["plot", "NOWHERE"], "metrics.csv"),
     "unknown benchmark": (["bench", "pipelin"], "'pipeline'"),
+    "a benchmark against nobody we know": (["bench", "replay", "--vs", "acme"], "acme"),
+    "a benchmark of empty batches": (["bench", "replay", "--batch-sizes", "0"], "--batch-sizes"),
+    "unknown replay command": (["replay", "serv"], "'serve'"),
+    "a port that is none": (["replay", "serve", "--port", "70000"], "0 to 65535"),
+    "a frame of objects": (["replay", "serve", "--dtype", "object"], "uint8 or float32"),
+    "a frame of nothing we know": (["replay", "serve", "--dtype", "pixels"], "uint8 or float32"),
+    "a shard of nothing": (["replay", "serve", "--capacity", "0"], "--capacity is 0"),
+    "a frame without sides": (["replay", "serve", "--frame-shape", "0", "84"], "at least 1"),
 }
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -12,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import replay_pb2 as pb
+from protos import replay_pb2_grpc as rpc
 from protos.codec import pack_segment
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.writer import Writer
@@ -199,3 +205,31 @@ def test_a_writer_pickles_as_its_addresses(shards):
     assert twin.name != writer.name
     writer.close()
     twin.close()
+
+
+def test_the_example_of_a_shard_that_stands_alone_runs(shards):
+    """The code of docs/replay.md, against a shard of that kind."""
+    (shard,) = shards(1, "--shape", 84, 84, "--dtype", "uint8", "--stack", 4)
+    text = (Path(__file__).parent.parent / "docs" / "replay.md").read_text()
+    code = text.split("```python\n", 1)[1].split("```", 1)[0].replace("127.0.0.1:50051", shard.address)
+    names: dict = {}
+    exec(code, names)
+    assert shard.counts().inserted == 1000
+    assert names["s_tm1"].shape == (32, 4, 84, 84)
+
+
+def test_a_shard_that_stands_alone_says_where_it_listens_and_ends_in_order():
+    command = [sys.executable, "-m", "launch.cli", "replay", "serve", "--frame-shape", "2", "--dtype", "float32"]
+    process = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    port = int(re.fullmatch(r"replay shard on 127.0.0.1:(\d+): up to 200,000 transitions .*\n", line)[1])
+    stub = rpc.ReplayStub(grpc.insecure_channel(f"127.0.0.1:{port}"))
+    assert stub.Info(pb.InfoRequest(), timeout=5.0).capacity == 200_000
+    second = subprocess.run([*command, "--port", str(port)], capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2
+    assert second.stderr == (
+        f"qfleet: port {port}: Address already in use: write another --port, or 0 for a free one\n"
+    )
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (143, "")

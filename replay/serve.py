@@ -1,0 +1,94 @@
+"""A shard that stands alone, for a learner of any make: no Ray, only the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from replay.selectors import SelectorConfig
+from replay.service import INSERT_TIMEOUT, start_server
+from replay.shard import MAX_CAPACITY, Shard
+from rl.errors import BadInput
+from rl.types import ObservationSpec
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """One replay shard on 127.0.0.1, without Ray."""
+
+    port: int = 50051
+    """Port to listen on; 0: a free one."""
+    capacity: int = 200_000
+    """Transitions; the oldest go first."""
+    frame_shape: tuple[int, ...] = (84, 84)
+    """Shape of one frame."""
+    dtype: str = "uint8"
+    """Type of a frame's numbers, as numpy names it."""
+    stack: int = 4
+    """Frames of an observation; 1: the frame itself."""
+    selector: SelectorConfig = field(default_factory=SelectorConfig)
+    """How items are drawn."""
+    limited: bool = False
+    """Take items only against the insert credit that a sampler with a samples-per-insert ratio grants."""
+    insert_timeout: float = INSERT_TIMEOUT
+    """Seconds that a segment waits for credit before its stream is ended."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise BadInput(f"--port is {self.port}: write 0 to 65535")
+        if not 1 <= self.capacity <= MAX_CAPACITY:
+            raise BadInput(f"--capacity is {self.capacity}: write 1 to {MAX_CAPACITY} transitions")
+        if not self.frame_shape or min(self.frame_shape) < 1 or self.stack < 1:
+            raise BadInput("--frame-shape and --stack must be at least 1")
+        if self.insert_timeout <= 0:
+            raise BadInput(f"--insert-timeout is {self.insert_timeout}: write a positive number of seconds")
+        if not _numbers(self.dtype):
+            raise BadInput(f"--dtype is {self.dtype!r}: write a numpy type of numbers, such as uint8 or float32")
+
+    @property
+    def spec(self) -> ObservationSpec:
+        return ObservationSpec(self.frame_shape, np.dtype(self.dtype).name, self.stack)
+
+
+def _numbers(dtype: str) -> bool:
+    try:
+        return np.dtype(dtype).kind in "uif"
+    except TypeError:
+        return False
+
+
+def _check_port(port: int) -> None:
+    """Raise BadInput when nobody may listen there (gRPC would say so in a log line of its own)."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise BadInput(f"port {port}: {error.strerror}: write another --port, or 0 for a free one") from error
+
+
+async def serve(config: ServeConfig, ready: Callable[[int], None]) -> signal.Signals:
+    """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port. Raises BadInput when it is taken."""
+    _check_port(config.port)
+    shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed)
+    ended: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
+    server, port = await start_server(shard, f"127.0.0.1:{config.port}", config.insert_timeout)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, _once, ended, number)
+    ready(port)
+    try:
+        return await ended
+    finally:
+        await server.stop(grace=1.0)
+
+
+def _once(ended: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
+    if not ended.done():
+        ended.set_result(number)
