@@ -16,7 +16,7 @@ import yaml
 from actors.actor import ActorConfig
 from learner.learner import LearnerConfig, pick_device
 from replay.rate_limiter import RateLimiter
-from replay.shard import ReplayConfig
+from replay.shard import MAX_BATCH, ReplayConfig
 from replay.weights import BetaConfig
 from rl.envs import EnvConfig, check_env, describe
 from rl.errors import BadInput, nearest
@@ -67,6 +67,8 @@ class TrainConfig:
             raise BadInput(f"ready_timeout is {self.ready_timeout}: write a positive number of seconds")
         if not 0 <= self.seed < 2**31:
             raise BadInput(f"seed is {self.seed}: write 0 to {2**31 - 1}")
+        if self.learner.batch_size > MAX_BATCH:
+            raise BadInput(f"learner.batch_size is {self.learner.batch_size}: write at most {MAX_BATCH}")
         if self.learner.batch_size > self.replay.capacity:
             raise BadInput(
                 f"learner.batch_size is {self.learner.batch_size}, above replay.capacity of {self.replay.capacity}: "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protos import replay_pb2 as pb
@@ -51,6 +52,7 @@ class ReplayServicer(rpc.ReplayServicer):
         self, requests: AsyncIterator[pb.InsertRequest], context: Context
     ) -> AsyncIterator[pb.InsertReply]:
         async for request in requests:
+            await _check_readable(request, context)
             if not self.shard.is_duplicate(request.writer, request.sequence):
                 await self._wait_for_room(request, context)
             try:
@@ -78,13 +80,19 @@ class ReplayServicer(rpc.ReplayServicer):
         self, requests: AsyncIterator[pb.SampleRequest], context: Context
     ) -> AsyncIterator[pb.SampleReply]:
         async for request in requests:
+            await _check_readable(request, context)
             if request.insert_credit > self.shard.insert_credit:
                 self.shard.grant(request.insert_credit)
                 self._granted.set()
                 self._granted = asyncio.Event()
-            yield self.shard.sample(request.count)
+            try:
+                reply = self.shard.sample(request.count)
+            except InvalidMessage as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            yield reply
 
     async def UpdatePriorities(self, request: pb.UpdatePrioritiesRequest, context: Context) -> pb.UpdatePrioritiesReply:
+        await _check_readable(request, context)
         try:
             return pb.UpdatePrioritiesReply(dropped=self.shard.update_priorities(request))
         except InvalidMessage as error:
@@ -95,12 +103,46 @@ class ReplayServicer(rpc.ReplayServicer):
         return self.shard.info()
 
 
+def _reader(message: type[Message]) -> Callable[[bytes], Message | None]:
+    """Bytes to a message, or to None: gRPC would answer bytes that are none with UNKNOWN and a traceback in its log."""
+
+    def read(data: bytes) -> Message | None:
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            return None
+
+    return read
+
+
+async def _check_readable(request: Message | None, context: Context) -> None:
+    if request is None:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is not a message of this method")
+
+
+def _handlers(servicer: ReplayServicer) -> grpc.GenericRpcHandler:
+    """The methods of the service, as the generated code would add them but for the reader."""
+    methods = pb.DESCRIPTOR.services_by_name["Replay"].methods
+    kinds = {True: grpc.stream_stream_rpc_method_handler, False: grpc.unary_unary_rpc_method_handler}
+    return grpc.method_handlers_generic_handler(
+        SERVICE_NAME,
+        {
+            m.name: kinds[m.client_streaming](
+                getattr(servicer, m.name),
+                request_deserializer=_reader(getattr(pb, m.input_type.name)),
+                response_serializer=getattr(pb, m.output_type.name).SerializeToString,
+            )
+            for m in methods
+        },
+    )
+
+
 async def start_server(
     shard: Shard, address: str, insert_timeout: float = INSERT_TIMEOUT
 ) -> tuple[grpc.aio.Server, int]:
     """Serve ``shard`` on ``host:port`` (port 0: a free one); returns the server and its port. Raises RuntimeError."""
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    rpc.add_ReplayServicer_to_server(ReplayServicer(shard, insert_timeout), server)
+    server.add_generic_rpc_handlers((_handlers(ReplayServicer(shard, insert_timeout)),))
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     port = server.add_insecure_port(address)
@@ -118,7 +160,8 @@ class ShardServer:
         self._ready = threading.Event()
         self._failure: Exception | None = None
         self._loop = asyncio.new_event_loop()
-        self._server: grpc.aio.Server | None = None
+        self._stopping = asyncio.Event()
+        self._grace = 0.0
         self.port = 0
         self._thread = threading.Thread(target=self._run, args=(f"{host}:{port}",), name="replay-shard", daemon=True)
         self._thread.start()
@@ -130,13 +173,14 @@ class ShardServer:
     def _run(self, address: str) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._server, self.port = self._loop.run_until_complete(start_server(self.shard, address))
+            server, self.port = self._loop.run_until_complete(start_server(self.shard, address))
         except Exception as error:
             self._failure = error
             self._ready.set()
             return
         self._ready.set()
-        self._loop.run_until_complete(self._server.wait_for_termination())
+        self._loop.run_until_complete(self._stopping.wait())
+        self._loop.run_until_complete(server.stop(self._grace))
 
     def counts(self) -> pb.Counts:
         """The shard's counts, read on its own loop."""
@@ -148,6 +192,8 @@ class ShardServer:
 
     def stop(self, grace: float = 1.0) -> None:
         """Stop listening; open streams are cut after ``grace`` seconds."""
-        if self._server is not None and self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(self._server.stop(grace), self._loop).result(timeout=grace + 10.0)
-            self._thread.join(timeout=10.0)
+        self._grace = grace
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(timeout=grace + 10.0)
+        if self._thread.is_alive():
+            raise TimeoutError(f"the replay shard on port {self.port} has not stopped within {grace + 10.0:g} s")

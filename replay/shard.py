@@ -18,6 +18,8 @@ from rl.errors import BadInput
 from rl.types import ObservationSpec
 
 UNLIMITED = 2**62
+MAX_BATCH = 2**16  # items of a sample request
+MAX_WRITER = 200  # characters of a writer's name
 MAX_CAPACITY = 100_000_000  # transitions a shard: 5 GB of indices and priorities before the first frame
 
 
@@ -100,8 +102,10 @@ class Shard:
         Raises InvalidMessage (nothing is stored) and OutOfOrder. The caller has asked `has_room`.
         """
         last = self._last.get(writer, 0)
-        if not writer or sequence < 1:
-            raise InvalidMessage("an insert needs a writer's name and a sequence from 1 on")
+        if not 0 < len(writer) <= MAX_WRITER or sequence < 1:
+            raise InvalidMessage(
+                f"an insert needs a writer's name of up to {MAX_WRITER} characters and a sequence from 1 on"
+            )
         if sequence <= last:
             return last
         if sequence != last + 1:
@@ -119,7 +123,12 @@ class Shard:
         return 1 <= sequence <= self._last.get(writer, 0)
 
     def sample(self, count: int) -> pb.SampleReply:
-        """Draw ``count`` items; an empty reply with the counts when there are none or ``count`` is 0."""
+        """Draw ``count`` items; an empty reply with the counts when there are none or ``count`` is 0.
+
+        Raises InvalidMessage above MAX_BATCH.
+        """
+        if count > MAX_BATCH:
+            raise InvalidMessage(f"a request for {count} items: at most {MAX_BATCH}")
         if count == 0 or self.storage.size == 0:
             return pb.SampleReply(counts=self.counts())
         slots, probability = self.selector.sample(count, self._rng)

@@ -42,6 +42,7 @@ CASES = {
     "a picture of no kind": (["plot", "RUN", "--to", "curves.xyz"], "curves.xyz"),
     "a negative seed": (["eval", "RUN", "--seed", "-1"], "--seed"),
     "batch above capacity": (["train", "cartpole", "--learner.batch-size", "50001"], "at most 50000"),
+    "batch above a request": (["train", "pong", "--learner.batch-size", "65537"], "at most 65536"),
     "min_size above capacity": (["train", "cartpole", "--replay.limiter.min-size", "60000"], "at most 50000"),
     "a capacity beyond memory": (["train", "cartpole", "--replay.capacity", "100000000000000"], "at most 100000000"),
     "an epsilon above 1": (["train", "cartpole", "--exploration.knots", "0", "1.5"], "from 0 to 1"),

@@ -218,14 +218,37 @@ def test_the_example_of_a_shard_that_stands_alone_runs(shards):
     assert names["s_tm1"].shape == (32, 4, 84, 84)
 
 
-def test_a_shard_that_stands_alone_says_where_it_listens_and_ends_in_order():
-    command = [sys.executable, "-m", "launch.cli", "replay", "serve", "--frame-shape", "2", "--dtype", "float32"]
-    process = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def served():
+    """`qfleet replay serve` on a free port: its process, the words that started it, and its port."""
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "replay",
+        "serve",
+        "--frame-shape",
+        "2",
+        "--dtype",
+        "float32",
+        "--port",
+    ]
+    process = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
-    port = int(re.fullmatch(r"replay shard on 127.0.0.1:(\d+): up to 200,000 transitions .*\n", line)[1])
+    yield (
+        process,
+        command,
+        int(re.fullmatch(r"replay shard on 127.0.0.1:(\d+): up to 200,000 transitions .*\n", line)[1]),
+    )
+    process.kill()
+    process.communicate(timeout=10)
+
+
+def test_a_shard_that_stands_alone_listens_where_it_says_and_ends_in_order(served):
+    process, command, port = served
     stub = rpc.ReplayStub(grpc.insecure_channel(f"127.0.0.1:{port}"))
     assert stub.Info(pb.InfoRequest(), timeout=5.0).capacity == 200_000
-    second = subprocess.run([*command, "--port", str(port)], capture_output=True, text=True, timeout=60)
+    second = subprocess.run([*command, str(port)], capture_output=True, text=True, timeout=60)
     assert second.returncode == 2
     assert second.stderr == (
         f"qfleet: port {port}: Address already in use: write another --port, or 0 for a free one\n"
