@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import select
 import subprocess
 import sys
 import tempfile
@@ -43,30 +44,28 @@ async def serve(path: str) -> None:
 @contextlib.contextmanager
 def plain_stream(reply: bytes) -> Iterator[Callable[[], bytes]]:
     """A function that takes one reply of a stream from another process, IN_HAND always asked for."""
-    with tempfile.NamedTemporaryFile() as file:
+    with contextlib.ExitStack() as stack, tempfile.NamedTemporaryFile() as file:
         file.write(reply)
         file.flush()
         command = [sys.executable, "-m", "benchmarks.plain_stream", file.name]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        stack.callback(process.kill)
         assert process.stdout is not None
+        if not select.select([process.stdout], [], [], 30.0)[0]:
+            raise RuntimeError("the plain stream did not start within 30 s")
         channel = grpc.insecure_channel(f"127.0.0.1:{int(process.stdout.readline())}", options=CHANNEL_OPTIONS)
+        stack.callback(channel.close)
         requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         for _ in range(IN_HAND):
             requests.put(b"")
-        replies = channel.stream_stream(METHOD)(iter(requests.get, None))
+        stack.callback(requests.put, None)
+        replies = channel.stream_stream(METHOD)(iter(requests.get, None), timeout=600.0)
 
         def take() -> bytes:
             requests.put(b"")
             return bytes(next(replies))
 
-        try:
-            yield take
-        finally:
-            requests.put(None)
-            channel.close()
-            process.kill()
-            process.wait(timeout=10.0)
-            process.stdout.close()
+        yield take
 
 
 if __name__ == "__main__":

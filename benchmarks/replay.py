@@ -4,7 +4,7 @@ Inserted: transitions a second that one writer gets acknowledged. Sampled: trans
 its process as uint8 [B, 4, 84, 84] pairs, with the time from one batch to the next. CPU: seconds that server and client
 spend on a million of them. Limits, for batches of each size: the same bytes over a plain gRPC stream; their LZ4 unpacked,
 and the pairs copied, in one thread. Bytes: compressed payload at rest a transition, overlaps included. Reverb's sampled
-figure is the better of its client and its dataset. Both sides take turns in one run; medians.
+figure is the best of its client and of its dataset with one and with two workers. Both sides take turns in one run; medians.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ from replay.service import CHANNEL_OPTIONS
 from replay.weights import BetaConfig
 from replay.writer import Writer
 from rl.errors import BadInput
+from rl.memory import keep_freed_memory
 from rl.types import Segment
 
+REVERB_WAYS = ("client", "dataset1", "dataset2")  # its client, and its dataset with one and with two workers
 Cases = dict[str, Callable[[], Mapping[str, float]]]
 
 
@@ -71,13 +73,13 @@ class Command:
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
     """Measure; returns the figures."""
+    keep_freed_memory()  # as the learner of a run does
     say(f"playing {c.items:,} transitions of Pong ...")
     segments = pong_segments(c.items)
     with contextlib.ExitStack() as stack:
         cases, stats = stack.enter_context(_ours(c, segments))
         if c.vs == "reverb":
-            reverb = Reverb(segments, c.items, say)
-            stack.callback(reverb.close)
+            reverb = stack.enter_context(Reverb(segments, c.items, say))
             cases = _in_turn(cases, _reverbs(c, reverb))
         figures = alternating(cases, c.windows, say)
         result = _summary(c, figures)
@@ -114,9 +116,9 @@ def _ours(c: Command, segments: list[Segment]) -> Iterator[tuple[Cases, Callable
         def sampled(batch: int) -> dict[str, float]:
             return batches_timed(lambda: _drawn(samplers[batch]), c.seconds)
 
-        cases: Cases = {"inserted": partial(with_cpu, inserted, pids, c.seconds)}
+        cases: Cases = {"inserted": partial(with_cpu, inserted, pids)}
         for batch in c.batch_sizes:
-            cases[f"sampled_{batch}"] = partial(with_cpu, partial(sampled, batch), pids, c.seconds)
+            cases[f"sampled_{batch}"] = partial(with_cpu, partial(sampled, batch), pids)
             cases[f"limits_{batch}"] = partial(_limits, address, batch, c.seconds / 3)
         yield cases, samplers[c.batch_sizes[0]].stats
         writer.close()
@@ -171,11 +173,11 @@ def _reverbs(c: Command, reverb: Reverb) -> Cases:
     def sampled(how: str, batch: int) -> dict[str, float]:
         return reverb.ask(f"{how} {c.seconds} {batch}", c.seconds)
 
-    cases: Cases = {"reverb_inserted": partial(with_cpu, inserted, reverb.pids, c.seconds)}
+    cases: Cases = {"reverb_inserted": partial(with_cpu, inserted, reverb.pids)}
     for batch in c.batch_sizes:
-        for how in ("client", "dataset"):
-            ask = partial(sampled, how, batch)
-            cases[f"reverb_{how}_{batch}"] = partial(with_cpu, ask, reverb.pids, c.seconds)
+        for how in REVERB_WAYS:
+            reverb.ask(f"{how} 1 {batch}", 1.0)  # builds the dataset, fills its buffers
+            cases[f"reverb_{how}_{batch}"] = partial(with_cpu, partial(sampled, how, batch), reverb.pids)
     return cases
 
 
@@ -195,7 +197,7 @@ def _summary(c: Command, figures: Mapping[str, Mapping[str, float]]) -> dict[str
     for side in ("", "reverb_") if c.vs == "reverb" else ("",):
         kinds = {"inserted": figures[f"{side}inserted"]}
         for i, batch in enumerate(c.batch_sizes):
-            tails = ("client", "dataset") if side else ("sampled",)
+            tails = REVERB_WAYS if side else ("sampled",)
             found = max((figures[f"{side}{tail}_{batch}"] for tail in tails), key=lambda f: f["per_s"])
             kinds["sampled" if i == 0 else f"sampled_{batch}"] = found
             if not side:

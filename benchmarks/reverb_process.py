@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -66,12 +67,19 @@ def consecutive(segments: list[Segment]) -> dict[str, Array]:
 
 
 class Reverb:
-    """A server that holds ``items``, and a client that measures."""
+    """A context: a server that holds ``items``, and a client that measures."""
 
     def __init__(self, segments: list[Segment], items: int, say: Callable[[str], None]) -> None:
         python = reverb_python(say)
         self._folder = tempfile.TemporaryDirectory()
         self._processes: list[subprocess.Popen[str]] = []
+        try:
+            self._fill(python, segments, items)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _fill(self, python: str, segments: list[Segment], items: int) -> None:
         path = Path(self._folder.name) / "items.npz"
         np.savez(path, **consecutive(segments))  # type: ignore[arg-type]
         server = self._start(python, "serve", str(items))
@@ -111,11 +119,15 @@ class Reverb:
     def ask(self, command: str, seconds: float) -> dict[str, float]:
         """What the client found: per_s, and p50_ms and p99_ms of a batch where it sampled."""
         assert self._client.stdin is not None
-        self._client.stdin.write(command + "\n")
-        self._client.stdin.flush()
+        with contextlib.suppress(OSError):  # it has ended: there will be no answer
+            self._client.stdin.write(command + "\n")
+            self._client.stdin.flush()
         return self._answer(seconds + ANSWER_TIMEOUT)
 
-    def close(self) -> None:
+    def __enter__(self) -> Reverb:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for process in self._processes:
             process.kill()
             process.wait(timeout=10.0)

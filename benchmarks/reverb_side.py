@@ -2,7 +2,7 @@
 
     serve CAPACITY      a server with one table, as prioritized as ours (alpha 0.6): prints its port, serves until killed
     client PORT FILE    a writer and the samplers; a command a line on stdin, a JSON object a line on stdout:
-                        fill ITEMS | insert SECONDS | client SECONDS BATCH | dataset SECONDS BATCH
+                        fill ITEMS | insert SECONDS | client SECONDS BATCH | datasetW SECONDS BATCH, with W workers
 
 FILE.npz holds ``frames`` [T, 84, 84] of consecutive episodes, ``lengths`` in frames of each, and ``action``, ``r_t``,
 ``discount_t`` [T] of the item whose newest frame stands at that row. An item is ITEM_FRAMES frames and those three numbers.
@@ -81,8 +81,6 @@ def pairs(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def measured(batches, batch: int, seconds: float) -> dict[str, float]:
     """Transitions a second out of ``batches``, an iterator of [B, 7, 84, 84], and seconds a batch."""
-    for _ in range(5):
-        next(batches)
     began = last = time.perf_counter()
     took = []
     while last - began < seconds:
@@ -101,7 +99,7 @@ def from_client(client: reverb.Client, batch: int):
         yield np.stack([next(x for x in sample.data if x.ndim == 3) for sample in samples])  # data: the columns, flat
 
 
-def from_dataset(address: str, batch: int):
+def from_dataset(address: str, batch: int, workers: int):
     dataset = reverb.TrajectoryDataset(
         server_address=address,
         table=TABLE,
@@ -111,6 +109,7 @@ def from_dataset(address: str, batch: int):
             **{name: tf.TensorShape([]) for name in COLUMNS[1:]},
         },
         max_in_flight_samples_per_worker=4 * batch,
+        num_workers_per_iterator=workers,
     )
     for sample in dataset.batch(batch).prefetch(4).as_numpy_iterator():
         yield sample.data["frames"]
@@ -131,9 +130,10 @@ def client(port: str, path: str) -> None:
         elif what == "client":
             found = measured(from_client(link, int(numbers[1])), int(numbers[1]), float(numbers[0]))
         else:
-            batch = int(numbers[1])
-            datasets.setdefault(batch, from_dataset(address, batch))
-            found = measured(datasets[batch], batch, float(numbers[0]))
+            batch, workers = int(numbers[1]), int(what.removeprefix("dataset"))
+            if (batch, workers) not in datasets:
+                datasets[batch, workers] = from_dataset(address, batch, workers)
+            found = measured(datasets[batch, workers], batch, float(numbers[0]))
         print(json.dumps(found), flush=True)
 
 

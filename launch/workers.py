@@ -29,6 +29,7 @@ from rl.envs import describe
 from rl.errors import RunFault
 from rl.evaluation import EvaluationResult
 from rl.exploration import Exploration
+from rl.memory import keep_freed_memory
 from rl.networks import QNetwork, make_network
 from rl.ports import Weights
 
@@ -150,6 +151,7 @@ class LearnerWorker:
     def __init__(
         self, config: TrainConfig, shards: list[str], resumed: Checkpoint | None, run: str, threads: int
     ) -> None:
+        keep_freed_memory()
         spec, actions = describe(config.env)
         torch.set_num_threads(threads)
         self._threads = threads

@@ -17,7 +17,6 @@ from learner.prefetch import Direct, Prefetcher
 from learner.publish import Publisher
 from learner.update import UpdateConfig, Updater, metric_values, td_abs_array
 from rl.errors import BadInput, RunFault
-from rl.memory import keep_freed_memory
 from rl.networks import NetworkConfig, make_network
 from rl.ports import BatchSource, MetricSink, WeightSink
 from rl.types import ObservationSpec
@@ -95,7 +94,6 @@ class Learner:
         seed: int,
         prefetch: bool = True,
     ) -> None:
-        keep_freed_memory()
         self.config = config
         self.device = pick_device(config.device)
         online, target = (make_network(network, spec, actions, seed) for _ in range(2))

@@ -81,7 +81,8 @@ class Batch:
 def _to(x: Array, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(x if x.flags.writeable else x.copy())
     if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        dense = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # the two stacks share one buffer: views
+        return dense.copy_(tensor).to(device, non_blocking=True)
     return tensor.to(device)
 
 

@@ -92,7 +92,12 @@ def _enclosed(blocks: list[bytes], count: int, spec: ObservationSpec) -> bytes:
 
 def decompress_frames(data: bytes, count: int, spec: ObservationSpec) -> Array:
     """Frames [count, *frame_shape], writeable, out of what `_enclosed` made. Raises InvalidMessage on damage."""
-    unpacked = bytearray(data) if spec.frame_bytes < COMPRESS_FROM else _decompressed(data)
+    if spec.frame_bytes < COMPRESS_FROM:
+        unpacked = bytearray(data)
+    elif data.startswith(_header(spec.frame_bytes, count)):
+        unpacked = _decompressed(data)
+    else:
+        raise InvalidMessage(f"frames do not begin with the LZ4 header of {count} frames of {spec.frame_bytes} bytes")
     if len(unpacked) != spec.frame_bytes * count:
         raise InvalidMessage(f"frames unpack to {len(unpacked)} bytes, not {count} frames of {spec.frame_bytes}")
     return np.frombuffer(unpacked, dtype=spec.dtype).reshape(count, *spec.frame_shape)
@@ -178,29 +183,28 @@ def _check_frames(sizes: Array, data: bytes, steps: int, spec: ObservationSpec) 
         return
     ends = sizes.cumsum(dtype=np.int64).tolist()
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        unpacked = _unpacked_bytes(data, start, end, size)
-        if unpacked != size:
-            raise InvalidMessage(f"a frame unpacks to {unpacked} bytes, not {size}")
+        _check_blocks(data, start, end, size)
 
 
-def _unpacked_bytes(data: bytes, at: int, end: int, frame_bytes: int) -> int:
-    """Bytes that the blocks of one frame, ``data[at:end]``, unpack to. Raises InvalidMessage on damage."""
-    unpacked, most = 0, _block_bytes(frame_bytes)
+def _check_blocks(data: bytes, at: int, end: int, frame_bytes: int) -> None:
+    """Raise InvalidMessage unless ``data[at:end]`` holds the blocks of one frame: all full, but for the last one."""
+    missing, most = frame_bytes, _block_bytes(frame_bytes)
     while at < end:
         length = int.from_bytes(data[at : at + 4], "little")
         block = data[at + 4 : at + 4 + (length & ~STORED)]
         at += 4 + len(block)
-        missing = min(frame_bytes - unpacked, most)
-        if at > end or len(block) != length & ~STORED or not block or not missing:
-            raise InvalidMessage("frames hold an LZ4 block that is cut short, empty or one too many")
-        if length & STORED:
-            unpacked += len(block)
-            continue
+        if at > end or len(block) != length & ~STORED or not 0 < len(block) <= most:
+            raise InvalidMessage(f"frames hold an LZ4 block that is cut short, empty or above {most} bytes")
+        expected = min(missing, most)
         try:
-            unpacked += len(lz4.block.decompress(block, uncompressed_size=missing))
+            unpacked = len(block) if length & STORED else len(lz4.block.decompress(block, uncompressed_size=expected))
         except lz4.block.LZ4BlockError as error:
             raise InvalidMessage(f"frames hold a damaged LZ4 block: {error}") from error
-    return unpacked
+        if unpacked != expected or not expected:
+            raise InvalidMessage(f"an LZ4 block unpacks to {unpacked} bytes where {expected} are missing")
+        missing -= unpacked
+    if missing:
+        raise InvalidMessage(f"a frame lacks its last {missing} of {frame_bytes} bytes")
 
 
 def _check_items(fields: dict[str, Array], steps: int, first_step: int, spec: ObservationSpec) -> None:

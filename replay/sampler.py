@@ -26,7 +26,6 @@ from replay.links import Link, all_gone
 from replay.rate_limiter import RateLimiter
 from replay.weights import BetaConfig, importance_weights
 from rl.errors import RunFault
-from rl.memory import keep_freed_memory
 from rl.types import Array, Float64, ObservationSpec, SampledBatch, Transition
 
 LOOK_EVERY = 0.1  # seconds between looks at all shards' counts while sampling, those that are not drawn from included
@@ -131,7 +130,7 @@ class _Stream:
 class Sampler:
     """`BatchSource` over gRPC, for one consuming thread. Pickling is refused: a learner builds its own.
 
-    It lets its process keep freed memory (`rl.memory`).
+    A process that does little else does well to call `rl.memory.keep_freed_memory` first.
     """
 
     def __init__(
@@ -144,7 +143,6 @@ class Sampler:
         give_up_after: float = 60.0,
         seed: int = 0,
     ) -> None:
-        keep_freed_memory()
         self._spec, self._limiter, self._beta, self._prefetch = spec, limiter, beta, prefetch
         self._streams = [_Stream(i, Link(a, give_up_after)) for i, a in enumerate(addresses)]
         self._plans: deque[_Plan] = deque()

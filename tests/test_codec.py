@@ -95,6 +95,16 @@ def block_of(size):
     return len(data).to_bytes(4, "little") + data
 
 
+def stored(size):
+    return (size | 2**31).to_bytes(4, "little") + bytes(size)
+
+
+def cut_last(m):
+    sizes = np.frombuffer(m.frame_sizes, "<u4").copy()
+    sizes[-1] -= 2
+    m.frame_sizes, m.frames = sizes.tobytes(), m.frames[:-2]
+
+
 def set_array(name, dtype, index, value):
     def change(m):
         x = np.frombuffer(getattr(m, name), dtype).copy()
@@ -108,10 +118,14 @@ BROKEN = {
     "frames cut": (break_frames, "add up"),
     "sizes wrong": (break_sizes, "add up"),
     "block of zeros": (first_block(lambda block: bytes(len(block))), "unpacks to|damaged"),
+    "stored block too short": (first_frame(lambda blocks: stored(399)), "unpacks to 399"),
+    "stored block too long": (first_frame(lambda blocks: stored(401)), "unpacks to 401"),
+    "blocks of nothing": (first_frame(lambda blocks: (b"\1\0\0\0\0" * 9) + blocks), "unpacks to 0"),
+    "last frame cut": (lambda m: cut_last(m), "cut short"),
     "block cut": (first_frame(lambda blocks: blocks[:-3]), "cut short"),
-    "no block": (first_frame(lambda blocks: b""), "unpacks to 0"),
+    "no block": (first_frame(lambda blocks: b""), "lacks its last 400"),
     "end mark inside": (first_frame(lambda blocks: bytes(4) + blocks), "empty"),
-    "a block twice": (first_frame(lambda blocks: blocks * 2), "one too many"),
+    "a block twice": (first_frame(lambda blocks: blocks * 2), "damaged|where 0"),
     "frame too short": (first_frame(lambda blocks: block_of(399)), "unpacks to 399"),
     "frame too long": (first_frame(lambda blocks: block_of(60_000)), "damaged"),
     "half an action": (lambda m: setattr(m, "actions", m.actions[:-1]), "whole number"),
@@ -138,3 +152,42 @@ def test_a_broken_segment_is_refused_with_a_sentence(rng, how):
     change(message)
     with pytest.raises(codec.InvalidMessage, match=words):
         codec.segment_arrays(message, FRAMES)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("side", [256, 512])
+def test_a_block_that_the_format_refuses_is_refused_at_once(rng, side, compressed):
+    """Noise that fills the largest block grows when it is compressed; two blocks' worth in one block."""
+    spec = ObservationSpec((side, side * (1 if compressed else 17)), "uint8")
+    noise = rng.bytes(spec.frame_bytes)
+    block = lz4.block.compress(noise, store_size=False) if compressed else noise
+    data = (len(block) | (0 if compressed else 2**31)).to_bytes(4, "little") + block
+    most = codec._block_bytes(spec.frame_bytes)
+    if len(block) > most:
+        with pytest.raises(codec.InvalidMessage, match=f"above {most}"):
+            codec._check_blocks(data, 0, len(data), spec.frame_bytes)
+    else:
+        codec._check_blocks(data, 0, len(data), spec.frame_bytes)
+
+
+REPLIES = {
+    "cut": lambda data: data[:-9],
+    "without its end mark": lambda data: data[:-4],
+    "followed by something": lambda data: data + b"more",
+    "of another header": lambda data: b"\0" * 15 + data[15:],
+    "of one item": lambda data: codec._enclosed([codec.blank_frames(FRAMES, 8)], 8, FRAMES),
+    "ended early": lambda data: codec._enclosed([codec.blank_frames(FRAMES, 8), codec.END_MARK, data[15:]], 40, FRAMES),
+    "damaged": lambda data: data[:30] + b"\xff" * 40 + data[70:],
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("how", REPLIES)
+def test_a_broken_reply_is_refused_with_a_sentence(rng, how):
+    shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
+    shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES, mark=1)))
+    reply = shard.sample(5)
+    codec.unpack_samples(reply, FRAMES)
+    reply.frames = REPLIES[how](reply.frames)
+    with pytest.raises(codec.InvalidMessage, match="frames"):
+        codec.unpack_samples(reply, FRAMES)

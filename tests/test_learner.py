@@ -106,6 +106,34 @@ def test_targets_prepared_ahead_are_those_of_the_restored_weights(rng, changes):
     torch.testing.assert_close(batch.target, new._target(batch, *new._networks), **close)
 
 
+def test_preparing_reads_whole_copies(rng):
+    """While `prepare` is inside the copies' forward pass, their second renewal waits."""
+    u = Updater(
+        UpdateConfig(learning_rate=1e-2), *(make_network(MLP, SMALL, 3, 1) for _ in range(2)), CPU, concurrent=True
+    )
+    batches = [u.prepare(batch_of(rng)) for _ in range(2 * FREEZE_PERIOD)]
+    inside, go = threading.Event(), threading.Event()
+
+    def wait_inside(*_):
+        inside.set()
+        assert go.wait(timeout=10.0)
+
+    hook = u._frozen.networks[0].register_forward_pre_hook(wait_inside)
+    reader = threading.Thread(target=u.prepare, args=(batch_of(rng),))
+    reader.start()
+    assert inside.wait(timeout=10.0)
+    hook.remove()
+    writer = threading.Thread(target=lambda: [u.update(b) for b in batches])
+    writer.start()
+    writer.join(timeout=1.0)
+    assert writer.is_alive()
+    assert u.updates == 2 * FREEZE_PERIOD  # the step is made, the renewal waits for the reader
+    go.set()
+    for thread in (reader, writer):
+        thread.join(timeout=10.0)
+        assert not thread.is_alive()
+
+
 def test_copies_are_not_renewed_under_a_reader(rng):
     """A reader that holds the copies it began with sees them whole; the second renewal waits for it."""
     u = Updater(
