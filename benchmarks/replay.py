@@ -80,7 +80,8 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
         cases, stats = stack.enter_context(_ours(c, segments))
         if c.vs == "reverb":
             reverb = stack.enter_context(Reverb(segments, c.items, say))
-            cases = _in_turn(cases, _reverbs(c, reverb))
+            cases |= _reverbs(c, reverb)
+            cases = dict(sorted(cases.items(), key=lambda case: case[0].rsplit("_", 1)[-1]))  # like beside like
         figures = alternating(cases, c.windows, say)
         result = _summary(c, figures)
         result["bytes_per_transition"] = stats()["bytes"] / stats()["stored"]
@@ -181,32 +182,18 @@ def _reverbs(c: Command, reverb: Reverb) -> Cases:
     return cases
 
 
-def _in_turn(ours: Cases, theirs: Cases) -> Cases:
-    """Each of ours followed by theirs of the same kind."""
-    order = sorted(theirs, key=lambda name: name.rsplit("_", 1)[-1])
-    both: Cases = {}
-    for name, case in ours.items():
-        both[name] = case
-        both |= {other: theirs[other] for other in order if other.rsplit("_", 1)[-1] == name.rsplit("_", 1)[-1]}
-    return both
-
-
 def _summary(c: Command, figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Figures by name: `sampled_per_s` of the first batch size, `sampled_per_s_512` of another."""
-    result: dict[str, float] = {}
-    for side in ("", "reverb_") if c.vs == "reverb" else ("",):
-        kinds = {"inserted": figures[f"{side}inserted"]}
-        for i, batch in enumerate(c.batch_sizes):
-            tails = REVERB_WAYS if side else ("sampled",)
-            found = max((figures[f"{side}{tail}_{batch}"] for tail in tails), key=lambda f: f["per_s"])
-            kinds["sampled" if i == 0 else f"sampled_{batch}"] = found
-            if not side:
-                kinds["limit" if i == 0 else f"limit_{batch}"] = figures[f"limits_{batch}"]
-        for kind, found in kinds.items():
-            name, _, batch_name = kind.partition("_")
-            end = f"_{batch_name}" if batch_name else ""
-            result |= {f"{side}{name}_{key}{end}": value for key, value in found.items()}
-    return result
+    found = {("inserted", ""): figures["inserted"]}
+    if c.vs == "reverb":
+        found["reverb_inserted", ""] = figures["reverb_inserted"]
+    for i, batch in enumerate(c.batch_sizes):
+        end = f"_{batch}" if i else ""
+        found["sampled", end], found["limit", end] = figures[f"sampled_{batch}"], figures[f"limits_{batch}"]
+        if c.vs == "reverb":
+            ways = [figures[f"reverb_{way}_{batch}"] for way in REVERB_WAYS]
+            found["reverb_sampled", end] = max(ways, key=lambda f: f["per_s"])
+    return {f"{kind}_{key}{end}": value for (kind, end), values in found.items() for key, value in values.items()}
 
 
 def _compare(c: Command, result: Mapping[str, float], say: Callable[[str], None]) -> None:

@@ -24,7 +24,16 @@ def main() -> None:
     parser.add_argument("--insert-timeout", type=float, default=60.0)
     a = parser.parse_args()
     selector = SelectorConfig(alpha=a.alpha, epsilon=1e-6)
-    config = ServeConfig(a.port, a.capacity, tuple(a.shape), a.dtype, a.stack, selector, a.limited, a.insert_timeout)
+    config = ServeConfig(
+        port=a.port,
+        capacity=a.capacity,
+        frame_shape=tuple(a.shape),
+        dtype=a.dtype,
+        stack=a.stack,
+        selector=selector,
+        limited=a.limited,
+        insert_timeout=a.insert_timeout,
+    )
     asyncio.run(serve(config, lambda port: print(port, flush=True)))
 
 

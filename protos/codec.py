@@ -18,6 +18,12 @@ from protos import replay_pb2 as pb
 from rl.types import Array, Float64, ObservationSpec, Segment, Transition, UInt64
 
 COMPRESS_FROM = 256  # bytes a frame; smaller ones travel raw
+BLOCK_SIZES = {
+    2**16: lz4.frame.BLOCKSIZE_MAX64KB,
+    2**18: lz4.frame.BLOCKSIZE_MAX256KB,
+    2**20: lz4.frame.BLOCKSIZE_MAX1MB,
+    2**22: lz4.frame.BLOCKSIZE_MAX4MB,
+}
 END_MARK = bytes(4)
 STORED = 2**31  # flag in a block's length: not compressed
 
@@ -51,11 +57,11 @@ def array(message: Any, field: str, dtype: str) -> Array:
 
 def _block_bytes(frame_bytes: int) -> int:
     """The smallest of the format's block sizes that holds a frame; a frame above the largest takes several."""
-    return next((2**n for n in (16, 18, 20) if frame_bytes <= 2**n), 2**22)
+    return next((size for size in BLOCK_SIZES if frame_bytes <= size), max(BLOCK_SIZES))
 
 
 def _compressor(frame_bytes: int) -> lz4.frame.LZ4FrameCompressor:
-    block_size = {2**16: 4, 2**18: 5, 2**20: 6, 2**22: 7}[_block_bytes(frame_bytes)]
+    block_size = BLOCK_SIZES[_block_bytes(frame_bytes)]
     return lz4.frame.LZ4FrameCompressor(block_size=block_size, block_linked=False, auto_flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -75,7 +76,7 @@ def test_malformed_requests_leave_no_trace_and_disturb_nobody(rng, requests):
             ("stream_stream", "Sample"),
         )
     )
-    healthy, source = Writer([address]), sampler([server_of(address)], spec=FRAMES)
+    healthy, source = Writer([address]), sampler([SimpleNamespace(address=address)], spec=FRAMES)
     r = random.Random(7)
     refused = stored = 0
     for i in range(requests):
@@ -116,10 +117,3 @@ def test_malformed_requests_leave_no_trace_and_disturb_nobody(rng, requests):
     source.close()
     channel.close()
     server.stop()
-
-
-class server_of:  # noqa: N801
-    """What `sampler` asks of a shard."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
