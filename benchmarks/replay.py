@@ -60,6 +60,8 @@ class Command:
     """Windows of each kind, taking turns; medians are reported."""
     items: int = 20_000
     """Transitions of Pong that are inserted again and again; also the shard's capacity."""
+    prefetch: int = 16
+    """Batches that the sampler keeps in hand."""
     vs: Literal["nobody", "reverb"] = "nobody"
     """reverb: the same of Reverb 0.14, in a virtual environment of its own (made at the first time, 1.3 GB)."""
     json: bool = False
@@ -105,7 +107,7 @@ def _ours(c: Command, segments: list[Segment]) -> Iterator[tuple[Cases, Callable
         writer.flush(60.0)
         samplers = {
             batch: Sampler(
-                [address], PONG_SPEC, RateLimiter(LimiterConfig(0.0, 1), max_insert=100, batch=batch), BetaConfig()
+                [address], PONG_SPEC, RateLimiter(LimiterConfig(0.0, 1), 100, batch), BetaConfig(), c.prefetch
             )
             for batch in c.batch_sizes
         }
@@ -137,8 +139,8 @@ def _drawn(sampler: Sampler) -> int:
 def _limits(address: str, batch: int, seconds: float) -> dict[str, float]:
     """Transitions a second of what a batch cannot do without: carrying its bytes, unpacking them, one copy of the pairs."""
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-        reply = next(rpc.ReplayStub(channel).Sample(iter([pb.SampleRequest(count=batch)]), timeout=10.0))
-    pairs = unpack_samples(reply, PONG_SPEC)[0]
+        reply = next(rpc.ReplayStub(channel).Sample(iter([pb.SampleRequest(counts=[batch])]), timeout=10.0))
+    pairs = next(unpack_samples(reply, [batch], PONG_SPEC))[0]
     both = np.stack([pairs.s_tm1, pairs.s_t])
     room = np.empty_like(both)
 
@@ -151,7 +153,7 @@ def _limits(address: str, batch: int, seconds: float) -> dict[str, float]:
 
     with plain_stream(reply.SerializeToString()) as take:
         stream = each(take)
-    lz4 = each(lambda: unpack_samples(reply, PONG_SPEC))
+    lz4 = each(lambda: next(unpack_samples(reply, [batch], PONG_SPEC)))
     return {"grpc_per_s": stream, "lz4_per_s": lz4, "copy_per_s": each(lambda: np.copyto(room, both))}
 
 

@@ -8,6 +8,7 @@ header and end mark, are unpacked by one call.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lz4.block
@@ -96,27 +97,28 @@ def _enclosed(blocks: list[bytes], count: int, spec: ObservationSpec) -> bytes:
     return b"".join([_header(spec.frame_bytes, count), *blocks, END_MARK])
 
 
-def decompress_frames(data: bytes, count: int, spec: ObservationSpec) -> Array:
-    """Frames [count, *frame_shape], writeable, out of what `_enclosed` made. Raises InvalidMessage on damage."""
+def decompress_frames(data: memoryview, count: int, spec: ObservationSpec) -> tuple[Array, int]:
+    """Frames [count, *frame_shape], writeable, out of what `_enclosed` made and ``data`` begins with; and its length.
+
+    Raises InvalidMessage on damage.
+    """
+    size = spec.frame_bytes * count
     if spec.frame_bytes < COMPRESS_FROM:
-        unpacked = bytearray(data)
-    elif data.startswith(_header(spec.frame_bytes, count)):
-        unpacked = _decompressed(data)
+        unpacked, read = bytearray(data[:size]), size
+    elif data[:15] == _header(spec.frame_bytes, count):
+        unpacked, read = _decompressed(data)
     else:
         raise InvalidMessage(f"frames do not begin with the LZ4 header of {count} frames of {spec.frame_bytes} bytes")
-    if len(unpacked) != spec.frame_bytes * count:
+    if len(unpacked) != size:
         raise InvalidMessage(f"frames unpack to {len(unpacked)} bytes, not {count} frames of {spec.frame_bytes}")
-    return np.frombuffer(unpacked, dtype=spec.dtype).reshape(count, *spec.frame_shape)
+    return np.frombuffer(unpacked, dtype=spec.dtype).reshape(count, *spec.frame_shape), read
 
 
-def _decompressed(data: bytes) -> bytearray:
+def _decompressed(data: memoryview) -> tuple[bytearray, int]:
     try:
-        unpacked, read = lz4.frame.decompress(data, return_bytearray=True, return_bytes_read=True)
+        return lz4.frame.decompress(data, return_bytearray=True, return_bytes_read=True)  # type: ignore[no-any-return]
     except RuntimeError as error:
         raise InvalidMessage(f"frames hold a damaged LZ4 block: {error}") from error
-    if read != len(data):
-        raise InvalidMessage(f"frames hold an LZ4 end mark after {read} of {len(data)} bytes")
-    return unpacked  # type: ignore[no-any-return]
 
 
 def pack_segment(segment: Segment) -> pb.Segment:
@@ -148,7 +150,7 @@ def unpack_segment(message: pb.Segment, spec: ObservationSpec) -> Segment:
     return Segment(
         episode_id=message.episode_id,
         first_step=message.first_step,
-        frames=decompress_frames(_enclosed([message.frames], steps + 1, spec), steps + 1, spec),
+        frames=decompress_frames(memoryview(_enclosed([message.frames], steps + 1, spec)), steps + 1, spec)[0],
         actions=fields["actions"],
         rewards=fields["rewards"],
         terminated=(flags & TERMINATED) != 0,
@@ -227,30 +229,43 @@ def _check_items(fields: dict[str, Array], steps: int, first_step: int, spec: Ob
 
 
 def pack_samples(
-    counts: pb.Counts, columns: dict[str, Array], stacks: list[bytes], spec: ObservationSpec
+    counts: pb.Counts, draws: Sequence[int], columns: dict[str, Array], stacks: list[bytes], spec: ObservationSpec
 ) -> pb.SampleReply:
-    """A reply from columns [B] by field name and the stacks of frames of s_tm1 and s_t, in turn, of each item."""
+    """A reply of ``draws`` items each: columns [B] by field name and, in turn, the stacks of s_tm1 and s_t of each item."""
     dtypes = {"keys": "<u8", "probability": "<f8", "a_tm1": "<i4", "r_t": "<f4", "discount_t": "<f4"}
+    frames, at = [], 0
+    for draw in draws:
+        frames.append(_enclosed(stacks[at : at + 2 * draw], 2 * spec.stack * draw, spec))
+        at += 2 * draw
     return pb.SampleReply(
         counts=counts,
-        frames=_enclosed(stacks, 2 * spec.stack * len(columns["keys"]), spec),
+        frames=b"".join(frames),
         **{name: _bytes(columns[name], dtype) for name, dtype in dtypes.items()},
     )
 
 
-def unpack_samples(message: pb.SampleReply, spec: ObservationSpec) -> tuple[Transition, UInt64, Float64]:
-    """Transitions ready for training, keys [B] and draw probabilities [B]; raises InvalidMessage.
+def unpack_samples(
+    message: pb.SampleReply, draws: Sequence[int], spec: ObservationSpec
+) -> Iterator[tuple[Transition, UInt64, Float64]]:
+    """Of each draw, as it is asked for: transitions ready for training, keys [B] and draw probabilities [B].
 
-    s_tm1 and s_t are views of one buffer in which they take turns.
+    s_tm1 and s_t are views of one buffer in which they take turns. Raises InvalidMessage.
     """
-    keys = array(message, "keys", "<u8")
-    frames = decompress_frames(message.frames, 2 * spec.stack * len(keys), spec)
-    pairs = frames.reshape(len(keys), 2, *spec.shape)
-    transition = Transition(
-        s_tm1=pairs[:, 0],
-        a_tm1=array(message, "a_tm1", "<i4").astype(np.int64),
-        r_t=array(message, "r_t", "<f4"),
-        discount_t=array(message, "discount_t", "<f4"),
-        s_t=pairs[:, 1],
+    keys, probability = array(message, "keys", "<u8"), array(message, "probability", "<f8")
+    actions, r_t, discount_t = (
+        array(message, name, dtype) for name, dtype in (("a_tm1", "<i4"), ("r_t", "<f4"), ("discount_t", "<f4"))
     )
-    return transition, keys, array(message, "probability", "<f8")
+    if not {len(keys), len(probability), len(actions), len(r_t), len(discount_t)} == {sum(draws)}:
+        raise InvalidMessage(f"a reply of {len(keys)} keys for draws of {sum(draws)} items in all")
+    data = memoryview(message.frames)
+    at = 0
+    for draw in draws:
+        of = slice(at, at + draw)
+        at += draw
+        frames, read = decompress_frames(data, 2 * spec.stack * draw, spec)
+        data = data[read:]
+        if at == len(keys) and len(data):
+            raise InvalidMessage(f"frames go on for {len(data)} bytes after the last draw")
+        pairs = frames.reshape(draw, 2, *spec.shape)
+        transition = Transition(pairs[:, 0], actions[of].astype(np.int64), r_t[of], discount_t[of], pairs[:, 1])
+        yield transition, keys[of], probability[of]

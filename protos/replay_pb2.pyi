@@ -71,12 +71,12 @@ class Counts(_message.Message):
     def __init__(self, inserted: _Optional[int] = ..., sampled: _Optional[int] = ..., stored: _Optional[int] = ..., total_priority: _Optional[float] = ..., bytes: _Optional[int] = ..., dropped_updates: _Optional[int] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("count", "insert_credit")
-    COUNT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("counts", "insert_credit")
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
     INSERT_CREDIT_FIELD_NUMBER: _ClassVar[int]
-    count: int
+    counts: _containers.RepeatedScalarFieldContainer[int]
     insert_credit: int
-    def __init__(self, count: _Optional[int] = ..., insert_credit: _Optional[int] = ...) -> None: ...
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., insert_credit: _Optional[int] = ...) -> None: ...
 
 class SampleReply(_message.Message):
     __slots__ = ("counts", "keys", "probability", "a_tm1", "r_t", "discount_t", "frames")

@@ -75,8 +75,9 @@ class ReplayServicer:
 
     def Sample(self, request_iterator, context):
         """Draws items with replacement. Bidirectional, so that a reader keeps several requests in hand (its prefetch) and grants
-        insert credit with each: one reply for each request, in order. `count` = 0 draws nothing and returns the counts.
-        A shard with no items answers a `count` > 0 with an empty reply.
+        insert credit with each: one reply for each request, in order. A request may ask for several draws (batches, or a
+        shard's parts of them); each is stratified for itself. A request for no items returns the counts alone, and so does a
+        shard that has none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -2,26 +2,24 @@
 
 A batch of B is drawn by first drawing how many items come from each shard (multinomial in proportion to the shards'
 totals) and then asking each shard for its part. With share_k the proportion used and p_i / T_k as the shard returned it,
-P(i) = share_k * p_i / T_k. Counts ride on every reply; the limiter judges their sum, and each request carries the
-shard's cumulative insert credit.
+P(i) = share_k * p_i / T_k. Small batches share a message: up to half of what is in hand. Counts ride on every reply; the
+limiter judges their sum, and each request carries the shard's cumulative insert credit.
 """
 
 from __future__ import annotations
 
 import functools
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import grpc
 import numpy as np
 
 from protos import replay_pb2 as pb
-from protos.codec import unpack_samples
+from protos.codec import InvalidMessage, unpack_samples
+from replay.draws import DrawStream, Part, Plan
 from replay.links import Link, all_gone
 from replay.rate_limiter import RateLimiter
 from replay.weights import BetaConfig, importance_weights
@@ -30,101 +28,8 @@ from rl.types import Array, Float64, ObservationSpec, SampledBatch, Transition
 
 LOOK_EVERY = 0.1  # seconds between looks at all shards' counts while sampling, those that are not drawn from included
 POLL_FROM, POLL_TO = 0.001, 0.02  # seconds between looks at the counts while replay may not be sampled, doubling
+TOGETHER = 16 * 2**20  # bytes that the batches of a message may unpack to, so that the allocator reuses the room
 UPDATES_IN_FLIGHT = 64  # priority updates not yet answered, over all shards
-
-
-@dataclass
-class _Part:
-    """One shard's part of a batch in hand."""
-
-    count: int
-    share: float
-    reply: pb.SampleReply | None = None
-    lost: bool = False
-
-
-@dataclass
-class _Plan:
-    """A batch in hand: its parts by shard."""
-
-    parts: dict[int, _Part]
-    event: threading.Event = field(default_factory=threading.Event)
-
-    def settle(self) -> None:
-        if all(part.reply is not None or part.lost for part in self.parts.values()):
-            self.event.set()
-
-
-class _Stream:
-    """The Sample stream to one shard, reopened when it breaks."""
-
-    def __init__(self, index: int, link: Link) -> None:
-        self.index, self.link = index, link
-        self.counts = pb.Counts()
-        self.granted = 0
-        self.reached = False
-        self.failure: RunFault | None = None
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[_Plan, _Part]] = deque()  # in the order of the requests sent
-        self._requests: queue.SimpleQueue[pb.SampleRequest | None] = queue.SimpleQueue()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"sampler-{link.address}", daemon=True)
-        self._thread.start()
-
-    def ask(self, plan: _Plan, part: _Part, credit: int) -> None:
-        """Send a request; its reply will settle ``part``."""
-        with self._lock:
-            if self.link.gone or self._closed:
-                part.lost = True
-                plan.settle()
-                return
-            self._waiting.append((plan, part))
-            self._requests.put(pb.SampleRequest(count=part.count, insert_credit=credit))
-
-    def _run(self) -> None:
-        while not self._closed and not self.link.gone:
-            requests = self._requests
-            try:
-                for reply in self.link.stub.Sample(iter(requests.get, None)):
-                    self.link.answered()
-                    self._settle(reply)
-            except grpc.RpcError as error:
-                self._broken(error, requests)
-            except ValueError:  # the channel was closed under us
-                return
-
-    def _settle(self, reply: pb.SampleReply) -> None:
-        with self._lock:
-            plan, part = self._waiting.popleft()
-            self.counts = reply.counts
-            self.reached = True
-        part.reply = reply
-        plan.settle()
-
-    def _broken(self, error: grpc.RpcError, requests: queue.SimpleQueue[pb.SampleRequest | None]) -> None:
-        if self._closed:
-            return
-        pause = 0.0
-        try:
-            pause = self.link.failed(error)
-        except RunFault as fault:
-            self.failure = fault
-            self.link.gone = True
-        with self._lock:
-            self._requests = queue.SimpleQueue()
-            requests.put(None)  # ends the old stream's sender
-            lost, self._waiting = list(self._waiting), deque()
-            self.reached = False
-        for plan, part in lost:
-            part.lost = True
-            plan.settle()
-        time.sleep(pause)
-
-    def close(self) -> None:
-        self._closed = True
-        self._requests.put(None)
-        self.link.channel.close()
-        self._thread.join(timeout=5.0)
 
 
 class Sampler:
@@ -144,11 +49,14 @@ class Sampler:
         seed: int = 0,
     ) -> None:
         self._spec, self._limiter, self._beta, self._prefetch = spec, limiter, beta, prefetch
-        self._streams = [_Stream(i, Link(a, give_up_after)) for i, a in enumerate(addresses)]
-        self._plans: deque[_Plan] = deque()
+        batch_bytes = 2 * spec.stack * spec.frame_bytes * limiter.batch
+        self._together = max(1, min(prefetch // 2, TOGETHER // batch_bytes))  # batches in a message
+        self._streams = [DrawStream(i, Link(a, give_up_after)) for i, a in enumerate(addresses)]
+        self._plans: deque[Plan] = deque()  # asked for
+        self._decoding: Iterator[SampledBatch] = iter(())  # batches that are there, each unpacked when it is asked for
+        self._undecoded = 0  # how many
         self._pause = POLL_FROM
         self._looked = 0.0
-        self._in_hand = 0  # items of the batches in hand
         self._rng = np.random.default_rng(seed)
         self._updates = threading.BoundedSemaphore(UPDATES_IN_FLIGHT)
         self.drawn = 0  # batches returned, over the run
@@ -160,17 +68,13 @@ class Sampler:
         while time.monotonic() < deadline:
             self._check()
             self._fill()
+            if (batch := next(self._decoding, None)) is not None:
+                self._undecoded -= 1
+                return batch
             if not self._plans:
                 self._poll()
-                continue
-            plan = self._plans[0]
-            if not plan.event.wait(timeout=max(0.0, deadline - time.monotonic())):
-                continue
-            self._plans.popleft()
-            self._in_hand -= sum(part.count for part in plan.parts.values())
-            batch = self._decode(plan)
-            if batch is not None:
-                return batch
+            elif self._plans[0].event.wait(timeout=max(0.0, deadline - time.monotonic())):
+                self._decode(self._plans.popleft())
         return None
 
     def _totals(self) -> Float64:
@@ -179,25 +83,31 @@ class Sampler:
 
     def _fill(self) -> None:
         """Ask for batches until ``prefetch`` are in hand or the limiter forbids another."""
-        batch = self._limiter.batch
-        while len(self._plans) < self._prefetch:
-            inserted, sampled, stored = self._sums()
+        size, most = self._limiter.batch, self._together
+        while True:
+            asked = sum(plan.items for plan in self._plans)
+            room = self._prefetch - self._undecoded - asked // size
             totals = self._totals()
-            if totals.sum() <= 0 or not self._limiter.can_sample(inserted, sampled + self._in_hand, stored, batch):
+            if room < most or totals.sum() <= 0:
+                return
+            inserted, sampled, stored = self._sums()
+            allowed = 0
+            while allowed < most and self._limiter.can_sample(inserted, sampled + asked + allowed * size, stored, size):
+                allowed += 1
+            if allowed == 0:
                 return
             shares = totals / totals.sum()
             self._pause = POLL_FROM
-            draws = self._rng.multinomial(batch, shares)
-            self._send(_Plan({k: _Part(int(n), float(shares[k])) for k, n in enumerate(draws) if n}))
-            self._in_hand += batch
+            draws = self._rng.multinomial(size, shares, size=allowed).T
+            self._send(Plan({k: Part(n.tolist(), float(shares[k])) for k, n in enumerate(draws) if n.any()}))
 
-    def _send(self, plan: _Plan) -> None:
+    def _send(self, plan: Plan) -> None:
         self._plans.append(plan)
         if time.monotonic() - self._looked >= LOOK_EVERY:  # news of every shard, and credit for it
             self._looked = time.monotonic()
             for stream in self._streams:
                 if not stream.link.gone:
-                    plan.parts.setdefault(stream.index, _Part(0, 0.0))
+                    plan.parts.setdefault(stream.index, Part([], 0.0))
         credits = self._credits()
         for index, part in list(plan.parts.items()):
             self._streams[index].ask(plan, part, credits[index])
@@ -205,7 +115,7 @@ class Sampler:
     def _poll(self) -> None:
         """Ask every shard for its counts and grant what may be granted; waits a moment."""
         credits = self._credits()
-        plan = _Plan({s.index: _Part(0, 0.0) for s in self._streams if not s.link.gone})
+        plan = Plan({s.index: Part([], 0.0) for s in self._streams if not s.link.gone})
         for index, part in list(plan.parts.items()):
             self._streams[index].ask(plan, part, credits[index])
         plan.event.wait(timeout=1.0)
@@ -230,26 +140,30 @@ class Sampler:
             stream.granted = grant
         return [s.granted for s in self._streams]
 
-    def _decode(self, plan: _Plan) -> SampledBatch | None:
-        transitions, keys, probabilities, shards = [], [], [], []
-        for index, part in plan.parts.items():
-            if part.reply is None or not part.reply.keys:
-                continue  # only asked for its counts, or broke meanwhile
-            transition, key, probability = unpack_samples(part.reply, self._spec)
-            transitions.append(transition)
-            keys.append(key)
-            probabilities.append(part.share * probability)
-            shards.append(np.full(len(key), index, np.int64))
-        if sum(len(key) for key in keys) < self._limiter.batch:
-            return None  # draw a whole batch afresh
-        merged = (
-            transitions[0]
-            if len(transitions) == 1
-            else Transition(*map(np.concatenate, zip(*transitions, strict=True)))
-        )
-        weights = importance_weights(np.concatenate(probabilities), self._sums()[2], self._beta.at(self.drawn))
+    def _decode(self, plan: Plan) -> None:
+        """Go on to the plan's batches; to none when a part of it was lost: they are drawn afresh."""
+        drawn = {index: part for index, part in plan.parts.items() if any(part.counts)}
+        if all(part.whole for part in drawn.values()):
+            self._decoding = map(self._merge, zip(*(self._unpack(k, part) for k, part in drawn.items()), strict=True))
+            self._undecoded = plan.items // self._limiter.batch
+
+    def _unpack(self, index: int, part: Part) -> Iterator[tuple[Array, ...]]:
+        """A shard's columns for each batch of a plan: the transition's, then keys, shard and probability."""
+        assert part.reply is not None
+        try:
+            for transition, keys, probability in unpack_samples(part.reply, part.counts, self._spec):
+                yield *transition, keys, np.full(len(keys), index, np.int64), part.share * probability
+        except InvalidMessage as error:
+            raise RunFault(f"replay shard {self._streams[index].link.address} sent a broken reply: {error}") from error
+
+    def _merge(self, pieces: Sequence[tuple[Array, ...]]) -> SampledBatch:
+        """A batch out of its shards' columns."""
+        columns = list(zip(*(piece for piece in pieces if len(piece[-1])), strict=True))
+        merged = [column[0] if len(column) == 1 else np.concatenate(column) for column in columns]
+        *transition, keys, shards, probability = merged
+        weights = importance_weights(probability, self._sums()[2], self._beta.at(self.drawn))
         self.drawn += 1
-        return SampledBatch(merged, np.concatenate(keys), np.concatenate(shards), weights)
+        return SampledBatch(Transition(*transition), keys, shards, weights)
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
         """Send |TD error| [B] to the shards without waiting for answers; at most UPDATES_IN_FLIGHT are outstanding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -43,8 +44,11 @@ class Selector(Protocol):
     def remove(self, slots: Array) -> None:
         """Forget ``slots`` [B]."""
 
-    def sample(self, count: int, rng: np.random.Generator) -> tuple[Int64, Float64]:
-        """``count`` slots with replacement, and the probability of each draw, p_i / total."""
+    def sample(self, quantiles: Float64) -> tuple[Int64, Float64]:
+        """The slots at ``quantiles`` [B], each in [0, 1), of the distribution, and the probability of each, p_i / total.
+
+        Raises ValueError when there are none.
+        """
 
     def check_valid(self) -> None:
         """Raise AssertionError when the structure is inconsistent."""
@@ -67,9 +71,12 @@ class Prioritized:
     def remove(self, slots: Array) -> None:
         self._tree.set(slots, np.zeros(len(slots)))
 
-    def sample(self, count: int, rng: np.random.Generator) -> tuple[Int64, Float64]:
-        slots = self._tree.sample(count, rng)
-        return slots, self._tree.get(slots) / self._tree.total
+    def sample(self, quantiles: Float64) -> tuple[Int64, Float64]:
+        total = self.total
+        if total <= 0.0:
+            raise ValueError("an empty selector cannot be sampled")
+        slots = self._tree.find(quantiles * total)
+        return slots, self._tree.get(slots) / total
 
     def check_valid(self) -> None:
         self._tree.check_valid()
@@ -104,17 +111,28 @@ class Uniform:
                 self._slots[place], self._place[moved] = moved, place
                 self._place[slot] = -1
 
-    def sample(self, count: int, rng: np.random.Generator) -> tuple[Int64, Float64]:
+    def sample(self, quantiles: Float64) -> tuple[Int64, Float64]:
         if self._size == 0:
             raise ValueError("an empty selector cannot be sampled")
-        slots = self._slots[rng.integers(0, self._size, size=count)]
-        return slots, np.full(count, 1.0 / self._size)
+        slots = self._slots[(quantiles * self._size).astype(np.int64)]
+        return slots, np.full(len(slots), 1.0 / self._size)
 
     def check_valid(self) -> None:
         live = self._slots[: self._size]
         assert len(np.unique(live)) == self._size, "a slot is live twice"
         assert np.array_equal(self._place[live], np.arange(self._size)), "a slot is misplaced"
         assert int((self._place >= 0).sum()) == self._size, "a slot is lost"
+
+
+def stratified(counts: Sequence[int], rng: np.random.Generator) -> Float64:
+    """Quantiles of one draw of ``counts[k]`` items after the other, each with one in each of its equal strata of [0, 1).
+
+    (Schaul et al. 2016, appendix B.2.1.)
+    """
+    sizes = np.repeat(np.asarray(counts, np.float64), counts)
+    stratum = np.concatenate([np.arange(n) for n in counts])
+    quantiles = (stratum + rng.random(len(sizes))) / sizes
+    return np.asarray(np.minimum(quantiles, 1 - 2**-53))  # rounding may reach 1
 
 
 def make_selector(config: SelectorConfig, capacity: int) -> Selector:

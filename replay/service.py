@@ -86,7 +86,7 @@ class ReplayServicer(rpc.ReplayServicer):
                 self._granted.set()
                 self._granted = asyncio.Event()
             try:
-                reply = self.shard.sample(request.count)
+                reply = self.shard.sample(*request.counts)
             except InvalidMessage as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             yield reply

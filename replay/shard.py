@@ -12,7 +12,7 @@ import numpy as np
 from protos import replay_pb2 as pb
 from protos.codec import InvalidMessage, array, pack_samples
 from replay.rate_limiter import LimiterConfig
-from replay.selectors import SelectorConfig, make_selector
+from replay.selectors import SelectorConfig, make_selector, stratified
 from replay.storage import Storage
 from rl.errors import BadInput
 from rl.types import ObservationSpec
@@ -122,20 +122,21 @@ class Shard:
         """Whether this insert is already stored."""
         return 1 <= sequence <= self._last.get(writer, 0)
 
-    def sample(self, count: int) -> pb.SampleReply:
-        """Draw ``count`` items; an empty reply with the counts when there are none or ``count`` is 0.
+    def sample(self, *counts: int) -> pb.SampleReply:
+        """One draw of each of ``counts`` items, end to end; a reply with the totals alone when there are none.
 
-        Raises InvalidMessage above MAX_BATCH.
+        Raises InvalidMessage above MAX_BATCH in all.
         """
+        count = sum(counts)
         if count > MAX_BATCH:
             raise InvalidMessage(f"a request for {count} items: at most {MAX_BATCH}")
         if count == 0 or self.storage.size == 0:
             return pb.SampleReply(counts=self.counts())
-        slots, probability = self.selector.sample(count, self._rng)
+        slots, probability = self.selector.sample(stratified(counts, self._rng))
         columns, stacks = self.storage.gather(slots)
         columns["probability"] = probability
         self.sampled += count
-        return pack_samples(self.counts(), columns, stacks, self.spec)
+        return pack_samples(self.counts(), counts, columns, stacks, self.spec)
 
     def update_priorities(self, request: pb.UpdatePrioritiesRequest) -> int:
         """Set priorities of the items still stored; returns how many were not. Raises InvalidMessage."""

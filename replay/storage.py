@@ -121,9 +121,9 @@ class Storage:
             for newest in both:
                 oldest = newest - back
                 if oldest < 0:  # before the episode's first frame
-                    stacks.append(self._blank[-oldest])
-                    oldest = 0
-                stacks.append(segment.frames[ends[oldest] : ends[newest + 1]])
+                    stacks.append(self._blank[-oldest] + segment.frames[: ends[newest + 1]])
+                else:
+                    stacks.append(segment.frames[ends[oldest] : ends[newest + 1]])
         columns: dict[str, Array] = {name: column[slots] for name, column in self._columns.items()}
         columns["keys"] = self.keys(slots)
         return columns, stacks

@@ -69,13 +69,6 @@ class SumTree:
             group = group * FANOUT + child
         return group
 
-    def sample(self, count: int, rng: np.random.Generator) -> Int64:
-        """``count`` slots, one from each of ``count`` equal strata of the total (Schaul et al. 2016, appendix B.2.1)."""
-        total = self.total
-        if total <= 0.0:
-            raise ValueError("an empty sum tree cannot be sampled")
-        return self.find((np.arange(count) + rng.random(count)) / count * total)
-
     def check_valid(self) -> None:
         """Raise AssertionError unless every parent is the sum of its children."""
         for below, above in zip(self._levels, self._levels[1:], strict=False):

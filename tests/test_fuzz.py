@@ -98,7 +98,7 @@ def test_malformed_requests_leave_no_trace_and_disturb_nobody(rng, requests):
                 request = pb.UpdatePrioritiesRequest(keys=keys.tobytes(), td=np.ones(4, "<f4").tobytes())
                 update(mutate_message(request, r), timeout=10.0)
             else:
-                request = pb.SampleRequest(count=r.randrange(5), insert_credit=r.randrange(5))
+                request = pb.SampleRequest(counts=[r.randrange(5)], insert_credit=r.randrange(5))
                 list(sample(iter([mutate_bytes(request.SerializeToString(), r)]), timeout=10.0))
             continue
         except grpc.RpcError as error:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay.selectors import SelectorConfig, make_selector, stratified
 from replay.sum_tree import FANOUT, SumTree
 
 
@@ -63,7 +64,9 @@ def test_draws_follow_the_values():
     values[::7] = 0.0
     tree = SumTree(2000)
     tree.set(np.arange(2000), values)
-    counts = np.bincount(np.concatenate([tree.sample(500, rng) for _ in range(800)]), minlength=2000)
+    counts = np.bincount(
+        np.concatenate([tree.find(stratified([300, 200], rng) * tree.total) for _ in range(800)]), minlength=2000
+    )
     assert counts[::7].sum() == 0
     expected = values / values.sum() * counts.sum()
     some = expected > 20
@@ -85,6 +88,13 @@ def test_slots_outside_are_refused(slot):
         SumTree(10).set(np.array([slot]), np.array([1.0]))
 
 
-def test_an_empty_tree_cannot_be_sampled():
+@pytest.mark.parametrize("kind", ["uniform", "prioritized"])
+def test_an_empty_selector_cannot_be_sampled(kind):
     with pytest.raises(ValueError, match="empty"):
-        SumTree(10).sample(1, np.random.default_rng(0))
+        make_selector(SelectorConfig(kind=kind), 10).sample(np.zeros(1))
+
+
+def test_each_draw_is_stratified_for_itself():
+    quantiles = stratified([4, 2], np.random.default_rng(0))
+    assert (quantiles[:4] * 4).astype(int).tolist() == [0, 1, 2, 3]
+    assert (quantiles[4:] * 2).astype(int).tolist() == [0, 1]

@@ -1,0 +1,125 @@
+"""Draws in hand: what was asked of each shard, and the stream that asks and hears the answer.
+
+A message carries one plan's part of a shard, and a plan several batches, so that small batches do not each pay for a
+message.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import grpc
+
+from protos import replay_pb2 as pb
+from replay.links import Link
+from rl.errors import RunFault
+
+
+@dataclass
+class Part:
+    """One shard's part of a plan: its items of each batch, all 0 where only its counts are asked for."""
+
+    counts: list[int]
+    share: float  # of each batch, the proportion with which it was drawn
+    reply: pb.SampleReply | None = None
+    lost: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the items asked for are there."""
+        return self.reply is not None and len(self.reply.keys) == 8 * sum(self.counts)
+
+
+@dataclass
+class Plan:
+    """Batches in hand: their parts by shard."""
+
+    parts: dict[int, Part]
+    event: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def items(self) -> int:
+        """Items of all its batches."""
+        return sum(sum(part.counts) for part in self.parts.values())
+
+    def settle(self) -> None:
+        """Set the event once every part has its reply or is lost."""
+        if all(part.reply is not None or part.lost for part in self.parts.values()):
+            self.event.set()
+
+
+class DrawStream:
+    """The Sample stream to one shard, reopened when it breaks."""
+
+    def __init__(self, index: int, link: Link) -> None:
+        self.index, self.link = index, link
+        self.counts = pb.Counts()
+        self.granted = 0
+        self.reached = False
+        self.failure: RunFault | None = None
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Plan, Part]] = deque()  # in the order of the requests sent
+        self._requests: queue.SimpleQueue[pb.SampleRequest | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"sampler-{link.address}", daemon=True)
+        self._thread.start()
+
+    def ask(self, plan: Plan, part: Part, credit: int) -> None:
+        """Send a request; its reply will settle ``part``."""
+        with self._lock:
+            if self.link.gone or self._closed:
+                part.lost = True
+                plan.settle()
+                return
+            self._waiting.append((plan, part))
+            self._requests.put(pb.SampleRequest(counts=part.counts, insert_credit=credit))
+
+    def _run(self) -> None:
+        while not self._closed and not self.link.gone:
+            requests = self._requests
+            try:
+                for reply in self.link.stub.Sample(iter(requests.get, None)):
+                    self.link.answered()
+                    self._settle(reply)
+            except grpc.RpcError as error:
+                self._broken(error, requests)
+            except ValueError:  # the channel was closed under us
+                return
+
+    def _settle(self, reply: pb.SampleReply) -> None:
+        with self._lock:
+            plan, part = self._waiting.popleft()
+            self.counts = reply.counts
+            self.reached = True
+        part.reply = reply
+        plan.settle()
+
+    def _broken(self, error: grpc.RpcError, requests: queue.SimpleQueue[pb.SampleRequest | None]) -> None:
+        if self._closed:
+            return
+        pause = 0.0
+        try:
+            pause = self.link.failed(error)
+        except RunFault as fault:
+            self.failure = fault
+            self.link.gone = True
+        with self._lock:
+            self._requests = queue.SimpleQueue()
+            requests.put(None)  # ends the old stream's sender
+            lost, self._waiting = list(self._waiting), deque()
+            self.reached = False
+        for plan, part in lost:
+            part.lost = True
+            plan.settle()
+        time.sleep(pause)
+
+    def close(self) -> None:
+        """End the stream."""
+        self._closed = True
+        self._requests.put(None)
+        self.link.channel.close()
+        self._thread.join(timeout=5.0)
