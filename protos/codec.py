@@ -30,7 +30,7 @@ STORED = 2**31  # flag in a block's length: not compressed
 
 TERMINATED, TRUNCATED, LOST_LIFE = 1, 2, 4
 
-_STEP_ARRAYS = {"actions": "<i4", "rewards": "<f4", "flags": "u1", "versions": "<u4"}
+STEP_ARRAYS = {"actions": "<i4", "rewards": "<f4", "flags": "u1", "versions": "<u4"}
 _ITEM_ARRAYS = {
     "item_step": "<u4",
     "item_length": "<u4",
@@ -163,12 +163,12 @@ def unpack_segment(message: pb.Segment, spec: ObservationSpec) -> Segment:
 
 def segment_arrays(message: pb.Segment, spec: ObservationSpec) -> dict[str, Array]:
     """The arrays of a segment message without unpacking its frames, checked. Raises InvalidMessage."""
-    names = {"frame_sizes": "<u4", **_STEP_ARRAYS, **_ITEM_ARRAYS}
+    names = {"frame_sizes": "<u4", **STEP_ARRAYS, **_ITEM_ARRAYS}
     fields = {name: array(message, name, dtype) for name, dtype in names.items()}
     steps, items = len(fields["actions"]), len(fields["item_step"])
     if steps == 0 or items == 0:
         raise InvalidMessage(f"a segment needs steps and items, this one has {steps} and {items}")
-    for name in _STEP_ARRAYS:
+    for name in STEP_ARRAYS:
         if len(fields[name]) != steps:
             raise InvalidMessage(f"{name} has {len(fields[name])} elements for {steps} steps")
     for name in _ITEM_ARRAYS:

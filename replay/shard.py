@@ -110,7 +110,7 @@ class Shard:
             return last
         if sequence != last + 1:
             raise OutOfOrder(f"writer {writer!r} sent sequence {sequence} after {last}: resend from {last + 1}")
-        done = self.storage.insert(segment, self.storage.check(segment))
+        done = self.storage.insert(writer, segment, self.storage.check(segment))
         if len(done.evicted):
             self.selector.remove(done.evicted)
         self.selector.put(done.slots, done.priority)
@@ -147,7 +147,9 @@ class Shard:
             raise InvalidMessage("td must be finite and not negative")
         live = self.storage.live(keys)
         if live.any():
-            self.selector.put((keys[live] % self.storage.capacity).astype(np.int64), td[live])
+            slots = (keys[live] % self.storage.capacity).astype(np.int64)
+            self.storage.td[slots] = td[live]
+            self.selector.put(slots, td[live])
         dropped = int(len(keys) - live.sum())
         self.dropped_updates += dropped
         return dropped

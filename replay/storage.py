@@ -2,19 +2,21 @@
 
 An item's key counts up from 0 and is never used again; its row is ``key % capacity``, which is free because eviction is
 first in, first out, by whole segments. Frames stay compressed; a stack of them is one slice of its segment's bytes.
+What drawing does not ask for is kept too, so that a segment can be given back as it came.
 """
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from protos import replay_pb2 as pb
-from protos.codec import InvalidMessage, blank_frames, segment_arrays
+from protos.codec import STEP_ARRAYS, InvalidMessage, blank_frames, segment_arrays
 from rl.types import Array, Int64, ObservationSpec, UInt64
 
 
@@ -24,6 +26,18 @@ class _Stored(NamedTuple):
     frames: bytes
     ends: array[int]  # [F + 1] byte offsets of the frames
     items: int
+    steps: bytes  # the step columns of the message, end to end
+    episode_id: int
+    first_step: int
+    writer: str
+
+
+class Kept(NamedTuple):
+    """A segment given back: as it was inserted, but for priorities that were updated since."""
+
+    writer: str  # an episode_id is unique within its writer
+    first_key: int  # of its first item; the others follow
+    message: pb.Segment
 
 
 class Inserted(NamedTuple):
@@ -53,6 +67,7 @@ class Storage:
         }
         self._tm1 = np.zeros(capacity, np.uint32)  # newest frame of s_tm1 within the item's segment
         self._t = np.zeros(capacity, np.uint32)  # newest frame of s_t
+        self.td = np.zeros(capacity, np.float32)  # |TD error| as last given, from which any selector can be built
         self._blank = [blank_frames(spec, count) for count in range(spec.stack)]
 
     @property
@@ -69,7 +84,7 @@ class Storage:
             )
         return arrays
 
-    def insert(self, message: pb.Segment, arrays: Mapping[str, Array]) -> Inserted:
+    def insert(self, writer: str, message: pb.Segment, arrays: Mapping[str, Array]) -> Inserted:
         """Store a segment that `check` passed, evicting the oldest segments until it fits."""
         items = len(arrays["item_step"])
         evicted_from = self.first_key
@@ -79,13 +94,16 @@ class Storage:
         slots = np.arange(self.next_key, self.next_key + items, dtype=np.int64) % self.capacity
         ends = array("I", [0])
         ends.frombytes(arrays["frame_sizes"].cumsum(dtype=np.uint32).tobytes())
-        stored = _Stored(message.frames, ends, items)
+        steps = b"".join([getattr(message, name) for name in STEP_ARRAYS])
+        writer = sys.intern(writer)  # one string for all segments of a writer
+        stored = _Stored(message.frames, ends, items, steps, message.episode_id, message.first_step, writer)
         start = arrays["item_step"]
         self._tm1[slots] = start
         self._t[slots] = start + arrays["item_length"]
         self._columns["a_tm1"][slots] = arrays["actions"][start]
         for name in ("r_t", "discount_t"):
             self._columns[name][slots] = arrays[name]
+        self.td[slots] = arrays["priority"]
         for slot in slots.tolist():
             self._segment_of[slot] = stored
         self._segments.append(stored)
@@ -127,6 +145,38 @@ class Storage:
         columns: dict[str, Array] = {name: column[slots] for name, column in self._columns.items()}
         columns["keys"] = self.keys(slots)
         return columns, stacks
+
+    def segments(self) -> Iterator[Kept]:
+        """All segments now stored, oldest first.
+
+        Others may be inserted between two steps of the iteration: they are not in it, nor are those evicted meanwhile.
+        """
+        key, end = self.first_key, self.next_key
+        while (key := max(key, self.first_key)) < end:
+            stored = self._segment_of[key % self.capacity]
+            assert stored is not None, f"key {key} is not stored"
+            yield Kept(stored.writer, key, self._message(stored, key))
+            key += stored.items
+
+    def _message(self, stored: _Stored, first_key: int) -> pb.Segment:
+        slots = np.arange(first_key, first_key + stored.items) % self.capacity
+        steps, at, columns = len(stored.ends) - 2, 0, {}
+        for name, dtype in STEP_ARRAYS.items():
+            size = steps * np.dtype(dtype).itemsize
+            columns[name] = stored.steps[at : at + size]
+            at += size
+        return pb.Segment(
+            episode_id=stored.episode_id,
+            first_step=stored.first_step,
+            frames=stored.frames,
+            frame_sizes=np.diff(np.frombuffer(stored.ends, np.uint32)).tobytes(),
+            item_step=self._tm1[slots].tobytes(),
+            item_length=(self._t[slots] - self._tm1[slots]).tobytes(),
+            r_t=self._columns["r_t"][slots].tobytes(),
+            discount_t=self._columns["discount_t"][slots].tobytes(),
+            priority=self.td[slots].tobytes(),
+            **columns,
+        )
 
     def check_valid(self) -> None:
         """Raise AssertionError when the structure is inconsistent."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -25,9 +27,10 @@ class NaiveShard:
     def __init__(self, stack):
         self.stack = stack
         self.segments = []
+        self.messages = []  # of the segments, as they should come back
         self.next_key = 0
 
-    def insert(self, segment):
+    def insert(self, segment, message):
         start = segment.item_step.astype(int)
         s_tm1 = stack_frames(segment.frames, start, self.stack)
         s_t = stack_frames(segment.frames, start + segment.item_length, self.stack)
@@ -42,15 +45,25 @@ class NaiveShard:
                     "r": float(segment.r_t[i]),
                     "discount": float(segment.discount_t[i]),
                     "p": (float(segment.priority[i]) + 1e-3) ** 0.6,
+                    "td": segment.priority[i],
                 }
             )
             self.next_key += 1
         while sum(map(len, self.segments)) + len(items) > CAPACITY:
             self.segments.pop(0)
+            self.messages.pop(0)
         self.segments.append(items)
+        self.messages.append(message)
 
     def items(self):
         return {item["key"]: item for segment in self.segments for item in segment}
+
+
+def random_steps(rng, segment):
+    """The same with flags and versions of all kinds."""
+    steps = len(segment.actions)
+    flags = {name: rng.random(steps) < 0.5 for name in ("terminated", "truncated", "lost_life")}
+    return dataclasses.replace(segment, versions=rng.integers(0, 2**32, steps, np.uint32), **flags)
 
 
 class ShardBesideNaive(RuleBasedStateMachine):
@@ -68,10 +81,12 @@ class ShardBesideNaive(RuleBasedStateMachine):
     @rule(items=st.integers(1, 9), first_step=st.sampled_from([0, 7]), data=st.data())
     def insert(self, items, first_step, data):
         priority = [data.draw(st.floats(0, 100, width=32)) for _ in range(items)]
-        segment = make_segment(self.rng, self.spec, items, first_step=first_step, priority=priority)
+        segment = make_segment(self.rng, self.spec, items, episode=2**60, first_step=first_step, priority=priority)
+        segment = random_steps(self.rng, segment)
+        message = codec.pack_segment(segment)
         self.sequence += 1
-        assert self.shard.insert("w", self.sequence, codec.pack_segment(segment)) == self.sequence
-        self.naive.insert(segment)
+        assert self.shard.insert("w", self.sequence, message) == self.sequence
+        self.naive.insert(segment, message)
 
     @precondition(lambda self: self.sequence > 0)
     @rule(back=st.integers(0, 3))
@@ -111,7 +126,16 @@ class ShardBesideNaive(RuleBasedStateMachine):
         assert dropped == sum(key not in items for key in keys)
         for key, value in zip(keys, td, strict=True):
             if key in items:
-                items[key]["p"] = (value + 1e-3) ** 0.6
+                items[key]["p"], items[key]["td"] = (value + 1e-3) ** 0.6, value
+
+    @rule()
+    def give_back(self):
+        kept = list(self.shard.storage.segments())
+        assert [k.first_key for k in kept] == [items[0]["key"] for items in self.naive.segments]
+        for k, items, message in zip(kept, self.naive.segments, self.naive.messages, strict=True):
+            assert k.writer == "w"
+            message.priority = np.array([item["td"] for item in items], "<f4").tobytes()
+            assert k.message.SerializeToString() == message.SerializeToString()
 
     @invariant()
     def both_agree(self):
@@ -165,6 +189,17 @@ def test_a_refused_segment_leaves_no_trace(rng):
         shard.insert("w", 1, too_long)
     assert shard.counts() == pb.Counts()
     assert not shard.is_duplicate("w", 1)
+
+
+def test_what_is_inserted_while_segments_are_given_back_does_no_harm(rng):
+    shard = Shard(12, SMALL, SelectorConfig(), limited=False)
+    for sequence in (1, 2, 3):
+        shard.insert(f"w{sequence}", 1, codec.pack_segment(make_segment(rng, items=4)))
+    seen = []
+    for kept in shard.storage.segments():
+        seen.append((kept.writer, kept.first_key))
+        shard.insert("late", len(seen), codec.pack_segment(make_segment(rng, items=5)))  # evicts two, then one
+    assert seen == [("w1", 0), ("w3", 8)]
 
 
 def test_evicted_keys_are_dropped_and_counted(rng):
