@@ -37,14 +37,16 @@ class Segment(_message.Message):
     def __init__(self, episode_id: _Optional[int] = ..., first_step: _Optional[int] = ..., frames: _Optional[bytes] = ..., frame_sizes: _Optional[bytes] = ..., actions: _Optional[bytes] = ..., rewards: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., versions: _Optional[bytes] = ..., item_step: _Optional[bytes] = ..., item_length: _Optional[bytes] = ..., r_t: _Optional[bytes] = ..., discount_t: _Optional[bytes] = ..., priority: _Optional[bytes] = ...) -> None: ...
 
 class InsertRequest(_message.Message):
-    __slots__ = ("writer", "sequence", "segment")
+    __slots__ = ("writer", "sequence", "segment", "origin")
     WRITER_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
     writer: str
     sequence: int
     segment: Segment
-    def __init__(self, writer: _Optional[str] = ..., sequence: _Optional[int] = ..., segment: _Optional[_Union[Segment, _Mapping]] = ...) -> None: ...
+    origin: str
+    def __init__(self, writer: _Optional[str] = ..., sequence: _Optional[int] = ..., segment: _Optional[_Union[Segment, _Mapping]] = ..., origin: _Optional[str] = ...) -> None: ...
 
 class InsertReply(_message.Message):
     __slots__ = ("acknowledged", "credit_left")
@@ -55,28 +57,48 @@ class InsertReply(_message.Message):
     def __init__(self, acknowledged: _Optional[int] = ..., credit_left: _Optional[int] = ...) -> None: ...
 
 class Counts(_message.Message):
-    __slots__ = ("inserted", "sampled", "stored", "total_priority", "bytes", "dropped_updates")
+    __slots__ = ("inserted", "sampled", "stored", "total_priority", "bytes", "dropped_updates", "transferred")
     INSERTED_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     TOTAL_PRIORITY_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     DROPPED_UPDATES_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERRED_FIELD_NUMBER: _ClassVar[int]
     inserted: int
     sampled: int
     stored: int
     total_priority: float
     bytes: int
     dropped_updates: int
-    def __init__(self, inserted: _Optional[int] = ..., sampled: _Optional[int] = ..., stored: _Optional[int] = ..., total_priority: _Optional[float] = ..., bytes: _Optional[int] = ..., dropped_updates: _Optional[int] = ...) -> None: ...
+    transferred: int
+    def __init__(self, inserted: _Optional[int] = ..., sampled: _Optional[int] = ..., stored: _Optional[int] = ..., total_priority: _Optional[float] = ..., bytes: _Optional[int] = ..., dropped_updates: _Optional[int] = ..., transferred: _Optional[int] = ...) -> None: ...
+
+class Limiter(_message.Message):
+    __slots__ = ("samples_per_insert", "min_size", "min_diff", "max_diff", "diff", "stored")
+    SAMPLES_PER_INSERT_FIELD_NUMBER: _ClassVar[int]
+    MIN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MIN_DIFF_FIELD_NUMBER: _ClassVar[int]
+    MAX_DIFF_FIELD_NUMBER: _ClassVar[int]
+    DIFF_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    samples_per_insert: float
+    min_size: int
+    min_diff: float
+    max_diff: float
+    diff: float
+    stored: int
+    def __init__(self, samples_per_insert: _Optional[float] = ..., min_size: _Optional[int] = ..., min_diff: _Optional[float] = ..., max_diff: _Optional[float] = ..., diff: _Optional[float] = ..., stored: _Optional[int] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("counts", "insert_credit")
+    __slots__ = ("counts", "insert_credit", "limiter")
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     INSERT_CREDIT_FIELD_NUMBER: _ClassVar[int]
+    LIMITER_FIELD_NUMBER: _ClassVar[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
     insert_credit: int
-    def __init__(self, counts: _Optional[_Iterable[int]] = ..., insert_credit: _Optional[int] = ...) -> None: ...
+    limiter: Limiter
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., insert_credit: _Optional[int] = ..., limiter: _Optional[_Union[Limiter, _Mapping]] = ...) -> None: ...
 
 class SampleReply(_message.Message):
     __slots__ = ("counts", "keys", "probability", "a_tm1", "r_t", "discount_t", "frames")
@@ -110,12 +132,34 @@ class UpdatePrioritiesReply(_message.Message):
     dropped: int
     def __init__(self, dropped: _Optional[int] = ...) -> None: ...
 
+class DrainRequest(_message.Message):
+    __slots__ = ("taken", "segments")
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    taken: int
+    segments: int
+    def __init__(self, taken: _Optional[int] = ..., segments: _Optional[int] = ...) -> None: ...
+
+class DrainReply(_message.Message):
+    __slots__ = ("segments", "next")
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    segments: _containers.RepeatedCompositeFieldContainer[InsertRequest]
+    next: int
+    def __init__(self, segments: _Optional[_Iterable[_Union[InsertRequest, _Mapping]]] = ..., next: _Optional[int] = ...) -> None: ...
+
+class SetLimitedRequest(_message.Message):
+    __slots__ = ("limited",)
+    LIMITED_FIELD_NUMBER: _ClassVar[int]
+    limited: bool
+    def __init__(self, limited: _Optional[bool] = ...) -> None: ...
+
 class InfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class InfoReply(_message.Message):
-    __slots__ = ("counts", "capacity", "insert_credit", "limited", "selector", "frame_shape", "dtype", "stack")
+    __slots__ = ("counts", "capacity", "insert_credit", "limited", "selector", "frame_shape", "dtype", "stack", "limiter", "limiter_age")
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     INSERT_CREDIT_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +168,8 @@ class InfoReply(_message.Message):
     FRAME_SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     STACK_FIELD_NUMBER: _ClassVar[int]
+    LIMITER_FIELD_NUMBER: _ClassVar[int]
+    LIMITER_AGE_FIELD_NUMBER: _ClassVar[int]
     counts: Counts
     capacity: int
     insert_credit: int
@@ -132,4 +178,6 @@ class InfoReply(_message.Message):
     frame_shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: str
     stack: int
-    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., capacity: _Optional[int] = ..., insert_credit: _Optional[int] = ..., limited: _Optional[bool] = ..., selector: _Optional[str] = ..., frame_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., stack: _Optional[int] = ...) -> None: ...
+    limiter: Limiter
+    limiter_age: float
+    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., capacity: _Optional[int] = ..., insert_credit: _Optional[int] = ..., limited: _Optional[bool] = ..., selector: _Optional[str] = ..., frame_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., stack: _Optional[int] = ..., limiter: _Optional[_Union[Limiter, _Mapping]] = ..., limiter_age: _Optional[float] = ...) -> None: ...

@@ -49,6 +49,16 @@ class ReplayStub:
                 request_serializer=protos_dot_replay__pb2.UpdatePrioritiesRequest.SerializeToString,
                 response_deserializer=protos_dot_replay__pb2.UpdatePrioritiesReply.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/qfleet.replay.v1.Replay/Drain',
+                request_serializer=protos_dot_replay__pb2.DrainRequest.SerializeToString,
+                response_deserializer=protos_dot_replay__pb2.DrainReply.FromString,
+                _registered_method=True)
+        self.SetLimited = channel.unary_unary(
+                '/qfleet.replay.v1.Replay/SetLimited',
+                request_serializer=protos_dot_replay__pb2.SetLimitedRequest.SerializeToString,
+                response_deserializer=protos_dot_replay__pb2.InfoReply.FromString,
+                _registered_method=True)
         self.Info = channel.unary_unary(
                 '/qfleet.replay.v1.Replay/Info',
                 request_serializer=protos_dot_replay__pb2.InfoRequest.SerializeToString,
@@ -67,7 +77,8 @@ class ReplayServicer:
         was restarted and has lost segments that it acknowledged; the writer goes on under a new name, from 1. After a
         broken stream the writer opens another and resends what was not acknowledged, in order.
         A segment that finds no insert credit waits on the shard; a stream whose segment waited for `insert_timeout` (shard's
-        setting, default 60 s) ends with RESOURCE_EXHAUSTED and may be opened again: nothing of it was stored.
+        setting, default 60 s) ends with RESOURCE_EXHAUSTED and may be opened again: nothing of it was stored. A segment that
+        comes from elsewhere (`origin`) needs no credit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +97,21 @@ class ReplayServicer:
     def UpdatePriorities(self, request, context):
         """Sets the priorities of items to (|td| + eps)^alpha. Items evicted meanwhile are counted in `dropped`.
         Deadline: the caller's; 5 s is customary. All or nothing on invalid values.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Hands the oldest segments over, to be inserted into other shards, and forgets those that an earlier call handed over.
+        They are drawn here until they are forgotten. Inserts are still taken: writers leave first. Deadline: the caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLimited(self, request, context):
+        """Switches the asking for insert credit off or on. Deadline: the caller's; 5 s is customary.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +141,16 @@ def add_ReplayServicer_to_server(servicer, server):
                     servicer.UpdatePriorities,
                     request_deserializer=protos_dot_replay__pb2.UpdatePrioritiesRequest.FromString,
                     response_serializer=protos_dot_replay__pb2.UpdatePrioritiesReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=protos_dot_replay__pb2.DrainRequest.FromString,
+                    response_serializer=protos_dot_replay__pb2.DrainReply.SerializeToString,
+            ),
+            'SetLimited': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLimited,
+                    request_deserializer=protos_dot_replay__pb2.SetLimitedRequest.FromString,
+                    response_serializer=protos_dot_replay__pb2.InfoReply.SerializeToString,
             ),
             'Info': grpc.unary_unary_rpc_method_handler(
                     servicer.Info,
@@ -203,6 +239,60 @@ class Replay:
             '/qfleet.replay.v1.Replay/UpdatePriorities',
             protos_dot_replay__pb2.UpdatePrioritiesRequest.SerializeToString,
             protos_dot_replay__pb2.UpdatePrioritiesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qfleet.replay.v1.Replay/Drain',
+            protos_dot_replay__pb2.DrainRequest.SerializeToString,
+            protos_dot_replay__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLimited(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qfleet.replay.v1.Replay/SetLimited',
+            protos_dot_replay__pb2.SetLimitedRequest.SerializeToString,
+            protos_dot_replay__pb2.InfoReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,7 +2,9 @@
 
 With I items inserted and S sampled over the whole service, and the ratio sigma: d = sigma * I - S. Inserting k items is
 allowed while stored < min_size or d + sigma * k <= max_diff; sampling b is allowed when stored >= min_size and
-d - b >= min_diff (Cassirer et al. 2021, Reverb, section 3.3, with d counted in samples).
+d - b >= min_diff (Cassirer et al. 2021, Reverb, section 3.3, with d counted in samples). I and S count from when the
+sampler met the shards (`sampler.py`), of what they held then at most min_size items, so that a replay that was restored or
+preloaded neither owes nor is owed anything.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class LimiterConfig:
 class RateLimiter:
     """The rule above for segments of at most ``max_insert`` items, batches of ``batch`` and ``shards`` shards.
 
-    The ratio counts from the moment replay reached min_size: d is centred there, min_diff = sigma * min_size - slack and
+    d is centred where replay reaches min_size: min_diff = sigma * min_size - slack and
     max_diff = sigma * min_size + slack.
     """
 
@@ -56,17 +58,36 @@ class RateLimiter:
                 f"{math.ceil(needed / 2)}"
             )
 
+    def over(self, shards: int) -> RateLimiter:
+        """The same rule for another number of shards. Raises BadInput when the slack is too small for them."""
+        return RateLimiter(self.config, self.max_insert, self.batch, shards)
+
+    def diff(self, inserted: int, sampled: int) -> float:
+        """d = sigma * I - S, in samples."""
+        return self.sigma * inserted - sampled
+
+    def holds_batch(self, inserted: int, sampled: int, stored: int, b: int) -> str:
+        """Which bound forbids sampling ``b`` more items, with the counts; empty when none does."""
+        if stored < self.config.min_size:
+            return f"min_size: {stored} of {self.config.min_size} items are stored"
+        if self.can_sample(inserted, sampled, stored, b):
+            return ""
+        return (
+            f"min_diff: d = {self.sigma:g} * {inserted} inserted - {sampled} sampled = {self.diff(inserted, sampled):g}, "
+            f"and less {b} it is below {self.min_diff:g}: more must be inserted first"
+        )
+
     def can_insert(self, inserted: int, sampled: int, stored: int, k: int) -> bool:
         """Whether ``k`` more items may be inserted."""
         if self.sigma == 0 or stored < self.config.min_size:
             return True
-        return self.sigma * (inserted + k) - sampled <= self.max_diff
+        return self.diff(inserted + k, sampled) <= self.max_diff
 
     def can_sample(self, inserted: int, sampled: int, stored: int, b: int) -> bool:
         """Whether ``b`` more items may be sampled."""
         if stored < self.config.min_size:
             return False
-        return self.sigma == 0 or self.sigma * inserted - sampled - b >= self.min_diff
+        return self.sigma == 0 or self.diff(inserted, sampled) - b >= self.min_diff
 
     def insert_allowance(self, inserted: int, sampled: int, stored: int) -> int:
         """How many items the service may still take now (unlimited: 2^62)."""

@@ -56,7 +56,7 @@ class ReplayServicer(rpc.ReplayServicer):
             if not self.shard.is_duplicate(request.writer, request.sequence):
                 await self._wait_for_room(request, context)
             try:
-                last = self.shard.insert(request.writer, request.sequence, request.segment)
+                last = self.shard.insert(request.writer, request.sequence, request.segment, request.origin)
             except InvalidMessage as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except OutOfOrder as error:
@@ -66,14 +66,13 @@ class ReplayServicer(rpc.ReplayServicer):
     async def _wait_for_room(self, request: pb.InsertRequest, context: Context) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._insert_timeout
-        while not self.shard.has_room(request.segment):
+        while not self.shard.has_room(request):
             try:
                 await asyncio.wait_for(self._granted.wait(), timeout=deadline - loop.time())
             except TimeoutError:
                 await context.abort(
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"{NO_CREDIT} for {self._insert_timeout:g} s: inserted {self.shard.inserted}, "
-                    f"granted {self.shard.insert_credit}; the learner's sampler grants more as it samples",
+                    f"{NO_CREDIT} for {self._insert_timeout:g} s: {self.shard.held_by()}",
                 )
 
     async def Sample(
@@ -81,15 +80,17 @@ class ReplayServicer(rpc.ReplayServicer):
     ) -> AsyncIterator[pb.SampleReply]:
         async for request in requests:
             await _check_readable(request, context)
-            if request.insert_credit > self.shard.insert_credit:
-                self.shard.grant(request.insert_credit)
-                self._granted.set()
-                self._granted = asyncio.Event()
+            if self.shard.grant(request):
+                self._wake_writers()
             try:
                 reply = self.shard.sample(*request.counts)
             except InvalidMessage as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             yield reply
+
+    def _wake_writers(self) -> None:
+        self._granted.set()
+        self._granted = asyncio.Event()
 
     async def UpdatePriorities(self, request: pb.UpdatePrioritiesRequest, context: Context) -> pb.UpdatePrioritiesReply:
         await _check_readable(request, context)
@@ -98,6 +99,16 @@ class ReplayServicer(rpc.ReplayServicer):
         except InvalidMessage as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise AssertionError("unreachable: abort raises") from error
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
+        await _check_readable(request, context)
+        return self.shard.drain(request.taken, request.segments)
+
+    async def SetLimited(self, request: pb.SetLimitedRequest, context: Context) -> pb.InfoReply:
+        await _check_readable(request, context)
+        self.shard.limited = request.limited
+        self._wake_writers()
+        return self.shard.info()
 
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoReply:
         return self.shard.info()

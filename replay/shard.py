@@ -5,6 +5,8 @@ A plain object for one thread; `service.py` puts gRPC around it and `local.py` a
 
 from __future__ import annotations
 
+import itertools
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +21,7 @@ from rl.types import ObservationSpec
 
 UNLIMITED = 2**62
 MAX_BATCH = 2**16  # items of a sample request
+DRAIN_BYTES = 2**23  # of segments handed over in one reply
 MAX_WRITER = 200  # characters of a writer's name
 MAX_CAPACITY = 100_000_000  # transitions a shard: 5 GB of indices and priorities before the first frame
 
@@ -80,29 +83,47 @@ class Shard:
         self._selector_kind = selector.kind
         self._rng = np.random.default_rng(seed)
         self._last: dict[str, int] = {}  # last sequence stored of each writer
-        self.inserted = self.sampled = self.dropped_updates = 0
-        self.insert_credit = 0 if limited else UNLIMITED
+        self.inserted = self.transferred = self.sampled = self.dropped_updates = 0
+        self.insert_credit = 0
+        self.limiter: pb.Limiter | None = None  # as the sampler last told
+        self._told = 0.0  # when
 
     @property
     def credit_left(self) -> int:
         """Items that may be inserted before the next grant."""
-        return max(0, self.insert_credit - self.inserted)
+        return max(0, self.insert_credit - self.inserted) if self.limited else UNLIMITED
 
-    def grant(self, credit: int) -> None:
-        """Allow inserts until ``inserted`` reaches ``credit``; a lower one than before is ignored."""
-        self.insert_credit = max(self.insert_credit, credit)
+    def grant(self, request: pb.SampleRequest) -> bool:
+        """Allow inserts until ``inserted`` reaches the request's credit; returns whether that is more than before."""
+        more = request.insert_credit > self.insert_credit
+        self.insert_credit = request.insert_credit
+        if request.HasField("limiter"):
+            self.limiter, self._told = request.limiter, time.monotonic()
+        return more
 
-    def has_room(self, segment: pb.Segment) -> bool:
-        """Whether the credit covers the segment."""
-        return len(segment.item_step) // 4 <= self.credit_left
+    def has_room(self, request: pb.InsertRequest) -> bool:
+        """Whether the credit covers the request's segment, or it needs none."""
+        return bool(request.origin) or len(request.segment.item_step) // 4 <= self.credit_left
 
-    def insert(self, writer: str, sequence: int, segment: pb.Segment) -> int:
-        """Store a segment once; returns the writer's last stored sequence.
+    def held_by(self) -> str:
+        """What keeps a segment waiting, with the counts."""
+        held = f"{self.inserted} of {self.insert_credit} items granted are inserted here"
+        told = self.limiter
+        if told is None:
+            return f"{held}; no sampler has granted anything yet"
+        return (
+            f"{held}; in the whole service d = {told.diff:g} where samples_per_insert {told.samples_per_insert:g} allows up "
+            f"to max_diff {told.max_diff:g}, and {told.stored} items are stored (min_size {told.min_size}), as the sampler "
+            f"said {time.monotonic() - self._told:.1f} s ago: it grants more as it samples"
+        )
+
+    def insert(self, writer: str, sequence: int, segment: pb.Segment, origin: str = "") -> int:
+        """Store a segment once (of ``origin``, where it comes from elsewhere); returns the writer's last stored sequence.
 
         Raises InvalidMessage (nothing is stored) and OutOfOrder. The caller has asked `has_room`.
         """
         last = self._last.get(writer, 0)
-        if not 0 < len(writer) <= MAX_WRITER or sequence < 1:
+        if not 0 < len(writer) <= MAX_WRITER or len(origin) > MAX_WRITER or sequence < 1:
             raise InvalidMessage(
                 f"an insert needs a writer's name of up to {MAX_WRITER} characters and a sequence from 1 on"
             )
@@ -110,11 +131,14 @@ class Shard:
             return last
         if sequence != last + 1:
             raise OutOfOrder(f"writer {writer!r} sent sequence {sequence} after {last}: resend from {last + 1}")
-        done = self.storage.insert(writer, segment, self.storage.check(segment))
+        done = self.storage.insert(origin or writer, segment, self.storage.check(segment))
         if len(done.evicted):
             self.selector.remove(done.evicted)
         self.selector.put(done.slots, done.priority)
-        self.inserted += len(done.slots)
+        if origin:
+            self.transferred += len(done.slots)
+        else:
+            self.inserted += len(done.slots)
         self._last[writer] = sequence
         return sequence
 
@@ -137,6 +161,20 @@ class Shard:
         columns["probability"] = probability
         self.sampled += count
         return pack_samples(self.counts(), counts, columns, stacks, self.spec)
+
+    def drain(self, taken: int, segments: int) -> pb.DrainReply:
+        """The oldest segments, up to ``segments`` or DRAIN_BYTES, after those with keys below ``taken`` were forgotten."""
+        gone = self.storage.forget(taken)
+        if len(gone):
+            self.selector.remove(gone)
+        reply, size = pb.DrainReply(next=self.storage.first_key), 0
+        for kept in itertools.islice(self.storage.segments(), segments):
+            size += kept.message.ByteSize()
+            if reply.segments and size > DRAIN_BYTES:
+                break
+            reply.segments.append(pb.InsertRequest(origin=kept.writer, segment=kept.message))
+            reply.next = kept.first_key + len(kept.message.item_step) // 4
+        return reply
 
     def update_priorities(self, request: pb.UpdatePrioritiesRequest) -> int:
         """Set priorities of the items still stored; returns how many were not. Raises InvalidMessage."""
@@ -163,6 +201,7 @@ class Shard:
             total_priority=self.selector.total,
             bytes=self.storage.bytes,
             dropped_updates=self.dropped_updates,
+            transferred=self.transferred,
         )
 
     def info(self) -> pb.InfoReply:
@@ -176,10 +215,12 @@ class Shard:
             frame_shape=self.spec.frame_shape,
             dtype=self.spec.dtype,
             stack=self.spec.stack,
+            limiter=self.limiter,
+            limiter_age=time.monotonic() - self._told if self.limiter is not None else 0.0,
         )
 
     def check_valid(self) -> None:
         """Raise AssertionError when the parts contradict each other."""
         self.storage.check_valid()
         self.selector.check_valid()
-        assert self.inserted == self.storage.next_key, "inserted items and keys differ"
+        assert self.inserted + self.transferred == self.storage.next_key, "inserted items and keys differ"

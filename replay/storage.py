@@ -118,6 +118,13 @@ class Storage:
         self.first_key += oldest.items
         self.bytes -= len(oldest.frames)
 
+    def forget(self, below: int) -> Int64:
+        """Evict the segments that lie wholly below the key ``below``; returns the slots emptied."""
+        first = self.first_key
+        while self._segments and self.first_key + self._segments[0].items <= below:
+            self._evict()
+        return np.arange(first, self.first_key, dtype=np.int64) % self.capacity
+
     def keys(self, slots: Int64) -> UInt64:
         """The keys now resting at live ``slots``."""
         base = self.first_key - self.first_key % self.capacity
