@@ -55,20 +55,22 @@ class InsertReply(_message.Message):
     def __init__(self, acknowledged: _Optional[int] = ..., credit_left: _Optional[int] = ...) -> None: ...
 
 class Counts(_message.Message):
-    __slots__ = ("inserted", "sampled", "stored", "total_priority", "bytes", "dropped_updates")
+    __slots__ = ("inserted", "sampled", "stored", "total_priority", "bytes", "dropped_updates", "resident_bytes")
     INSERTED_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     TOTAL_PRIORITY_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     DROPPED_UPDATES_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     inserted: int
     sampled: int
     stored: int
     total_priority: float
     bytes: int
     dropped_updates: int
-    def __init__(self, inserted: _Optional[int] = ..., sampled: _Optional[int] = ..., stored: _Optional[int] = ..., total_priority: _Optional[float] = ..., bytes: _Optional[int] = ..., dropped_updates: _Optional[int] = ...) -> None: ...
+    resident_bytes: int
+    def __init__(self, inserted: _Optional[int] = ..., sampled: _Optional[int] = ..., stored: _Optional[int] = ..., total_priority: _Optional[float] = ..., bytes: _Optional[int] = ..., dropped_updates: _Optional[int] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
     __slots__ = ("count", "insert_credit")
@@ -115,7 +117,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoReply(_message.Message):
-    __slots__ = ("counts", "capacity", "insert_credit", "limited", "selector", "frame_shape", "dtype", "stack")
+    __slots__ = ("counts", "capacity", "insert_credit", "limited", "selector", "frame_shape", "dtype", "stack", "capacity_bytes")
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     INSERT_CREDIT_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +126,7 @@ class InfoReply(_message.Message):
     FRAME_SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     STACK_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     counts: Counts
     capacity: int
     insert_credit: int
@@ -132,4 +135,5 @@ class InfoReply(_message.Message):
     frame_shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: str
     stack: int
-    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., capacity: _Optional[int] = ..., insert_credit: _Optional[int] = ..., limited: _Optional[bool] = ..., selector: _Optional[str] = ..., frame_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., stack: _Optional[int] = ...) -> None: ...
+    capacity_bytes: int
+    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., capacity: _Optional[int] = ..., insert_credit: _Optional[int] = ..., limited: _Optional[bool] = ..., selector: _Optional[str] = ..., frame_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., stack: _Optional[int] = ..., capacity_bytes: _Optional[int] = ...) -> None: ...

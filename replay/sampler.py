@@ -182,6 +182,7 @@ class Sampler:
         batch = self._limiter.batch
         while len(self._plans) < self._prefetch:
             inserted, sampled, stored = self._sums()
+            self._limiter.check_fills(inserted, stored)
             totals = self._totals()
             if totals.sum() <= 0 or not self._limiter.can_sample(inserted, sampled + self._in_hand, stored, batch):
                 return
