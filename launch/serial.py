@@ -47,7 +47,8 @@ class SerialParts:
 
     def __init__(self, config: TrainConfig, base_steps: int = 0) -> None:
         spec, actions = describe(config.env)
-        shard = Shard(config.replay.capacity, spec, config.replay.selector, limited=False, seed=config.seed)
+        c = config.replay
+        shard = Shard(c.capacity, spec, c.selector, limited=False, seed=config.seed, capacity_bytes=c.capacity_bytes)
         self.replay = LocalReplay(shard, config.limiter(), config.beta)
         self.weights, self.metrics = LocalWeights(), LatestMetrics()
         self.learner = Learner(

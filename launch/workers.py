@@ -79,7 +79,8 @@ class ShardWorker:
         torch.set_num_threads(1)
         spec, _ = describe(config.env)
         limited = config.replay.limiter.samples_per_insert > 0
-        shard = Shard(config.replay.shard_capacity, spec, config.replay.selector, limited, config.seed * 1009 + index)
+        c = config.replay
+        shard = Shard(c.shard_capacity, spec, c.selector, limited, config.seed * 1009 + index, c.shard_capacity_bytes)
         self._host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._server = ShardServer(shard, self._host)
         self._metrics = RayMetrics("shard", f"{run}/{index}")

@@ -37,16 +37,18 @@ class Segment(_message.Message):
     def __init__(self, episode_id: _Optional[int] = ..., first_step: _Optional[int] = ..., frames: _Optional[bytes] = ..., frame_sizes: _Optional[bytes] = ..., actions: _Optional[bytes] = ..., rewards: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., versions: _Optional[bytes] = ..., item_step: _Optional[bytes] = ..., item_length: _Optional[bytes] = ..., r_t: _Optional[bytes] = ..., discount_t: _Optional[bytes] = ..., priority: _Optional[bytes] = ...) -> None: ...
 
 class InsertRequest(_message.Message):
-    __slots__ = ("writer", "sequence", "segment", "origin")
+    __slots__ = ("writer", "sequence", "segment", "origin", "transferred")
     WRITER_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERRED_FIELD_NUMBER: _ClassVar[int]
     writer: str
     sequence: int
     segment: Segment
     origin: str
-    def __init__(self, writer: _Optional[str] = ..., sequence: _Optional[int] = ..., segment: _Optional[_Union[Segment, _Mapping]] = ..., origin: _Optional[str] = ...) -> None: ...
+    transferred: bool
+    def __init__(self, writer: _Optional[str] = ..., sequence: _Optional[int] = ..., segment: _Optional[_Union[Segment, _Mapping]] = ..., origin: _Optional[str] = ..., transferred: _Optional[bool] = ...) -> None: ...
 
 class InsertReply(_message.Message):
     __slots__ = ("acknowledged", "credit_left")
@@ -57,7 +59,7 @@ class InsertReply(_message.Message):
     def __init__(self, acknowledged: _Optional[int] = ..., credit_left: _Optional[int] = ...) -> None: ...
 
 class Counts(_message.Message):
-    __slots__ = ("inserted", "sampled", "stored", "total_priority", "bytes", "dropped_updates", "transferred")
+    __slots__ = ("inserted", "sampled", "stored", "total_priority", "bytes", "dropped_updates", "transferred", "resident_bytes")
     INSERTED_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +67,7 @@ class Counts(_message.Message):
     BYTES_FIELD_NUMBER: _ClassVar[int]
     DROPPED_UPDATES_FIELD_NUMBER: _ClassVar[int]
     TRANSFERRED_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     inserted: int
     sampled: int
     stored: int
@@ -72,7 +75,8 @@ class Counts(_message.Message):
     bytes: int
     dropped_updates: int
     transferred: int
-    def __init__(self, inserted: _Optional[int] = ..., sampled: _Optional[int] = ..., stored: _Optional[int] = ..., total_priority: _Optional[float] = ..., bytes: _Optional[int] = ..., dropped_updates: _Optional[int] = ..., transferred: _Optional[int] = ...) -> None: ...
+    resident_bytes: int
+    def __init__(self, inserted: _Optional[int] = ..., sampled: _Optional[int] = ..., stored: _Optional[int] = ..., total_priority: _Optional[float] = ..., bytes: _Optional[int] = ..., dropped_updates: _Optional[int] = ..., transferred: _Optional[int] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
 
 class Limiter(_message.Message):
     __slots__ = ("samples_per_insert", "min_size", "min_diff", "max_diff", "diff", "stored")
@@ -141,12 +145,14 @@ class DrainRequest(_message.Message):
     def __init__(self, taken: _Optional[int] = ..., segments: _Optional[int] = ...) -> None: ...
 
 class DrainReply(_message.Message):
-    __slots__ = ("segments", "next")
+    __slots__ = ("segments", "next", "left")
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     segments: _containers.RepeatedCompositeFieldContainer[InsertRequest]
     next: int
-    def __init__(self, segments: _Optional[_Iterable[_Union[InsertRequest, _Mapping]]] = ..., next: _Optional[int] = ...) -> None: ...
+    left: int
+    def __init__(self, segments: _Optional[_Iterable[_Union[InsertRequest, _Mapping]]] = ..., next: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
 
 class SetLimitedRequest(_message.Message):
     __slots__ = ("limited",)
@@ -159,7 +165,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoReply(_message.Message):
-    __slots__ = ("counts", "capacity", "insert_credit", "limited", "selector", "frame_shape", "dtype", "stack", "limiter", "limiter_age")
+    __slots__ = ("counts", "capacity", "insert_credit", "limited", "selector", "frame_shape", "dtype", "stack", "limiter", "limiter_age", "capacity_bytes")
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     INSERT_CREDIT_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +176,7 @@ class InfoReply(_message.Message):
     STACK_FIELD_NUMBER: _ClassVar[int]
     LIMITER_FIELD_NUMBER: _ClassVar[int]
     LIMITER_AGE_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     counts: Counts
     capacity: int
     insert_credit: int
@@ -180,4 +187,5 @@ class InfoReply(_message.Message):
     stack: int
     limiter: Limiter
     limiter_age: float
-    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., capacity: _Optional[int] = ..., insert_credit: _Optional[int] = ..., limited: _Optional[bool] = ..., selector: _Optional[str] = ..., frame_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., stack: _Optional[int] = ..., limiter: _Optional[_Union[Limiter, _Mapping]] = ..., limiter_age: _Optional[float] = ...) -> None: ...
+    capacity_bytes: int
+    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., capacity: _Optional[int] = ..., insert_credit: _Optional[int] = ..., limited: _Optional[bool] = ..., selector: _Optional[str] = ..., frame_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., stack: _Optional[int] = ..., limiter: _Optional[_Union[Limiter, _Mapping]] = ..., limiter_age: _Optional[float] = ..., capacity_bytes: _Optional[int] = ...) -> None: ...

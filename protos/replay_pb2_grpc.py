@@ -76,9 +76,11 @@ class ReplayServicer:
         acknowledged again and not stored again. A sequence that skips one is refused with FAILED_PRECONDITION: the shard
         was restarted and has lost segments that it acknowledged; the writer goes on under a new name, from 1. After a
         broken stream the writer opens another and resends what was not acknowledged, in order.
+        A shard remembers the last sequence of the 10,000 writers that inserted last; a writer older than these is refused in
+        the same way, and only what it sent and never heard acknowledged may then be stored twice.
         A segment that finds no insert credit waits on the shard; a stream whose segment waited for `insert_timeout` (shard's
         setting, default 60 s) ends with RESOURCE_EXHAUSTED and may be opened again: nothing of it was stored. A segment that
-        comes from elsewhere (`origin`) needs no credit.
+        was `transferred` needs no credit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,33 +53,64 @@ class Plan:
 
 
 class DrawStream:
-    """The Sample stream to one shard, reopened when it breaks."""
+    """The Sample stream to one shard, reopened when it breaks, and what is known of the shard.
+
+    ``inserted`` and ``sampled`` count from when the shard was met, and go on where it is restarted and its own counts fall
+    back; ``granted`` is in the same unit.
+    """
 
     def __init__(self, index: int, link: Link) -> None:
         self.index, self.link = index, link
-        self.counts = pb.Counts()
-        self.granted = 0
-        self.reached = False
+        self.counts = pb.Counts()  # as last heard
+        self.met_with: int | None = None  # items that it held when it was met
+        self.inserted = self.sampled = self.granted = 0
+        self.reached = self.left = False
         self.failure: RunFault | None = None
+        self._before = (0, 0)  # inserted and sampled here, less the shard's own counts
         self._lock = threading.Lock()
         self._waiting: deque[tuple[Plan, Part]] = deque()  # in the order of the requests sent
         self._requests: queue.SimpleQueue[pb.SampleRequest | None] = queue.SimpleQueue()
-        self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"sampler-{link.address}", daemon=True)
         self._thread.start()
 
-    def ask(self, plan: Plan, part: Part, credit: int) -> None:
+    @property
+    def alive(self) -> bool:
+        """Whether the shard may still answer."""
+        return not (self.left or self.link.gone)
+
+    def ask(self, plan: Plan, part: Part, limiter: pb.Limiter | None) -> None:
         """Send a request; its reply will settle ``part``."""
         with self._lock:
-            if self.link.gone or self._closed:
+            if not self.alive:
                 part.lost = True
                 plan.settle()
                 return
             self._waiting.append((plan, part))
-            self._requests.put(pb.SampleRequest(counts=part.counts, insert_credit=credit))
+            credit = max(0, self.granted - self._before[0])
+            self._requests.put(pb.SampleRequest(counts=part.counts, insert_credit=credit, limiter=limiter))
+
+    def meet(self, outstanding: int = 0) -> None:
+        """Count from here on; ``outstanding`` items are granted beyond those inserted."""
+        with self._lock:
+            self._meet(self.counts)
+            self.granted = outstanding
+
+    def _meet(self, counts: pb.Counts) -> None:
+        self.met_with = counts.stored
+        self.inserted = self.sampled = 0
+        self._before = (-counts.inserted, -counts.sampled)
+
+    def _take(self, counts: pb.Counts) -> None:
+        if self.met_with is None:
+            self._meet(counts)
+        elif counts.inserted < self.counts.inserted or counts.sampled < self.counts.sampled:  # it was restarted
+            self._before = (self.inserted - counts.inserted, self.sampled - counts.sampled)
+        self.counts = counts
+        self.inserted, self.sampled = counts.inserted + self._before[0], counts.sampled + self._before[1]
+        self.reached = True
 
     def _run(self) -> None:
-        while not self._closed and not self.link.gone:
+        while self.alive:
             requests = self._requests
             try:
                 for reply in self.link.stub.Sample(iter(requests.get, None)):
@@ -93,17 +124,15 @@ class DrawStream:
     def _settle(self, reply: pb.SampleReply) -> None:
         with self._lock:
             plan, part = self._waiting.popleft()
-            self.counts = reply.counts
-            self.reached = True
+            self._take(reply.counts)
         part.reply = reply
         plan.settle()
 
     def _broken(self, error: grpc.RpcError, requests: queue.SimpleQueue[pb.SampleRequest | None]) -> None:
-        if self._closed:
-            return
         pause = 0.0
         try:
-            pause = self.link.failed(error)
+            if self.alive:
+                pause = self.link.failed(error)
         except RunFault as fault:
             self.failure = fault
             self.link.gone = True
@@ -115,11 +144,15 @@ class DrawStream:
         for plan, part in lost:
             part.lost = True
             plan.settle()
-        time.sleep(pause)
+        if self.alive:
+            time.sleep(pause)
 
-    def close(self) -> None:
-        """End the stream."""
-        self._closed = True
+    def leave(self) -> None:
+        """End the stream; what was asked for is lost."""
+        self.left = True
         self._requests.put(None)
         self.link.channel.close()
+
+    def join(self) -> None:
+        """Wait for the stream's end."""
         self._thread.join(timeout=5.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import grpc
 
@@ -31,6 +32,7 @@ class Link:
 
     def answered(self) -> None:
         """The shard is alive."""
+        self.last_error = "no error"
         self._silent_since = None
         self._pause = RETRY_FROM
 
@@ -39,13 +41,11 @@ class Link:
 
         Raises RunFault on an error that no retry mends (a refused request).
         """
-        code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
-        details = error.details() if isinstance(error, grpc.Call) else str(error)
-        waiting = code == grpc.StatusCode.RESOURCE_EXHAUSTED and str(details).startswith(NO_CREDIT)
+        code, details = _status(error)
+        waiting = code == grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(NO_CREDIT)
         refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
         if code in refused and not waiting:
             raise RunFault(f"replay shard {self.address} refused a request: {details}")
-        self.last_error = f"{code.name}: {details}"
         now = time.monotonic()
         if waiting or code == grpc.StatusCode.FAILED_PRECONDITION:
             self.answered()  # it speaks, so it is alive
@@ -53,11 +53,26 @@ class Link:
             self._silent_since = now
         elif now - self._silent_since > self.give_up_after:
             self.gone = True
+        self.last_error = f"{code.name}: {details}"
         pause, self._pause = self._pause, min(self._pause * 2, RETRY_TO)
         return pause
 
+    def ask(self, method: str, request: Any, timeout: float) -> Any:
+        """The reply of a unary method of the service. Raises RunFault when there is none within ``timeout`` seconds."""
+        try:
+            return getattr(self.stub, method)(request, timeout=timeout)
+        except grpc.RpcError as error:
+            code, details = _status(error)
+            raise RunFault(f"replay shard {self.address} did not answer {method}: {code.name}: {details}") from error
+
     def __reduce__(self) -> tuple[type[Link], tuple[str, float]]:
         return Link, (self.address, self.give_up_after)
+
+
+def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    if isinstance(error, grpc.Call):
+        return error.code(), str(error.details())
+    return grpc.StatusCode.UNKNOWN, str(error)
 
 
 def all_gone(links: list[Link]) -> RunFault:

@@ -36,6 +36,7 @@ class LocalReplay:
 
     def sample(self, timeout: float) -> SampledBatch | None:
         shard, batch = self.shard, self._limiter.batch
+        self._limiter.check_fills(shard.inserted, shard.storage.size)
         if not self._limiter.can_sample(shard.inserted, shard.sampled, shard.storage.size, batch):
             return None
         transitions, keys, probability = next(unpack_samples(shard.sample(batch), [batch], shard.spec))

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class RateLimiter:
         self.config = config
         self.sigma = config.samples_per_insert
         self.max_insert, self.batch, self.shards = max_insert, batch, shards
+        self._short_from: int | None = None  # items inserted when replay was first seen to hold fewer than min_size
         centre = self.sigma * config.min_size
         self.min_diff, self.max_diff = centre - config.slack, centre + config.slack
         # Credit is granted shard by shard and never taken back, so each shard must be able to hold a whole segment's.
@@ -88,6 +89,23 @@ class RateLimiter:
         if stored < self.config.min_size:
             return False
         return self.sigma == 0 or self.diff(inserted, sampled) - b >= self.min_diff
+
+    def check_fills(self, inserted: int, stored: int) -> None:
+        """Raise RunFault when replay evicts before it holds min_size; to be asked before each batch.
+
+        Nobody can know beforehand how many transitions a capacity in bytes will hold. The sign: since replay was last
+        seen to hold min_size, twice that many were inserted, and still it holds fewer.
+        """
+        if stored >= self.config.min_size:
+            self._short_from = None
+        elif self._short_from is None:
+            self._short_from = inserted
+        elif inserted - self._short_from >= 2 * self.config.min_size:
+            raise RunFault(
+                f"replay holds {stored} transitions after {inserted - self._short_from} inserts and is to be sampled from "
+                f"replay.limiter.min_size of {self.config.min_size} on: it evicts before it gets there; "
+                "write a larger replay.capacity_bytes (or replay.capacity), or a smaller min_size"
+            )
 
     def insert_allowance(self, inserted: int, sampled: int, stored: int) -> int:
         """How many items the service may still take now (unlimited: 2^62)."""

@@ -3,16 +3,18 @@
 A batch of B is drawn by first drawing how many items come from each shard (multinomial in proportion to the shards'
 totals) and then asking each shard for its part. With share_k the proportion used and p_i / T_k as the shard returned it,
 P(i) = share_k * p_i / T_k. Small batches share a message: up to half of what is in hand. Counts ride on every reply; the
-limiter judges their sum, and each request carries the shard's cumulative insert credit.
+limiter judges their sum, and each request carries the shard's cumulative insert credit. Shards may join and leave; the
+counts of those that left stay in the sums.
 """
 
 from __future__ import annotations
 
 import functools
+import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,9 @@ from protos import replay_pb2 as pb
 from protos.codec import InvalidMessage, unpack_samples
 from replay.draws import DrawStream, Part, Plan
 from replay.links import Link, all_gone
-from replay.rate_limiter import RateLimiter
+from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.weights import BetaConfig, importance_weights
-from rl.errors import RunFault
+from rl.errors import BadInput, RunFault
 from rl.types import Array, Float64, ObservationSpec, SampledBatch, Transition
 
 LOOK_EVERY = 0.1  # seconds between looks at all shards' counts while sampling, those that are not drawn from included
@@ -51,7 +53,12 @@ class Sampler:
         self._spec, self._limiter, self._beta, self._prefetch = spec, limiter, beta, prefetch
         batch_bytes = 2 * spec.stack * spec.frame_bytes * limiter.batch
         self._together = max(1, min(prefetch // 2, TOGETHER // batch_bytes))  # batches in a message
-        self._streams = [DrawStream(i, Link(a, give_up_after)) for i, a in enumerate(addresses)]
+        self._give_up_after = give_up_after
+        self._streams: list[DrawStream] = []  # those that left keep their place, which batches name
+        self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # for the consuming thread to make
+        self._closed = threading.Event()
+        _check_any(addresses)
+        self._become(addresses)
         self._plans: deque[Plan] = deque()  # asked for
         self._decoding: Iterator[SampledBatch] = iter(())  # batches that are there, each unpacked when it is asked for
         self._undecoded = 0  # how many
@@ -63,9 +70,14 @@ class Sampler:
         self.lost_updates = 0  # priority updates that no shard took
 
     def sample(self, timeout: float) -> SampledBatch | None:
-        """The next batch, decoded; None when replay may not be sampled within ``timeout`` seconds. Raises RunFault."""
+        """The next batch, decoded; None when replay may not be sampled within ``timeout`` seconds (`held_by` says why).
+
+        Raises RunFault when no shard is left, one refused, or replay evicts before it holds enough.
+        """
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._closed.is_set():
+            while not self._changes.empty():
+                self._changes.get()()
             self._check()
             self._fill()
             if (batch := next(self._decoding, None)) is not None:
@@ -77,8 +89,45 @@ class Sampler:
                 self._decode(self._plans.popleft())
         return None
 
+    def held_by(self) -> str:
+        """Which bound of the limiter forbids the next batch, with the counts; empty when none does."""
+        return self._limiter.holds_batch(*self._sums(), self._limiter.batch)
+
+    def set_shards(self, addresses: Sequence[str]) -> None:
+        """Draw from these shards from the next batch on; from any thread. Raises BadInput when the slack is too small."""
+        _check_any(addresses)
+        limiter = self._limiter.over(len(addresses))
+
+        def change() -> None:
+            self._limiter = limiter
+            self._become(addresses)
+
+        self._changes.put(change)
+
+    def set_limiter(self, config: LimiterConfig) -> None:
+        """Go on by another rule, which counts from here on; from any thread. Raises BadInput when it cannot hold."""
+        limiter = RateLimiter(config, self._limiter.max_insert, self._limiter.batch, self._limiter.shards)
+
+        def change() -> None:
+            self._limiter = limiter
+            for stream in self._streams:
+                if stream.met_with is not None:
+                    stream.meet()
+
+        self._changes.put(change)
+
+    def _become(self, addresses: Sequence[str]) -> None:
+        """Open streams to the shards that are new, and end those to shards that are not named."""
+        members = {s.link.address for s in self._streams if not s.left}
+        for stream in self._streams:
+            if not stream.left and stream.link.address not in addresses:
+                stream.leave()
+        for address in addresses:
+            if address not in members:
+                self._streams.append(DrawStream(len(self._streams), Link(address, self._give_up_after)))
+
     def _totals(self) -> Float64:
-        reached = [s.counts.total_priority if s.reached and not s.link.gone else 0.0 for s in self._streams]
+        reached = [s.counts.total_priority if s.reached and s.alive else 0.0 for s in self._streams]
         return np.asarray(reached, np.float64)
 
     def _fill(self) -> None:
@@ -91,6 +140,7 @@ class Sampler:
             if room < most or totals.sum() <= 0:
                 return
             inserted, sampled, stored = self._sums()
+            self._limiter.check_fills(inserted, stored)
             allowed = 0
             while allowed < most and self._limiter.can_sample(inserted, sampled + asked + allowed * size, stored, size):
                 allowed += 1
@@ -99,46 +149,63 @@ class Sampler:
             shares = totals / totals.sum()
             self._pause = POLL_FROM
             draws = self._rng.multinomial(size, shares, size=allowed).T
-            self._send(Plan({k: Part(n.tolist(), float(shares[k])) for k, n in enumerate(draws) if n.any()}))
+            plan = Plan({k: Part(n.tolist(), float(shares[k])) for k, n in enumerate(draws) if n.any()})
+            self._plans.append(plan)
+            self._send(plan, look=time.monotonic() - self._looked >= LOOK_EVERY)
 
-    def _send(self, plan: Plan) -> None:
-        self._plans.append(plan)
-        if time.monotonic() - self._looked >= LOOK_EVERY:  # news of every shard, and credit for it
+    def _send(self, plan: Plan, look: bool) -> None:
+        """Ask; with ``look`` every shard for its counts, grant it what may be granted and tell it of the limiter."""
+        told = None
+        if look:
             self._looked = time.monotonic()
+            told = self._limiter_state()
             for stream in self._streams:
-                if not stream.link.gone:
+                if stream.alive:
                     plan.parts.setdefault(stream.index, Part([], 0.0))
-        credits = self._credits()
+        self._grant()
         for index, part in list(plan.parts.items()):
-            self._streams[index].ask(plan, part, credits[index])
+            self._streams[index].ask(plan, part, told)
 
     def _poll(self) -> None:
-        """Ask every shard for its counts and grant what may be granted; waits a moment."""
-        credits = self._credits()
-        plan = Plan({s.index: Part([], 0.0) for s in self._streams if not s.link.gone})
-        for index, part in list(plan.parts.items()):
-            self._streams[index].ask(plan, part, credits[index])
+        """Look while there is no batch to ask for; waits a moment."""
+        plan = Plan({})
+        self._send(plan, look=True)
         plan.event.wait(timeout=1.0)
         time.sleep(self._pause)
         self._pause = min(self._pause * 2, POLL_TO)
 
     def _sums(self) -> tuple[int, int, int]:
-        counts = [s.counts for s in self._streams]
-        stored = sum(s.counts.stored for s in self._streams if not s.link.gone)
-        return sum(c.inserted for c in counts), sum(c.sampled for c in counts), stored
+        """Items inserted and sampled since the shards were met, and stored now.
 
-    def _credits(self) -> list[int]:
-        """New cumulative credit by shard. A shard that is gone gets none, its counts stay in the sums."""
+        What the shards held when they were met counts as inserted up to min_size: the ratio counts from there.
+        """
+        met = min(sum(s.met_with or 0 for s in self._streams), self._limiter.config.min_size)
+        stored = sum(s.counts.stored for s in self._streams if s.alive)
+        return met + sum(s.inserted for s in self._streams), sum(s.sampled for s in self._streams), stored
+
+    def _grant(self) -> None:
+        """Bring every shard's cumulative credit up to date. What the others hold or held is the allowance's affair."""
         inserted, sampled, stored = self._sums()
-        alive = [s for s in self._streams if not s.link.gone]
-        if not alive:
-            return [0] * len(self._streams)
-        gone = inserted - sum(s.counts.inserted for s in alive)
-        sampled = sampled - round(self._limiter.sigma * gone)
-        grants = self._limiter.grants([s.counts.inserted for s in alive], [s.granted for s in alive], sampled, stored)
-        for stream, grant in zip(alive, grants, strict=True):
+        met = [s for s in self._streams if s.alive and s.met_with is not None]
+        if not met:
+            return
+        elsewhere = inserted - sum(s.inserted for s in met)
+        sampled = sampled - round(self._limiter.sigma * elsewhere)
+        grants = self._limiter.grants([s.inserted for s in met], [s.granted for s in met], sampled, stored)
+        for stream, grant in zip(met, grants, strict=True):
             stream.granted = grant
-        return [s.granted for s in self._streams]
+
+    def _limiter_state(self) -> pb.Limiter:
+        inserted, sampled, stored = self._sums()
+        rule = self._limiter
+        return pb.Limiter(
+            samples_per_insert=rule.sigma,
+            min_size=rule.config.min_size,
+            min_diff=rule.min_diff,
+            max_diff=rule.max_diff,
+            diff=rule.diff(inserted, sampled),
+            stored=stored,
+        )
 
     def _decode(self, plan: Plan) -> None:
         """Go on to the plan's batches; to none when a part of it was lost: they are drawn afresh."""
@@ -169,12 +236,12 @@ class Sampler:
         """Send |TD error| [B] to the shards without waiting for answers; at most UPDATES_IN_FLIGHT are outstanding."""
         td = np.asarray(td_abs, "<f4")
         for index in np.unique(batch.shards).tolist():
-            link, own = self._streams[index].link, batch.shards == index
-            if link.gone or not self._updates.acquire(timeout=5.0):
+            stream, own = self._streams[index], batch.shards == index
+            if not stream.alive or not self._updates.acquire(timeout=5.0):
                 self.lost_updates += int(own.sum())
                 continue
             request = pb.UpdatePrioritiesRequest(keys=batch.keys[own].tobytes(), td=td[own].tobytes())
-            future = link.stub.UpdatePriorities.future(request, timeout=5.0)
+            future = stream.link.stub.UpdatePriorities.future(request, timeout=5.0)
             future.add_done_callback(functools.partial(self._updated, int(own.sum())))
 
     def _updated(self, items: int, future: Any) -> None:
@@ -183,26 +250,35 @@ class Sampler:
             self.lost_updates += items
 
     def _check(self) -> None:
-        for stream in self._streams:
+        members = [s for s in self._streams if not s.left]
+        for stream in members:
             if stream.failure is not None:
                 raise stream.failure
-        if all(s.link.gone for s in self._streams):
-            raise all_gone([s.link for s in self._streams])
+        if all(s.link.gone for s in members):
+            raise all_gone([s.link for s in members])
 
     def stats(self) -> Mapping[str, float]:
         """Sums over the shards as last heard, and what went wrong."""
-        inserted, sampled, stored = self._sums()
+        alive = [s.counts for s in self._streams if s.alive]
         return {
-            "inserted": float(inserted),
-            "sampled": float(sampled),
-            "stored": float(stored),
-            "bytes": float(sum(s.counts.bytes for s in self._streams)),
+            "inserted": float(sum(s.counts.inserted for s in self._streams)),
+            "sampled": float(sum(s.counts.sampled for s in self._streams)),
+            "stored": float(sum(c.stored for c in alive)),
+            "bytes": float(sum(c.bytes for c in alive)),
             "dropped_updates": float(sum(s.counts.dropped_updates for s in self._streams)),
             "lost_updates": float(self.lost_updates),
-            "shards_gone": float(sum(s.link.gone for s in self._streams)),
+            "shards_gone": float(sum(s.link.gone for s in self._streams if not s.left)),
         }
 
     def close(self) -> None:
-        """Close the streams."""
+        """Close the streams; a `sample` that waits in another thread returns None."""
+        self._closed.set()
         for stream in self._streams:
-            stream.close()
+            stream.leave()
+        for stream in self._streams:
+            stream.join()
+
+
+def _check_any(addresses: Sequence[str]) -> None:
+    if not addresses:
+        raise BadInput("a sampler without a replay shard: write the address of at least one")

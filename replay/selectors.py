@@ -12,6 +12,8 @@ from replay.sum_tree import SumTree
 from rl.errors import BadInput
 from rl.types import Array, Float64, Int64
 
+SLOT_BYTES = {"prioritized": 9, "uniform": 16}  # of memory for a slot, whether it is filled or not
+
 
 @dataclass(frozen=True)
 class SelectorConfig:

@@ -12,7 +12,7 @@ import numpy as np
 
 from replay.selectors import SelectorConfig
 from replay.service import INSERT_TIMEOUT, start_server
-from replay.shard import MAX_CAPACITY, Shard
+from replay.shard import MAX_CAPACITY, Shard, check_capacity_bytes
 from rl.errors import BadInput
 from rl.types import ObservationSpec
 
@@ -25,6 +25,9 @@ class ServeConfig:
     """Port to listen on; 0: a free one."""
     capacity: int = 200_000
     """Transitions; the oldest go first."""
+    capacity_bytes: int = 0
+    """Bytes of memory for the content: compressed frames, what is kept of each step and segment, and the rows and
+    priorities of `capacity` transitions; the program itself takes some 100 MB more. 0: no bound."""
     frame_shape: tuple[int, ...] = (84, 84)
     """Shape of one frame."""
     dtype: str = "uint8"
@@ -45,6 +48,7 @@ class ServeConfig:
             raise BadInput(f"--port is {self.port}: write 0 to 65535")
         if not 1 <= self.capacity <= MAX_CAPACITY:
             raise BadInput(f"--capacity is {self.capacity}: write 1 to {MAX_CAPACITY} transitions")
+        check_capacity_bytes("--capacity-bytes", self.capacity_bytes, self.capacity, 1, self.selector)
         if not self.frame_shape or min(self.frame_shape) < 1 or self.stack < 1:
             raise BadInput("--frame-shape and --stack must be at least 1")
         if self.insert_timeout <= 0:
@@ -77,7 +81,7 @@ def _check_port(port: int) -> None:
 async def serve(config: ServeConfig, ready: Callable[[int], None]) -> signal.Signals:
     """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port. Raises BadInput when it is taken."""
     _check_port(config.port)
-    shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed)
+    shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed, config.capacity_bytes)
     ended: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
     server, port = await start_server(shard, f"127.0.0.1:{config.port}", config.insert_timeout)
     for number in (signal.SIGINT, signal.SIGTERM):

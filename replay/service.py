@@ -56,7 +56,9 @@ class ReplayServicer(rpc.ReplayServicer):
             if not self.shard.is_duplicate(request.writer, request.sequence):
                 await self._wait_for_room(request, context)
             try:
-                last = self.shard.insert(request.writer, request.sequence, request.segment, request.origin)
+                last = self.shard.insert(
+                    request.writer, request.sequence, request.segment, request.origin, request.transferred
+                )
             except InvalidMessage as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except OutOfOrder as error:

@@ -6,13 +6,16 @@ A plain object for one thread; `service.py` puts gRPC around it and `local.py` a
 from __future__ import annotations
 
 import itertools
+import sys
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from protos import replay_pb2 as pb
 from protos.codec import InvalidMessage, array, pack_samples
+from replay import selectors, storage
 from replay.rate_limiter import LimiterConfig
 from replay.selectors import SelectorConfig, make_selector, stratified
 from replay.storage import Storage
@@ -23,7 +26,23 @@ UNLIMITED = 2**62
 MAX_BATCH = 2**16  # items of a sample request
 DRAIN_BYTES = 2**23  # of segments handed over in one reply
 MAX_WRITER = 200  # characters of a writer's name
+MAX_WRITERS = 10_000  # whose last sequence a shard remembers
 MAX_CAPACITY = 100_000_000  # transitions a shard: 5 GB of indices and priorities before the first frame
+
+
+def fixed_bytes(capacity: int, selector: SelectorConfig) -> int:
+    """Memory that a shard's rows and selector take whatever is stored."""
+    return capacity * (storage.SLOT_BYTES + selectors.SLOT_BYTES[selector.kind])
+
+
+def check_capacity_bytes(name: str, capacity_bytes: int, capacity: int, shards: int, selector: SelectorConfig) -> None:
+    """Raise BadInput where ``capacity_bytes`` over all shards leaves no room for segments; 0 is no bound."""
+    fixed = shards * fixed_bytes(capacity, selector)
+    if capacity_bytes and capacity_bytes <= fixed:
+        raise BadInput(
+            f"{name} is {capacity_bytes}: the rows and priorities of {shards * capacity} transitions alone take {fixed}; "
+            "write more, or 0 for no bound, or a smaller capacity in transitions"
+        )
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,9 @@ class ReplayConfig:
 
     capacity: int = 200_000
     """Transitions in all shards together; the oldest go first."""
+    capacity_bytes: int = 0
+    """Bytes of memory for the content of all shards together: compressed frames, what is kept of each step and segment,
+    and the rows and priorities of `capacity` transitions; a shard's program itself takes some 100 MB more. 0: no bound."""
     shards: int = 1
     """Processes that the replay is spread over."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
@@ -53,6 +75,9 @@ class ReplayConfig:
             )
         if self.shards < 1:
             raise BadInput(f"replay.shards is {self.shards}: write at least 1 shard")
+        check_capacity_bytes(
+            "replay.capacity_bytes", self.capacity_bytes, self.shard_capacity, self.shards, self.selector
+        )
         if self.give_up_after <= 0:
             raise BadInput(f"replay.give_up_after is {self.give_up_after}: write a positive number of seconds")
         if self.limiter.min_size > self.capacity:
@@ -66,6 +91,11 @@ class ReplayConfig:
         """Transitions a shard, rounded up."""
         return -(-self.capacity // self.shards)
 
+    @property
+    def shard_capacity_bytes(self) -> int:
+        """Bytes of memory a shard; 0: no bound."""
+        return self.capacity_bytes // self.shards
+
 
 class OutOfOrder(ValueError):
     """A sequence number that skips one: the writer must resend from the last acknowledged."""
@@ -75,14 +105,21 @@ class Shard:
     """Items, their priorities, and who inserted what last."""
 
     def __init__(
-        self, capacity: int, spec: ObservationSpec, selector: SelectorConfig, limited: bool, seed: int = 0
+        self,
+        capacity: int,
+        spec: ObservationSpec,
+        selector: SelectorConfig,
+        limited: bool,
+        seed: int = 0,
+        capacity_bytes: int = 0,
     ) -> None:
-        self.spec, self.limited = spec, limited
-        self.storage = Storage(capacity, spec)
+        self.spec, self.limited, self.capacity_bytes = spec, limited, capacity_bytes
+        self._fixed_bytes = fixed_bytes(capacity, selector)
+        self.storage = Storage(capacity, spec, capacity_bytes - self._fixed_bytes if capacity_bytes else sys.maxsize)
         self.selector = make_selector(selector, capacity)
         self._selector_kind = selector.kind
         self._rng = np.random.default_rng(seed)
-        self._last: dict[str, int] = {}  # last sequence stored of each writer
+        self._last: OrderedDict[str, int] = OrderedDict()  # last sequence of each writer, who inserted last at the end
         self.inserted = self.transferred = self.sampled = self.dropped_updates = 0
         self.insert_credit = 0
         self.limiter: pb.Limiter | None = None  # as the sampler last told
@@ -103,7 +140,7 @@ class Shard:
 
     def has_room(self, request: pb.InsertRequest) -> bool:
         """Whether the credit covers the request's segment, or it needs none."""
-        return bool(request.origin) or len(request.segment.item_step) // 4 <= self.credit_left
+        return request.transferred or len(request.segment.item_step) // 4 <= self.credit_left
 
     def held_by(self) -> str:
         """What keeps a segment waiting, with the counts."""
@@ -117,8 +154,10 @@ class Shard:
             f"said {time.monotonic() - self._told:.1f} s ago: it grants more as it samples"
         )
 
-    def insert(self, writer: str, sequence: int, segment: pb.Segment, origin: str = "") -> int:
-        """Store a segment once (of ``origin``, where it comes from elsewhere); returns the writer's last stored sequence.
+    def insert(
+        self, writer: str, sequence: int, segment: pb.Segment, origin: str = "", transferred: bool = False
+    ) -> int:
+        """Store a segment once, as one of ``origin``'s episodes (default: the writer's); returns the writer's last sequence.
 
         Raises InvalidMessage (nothing is stored) and OutOfOrder. The caller has asked `has_room`.
         """
@@ -131,15 +170,18 @@ class Shard:
             return last
         if sequence != last + 1:
             raise OutOfOrder(f"writer {writer!r} sent sequence {sequence} after {last}: resend from {last + 1}")
-        done = self.storage.insert(origin or writer, segment, self.storage.check(segment))
+        done = self.storage.insert(origin or writer, segment)
         if len(done.evicted):
             self.selector.remove(done.evicted)
         self.selector.put(done.slots, done.priority)
-        if origin:
+        if transferred:
             self.transferred += len(done.slots)
         else:
             self.inserted += len(done.slots)
         self._last[writer] = sequence
+        self._last.move_to_end(writer)
+        if len(self._last) > MAX_WRITERS:
+            self._last.popitem(last=False)
         return sequence
 
     def is_duplicate(self, writer: str, sequence: int) -> bool:
@@ -174,6 +216,7 @@ class Shard:
                 break
             reply.segments.append(pb.InsertRequest(origin=kept.writer, segment=kept.message))
             reply.next = kept.first_key + len(kept.message.item_step) // 4
+        reply.left = self.storage.next_key - reply.next
         return reply
 
     def update_priorities(self, request: pb.UpdatePrioritiesRequest) -> int:
@@ -202,6 +245,7 @@ class Shard:
             bytes=self.storage.bytes,
             dropped_updates=self.dropped_updates,
             transferred=self.transferred,
+            resident_bytes=self._fixed_bytes + self.storage.segment_bytes,
         )
 
     def info(self) -> pb.InfoReply:
@@ -217,6 +261,7 @@ class Shard:
             stack=self.spec.stack,
             limiter=self.limiter,
             limiter_age=time.monotonic() - self._told if self.limiter is not None else 0.0,
+            capacity_bytes=self.capacity_bytes,
         )
 
     def check_valid(self) -> None:

@@ -19,6 +19,9 @@ from protos import replay_pb2 as pb
 from protos.codec import STEP_ARRAYS, InvalidMessage, blank_frames, segment_arrays
 from rl.types import Array, Int64, ObservationSpec, UInt64
 
+SLOT_BYTES = 32  # of memory for a row, whether it is filled or not
+SEGMENT_BYTES = 512  # of memory around a segment's frames, ends and steps: their objects, and what malloc loses to them
+
 
 class _Stored(NamedTuple):
     """A segment at rest."""
@@ -30,6 +33,11 @@ class _Stored(NamedTuple):
     episode_id: int
     first_step: int
     writer: str
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that it takes, its items' rows apart."""
+        return len(self.frames) + len(self.steps) + self.ends.itemsize * len(self.ends) + SEGMENT_BYTES
 
 
 class Kept(NamedTuple):
@@ -48,16 +56,31 @@ class Inserted(NamedTuple):
     priority: Array  # [M], |TD error| as the writer gave it
 
 
-class Storage:
-    """Items of at most ``capacity``, oldest segments evicted first."""
+def _stored(writer: str, message: pb.Segment, arrays: Mapping[str, Array]) -> _Stored:
+    ends = array("I", [0])
+    ends.frombytes(arrays["frame_sizes"].cumsum(dtype=np.uint32).tobytes())
+    return _Stored(
+        frames=message.frames,
+        ends=ends,
+        items=len(arrays["item_step"]),
+        steps=b"".join([getattr(message, name) for name in STEP_ARRAYS]),
+        episode_id=message.episode_id,
+        first_step=message.first_step,
+        writer=sys.intern(writer),  # one string for all segments of a writer
+    )
 
-    def __init__(self, capacity: int, spec: ObservationSpec) -> None:
+
+class Storage:
+    """At most ``capacity`` items in segments of at most ``capacity_bytes`` of memory; the oldest segments go first."""
+
+    def __init__(self, capacity: int, spec: ObservationSpec, capacity_bytes: int = sys.maxsize) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}: it must be at least 1")
-        self.capacity, self.spec = capacity, spec
+        self.capacity, self.spec, self.capacity_bytes = capacity, spec, capacity_bytes
         self.first_key = 0  # oldest key stored
         self.next_key = 0
-        self.bytes = 0
+        self.bytes = 0  # of frames, compressed
+        self.segment_bytes = 0  # of memory for all segments, the rows apart
         self._segments: deque[_Stored] = deque()
         self._segment_of: list[_Stored | None] = [None] * capacity
         self._columns: dict[str, Array] = {
@@ -75,28 +98,28 @@ class Storage:
         """Items stored."""
         return self.next_key - self.first_key
 
-    def check(self, message: pb.Segment) -> dict[str, Array]:
-        """The segment's arrays; raises InvalidMessage when it contradicts the specification or cannot fit."""
-        arrays = segment_arrays(message, self.spec)
-        if len(arrays["item_step"]) > self.capacity:
-            raise InvalidMessage(
-                f"a segment of {len(arrays['item_step'])} items is larger than the capacity of {self.capacity}"
-            )
-        return arrays
+    def insert(self, writer: str, message: pb.Segment) -> Inserted:
+        """Store a segment, evicting the oldest ones until it fits.
 
-    def insert(self, writer: str, message: pb.Segment, arrays: Mapping[str, Array]) -> Inserted:
-        """Store a segment that `check` passed, evicting the oldest segments until it fits."""
-        items = len(arrays["item_step"])
+        Raises InvalidMessage, and changes nothing, when it contradicts the specification or could never fit.
+        """
+        arrays = segment_arrays(message, self.spec)
+        stored = _stored(writer, message, arrays)
+        if stored.items > self.capacity:
+            raise InvalidMessage(f"a segment of {stored.items} items is larger than the capacity of {self.capacity}")
+        if stored.resident > self.capacity_bytes:
+            raise InvalidMessage(
+                f"a segment that takes {stored.resident} bytes of memory is larger than the {self.capacity_bytes} bytes "
+                "of the shard's capacity that are left for segments"
+            )
         evicted_from = self.first_key
-        while self.size + items > self.capacity:
+        while self.size + stored.items > self.capacity or self.segment_bytes + stored.resident > self.capacity_bytes:
             self._evict()
         evicted = np.arange(evicted_from, self.first_key, dtype=np.int64) % self.capacity
-        slots = np.arange(self.next_key, self.next_key + items, dtype=np.int64) % self.capacity
-        ends = array("I", [0])
-        ends.frombytes(arrays["frame_sizes"].cumsum(dtype=np.uint32).tobytes())
-        steps = b"".join([getattr(message, name) for name in STEP_ARRAYS])
-        writer = sys.intern(writer)  # one string for all segments of a writer
-        stored = _Stored(message.frames, ends, items, steps, message.episode_id, message.first_step, writer)
+        return Inserted(self._append(stored, arrays), evicted, arrays["priority"])
+
+    def _append(self, stored: _Stored, arrays: Mapping[str, Array]) -> Int64:
+        slots = np.arange(self.next_key, self.next_key + stored.items, dtype=np.int64) % self.capacity
         start = arrays["item_step"]
         self._tm1[slots] = start
         self._t[slots] = start + arrays["item_length"]
@@ -107,9 +130,10 @@ class Storage:
         for slot in slots.tolist():
             self._segment_of[slot] = stored
         self._segments.append(stored)
-        self.next_key += items
+        self.next_key += stored.items
         self.bytes += len(stored.frames)
-        return Inserted(slots, evicted, arrays["priority"])
+        self.segment_bytes += stored.resident
+        return slots
 
     def _evict(self) -> None:
         oldest = self._segments.popleft()
@@ -117,6 +141,7 @@ class Storage:
             self._segment_of[key % self.capacity] = None
         self.first_key += oldest.items
         self.bytes -= len(oldest.frames)
+        self.segment_bytes -= oldest.resident
 
     def forget(self, below: int) -> Int64:
         """Evict the segments that lie wholly below the key ``below``; returns the slots emptied."""
@@ -189,6 +214,7 @@ class Storage:
         """Raise AssertionError when the structure is inconsistent."""
         assert self.size == sum(s.items for s in self._segments) <= self.capacity, "items do not add up"
         assert self.bytes == sum(len(s.frames) for s in self._segments), "bytes do not add up"
+        assert self.segment_bytes == sum(s.resident for s in self._segments) <= self.capacity_bytes
         key = self.first_key
         for segment in self._segments:
             for k in range(key, key + segment.items):

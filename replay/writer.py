@@ -2,7 +2,8 @@
 
 Each shard has a stream and two threads of its own (gRPC's reads the outgoing segments, ours the replies). What is not
 acknowledged when a stream breaks is sent again, in order, on the next stream to the same shard; the shard drops what it
-had stored. Only when a shard is gone for good do its segments go to the others.
+had stored. Only when a shard is gone for good do its segments go to the others. Shards may join and leave: what is in
+flight to one that leaves is still delivered to it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grpc
 
 from protos import replay_pb2 as pb
 from protos.codec import pack_segment
 from replay.links import Link, all_gone
-from rl.errors import RunFault
+from rl.errors import BadInput, RunFault
 from rl.types import Segment
 
 WINDOW = 4  # segments in flight to one shard
@@ -27,24 +28,31 @@ WINDOW = 4  # segments in flight to one shard
 class _Lane:
     """The way to one shard: what is to be sent, and what is sent and not yet acknowledged."""
 
-    def __init__(self, link: Link, name: str, changed: threading.Condition) -> None:
-        self.link, self._name, self._changed = link, name, changed
+    def __init__(self, link: Link, changed: threading.Condition) -> None:
+        self.link, self._changed = link, changed
+        self._name = uuid.uuid4().hex  # of its own: a shard that left and came back knows the old one's numbers
         self.queue: deque[pb.InsertRequest] = deque()  # not yet acknowledged, in order
         self.credit_left: int | None = None  # as last heard
         self._sequence = 0
         self._sent = 0  # how many of `queue` went out on the current stream
         self._stream = 0  # number of the current stream
         self.acknowledged = 0  # segments
-        self.closed = False
+        self.closed = self.leaving = False
         self.failure: RunFault | None = None
         self._thread = threading.Thread(target=self._run, name=f"writer-{link.address}", daemon=True)
         self._thread.start()
 
-    def put(self, segment: pb.Segment) -> None:
-        """Queue a segment (the caller holds the lock)."""
+    def put(self, request: pb.InsertRequest) -> None:
+        """Queue a request under this lane's name and next number (the caller holds the lock)."""
         self._sequence += 1
-        self.queue.append(pb.InsertRequest(writer=self._name, sequence=self._sequence, segment=segment))
+        request.writer, request.sequence = self._name, self._sequence
+        self.queue.append(request)
         self._changed.notify_all()
+
+    @property
+    def open(self) -> bool:
+        """Whether new segments may be sent this way."""
+        return not (self.leaving or self.link.gone)
 
     def _outgoing(self, stream: int) -> Iterator[pb.InsertRequest]:
         while True:
@@ -119,11 +127,25 @@ class Writer:
         self.addresses, self._give_up_after, self._write_timeout = list(addresses), give_up_after, write_timeout
         self.name = uuid.uuid4().hex
         self._changed = threading.Condition()
-        self._lanes = [_Lane(Link(a, give_up_after), self.name, self._changed) for a in addresses]
+        self._lanes: list[_Lane] = []
+        self._closed = False
+        self.set_shards(addresses)
         self._turn = hash(self.name) % len(addresses)  # so that many writers start at different shards
 
     def __reduce__(self) -> tuple[type[Writer], tuple[list[str], float, float]]:
         return Writer, (self.addresses, self._give_up_after, self._write_timeout)
+
+    def set_shards(self, addresses: Sequence[str]) -> None:
+        """Write to these shards from now on; from any thread. `flush` waits for what is in flight to the others."""
+        if not addresses:
+            raise BadInput("a writer without a replay shard: write the address of at least one")
+        with self._changed:
+            self.addresses = list(addresses)
+            for lane in self._lanes:
+                lane.leaving = lane.link.address not in addresses
+            here = {lane.link.address for lane in self._lanes}
+            self._lanes += [_Lane(Link(a, self._give_up_after), self._changed) for a in addresses if a not in here]
+            self._changed.notify_all()
 
     @property
     def in_flight(self) -> int:
@@ -137,42 +159,53 @@ class Writer:
     def write(self, segment: Segment) -> None:
         """Send a segment to a shard that has credit; waits while every shard's window is full.
 
-        Raises RunFault when no shard is left, a shard refused a segment, or nothing moved for ``write_timeout`` seconds.
+        Raises RunFault when no shard is left, a shard refused a segment, nothing moved for ``write_timeout`` seconds, or
+        the writer is closed meanwhile.
         """
-        message = pack_segment(segment)
+        self._put(pb.InsertRequest(segment=pack_segment(segment), origin=self.name), segment.items)
+
+    def transfer(self, segment: pb.Segment, origin: str) -> None:
+        """The same for one of ``origin``'s segments that comes from another shard or a dataset: it needs no credit."""
+        self._put(pb.InsertRequest(segment=segment, origin=origin, transferred=True), 0)
+
+    def _put(self, request: pb.InsertRequest, items: int) -> None:
         with self._changed:
             deadline, moved = time.monotonic() + self._write_timeout, self._acknowledged
-            while (lane := self._choose(segment.items)) is None:
-                self._check()
+            self._check()
+            while (lane := self._choose(items)) is None:
                 self._changed.wait(timeout=1.0)
                 if self._acknowledged != moved:
                     deadline, moved = time.monotonic() + self._write_timeout, self._acknowledged
                 if time.monotonic() >= deadline:
-                    raise RunFault(
-                        f"replay took no segment for {self._write_timeout:g} s: {self._state()}; "
-                        "the learner has not sampled enough to grant more inserts"
-                    )
-            lane.put(message)
+                    raise RunFault(f"replay took no segment for {self._write_timeout:g} s: {self._state()}")
+                self._check()
+            lane.put(request)
 
     def _choose(self, items: int) -> _Lane | None:
         """The next lane in turn with room in its window, preferring those with credit for ``items``."""
-        self._rescue()
+        self._tidy()
         count = len(self._lanes)
         turn = [self._lanes[(self._turn + i) % count] for i in range(count)]
         self._turn = (self._turn + 1) % count
-        free = [lane for lane in turn if not lane.link.gone and len(lane.queue) < WINDOW]
+        free = [lane for lane in turn if lane.open and len(lane.queue) < WINDOW]
         funded = [lane for lane in free if lane.credit_left is None or lane.credit_left >= items]
         idle = [lane for lane in free if not lane.queue]
         return next(iter(funded or idle), None)
 
-    def _rescue(self) -> None:
-        """Send what was in flight to a shard that is gone for good to the others."""
-        alive = [lane for lane in self._lanes if not lane.link.gone]
+    def _tidy(self) -> None:
+        """Send what was in flight to a shard that is gone for good to the others; end the lanes that have left."""
+        alive = [lane for lane in self._lanes if lane.open]
         for lane in self._lanes:
             while lane.link.gone and lane.queue and alive and lane.failure is None:
-                alive[0].put(lane.queue.popleft().segment)
+                alive[0].put(lane.queue.popleft())
+            if lane.leaving and not lane.queue:
+                lane.closed = True
+                lane.link.channel.close()
+        self._lanes = [lane for lane in self._lanes if not lane.closed]
 
     def _check(self) -> None:
+        if self._closed:
+            raise RunFault("the writer was closed while it waited for replay to take a segment")
         for lane in self._lanes:
             if lane.failure is not None:
                 raise lane.failure
@@ -181,7 +214,8 @@ class Writer:
 
     def _state(self) -> str:
         return ", ".join(
-            f"{lane.link.address}: {len(lane.queue)} in flight, credit {lane.credit_left}" for lane in self._lanes
+            f"{lane.link.address}: {len(lane.queue)} in flight, credit {lane.credit_left}, {lane.link.last_error}"
+            for lane in self._lanes
         )
 
     def flush(self, timeout: float) -> None:
@@ -189,7 +223,7 @@ class Writer:
         with self._changed:
             deadline = time.monotonic() + timeout
             while self.in_flight:
-                self._rescue()
+                self._tidy()
                 self._check()
                 self._changed.wait(timeout=0.1)
                 if time.monotonic() >= deadline and self.in_flight:
@@ -198,6 +232,7 @@ class Writer:
     def close(self) -> None:
         """Close the streams; what was not acknowledged is lost (call `flush` first)."""
         with self._changed:
+            self._closed = True
             for lane in self._lanes:
                 lane.closed = True
             self._changed.notify_all()

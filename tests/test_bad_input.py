@@ -45,6 +45,8 @@ CASES = {
     "batch above a request": (["train", "pong", "--learner.batch-size", "65537"], "at most 65536"),
     "min_size above capacity": (["train", "cartpole", "--replay.limiter.min-size", "60000"], "at most 50000"),
     "a capacity beyond memory": (["train", "cartpole", "--replay.capacity", "100000000000000"], "at most 100000000"),
+    "memory for nothing but rows": (["train", "cartpole", "--replay.capacity-bytes", "2000000"], "alone take 2050000"),
+    "memory below 0": (["train", "cartpole", "--replay.capacity-bytes", "-1"], "0 for no bound"),
     "an epsilon above 1": (["train", "cartpole", "--exploration.knots", "0", "1.5"], "from 0 to 1"),
     "no time to start in": (["train", "cartpole", "--ready-timeout", "0"], "ready_timeout"),
     "an empty run directory": (["train", "cartpole", "--run-dir", ""], "--run-dir is empty"),
@@ -76,6 +78,7 @@ CASES = {
     "a frame of objects": (["replay", "serve", "--dtype", "object"], "uint8 or float32"),
     "a frame of nothing we know": (["replay", "serve", "--dtype", "pixels"], "uint8 or float32"),
     "a shard of nothing": (["replay", "serve", "--capacity", "0"], "--capacity is 0"),
+    "a shard without memory": (["replay", "serve", "--capacity-bytes", "1000"], "--capacity-bytes is 1000"),
     "a frame without sides": (["replay", "serve", "--frame-shape", "0", "84"], "at least 1"),
 }
 
