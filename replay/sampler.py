@@ -24,6 +24,7 @@ from protos import replay_pb2 as pb
 from protos.codec import unpack_samples
 from replay.links import Link, all_gone
 from replay.rate_limiter import RateLimiter
+from replay.security import UNPROTECTED, Access
 from replay.weights import BetaConfig, importance_weights
 from rl.errors import RunFault
 from rl.types import Array, Float64, ObservationSpec, SampledBatch, Transition
@@ -85,7 +86,7 @@ class _Stream:
         while not self._closed and not self.link.gone:
             requests = self._requests
             try:
-                for reply in self.link.stub.Sample(iter(requests.get, None)):
+                for reply in self.link.stub.Sample(iter(requests.get, None), metadata=self.link.metadata):
                     self.link.answered()
                     self._settle(reply)
             except grpc.RpcError as error:
@@ -142,9 +143,10 @@ class Sampler:
         prefetch: int = 4,
         give_up_after: float = 60.0,
         seed: int = 0,
+        access: Access = UNPROTECTED,
     ) -> None:
         self._spec, self._limiter, self._beta, self._prefetch = spec, limiter, beta, prefetch
-        self._streams = [_Stream(i, Link(a, give_up_after)) for i, a in enumerate(addresses)]
+        self._streams = [_Stream(i, Link(a, give_up_after, access)) for i, a in enumerate(addresses)]
         self._plans: deque[_Plan] = deque()
         self._pause = POLL_FROM
         self._looked = 0.0
@@ -260,7 +262,7 @@ class Sampler:
                 self.lost_updates += int(own.sum())
                 continue
             request = pb.UpdatePrioritiesRequest(keys=batch.keys[own].tobytes(), td=td[own].tobytes())
-            future = link.stub.UpdatePriorities.future(request, timeout=5.0)
+            future = link.stub.UpdatePriorities.future(request, timeout=5.0, metadata=link.metadata)
             future.add_done_callback(functools.partial(self._updated, int(own.sum())))
 
     def _updated(self, items: int, future: Any) -> None:
