@@ -43,8 +43,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if getattr(self, f.name) <= 0:
-                raise BadInput(f"limits.{f.name} is {getattr(self, f.name)}: write a positive number")
+            if not 0 < getattr(self, f.name) < 2**31:
+                raise BadInput(f"limits.{f.name} is {getattr(self, f.name)}: write a positive number below {2**31}")
 
     def options(self) -> list[tuple[str, int]]:
         """The options of a gRPC server for those bounds that gRPC keeps itself."""
