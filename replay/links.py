@@ -10,7 +10,7 @@ from protos import replay_pb2_grpc as rpc
 from replay.guard import NO_STREAM
 from replay.security import UNPROTECTED, Access
 from replay.service import CHANNEL_OPTIONS, NO_CREDIT
-from rl.errors import RunFault
+from rl.errors import BadInput, RunFault
 
 RETRY_FROM, RETRY_TO = 0.1, 2.0  # seconds between attempts, doubling
 REFUSED = (
@@ -79,6 +79,8 @@ class Link:
 def open_channel(address: str, access: Access) -> grpc.Channel:
     """A channel to a shard, behind TLS when an authority is named. Raises BadInput when a file cannot be read."""
     authority, name = access.pem("authority"), access.security.name
+    if authority is None and (name or access.security.certificate):
+        raise BadInput("a client with security.certificate or security.name needs security.authority: write it as well")
     if authority is None:
         return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
     credentials = grpc.ssl_channel_credentials(authority, access.pem("key"), access.pem("certificate"))

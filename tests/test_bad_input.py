@@ -46,7 +46,10 @@ CASES = {
     "min_size above capacity": (["train", "cartpole", "--replay.limiter.min-size", "60000"], "at most 50000"),
     "a capacity beyond memory": (["train", "cartpole", "--replay.capacity", "100000000000000"], "at most 100000000"),
     "segments that no shard takes": (["train", "pong", "--actors.segment-items", "9994"], "write at most 9993"),
-    "a token file that is missing": (["train", "cartpole", "--replay.security.token-file", "NOWHERE"], "cannot be read"),
+    "a token file that is missing": (
+        ["train", "cartpole", "--replay.security.token-file", "NOWHERE"],
+        "cannot be read",
+    ),
     "certificates that nobody checks": (
         ["train", "pong", "--replay.security.certificate", "a.pem", "--replay.security.key", "a.key"],
         "go together",

@@ -185,6 +185,9 @@ def test_tls(serve, rng, pem, shard_tls):
     assert "Hostname Verification" in last_words(server, Access(misnamed, TOKEN), rng)
     assert "WRONG_VERSION_NUMBER" in last_words(serve(), Access(client, TOKEN), rng)  # a shard without TLS
     assert server.counts().inserted == 8
+    for half in (shard_tls, SecurityConfig(name="shard.qfleet")):  # never without TLS, unasked
+        with pytest.raises(BadInput, match="security.authority"):
+            Writer([server.address], access=Access(half))
 
 
 def test_mutual_tls(serve, rng, pem, shard_mutual):
