@@ -15,10 +15,12 @@ import yaml
 
 from actors.actor import ActorConfig
 from learner.learner import LearnerConfig, pick_device
+from protos.codec import MAX_STEPS
 from replay.rate_limiter import RateLimiter
+from replay.security import Access
 from replay.shard import MAX_BATCH, ReplayConfig
 from replay.weights import BetaConfig
-from rl.envs import EnvConfig, check_env, describe
+from rl.envs import ATARI_STACK, EnvConfig, check_env, describe
 from rl.errors import BadInput, nearest
 from rl.evaluation import EvaluationConfig
 from rl.exploration import ExplorationConfig
@@ -74,7 +76,17 @@ class TrainConfig:
                 f"learner.batch_size is {self.learner.batch_size}, above replay.capacity of {self.replay.capacity}: "
                 f"write at most {self.replay.capacity}"
             )
-        longest = self.max_segment_items
+        longest, most = self.max_segment_items, MAX_STEPS - (ATARI_STACK - 1)  # beside items, a segment has context
+        if longest > most:
+            raise BadInput(
+                f"actors.segment_items is {self.actors.segment_items}: write at most {most - self.returns.n_step + 1}, "
+                f"as a segment has up to {MAX_STEPS} steps"
+            )
+        if bool(self.replay.security.certificate) != bool(self.replay.security.authority):
+            raise BadInput(
+                "replay.security.certificate and replay.security.authority go together in a run: the shards show the one, "
+                "their clients check it by the other; write both"
+            )
         room = self.surely_stored(self.replay.shards)
         if self.replay.limiter.min_size > room:
             raise BadInput(
@@ -115,6 +127,7 @@ def _check_finite(config: Any, prefix: str) -> None:
 def check(config: TrainConfig) -> None:
     """Raise BadInput for what only the environment or the machine can tell; nothing is started."""
     pick_device(config.learner.device)
+    Access.of(config.replay.security)
     check_env(config.env)
     spec, _ = describe(config.env)
     check_network(config.network, spec)

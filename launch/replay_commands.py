@@ -6,6 +6,7 @@ import asyncio
 import signal
 
 from launch.flags import parse
+from replay.security import host_port, make_token_file
 from replay.serve import ServeConfig, serve
 from rl.errors import BadInput, nearest
 
@@ -28,11 +29,14 @@ def replay_command(args: list[str]) -> int:
 def serve_command(args: list[str]) -> int:
     config = parse(ServeConfig, args, prog="qfleet replay serve")
 
+    if make_token_file(config.security.token_file):
+        print(f"a new token is in {config.security.token_file}: give the file to the clients", flush=True)
+
     def ready(port: int) -> None:
         shape = "x".join(map(str, config.spec.shape))
         print(
-            f"replay shard on 127.0.0.1:{port}: up to {config.capacity:,} transitions of {config.spec.dtype} {shape}, "
-            f"{config.selector.kind}; Ctrl-C ends it",
+            f"replay shard on {host_port(config.host, port)}: up to {config.capacity:,} transitions of "
+            f"{config.spec.dtype} {shape}, {config.selector.kind}; Ctrl-C ends it",
             flush=True,
         )
 

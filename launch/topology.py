@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ from launch.ray_weights import WeightRegistry
 from launch.workers import ActorWorker, EvaluatorWorker, LearnerWorker, ShardWorker
 from learner.checkpoint import Checkpoint
 from learner.learner import learner_threads, pick_device
+from replay.security import Access, new_token
 from rl.errors import BadInput, RunFault
 
 JOIN_TIMEOUT = 10.0  # seconds that a Ray may take to answer at --address
@@ -149,10 +150,12 @@ def build(
     except ValueError as error:
         raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir of another name") from error
     host = config.replay.host if local else ""
+    access = Access.of(config.replay.security)
+    access = replace(access, token=access.token or new_token())  # goes to the parts as an argument, and nowhere else
     shards = [
         remote(ShardWorker)
         .options(name=f"shard-{i}", num_cpus=needs.shard_cpus, scheduling_strategy="SPREAD")
-        .remote(config, i, host, run)
+        .remote(config, i, host, run, access)
         for i in range(config.replay.shards)
     ]
     wanted = {f"shard-{i}": s.address.remote() for i, s in enumerate(shards)}
@@ -161,7 +164,7 @@ def build(
     learner = (
         remote(LearnerWorker)
         .options(name="learner", num_cpus=needs.learner_cpus, num_gpus=needs.learner_gpus)
-        .remote(config, addresses, resumed, run, threads)
+        .remote(config, addresses, resumed, run, threads, access)
     )
     device = _await_ready(
         {"learner": learner.start.remote()},
@@ -172,7 +175,7 @@ def build(
     actors = [
         remote(ActorWorker)
         .options(name=f"actor-{i}", num_cpus=needs.actor_cpus, max_restarts=-1, scheduling_strategy="SPREAD")
-        .remote(config, i, addresses, base_steps, run, nice)
+        .remote(config, i, addresses, base_steps, run, nice, access)
         for i in range(config.actors.count)
     ]
     evaluator = (

@@ -22,6 +22,7 @@ from launch.ray_weights import RayWeightSink, RayWeightSource
 from learner.checkpoint import Checkpoint
 from learner.learner import Learner
 from replay.sampler import Sampler
+from replay.security import Access
 from replay.service import ShardServer
 from replay.shard import Shard
 from replay.writer import Writer
@@ -75,19 +76,19 @@ def _registry() -> Any:
 class ShardWorker:
     """One replay shard and its gRPC server."""
 
-    def __init__(self, config: TrainConfig, index: int, host: str, run: str) -> None:
+    def __init__(self, config: TrainConfig, index: int, host: str, run: str, access: Access) -> None:
         torch.set_num_threads(1)
         spec, _ = describe(config.env)
         limited = config.replay.limiter.samples_per_insert > 0
         c = config.replay
         shard = Shard(c.shard_capacity, spec, c.selector, limited, config.seed * 1009 + index, c.shard_capacity_bytes)
-        self._host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        self._server = ShardServer(shard, self._host)
+        host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._server = ShardServer(shard, host, access=access)
         self._metrics = RayMetrics("shard", f"{run}/{index}")
 
     def address(self) -> str:
         """host:port that the shard listens on."""
-        return f"{self._host}:{self._server.port}"
+        return self._server.address
 
     def poll(self) -> dict[str, Any]:
         """The shard's counts."""
@@ -107,7 +108,14 @@ class ActorWorker:
     """One actor, acting from the moment it is made (a restarted one too)."""
 
     def __init__(
-        self, config: TrainConfig, index: int, shards: list[str], base_steps: int, run: str, nice: int
+        self,
+        config: TrainConfig,
+        index: int,
+        shards: list[str],
+        base_steps: int,
+        run: str,
+        nice: int,
+        access: Access,
     ) -> None:
         os.nice(nice)
         torch.set_num_threads(1)
@@ -121,7 +129,7 @@ class ActorWorker:
             config.learner.double,
             (_network(config), _network(config)),
             Exploration(config.exploration, index * count, count, config.fleet_environments),
-            Writer(shards, config.replay.give_up_after),
+            Writer(shards, config.replay.give_up_after, access=access),
             RayWeightSource(_registry()),
             config.seed,
             index,
@@ -150,7 +158,13 @@ class LearnerWorker:
     """The learner; idle until `start`."""
 
     def __init__(
-        self, config: TrainConfig, shards: list[str], resumed: Checkpoint | None, run: str, threads: int
+        self,
+        config: TrainConfig,
+        shards: list[str],
+        resumed: Checkpoint | None,
+        run: str,
+        threads: int,
+        access: Access,
     ) -> None:
         keep_freed_memory()
         spec, actions = describe(config.env)
@@ -164,6 +178,7 @@ class LearnerWorker:
             config.learner.prefetch,
             config.replay.give_up_after,
             seed=config.seed + (int(resumed.state["updates"]) if resumed else 0),
+            access=access,
         )
         self._metrics = RayMetrics("learner", run)
         self._learner = Learner(

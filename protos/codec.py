@@ -29,6 +29,7 @@ END_MARK = bytes(4)
 STORED = 2**31  # flag in a block's length: not compressed
 
 TERMINATED, TRUNCATED, LOST_LIFE = 1, 2, 4
+MAX_STEPS = 10_000  # of a segment; its items too
 
 STEP_ARRAYS = {"actions": "<i4", "rewards": "<f4", "flags": "u1", "versions": "<u4"}
 _ITEM_ARRAYS = {
@@ -168,12 +169,16 @@ def segment_arrays(message: pb.Segment, spec: ObservationSpec) -> dict[str, Arra
     steps, items = len(fields["actions"]), len(fields["item_step"])
     if steps == 0 or items == 0:
         raise InvalidMessage(f"a segment needs steps and items, this one has {steps} and {items}")
+    if max(steps, items) > MAX_STEPS:
+        raise InvalidMessage(f"a segment has at most {MAX_STEPS} steps and items, this one has {steps} and {items}")
     for name in STEP_ARRAYS:
         if len(fields[name]) != steps:
             raise InvalidMessage(f"{name} has {len(fields[name])} elements for {steps} steps")
     for name in _ITEM_ARRAYS:
         if len(fields[name]) != items:
             raise InvalidMessage(f"{name} has {len(fields[name])} elements for {items} items")
+    if (fields["flags"] > (TERMINATED | TRUNCATED | LOST_LIFE)).any() or (fields["actions"] < 0).any():
+        raise InvalidMessage("flags must be 0 to 7 and actions at least 0")
     _check_frames(fields["frame_sizes"], message.frames, steps, spec)
     _check_items(fields, steps, message.first_step, spec)
     return fields

@@ -113,7 +113,7 @@ class DrawStream:
         while self.alive:
             requests = self._requests
             try:
-                for reply in self.link.stub.Sample(iter(requests.get, None)):
+                for reply in self.link.stub.Sample(iter(requests.get, None), metadata=self.link.metadata):
                     self.link.answered()
                     self._settle(reply)
             except grpc.RpcError as error:

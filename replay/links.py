@@ -8,10 +8,24 @@ from typing import Any
 import grpc
 
 from protos import replay_pb2_grpc as rpc
+from replay.guard import NO_STREAM
+from replay.security import UNPROTECTED, Access
 from replay.service import CHANNEL_OPTIONS, NO_CREDIT
-from rl.errors import RunFault
+from rl.errors import BadInput, RunFault
 
 RETRY_FROM, RETRY_TO = 0.1, 2.0  # seconds between attempts, doubling
+REFUSED = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
+ALIVE = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED)  # it speaks, and wants the stream opened anew
+HUNG_UP = (
+    " (something listens there and hangs up: a shard that expects TLS or a client's certificate, or has too many "
+    "connections)"
+)
 
 
 class Link:
@@ -21,9 +35,10 @@ class Link:
     refused a request; it is final.
     """
 
-    def __init__(self, address: str, give_up_after: float) -> None:
-        self.address, self.give_up_after = address, give_up_after
-        self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(self, address: str, give_up_after: float, access: Access = UNPROTECTED) -> None:
+        self.address, self.give_up_after, self.access = address, give_up_after, access
+        self.channel = open_channel(address, access)
+        self.metadata = access.metadata  # goes with each call
         self.stub = rpc.ReplayStub(self.channel)
         self.gone = False
         self.last_error = "never reached"
@@ -43,30 +58,43 @@ class Link:
         """
         code, details = _status(error)
         waiting = code == grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(NO_CREDIT)
-        refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
-        if code in refused and not waiting:
+        full = code == grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(NO_STREAM)
+        if code in REFUSED and not (waiting or full):
             raise RunFault(f"replay shard {self.address} refused a request: {details}")
+        hint = HUNG_UP if "failed to connect" in details and "Socket closed" in details else ""
         now = time.monotonic()
-        if waiting or code == grpc.StatusCode.FAILED_PRECONDITION:
-            self.answered()  # it speaks, so it is alive
+        if waiting or code in ALIVE:
+            self.answered()
         elif self._silent_since is None:
             self._silent_since = now
         elif now - self._silent_since > self.give_up_after:
             self.gone = True
-        self.last_error = f"{code.name}: {details}"
+        self.last_error = f"{code.name}: {details}{hint}"
         pause, self._pause = self._pause, min(self._pause * 2, RETRY_TO)
         return pause
 
     def ask(self, method: str, request: Any, timeout: float) -> Any:
         """The reply of a unary method of the service. Raises RunFault when there is none within ``timeout`` seconds."""
         try:
-            return getattr(self.stub, method)(request, timeout=timeout)
+            return getattr(self.stub, method)(request, timeout=timeout, metadata=self.metadata)
         except grpc.RpcError as error:
             code, details = _status(error)
             raise RunFault(f"replay shard {self.address} did not answer {method}: {code.name}: {details}") from error
 
-    def __reduce__(self) -> tuple[type[Link], tuple[str, float]]:
-        return Link, (self.address, self.give_up_after)
+    def __reduce__(self) -> tuple[type[Link], tuple[str, float, Access]]:
+        return Link, (self.address, self.give_up_after, self.access)
+
+
+def open_channel(address: str, access: Access) -> grpc.Channel:
+    """A channel to a shard, behind TLS when an authority is named. Raises BadInput when a file cannot be read."""
+    authority, name = access.pem("authority"), access.security.name
+    if authority is None and (name or access.security.certificate):
+        raise BadInput("a client with security.certificate or security.name needs security.authority: write it as well")
+    if authority is None:
+        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(authority, access.pem("key"), access.pem("certificate"))
+    options = [*CHANNEL_OPTIONS, *([("grpc.ssl_target_name_override", name)] if name else [])]
+    return grpc.secure_channel(address, credentials, options=options)
 
 
 def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:

@@ -24,6 +24,7 @@ from protos.codec import InvalidMessage, unpack_samples
 from replay.draws import DrawStream, Part, Plan
 from replay.links import Link, all_gone
 from replay.rate_limiter import LimiterConfig, RateLimiter
+from replay.security import UNPROTECTED, Access
 from replay.weights import BetaConfig, importance_weights
 from rl.errors import BadInput, RunFault
 from rl.types import Array, Float64, ObservationSpec, SampledBatch, Transition
@@ -49,11 +50,12 @@ class Sampler:
         prefetch: int = 4,
         give_up_after: float = 60.0,
         seed: int = 0,
+        access: Access = UNPROTECTED,
     ) -> None:
         self._spec, self._limiter, self._beta, self._prefetch = spec, limiter, beta, prefetch
         batch_bytes = 2 * spec.stack * spec.frame_bytes * limiter.batch
         self._together = max(1, min(prefetch // 2, TOGETHER // batch_bytes))  # batches in a message
-        self._give_up_after = give_up_after
+        self._give_up_after, self._access = give_up_after, access
         self._streams: list[DrawStream] = []  # those that left keep their place, which batches name
         self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # for the consuming thread to make
         self._closed = threading.Event()
@@ -124,7 +126,7 @@ class Sampler:
                 stream.leave()
         for address in addresses:
             if address not in members:
-                self._streams.append(DrawStream(len(self._streams), Link(address, self._give_up_after)))
+                self._streams.append(DrawStream(len(self._streams), Link(address, self._give_up_after, self._access)))
 
     def _totals(self) -> Float64:
         reached = [s.counts.total_priority if s.reached and s.alive else 0.0 for s in self._streams]
@@ -241,7 +243,7 @@ class Sampler:
                 self.lost_updates += int(own.sum())
                 continue
             request = pb.UpdatePrioritiesRequest(keys=batch.keys[own].tobytes(), td=td[own].tobytes())
-            future = stream.link.stub.UpdatePriorities.future(request, timeout=5.0)
+            future = stream.link.stub.UpdatePriorities.future(request, timeout=5.0, metadata=stream.link.metadata)
             future.add_done_callback(functools.partial(self._updated, int(own.sum())))
 
     def _updated(self, items: int, future: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from replay.guard import Limits
+from replay.security import Access, SecurityConfig
 from replay.selectors import SelectorConfig
 from replay.service import INSERT_TIMEOUT, start_server
 from replay.shard import MAX_CAPACITY, Shard, check_capacity_bytes
@@ -19,8 +22,10 @@ from rl.types import ObservationSpec
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """One replay shard on 127.0.0.1, without Ray."""
+    """One replay shard, without Ray."""
 
+    host: str = "127.0.0.1"
+    """Address to listen on; one that other machines reach (0.0.0.0: all of this machine's) takes a token."""
     port: int = 50051
     """Port to listen on; 0: a free one."""
     capacity: int = 200_000
@@ -40,10 +45,16 @@ class ServeConfig:
     """Take items only against the insert credit that a sampler with a samples-per-insert ratio grants."""
     insert_timeout: float = INSERT_TIMEOUT
     """Seconds that a segment waits for credit before its stream is ended."""
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    """TLS and the token."""
+    limits: Limits = field(default_factory=Limits)
+    """What it bears with."""
     seed: int = 0
     """Seed of the draws."""
 
     def __post_init__(self) -> None:
+        if not self.host:
+            raise BadInput("--host is empty: write an address of this machine, or 0.0.0.0 for all of them")
         if not 0 <= self.port < 2**16:
             raise BadInput(f"--port is {self.port}: write 0 to 65535")
         if not 1 <= self.capacity <= MAX_CAPACITY:
@@ -53,6 +64,13 @@ class ServeConfig:
             raise BadInput("--frame-shape and --stack must be at least 1")
         if self.insert_timeout <= 0:
             raise BadInput(f"--insert-timeout is {self.insert_timeout}: write a positive number of seconds")
+        if self.insert_timeout >= self.limits.stream_idle:
+            raise BadInput(
+                f"--insert-timeout is {self.insert_timeout:g} s: write less than the {self.limits.stream_idle:g} s of "
+                "--limits.stream-idle, in which a segment that waits must not look like silence"
+            )
+        if self.security.authority and not self.security.mutual:
+            raise BadInput("--security.authority is for mutual TLS, on a shard: add --security.mutual, or leave it out")
         if not _numbers(self.dtype):
             raise BadInput(f"--dtype is {self.dtype!r}: write a numpy type of numbers, such as uint8 or float32")
 
@@ -68,22 +86,29 @@ def _numbers(dtype: str) -> bool:
         return False
 
 
-def _check_port(port: int) -> None:
+def _check_port(host: str, port: int) -> None:
     """Raise BadInput when nobody may listen there (gRPC would say so in a log line of its own)."""
-    with socket.socket() as probe:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise BadInput(f"--host {host}: {error.strerror}: write an address of this machine") from error
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind(address)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise BadInput(f"--host {host} is no address of this machine: write one, or 0.0.0.0") from error
             raise BadInput(f"port {port}: {error.strerror}: write another --port, or 0 for a free one") from error
 
 
 async def serve(config: ServeConfig, ready: Callable[[int], None]) -> signal.Signals:
-    """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port. Raises BadInput when it is taken."""
-    _check_port(config.port)
+    """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port. Raises BadInput."""
+    access = Access.of(config.security)
+    _check_port(config.host, config.port)
     shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed, config.capacity_bytes)
     ended: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
-    server, port = await start_server(shard, f"127.0.0.1:{config.port}", config.insert_timeout)
+    server, port = await start_server(shard, config.host, config.port, config.insert_timeout, access, config.limits)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _once, ended, number)
     ready(port)

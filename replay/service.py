@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -14,6 +14,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from protos.codec import InvalidMessage
+from replay.guard import Limits, StreamGuard, TokenCheck, add_port
+from replay.security import UNPROTECTED, Access, check_listening, host_port
 from replay.shard import OutOfOrder, Shard
 
 Context = Any  # grpc.aio.ServicerContext, which is untyped
@@ -27,6 +29,7 @@ CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # without it an unanswered ping is found out after a minute
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -38,6 +41,7 @@ SERVER_OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
+DEFAULT_LIMITS = Limits()
 
 
 class ReplayServicer(rpc.ReplayServicer):
@@ -133,15 +137,16 @@ async def _check_readable(request: Message | None, context: Context) -> None:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is not a message of this method")
 
 
-def _handlers(servicer: ReplayServicer) -> grpc.GenericRpcHandler:
-    """The methods of the service, as the generated code would add them but for the reader."""
+def _handlers(servicer: ReplayServicer, guard: StreamGuard) -> grpc.GenericRpcHandler:
+    """The methods of the service, as the generated code would add them but for the reader and the guarded streams."""
     methods = pb.DESCRIPTOR.services_by_name["Replay"].methods
     kinds = {True: grpc.stream_stream_rpc_method_handler, False: grpc.unary_unary_rpc_method_handler}
+    behaviour = {True: guard.bounded, False: lambda method: method}
     return grpc.method_handlers_generic_handler(
         SERVICE_NAME,
         {
             m.name: kinds[m.client_streaming](
-                getattr(servicer, m.name),
+                behaviour[m.client_streaming](getattr(servicer, m.name)),
                 request_deserializer=_reader(getattr(pb, m.input_type.name)),
                 response_serializer=getattr(pb, m.output_type.name).SerializeToString,
             )
@@ -151,14 +156,26 @@ def _handlers(servicer: ReplayServicer) -> grpc.GenericRpcHandler:
 
 
 async def start_server(
-    shard: Shard, address: str, insert_timeout: float = INSERT_TIMEOUT
+    shard: Shard,
+    host: str,
+    port: int,
+    insert_timeout: float = INSERT_TIMEOUT,
+    access: Access = UNPROTECTED,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[grpc.aio.Server, int]:
-    """Serve ``shard`` on ``host:port`` (port 0: a free one); returns the server and its port. Raises RuntimeError."""
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    server.add_generic_rpc_handlers((_handlers(ReplayServicer(shard, insert_timeout)),))
+    """Serve ``shard`` on ``host`` and ``port`` (0: a free one); returns the server and its port.
+
+    Raises BadInput where other machines could reach it without a token, RuntimeError where nobody may listen.
+    """
+    check_listening(host, access)
+    server = grpc.aio.server(
+        options=[*SERVER_OPTIONS, *limits.options()],
+        interceptors=[TokenCheck(access.token)] if access.token else [],
+    )
+    server.add_generic_rpc_handlers((_handlers(ReplayServicer(shard, insert_timeout), StreamGuard(limits)),))
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    port = server.add_insecure_port(address)
+    port = add_port(server, host_port(host, port), access)
     await server.start()
     for name in ("", SERVICE_NAME):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -168,25 +185,33 @@ async def start_server(
 class ShardServer:
     """A shard served from a thread of its own, for callers that are not asyncio (a Ray actor, a test)."""
 
-    def __init__(self, shard: Shard, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.shard = shard
+    def __init__(
+        self,
+        shard: Shard,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        access: Access = UNPROTECTED,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.shard, self._host = shard, host
         self._ready = threading.Event()
         self._failure: Exception | None = None
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._grace = 0.0
         self.port = 0
-        self._thread = threading.Thread(target=self._run, args=(f"{host}:{port}",), name="replay-shard", daemon=True)
+        serving = start_server(shard, host, port, access=access, limits=limits)
+        self._thread = threading.Thread(target=self._run, args=(serving,), name="replay-shard", daemon=True)
         self._thread.start()
         if not self._ready.wait(timeout=30.0):
             raise TimeoutError(f"the replay shard did not start listening on {host}:{port} within 30 s")
         if self._failure is not None:
             raise self._failure
 
-    def _run(self, address: str) -> None:
+    def _run(self, serving: Coroutine[Any, Any, tuple[grpc.aio.Server, int]]) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            server, self.port = self._loop.run_until_complete(start_server(self.shard, address))
+            server, self.port = self._loop.run_until_complete(serving)
         except Exception as error:
             self._failure = error
             self._ready.set()
@@ -194,6 +219,11 @@ class ShardServer:
         self._ready.set()
         self._loop.run_until_complete(self._stopping.wait())
         self._loop.run_until_complete(server.stop(self._grace))
+
+    @property
+    def address(self) -> str:
+        """host:port that the shard listens on."""
+        return host_port(self._host, self.port)
 
     def counts(self) -> pb.Counts:
         """The shard's counts, read on its own loop."""

@@ -17,6 +17,7 @@ from protos import replay_pb2 as pb
 from protos.codec import InvalidMessage, array, pack_samples
 from replay import selectors, storage
 from replay.rate_limiter import LimiterConfig
+from replay.security import SecurityConfig
 from replay.selectors import SelectorConfig, make_selector, stratified
 from replay.storage import Storage
 from rl.errors import BadInput
@@ -64,6 +65,8 @@ class ReplayConfig:
     """Address that shards listen on; on a cluster that is joined, each shard's own node address is used."""
     give_up_after: float = 60.0
     """Seconds that clients try to reach a silent shard before they count it as gone."""
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    """TLS and the token between the parts; without a token of its own a run makes one."""
 
     def __post_init__(self) -> None:
         if self.capacity < 1:
@@ -222,6 +225,8 @@ class Shard:
     def update_priorities(self, request: pb.UpdatePrioritiesRequest) -> int:
         """Set priorities of the items still stored; returns how many were not. Raises InvalidMessage."""
         keys, td = array(request, "keys", "<u8"), array(request, "td", "<f4")
+        if len(keys) > MAX_BATCH:
+            raise InvalidMessage(f"priorities of {len(keys)} items: at most {MAX_BATCH}")
         if len(keys) != len(td):
             raise InvalidMessage(f"{len(keys)} keys for {len(td)} TD errors")
         if not np.isfinite(td).all() or (td < 0).any():

@@ -19,6 +19,7 @@ import grpc
 from protos import replay_pb2 as pb
 from protos.codec import pack_segment
 from replay.links import Link, all_gone
+from replay.security import UNPROTECTED, Access
 from rl.errors import BadInput, RunFault
 from rl.types import Segment
 
@@ -72,7 +73,7 @@ class _Lane:
                 self._sent = 0
                 stream = self._stream
             try:
-                for reply in self.link.stub.Insert(self._outgoing(stream)):
+                for reply in self.link.stub.Insert(self._outgoing(stream), metadata=self.link.metadata):
                     self._acknowledge(reply)
             except grpc.RpcError as error:
                 self._failed(error)
@@ -103,7 +104,10 @@ class _Lane:
         with self._changed:
             self._stream += 1  # ends the old stream's sender
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self.closed, timeout=pause)
+            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.ABORTED:
+                self._changed.wait_for(lambda: self.closed or self.queue)  # it was silent for too long: until a segment
+            else:
+                self._changed.wait_for(lambda: self.closed, timeout=pause)
 
     def _renumber(self) -> None:
         """The shard was restarted and knows less of us than it acknowledged: go on as a new writer, from 1.
@@ -121,10 +125,17 @@ class _Lane:
 
 
 class Writer:
-    """`SegmentSink` over gRPC. Pickles as its addresses."""
+    """`SegmentSink` over gRPC. Pickles as its addresses and its access."""
 
-    def __init__(self, addresses: list[str], give_up_after: float = 60.0, write_timeout: float = 300.0) -> None:
+    def __init__(
+        self,
+        addresses: list[str],
+        give_up_after: float = 60.0,
+        write_timeout: float = 300.0,
+        access: Access = UNPROTECTED,
+    ) -> None:
         self.addresses, self._give_up_after, self._write_timeout = list(addresses), give_up_after, write_timeout
+        self._access = access
         self.name = uuid.uuid4().hex
         self._changed = threading.Condition()
         self._lanes: list[_Lane] = []
@@ -132,8 +143,8 @@ class Writer:
         self.set_shards(addresses)
         self._turn = hash(self.name) % len(addresses)  # so that many writers start at different shards
 
-    def __reduce__(self) -> tuple[type[Writer], tuple[list[str], float, float]]:
-        return Writer, (self.addresses, self._give_up_after, self._write_timeout)
+    def __reduce__(self) -> tuple[type[Writer], tuple[list[str], float, float, Access]]:
+        return Writer, (self.addresses, self._give_up_after, self._write_timeout, self._access)
 
     def set_shards(self, addresses: Sequence[str]) -> None:
         """Write to these shards from now on; from any thread. `flush` waits for what is in flight to the others."""
@@ -144,7 +155,9 @@ class Writer:
             for lane in self._lanes:
                 lane.leaving = lane.link.address not in addresses
             here = {lane.link.address for lane in self._lanes}
-            self._lanes += [_Lane(Link(a, self._give_up_after), self._changed) for a in addresses if a not in here]
+            self._lanes += [
+                _Lane(Link(a, self._give_up_after, self._access), self._changed) for a in addresses if a not in here
+            ]
             self._changed.notify_all()
 
     @property

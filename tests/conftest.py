@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the suite runs on small machines
 
@@ -52,3 +54,15 @@ def make_segment(rng, spec=SMALL, items=4, n=3, episode=1, first_step=0, priorit
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def pem(tmp_path_factory):
+    """A path by name, of what the commands in docs/replay.md make; ``stranger`` files are of an authority of their own."""
+    text = (Path(__file__).parent.parent / "docs" / "replay.md").read_text()
+    commands = text.split("```sh\n", 1)[1].split("```", 1)[0]
+    folder = tmp_path_factory.mktemp("pem")
+    (folder / "stranger").mkdir()
+    for place in (folder, folder / "stranger"):
+        subprocess.run(["bash", "-e"], input=commands, cwd=place, check=True, capture_output=True, text=True)
+    return lambda name: str(folder / name)

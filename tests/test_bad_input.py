@@ -47,6 +47,15 @@ CASES = {
     "a capacity beyond memory": (["train", "cartpole", "--replay.capacity", "100000000000000"], "at most 100000000"),
     "memory for nothing but rows": (["train", "cartpole", "--replay.capacity-bytes", "2000000"], "alone take 2050000"),
     "memory below 0": (["train", "cartpole", "--replay.capacity-bytes", "-1"], "0 for no bound"),
+    "segments that no shard takes": (["train", "pong", "--actors.segment-items", "9994"], "write at most 9993"),
+    "a token file that is missing": (
+        ["train", "cartpole", "--replay.security.token-file", "NOWHERE"],
+        "cannot be read",
+    ),
+    "certificates that nobody checks": (
+        ["train", "pong", "--replay.security.certificate", "a.pem", "--replay.security.key", "a.key"],
+        "go together",
+    ),
     "an epsilon above 1": (["train", "cartpole", "--exploration.knots", "0", "1.5"], "from 0 to 1"),
     "no time to start in": (["train", "cartpole", "--ready-timeout", "0"], "ready_timeout"),
     "an empty run directory": (["train", "cartpole", "--run-dir", ""], "--run-dir is empty"),

@@ -143,6 +143,8 @@ BROKEN = {
     "negative priority": (set_array("priority", "<f4", 0, -1), "at least 0"),
     "infinite priority": (set_array("priority", "<f4", 0, np.inf), "finite"),
     "discount above 1": (set_array("discount_t", "<f4", 0, 1.5), "within"),
+    "flags of nothing": (set_array("flags", "u1", 0, 8), "0 to 7"),
+    "a negative action": (set_array("actions", "<i4", 0, -1), "actions at least 0"),
     "no context": (lambda m: setattr(m, "first_step", 9), "context"),
 }
 

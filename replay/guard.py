@@ -1,0 +1,160 @@
+"""What a shard's server lets in: TLS, the token, and bounds on connections and streams. Each is looked at once a call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hmac
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import grpc
+
+from replay.security import Access
+from rl.errors import BadInput
+
+Context = Any  # grpc.aio.ServicerContext, which is untyped
+Stream = Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]
+
+NO_STREAM = "no stream is free"  # how the error of a stream too many begins
+OPEN_METHODS = {"/grpc.health.v1.Health/Check"}  # answered without a token, for probes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a shard bears with; beside it the sizes of messages, requests and segments are bounded."""
+
+    streams: int = 4_000
+    """Insert and Sample streams open at once."""
+    connections: int = 4_000
+    """Connections open at once; more are hung up on."""
+    connection_streams: int = 256
+    """Calls open at once on one connection; more wait in the client."""
+    stream_idle: float = 600.0
+    """Seconds without a request after which a stream is ended; the clients open another when they need it."""
+    connection_idle: float = 300.0
+    """Seconds without a call after which a connection is closed."""
+    handshake: float = 10.0
+    """Seconds that a connection has for its TLS handshake and HTTP/2 settings."""
+    keepalive: float = 20.0
+    """Seconds between pings to a silent client; one that does not answer for as long is cut off."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not 0 < getattr(self, f.name) < 2**31:
+                raise BadInput(f"limits.{f.name} is {getattr(self, f.name)}: write a positive number below {2**31}")
+
+    def options(self) -> list[tuple[str, int]]:
+        """The options of a gRPC server for those bounds that gRPC keeps itself."""
+        return [
+            ("grpc.max_concurrent_streams", self.connection_streams),
+            ("grpc.max_allowed_incoming_connections", self.connections),
+            ("grpc.max_connection_idle_ms", _milliseconds(self.connection_idle)),
+            ("grpc.server_handshake_timeout_ms", _milliseconds(self.handshake)),
+            ("grpc.keepalive_time_ms", _milliseconds(self.keepalive)),
+            ("grpc.keepalive_timeout_ms", _milliseconds(self.keepalive)),
+            ("grpc.http2.ping_timeout_ms", _milliseconds(self.keepalive)),  # without it: a minute
+        ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(max(1, round(seconds * 1000)), 2**31 - 1)
+
+
+def add_port(server: grpc.aio.Server, address: str, access: Access) -> int:
+    """Listen on ``host:port``, behind TLS when there is a certificate; returns the port. Raises RuntimeError, BadInput."""
+    certificate, key = access.pem("certificate"), access.pem("key")
+    if certificate is None or key is None:
+        return int(server.add_insecure_port(address))
+    mutual = access.security.mutual
+    credentials = grpc.ssl_server_credentials(
+        [(key, certificate)], access.pem("authority") if mutual else None, require_client_auth=mutual
+    )
+    return int(server.add_secure_port(address, credentials))
+
+
+class TokenCheck(grpc.aio.ServerInterceptor):
+    """Answers every call that does not carry the token with UNAUTHENTICATED, before its first message is read."""
+
+    def __init__(self, token: str) -> None:
+        self._wanted = f"Bearer {token}".encode()
+        self._refusal = grpc.stream_stream_rpc_method_handler(_refuse)  # fits every kind of call
+
+    async def intercept_service(self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails) -> Any:
+        given = dict(details.invocation_metadata).get("authorization", "")
+        given = given if isinstance(given, bytes) else given.encode("utf-8", "surrogateescape")
+        if hmac.compare_digest(given, self._wanted) or details.method in OPEN_METHODS:
+            return await continuation(details)
+        return self._refusal
+
+
+async def _refuse(requests: AsyncIterator[Any], context: Context) -> None:
+    await context.abort(
+        grpc.StatusCode.UNAUTHENTICATED, "the call does not carry this shard's token as 'authorization: Bearer TOKEN'"
+    )
+
+
+class StreamGuard:
+    """Bounds the streams of a server in number and in silence."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.open = 0
+
+    def bounded(self, method: Stream) -> Stream:
+        """The streaming method, counted and watched. RESOURCE_EXHAUSTED when too many are open, ABORTED after silence."""
+
+        @functools.wraps(method)
+        async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            if self.open >= self._limits.streams:
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"{NO_STREAM}: {self.open} are open on this shard"
+                )
+            watch = _Watch(context, self._limits.stream_idle)
+            self.open += 1
+            context.add_done_callback(functools.partial(self._ended, watch))
+            async for reply in method(watch.listen(requests), context):
+                yield reply
+
+        return stream
+
+    def _ended(self, watch: _Watch, context: Context) -> None:
+        self.open -= 1
+        watch.stop()
+
+
+class _Watch:
+    """Ends a call that has sent nothing for too long; costs a look at the clock a message."""
+
+    def __init__(self, context: Context, patience: float) -> None:
+        self._context, self._patience = context, patience
+        self._loop = asyncio.get_running_loop()
+        self._heard = self._loop.time()
+        self._timer = self._loop.call_later(patience, self._look)
+        self._ending: asyncio.Task[None] | None = None
+
+    async def listen(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The requests as they come."""
+        async for request in requests:
+            self._heard = self._loop.time()
+            yield request
+
+    def _look(self) -> None:
+        left = self._heard + self._patience - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self._ending = self._loop.create_task(self._end())
+
+    async def _end(self) -> None:
+        with contextlib.suppress(grpc.aio.BaseError):  # raised where an abort is called, or the call has ended already
+            await self._context.abort(
+                grpc.StatusCode.ABORTED,
+                f"the stream sent nothing for {self._patience:g} s: open another when it is needed",
+            )
+
+    def stop(self) -> None:
+        """Forget the call."""
+        self._timer.cancel()

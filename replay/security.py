@@ -1,0 +1,171 @@
+"""Who may talk to a shard and who can listen in: files for TLS, and a bearer token.
+
+Plain data, without gRPC: `guard.py` makes the shard's side of it, `links.py` the clients'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import re
+import secrets
+import ssl
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rl.errors import BadInput
+
+TOKEN_VARIABLE = "QFLEET_TOKEN"
+TOKEN_SHAPE = re.compile(r"[\x21-\x7e]{16,512}")  # what a header carries as it is
+
+
+@dataclass(frozen=True)
+class SecurityConfig:
+    """TLS and the token of the replay service. Each machine with a part of it has the files at these paths."""
+
+    certificate: str = ""
+    """PEM file with this side's certificate: a shard's turns TLS on, a client's is for mutual TLS."""
+    key: str = ""
+    """PEM file with the certificate's private key, without a password."""
+    authority: str = ""
+    """PEM file with the certificates of who signed the other side's; a client with one speaks TLS."""
+    mutual: bool = False
+    """Shards turn away clients without a certificate that the authority signed."""
+    name: str = ""
+    """Name in the shards' certificate, where it is not the address that clients connect to."""
+    token_file: str = ""
+    """File with the token that clients show and shards ask for; empty: what QFLEET_TOKEN holds, if anything."""
+    require_token: bool = True
+    """A shard without a token listens on loopback alone."""
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            given, missing = ("certificate", "key") if self.certificate else ("key", "certificate")
+            raise BadInput(f"security.{given} is given without security.{missing}: write both")
+        if self.mutual and not (self.certificate and self.authority):
+            raise BadInput("security.mutual needs security.certificate, security.key and security.authority")
+
+
+@dataclass(frozen=True)
+class Access:
+    """What both ends of a connection are made with: plain data that pickles; its repr hides the token."""
+
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    token: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, security: SecurityConfig) -> Access:
+        """The access that the files and QFLEET_TOKEN give. Raises BadInput when a file is not what it should be."""
+        _check_certificates(security)
+        return cls(security, _read_token(security.token_file))
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What a client sends along with each call."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    def pem(self, which: str) -> bytes | None:
+        """Content of the file ``security.<which>``, or None when none is named. Raises BadInput."""
+        path = getattr(self.security, which)
+        try:
+            return Path(path).read_bytes() if path else None
+        except OSError as error:
+            raise _unreadable(f"security.{which}", path, error) from error
+
+
+UNPROTECTED = Access()
+
+
+def new_token() -> str:
+    """256 random bits, in characters that a header carries."""
+    return secrets.token_urlsafe(32)
+
+
+def make_token_file(path: str) -> bool:
+    """Write a fresh token where there is no file yet, for the owner's eyes only; returns whether. Raises BadInput.
+
+    Several may do so at once: the file appears whole, and the first one's counts.
+    """
+    if not path or Path(path).exists():
+        return False
+    try:
+        handle, aside = tempfile.mkstemp(dir=Path(path).parent, prefix=f".{Path(path).name}.")  # mode 0600
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(new_token() + "\n")
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+                return True
+        finally:
+            os.unlink(aside)
+    except OSError as error:
+        raise BadInput(f"security.token-file {path} cannot be written: {error.strerror}") from error
+    return False
+
+
+def check_listening(host: str, access: Access) -> None:
+    """Raise BadInput when a shard on ``host`` could be reached from other machines and asks for no token."""
+    if access.security.require_token and not access.token and not is_loopback(host):
+        raise BadInput(
+            f"a shard on {host} can be reached by other machines and asks for no token: name a file with "
+            f"--security.token-file (it is made if it is missing), set {TOKEN_VARIABLE}, or write "
+            "--security.no-require-token"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``; a name other than localhost is taken for one that others reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def host_port(host: str, port: int) -> str:
+    """The address as gRPC and people write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _read_token(path: str) -> str:
+    """The token in the file, or in the environment, or none. Raises BadInput, which never quotes it."""
+    if not path:
+        token, where = os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE
+        if not token:
+            return ""
+    else:
+        where = f"security.token-file {path}"
+        try:
+            token = Path(path).read_text("ascii").strip()
+        except OSError as error:
+            raise _unreadable("security.token-file", path, error) from error
+        except UnicodeDecodeError:
+            token = ""
+    if not TOKEN_SHAPE.fullmatch(token):
+        raise BadInput(f"{where} holds no token: it needs one word of 16 to 512 printable ASCII characters")
+    return token
+
+
+def _check_certificates(security: SecurityConfig) -> None:
+    """Raise BadInput unless the files are PEM, readable, and certificate and key belong together."""
+    for which in ("certificate", "key", "authority"):
+        Access(security).pem(which)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if security.authority:
+        try:
+            context.load_verify_locations(security.authority)
+        except ssl.SSLError as error:
+            raise BadInput(f"security.authority {security.authority} holds no certificate in PEM form") from error
+    if security.certificate:
+        try:
+            context.load_cert_chain(security.certificate, security.key, password=lambda: "")
+        except ssl.SSLError as error:
+            raise BadInput(
+                f"security.certificate {security.certificate} and security.key {security.key} are not a certificate and "
+                f"its private key (without a password) in PEM form: {error.reason or error}"
+            ) from error
+
+
+def _unreadable(what: str, path: str, error: OSError) -> BadInput:
+    return BadInput(f"{what} {path} cannot be read: {error.strerror}")
