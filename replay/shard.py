@@ -50,7 +50,7 @@ class ReplayConfig:
     """Transitions in all shards together; the oldest go first."""
     capacity_bytes: int = 0
     """Bytes of memory for the content of all shards together: compressed frames, what is kept of each step and segment,
-    and the rows and priorities of `capacity` transitions; a shard's program itself takes some 100 MB more. 0: no bound."""
+    and the rows and priorities of `capacity` transitions; each process takes some 300 MB more. 0: no bound."""
     shards: int = 1
     """Processes that the replay is spread over."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
