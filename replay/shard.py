@@ -24,7 +24,7 @@ UNLIMITED = 2**62
 MAX_BATCH = 2**16  # items of a sample request
 MAX_WRITER = 200  # characters of a writer's name
 MAX_WRITERS = 10_000  # whose last sequence a shard remembers
-MAX_CAPACITY = 100_000_000  # transitions a shard: 5 GB of indices and priorities before the first frame
+MAX_CAPACITY = 100_000_000  # transitions a shard: 4 to 8 GB of rows and priorities before the first frame
 
 
 def fixed_bytes(capacity: int, selector: SelectorConfig) -> int:
