@@ -182,7 +182,8 @@ class Sampler:
         batch = self._limiter.batch
         while len(self._plans) < self._prefetch:
             inserted, sampled, stored = self._sums()
-            self._limiter.check_fills(inserted, stored)
+            if all(s.reached or s.link.gone for s in self._streams):
+                self._limiter.check_fills(inserted, stored)
             totals = self._totals()
             if totals.sum() <= 0 or not self._limiter.can_sample(inserted, sampled + self._in_hand, stored, batch):
                 return

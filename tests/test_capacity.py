@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import tracemalloc
 
 import numpy as np
@@ -155,6 +156,22 @@ def test_a_min_size_that_eviction_never_lets_be_reached_ends_the_sampler(shards,
     else:
         assert source.sample(5.0) is not None
     writer.close()
+    source.close()
+
+
+def test_a_sampler_that_comes_late_hears_all_shards_before_it_judges(shards, rng):
+    """Each shard has seen many more items than it holds, and one is slow to say what that is."""
+    both = shards(2, "--capacity", 50)
+    writer = Writer([s.address for s in both])
+    for _ in range(120):
+        writer.write(make_segment(rng))
+    writer.flush(10.0)
+    writer.close()
+    both[1].process.send_signal(signal.SIGSTOP)
+    source = sampler(both, LimiterConfig(samples_per_insert=0, min_size=90))
+    assert source.sample(1.2) is None
+    both[1].process.send_signal(signal.SIGCONT)
+    assert source.sample(10.0) is not None
     source.close()
 
 
