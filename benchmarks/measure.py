@@ -36,7 +36,7 @@ def shard_process(capacity: int, spec: ObservationSpec = PONG_SPEC, limited: boo
     """A replay shard in a process of its own; yields its address and process number."""
     command = [sys.executable, "-m", "benchmarks.shard_process", "--capacity", str(capacity), "--dtype", spec.dtype]
     command += ["--shape", *map(str, spec.frame_shape), "--stack", str(spec.stack)] + ["--limited"] * limited
-    command += ["--alpha", str(SelectorConfig().alpha)]
+    command += ["--alpha", str(SelectorConfig().exponent)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stdout is not None
     try:

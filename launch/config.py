@@ -164,6 +164,8 @@ def _build(cls: type, data: Any, where: str) -> Any:
 def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where)
+    if isinstance(hint, types.UnionType):  # T | None
+        return None if value is None else _value(typing.get_args(hint)[0], value, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and not isinstance(value, list):
         raise BadInput(f"{where} is {value!r}: expected a list")
@@ -176,6 +178,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and not isinstance(hint, types.UnionType) and type(value) is not hint:
+    if isinstance(hint, type) and type(value) is not hint:
         raise BadInput(f"{where} is {value!r}: expected {hint.__name__}")
     return value

@@ -97,7 +97,8 @@ class ReplayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePriorities(self, request, context):
-        """Sets the priorities of items to (|td| + eps)^alpha. Items evicted meanwhile are counted in `dropped`.
+        """Sets the priorities of items from |td|: to (|td| + eps)^alpha, or to rank^-alpha where the selector is "rank".
+        Items evicted meanwhile are counted in `dropped`.
         Deadline: the caller's; 5 s is customary. All or nothing on invalid values.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -142,7 +142,8 @@ class Sampler:
             if room < most or totals.sum() <= 0:
                 return
             inserted, sampled, stored = self._sums()
-            self._limiter.check_fills(inserted, stored)
+            if all(s.reached or not s.alive for s in self._streams):
+                self._limiter.check_fills(inserted, stored)
             allowed = 0
             while allowed < most and self._limiter.can_sample(inserted, sampled + asked + allowed * size, stored, size):
                 allowed += 1

@@ -32,7 +32,7 @@ class ServeConfig:
     """Transitions; the oldest go first."""
     capacity_bytes: int = 0
     """Bytes of memory for the content: compressed frames, what is kept of each step and segment, and the rows and
-    priorities of `capacity` transitions; the program itself takes some 100 MB more. 0: no bound."""
+    priorities of `capacity` transitions; the process itself takes some 300 MB more. 0: no bound."""
     frame_shape: tuple[int, ...] = (84, 84)
     """Shape of one frame."""
     dtype: str = "uint8"

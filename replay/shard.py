@@ -28,7 +28,7 @@ MAX_BATCH = 2**16  # items of a sample request
 DRAIN_BYTES = 2**23  # of segments handed over in one reply
 MAX_WRITER = 200  # characters of a writer's name
 MAX_WRITERS = 10_000  # whose last sequence a shard remembers
-MAX_CAPACITY = 100_000_000  # transitions a shard: 5 GB of indices and priorities before the first frame
+MAX_CAPACITY = 100_000_000  # transitions a shard: 4 to 8 GB of rows and priorities before the first frame
 
 
 def fixed_bytes(capacity: int, selector: SelectorConfig) -> int:
@@ -54,7 +54,7 @@ class ReplayConfig:
     """Transitions in all shards together; the oldest go first."""
     capacity_bytes: int = 0
     """Bytes of memory for the content of all shards together: compressed frames, what is kept of each step and segment,
-    and the rows and priorities of `capacity` transitions; a shard's program itself takes some 100 MB more. 0: no bound."""
+    and the rows and priorities of `capacity` transitions; each process takes some 300 MB more. 0: no bound."""
     shards: int = 1
     """Processes that the replay is spread over."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)

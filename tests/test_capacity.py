@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import tracemalloc
 
 import numpy as np
@@ -69,13 +70,13 @@ def test_a_segment_above_the_bound_is_refused_and_leaves_no_trace(rng):
 
 
 def allocated(build):
-    """What ``build`` makes, and the bytes that are allocated for it."""
+    """What ``build`` makes, the bytes that are allocated for it, and the most that were meanwhile."""
     gc.collect()
     tracemalloc.start()
     try:
         made = build()
         gc.collect()
-        return made, tracemalloc.get_traced_memory()[0]
+        return made, *tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
 
@@ -83,8 +84,15 @@ def allocated(build):
 @pytest.mark.parametrize("kind", SLOT_BYTES)
 def test_memory_of_rows_and_selector_is_what_is_counted(kind):
     config = SelectorConfig(kind=kind)
-    _, found = allocated(lambda: Shard(100_000, SMALL, config, limited=False))
-    assert found == pytest.approx(fixed_bytes(100_000, config), rel=0.06)
+
+    def fill():
+        shard = Shard(200_000, SMALL, config, limited=False)
+        for first in range(0, 200_000, 1000):
+            shard.selector.put(np.arange(first, first + 1000), np.ones(1000))
+        return shard
+
+    _, _, most = allocated(fill)
+    assert most == pytest.approx(fixed_bytes(200_000, config), rel=0.05)
 
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES, PIXELS])
@@ -100,7 +108,7 @@ def test_memory_of_segments_is_what_is_counted(spec, rng):
             shard.insert("w", sequence, message)
         return shard
 
-    shard, found = allocated(fill)
+    shard, found, _ = allocated(fill)
     assert 0.95 * found < shard.counts().resident_bytes < 1.2 * found
 
 
@@ -148,6 +156,22 @@ def test_a_min_size_that_eviction_never_lets_be_reached_ends_the_sampler(shards,
     else:
         assert source.sample(5.0) is not None
     writer.close()
+    source.close()
+
+
+def test_a_sampler_that_comes_late_hears_all_shards_before_it_judges(shards, rng):
+    """Each shard has seen many more items than it holds, and one is slow to say what that is."""
+    both = shards(2, "--capacity", 50)
+    writer = Writer([s.address for s in both])
+    for _ in range(120):
+        writer.write(make_segment(rng))
+    writer.flush(10.0)
+    writer.close()
+    both[1].process.send_signal(signal.SIGSTOP)
+    source = sampler(both, LimiterConfig(samples_per_insert=0, min_size=90))
+    assert source.sample(1.2) is None
+    both[1].process.send_signal(signal.SIGCONT)
+    assert source.sample(10.0) is not None
     source.close()
 
 
