@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import re
@@ -297,7 +298,10 @@ def test_clients_that_were_silent_go_on_without_loss_or_outage(serve, rng):
 
 def test_streams_are_bounded_and_come_free(serve, rng):
     server = serve(streams=2)
-    held = [stub_of(server).Insert(silent(), timeout=20.0) for _ in range(2)]
+    asked = [itertools.chain([pb.SampleRequest()], silent()) for _ in range(2)]
+    held = [stub_of(server).Sample(requests, timeout=20.0) for requests in asked]
+    for call in held:
+        next(call)  # it is open
     third = stub_of(server)
 
     def refused():
@@ -307,7 +311,7 @@ def test_streams_are_bounded_and_come_free(serve, rng):
             return error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and error.details().startswith(NO_STREAM)
         return False
 
-    wait_for(refused)
+    assert refused()
     inserted = server.counts().inserted
     assert NO_STREAM in last_words(server, UNPROTECTED, rng)
     assert third.Info(pb.InfoRequest(), timeout=5.0).counts.inserted == inserted  # what is no stream is answered
