@@ -139,11 +139,11 @@ class Sampler:
             asked = sum(plan.items for plan in self._plans)
             room = self._prefetch - self._undecoded - asked // size
             totals = self._totals()
-            if room < most or totals.sum() <= 0:
-                return
             inserted, sampled, stored = self._sums()
             if all(s.reached or not s.alive for s in self._streams):
                 self._limiter.check_fills(inserted, stored)
+            if room < most or totals.sum() <= 0:
+                return
             allowed = 0
             while allowed < most and self._limiter.can_sample(inserted, sampled + asked + allowed * size, stored, size):
                 allowed += 1

@@ -134,7 +134,7 @@ def test_a_forgotten_writer_goes_on_and_nothing_is_stored_twice(rng, monkeypatch
         assert server.counts().inserted == 3 * 4 * 4
         kept = list(shard.storage.segments())
         assert sorted(k.message.episode_id for k in kept) == sorted([0, 1, 2] * 4)
-        assert len({k.writer for k in kept}) == 12  # each had to take a new name each time
+        assert len({k.writer for k in kept}) == 4  # whatever name each had to take
     finally:
         for writer in writers:
             writer.close()
