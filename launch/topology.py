@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -136,14 +137,14 @@ class Topology:
 
 def build(
     config: TrainConfig,
-    run: str,
+    directory: Path,
     resumed: Checkpoint | None,
     base_steps: int,
     local: bool,
     stopping: Callable[[], bool],
 ) -> Topology:
     """Start every process and wait until all are ready. Raises RunFault naming what was not placed in time."""
-    needs = Needs.of(config)
+    needs, run = Needs.of(config), directory.name
     nice = config.actors.nice if local else 0
     try:
         registry = remote(WeightRegistry).options(name="registry", num_cpus=0, max_restarts=0).remote()
@@ -152,10 +153,11 @@ def build(
     host = config.replay.host if local else ""
     access = Access.of(config.replay.security)
     access = replace(access, token=access.token or new_token())  # goes to the parts as an argument, and nowhere else
+    again = -1 if config.replay.snapshot_minutes > 0 else 0  # an empty shard would be of no use
     shards = [
         remote(ShardWorker)
-        .options(name=f"shard-{i}", num_cpus=needs.shard_cpus, scheduling_strategy="SPREAD")
-        .remote(config, i, host, run, access)
+        .options(name=f"shard-{i}", num_cpus=needs.shard_cpus, max_restarts=again, scheduling_strategy="SPREAD")
+        .remote(config, i, host, run, access, directory / "replay" / f"shard-{i}")
         for i in range(config.replay.shards)
     ]
     wanted = {f"shard-{i}": s.address.remote() for i, s in enumerate(shards)}
@@ -210,4 +212,9 @@ def _await_ready(calls: dict[str, Any], asks: str, timeout: float, stopping: Cal
     try:
         return list(ray.get(refs))
     except ray.exceptions.RayActorError as error:
-        raise RunFault(f"{', '.join(calls)} could not start: {error}") from error
+        raise RunFault(f"{', '.join(calls)} could not start: {last_line(error)}") from error
+
+
+def last_line(error: Exception) -> str:
+    """Of an error that was raised in a worker: the error itself, behind the traceback."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
