@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from launch.metrics import RayMetrics
 from launch.ray_weights import RayWeightSink, RayWeightSource
 from learner.checkpoint import Checkpoint
 from learner.learner import Learner
+from replay.drain import drain
+from replay.links import Link
 from replay.sampler import Sampler
 from replay.security import Access
 from replay.service import ShardServer
@@ -36,6 +39,11 @@ from rl.exploration import Exploration
 from rl.memory import keep_freed_memory
 from rl.networks import QNetwork, make_network
 from rl.ports import Weights
+
+
+def last_line(error: Exception) -> str:
+    """Of an error that was raised in a worker: the error itself, behind the traceback."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
 
 
 class _Loop:
@@ -89,6 +97,7 @@ class ShardWorker:
         snapshots = Snapshots(directory, shard, c.snapshot_minutes) if c.snapshot_minutes > 0 else None
         restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._server = _serve(shard, host, access, snapshots, restarted)
+        self._access, self._directory = access, directory if snapshots else None
         self._news = str(snapshots.restored or "") if snapshots else ""  # for the driver
         if restarted:
             self._news = (
@@ -107,7 +116,23 @@ class ShardWorker:
         values = {name: int(getattr(counts, name)) for name in names}
         self._metrics.report(values)
         news, self._news = self._news, ""
-        return {"failure": None, "news": news, **values}
+        return {"failure": None, "news": news, "address": self.address(), **values}
+
+    def drain(self, addresses: list[str]) -> int:
+        """Move everything into the shards at ``addresses``; returns the items moved. Raises RunFault."""
+        writer = Writer(addresses, access=self._access)
+        link = Link(self.address(), 60.0, self._access)
+        try:
+            return drain(link, writer)
+        finally:
+            link.channel.close()
+            writer.close()
+
+    def leave(self) -> None:
+        """Stop listening for good; a shard that takes this one's place starts empty."""
+        self._server.stop(timeout=60.0)
+        if self._directory is not None:
+            shutil.rmtree(self._directory)
 
     def stop(self) -> bool:
         """Stop listening and write the last snapshot. Raises TimeoutError, RunFault."""
@@ -136,7 +161,6 @@ class ActorWorker:
         self,
         config: TrainConfig,
         index: int,
-        shards: list[str],
         base_steps: int,
         run: str,
         nice: int,
@@ -147,6 +171,8 @@ class ActorWorker:
         count = config.actors.environments
         seen = ray.get(_registry().status.remote(), timeout=30.0).get("agent_steps", 0)  # of the fleet, after a restart
         base_steps = max(base_steps, int(seen))
+        shards = ray.get(_registry().shards.remote(), timeout=30.0)
+        self._writer = Writer(shards, config.replay.give_up_after, access=access)
         self._actor = Actor(
             config.actors,
             config.env,
@@ -154,7 +180,7 @@ class ActorWorker:
             config.learner.double,
             (_network(config), _network(config)),
             Exploration(config.exploration, index * count, count, config.fleet_environments),
-            Writer(shards, config.replay.give_up_after, access=access),
+            self._writer,
             RayWeightSource(_registry()),
             config.seed,
             index,
@@ -173,6 +199,10 @@ class ActorWorker:
         stats = dict(self._actor.stats())
         self._metrics.report(stats)
         return {"failure": self._loop.failure, "episodes": self._actor.take_episodes(), **stats}
+
+    def set_shards(self, addresses: list[str]) -> None:
+        """Write to these shards; returns when nothing is in flight to the others. Raises TimeoutError."""
+        self._writer.set_shards(addresses, timeout=60.0)
 
     def stop(self) -> bool:
         """Stop acting."""
@@ -243,6 +273,10 @@ class LearnerWorker:
         updates = self._learner.updater.updates
         stats = {f"replay_{k}": v for k, v in self._sampler.stats().items()}
         return {"failure": self._loop.failure, **self._metrics.values, **stats, "updates": updates}
+
+    def set_shards(self, addresses: list[str]) -> None:
+        """Draw from these shards. Raises BadInput when the limiter's slack is too small for so many."""
+        self._sampler.set_shards(addresses)
 
     def checkpoint(self, extra: dict[str, Any]) -> Checkpoint:
         """A checkpoint taken between two updates. Raises TimeoutError."""
