@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from launch.config import TrainConfig, check, to_yaml
+from launch.offline import fit
 from launch.run import Run
 from launch.run_dir import CONFIG, SUMMARY, RunDir
 from launch.serial import run_serial
@@ -37,10 +38,14 @@ def train(
 ) -> dict[str, Any]:
     """Train and return the summary (the content of summary.json); `interrupted_by` in it is a signal's number or None.
 
-    With ``resume``, ``config`` gives the limits (max_steps, max_minutes) and everything else must be as the run was
-    started. Raises BadInput before anything starts, RunFault for a fault at run time.
+    With ``resume``, ``config`` gives the limits (max_steps, max_updates, max_minutes) and everything else must be as the run
+    was started. Raises BadInput before anything starts, RunFault for a fault at run time.
     """
     check(config)
+    if config.offline:
+        config = fit(config)
+        if address is not None:
+            raise BadInput("--offline trains in this process: leave --address out")
     if address is not None:
         resolve(address)
     resumed: Checkpoint | None = None
@@ -61,7 +66,7 @@ def train(
     signals = _Signals(run)
     signals.catch()
     try:
-        if serial:
+        if serial or config.offline:
             run_serial(run)
         else:
             run_distributed(run, address, on_ready=signals.catch)

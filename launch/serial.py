@@ -1,4 +1,7 @@
-"""Serial mode: every part in one process, in a fixed order; same seed, same numbers. No Ray, no socket."""
+"""Serial mode: every part in one process, in a fixed order; same seed, same numbers. No Ray, no socket.
+
+An offline run is a serial run without actors, whose replay is filled from a dataset first.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from actors.evaluator import Evaluator
 from launch.config import TrainConfig
 from launch.judge import Candidate, Kind
 from launch.metrics import LatestMetrics
+from launch.offline import fill, offline_spec
 from launch.run import Run
 from learner.learner import Learner
 from replay.local import LocalReplay
@@ -47,6 +51,8 @@ class SerialParts:
 
     def __init__(self, config: TrainConfig, base_steps: int = 0) -> None:
         spec, actions = describe(config.env)
+        if config.offline:
+            spec = offline_spec(config)
         shard = Shard(config.replay.capacity, spec, config.replay.selector, limited=False, seed=config.seed)
         self.replay = LocalReplay(shard, config.limiter(), config.beta)
         self.weights, self.metrics = LocalWeights(), LatestMetrics()
@@ -71,7 +77,7 @@ class SerialParts:
                 i,
                 base_steps,
             )
-            for i in range(config.actors.count)
+            for i in range(0 if config.offline else config.actors.count)
         ]
         self.evaluator = Evaluator(
             config.evaluation,
@@ -86,8 +92,10 @@ def run_serial(run: Run) -> None:
     """Train until the run is finished: act while replay has room, update while the limiter allows."""
     config = run.config
     torch.set_num_threads(config.learner.threads or torch.get_num_threads())
-    parts = SerialParts(config, run.tally.base_steps)
+    parts = SerialParts(config, run.tally.base_updates if config.offline else run.tally.base_steps)
     learner = parts.learner
+    if config.offline:
+        fill(run, parts.replay)
     if run.resumed is not None:
         learner.set_checkpoint(run.resumed)
     learner.publisher.publish()

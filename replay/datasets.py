@@ -44,7 +44,9 @@ def dataset_path(name: str) -> tuple[Path, str]:
     is_path = name.startswith(("/", "./", "../", "~"))
     identity = Path(name).name if is_path else name
     if not ID.fullmatch(identity):
-        raise BadInput(f"dataset {name!r}: its name must end in its version, as in pong-v0, qfleet/pong-v0 or ./pong-v0")
+        raise BadInput(
+            f"dataset {name!r}: its name must end in its version, as in pong-v0, qfleet/pong-v0 or ./pong-v0"
+        )
     if is_path:
         return Path(name).expanduser(), identity
     root = os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets"
