@@ -6,6 +6,7 @@ import time
 
 import grpc
 
+from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from replay.service import CHANNEL_OPTIONS, NO_CREDIT
 from rl.errors import RunFault
@@ -58,6 +59,19 @@ class Link:
 
     def __reduce__(self) -> tuple[type[Link], tuple[str, float]]:
         return Link, (self.address, self.give_up_after)
+
+
+def ask_for_snapshot(address: str, timeout: float) -> pb.SnapshotReply:
+    """Have the shard at ``address`` write a snapshot. Raises RunFault with the reason, or after ``timeout`` seconds."""
+    link = Link(address, timeout)
+    try:
+        reply: pb.SnapshotReply = link.stub.Snapshot(pb.SnapshotRequest(), timeout=timeout)
+        return reply
+    except grpc.RpcError as error:
+        reason = error.details() if isinstance(error, grpc.Call) else error
+        raise RunFault(f"replay shard {address} wrote no snapshot: {reason}") from error
+    finally:
+        link.channel.close()
 
 
 def all_gone(links: list[Link]) -> RunFault:

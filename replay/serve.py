@@ -7,12 +7,14 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from replay.selectors import SelectorConfig
 from replay.service import INSERT_TIMEOUT, start_server
 from replay.shard import MAX_CAPACITY, Shard
+from replay.snapshot import Restored, Snapshots
 from rl.errors import BadInput
 from rl.types import ObservationSpec
 
@@ -39,6 +41,10 @@ class ServeConfig:
     """Seconds that a segment waits for credit before its stream is ended."""
     seed: int = 0
     """Seed of the draws."""
+    snapshots: str | None = None
+    """Directory of this shard's own for snapshots: taken back at the start, written when asked and at an orderly end."""
+    snapshot_minutes: float = 0.0
+    """Minutes between snapshots; 0: none but those."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
@@ -49,6 +55,10 @@ class ServeConfig:
             raise BadInput("--frame-shape and --stack must be at least 1")
         if self.insert_timeout <= 0:
             raise BadInput(f"--insert-timeout is {self.insert_timeout}: write a positive number of seconds")
+        if self.snapshot_minutes < 0 or (self.snapshot_minutes and not self.snapshots):
+            raise BadInput(
+                f"--snapshot-minutes is {self.snapshot_minutes}: write 0 or more, and the directory with --snapshots"
+            )
         if not _numbers(self.dtype):
             raise BadInput(f"--dtype is {self.dtype!r}: write a numpy type of numbers, such as uint8 or float32")
 
@@ -74,19 +84,25 @@ def _check_port(port: int) -> None:
             raise BadInput(f"port {port}: {error.strerror}: write another --port, or 0 for a free one") from error
 
 
-async def serve(config: ServeConfig, ready: Callable[[int], None]) -> signal.Signals:
-    """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port. Raises BadInput when it is taken."""
+async def serve(config: ServeConfig, ready: Callable[[int, Restored | None], None]) -> signal.Signals:
+    """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port and what came back from a snapshot.
+
+    Raises BadInput when the port is taken or the snapshot is of no use, RunFault when the last one could not be written.
+    """
     _check_port(config.port)
     shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed)
+    snapshots = Snapshots(Path(config.snapshots), shard, config.snapshot_minutes) if config.snapshots else None
     ended: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
-    server, port = await start_server(shard, f"127.0.0.1:{config.port}", config.insert_timeout)
+    server, port = await start_server(shard, f"127.0.0.1:{config.port}", config.insert_timeout, snapshots)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _once, ended, number)
-    ready(port)
+    ready(port, snapshots.restored if snapshots else None)
     try:
         return await ended
     finally:
         await server.stop(grace=1.0)
+        if snapshots is not None:
+            await snapshots.finish()
 
 
 def _once(ended: asyncio.Future[signal.Signals], number: signal.Signals) -> None:

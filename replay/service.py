@@ -15,6 +15,8 @@ from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from protos.codec import InvalidMessage
 from replay.shard import OutOfOrder, Shard
+from replay.snapshot import Snapshots
+from rl.errors import RunFault
 
 Context = Any  # grpc.aio.ServicerContext, which is untyped
 
@@ -43,8 +45,10 @@ SERVER_OPTIONS = [
 class ReplayServicer(rpc.ReplayServicer):
     """The service of `replay.proto` over one shard."""
 
-    def __init__(self, shard: Shard, insert_timeout: float = INSERT_TIMEOUT) -> None:
-        self.shard = shard
+    def __init__(
+        self, shard: Shard, insert_timeout: float = INSERT_TIMEOUT, snapshots: Snapshots | None = None
+    ) -> None:
+        self.shard, self._snapshots = shard, snapshots
         self._insert_timeout = insert_timeout
         self._granted = asyncio.Event()  # set, and replaced, whenever new credit arrives
 
@@ -102,6 +106,20 @@ class ReplayServicer(rpc.ReplayServicer):
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoReply:
         return self.shard.info()
 
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotReply:
+        await _check_readable(request, context)
+        if self._snapshots is None:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, "this shard was started without a directory for snapshots"
+            )
+        assert self._snapshots is not None, "abort raises"
+        try:
+            written = await self._snapshots.write()
+        except RunFault as fault:
+            await context.abort(grpc.StatusCode.INTERNAL, str(fault))
+            raise AssertionError("unreachable: abort raises") from fault
+        return pb.SnapshotReply(items=written.items, bytes_written=written.bytes, seconds=written.seconds)
+
 
 def _reader(message: type[Message]) -> Callable[[bytes], Message | None]:
     """Bytes to a message, or to None: gRPC would answer bytes that are none with UNKNOWN and a traceback in its log."""
@@ -138,25 +156,32 @@ def _handlers(servicer: ReplayServicer) -> grpc.GenericRpcHandler:
 
 
 async def start_server(
-    shard: Shard, address: str, insert_timeout: float = INSERT_TIMEOUT
+    shard: Shard, address: str, insert_timeout: float = INSERT_TIMEOUT, snapshots: Snapshots | None = None
 ) -> tuple[grpc.aio.Server, int]:
-    """Serve ``shard`` on ``host:port`` (port 0: a free one); returns the server and its port. Raises RuntimeError."""
+    """Serve ``shard`` on ``host:port`` (port 0: a free one); returns the server and its port. Raises RuntimeError.
+
+    Whoever ends the server ends its ``snapshots`` with `finish`.
+    """
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    server.add_generic_rpc_handlers((_handlers(ReplayServicer(shard, insert_timeout)),))
+    server.add_generic_rpc_handlers((_handlers(ReplayServicer(shard, insert_timeout, snapshots)),))
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     port = server.add_insecure_port(address)
     await server.start()
     for name in ("", SERVICE_NAME):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    if snapshots is not None:
+        snapshots.start()
     return server, port
 
 
 class ShardServer:
     """A shard served from a thread of its own, for callers that are not asyncio (a Ray actor, a test)."""
 
-    def __init__(self, shard: Shard, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.shard = shard
+    def __init__(
+        self, shard: Shard, host: str = "127.0.0.1", port: int = 0, snapshots: Snapshots | None = None
+    ) -> None:
+        self.shard, self._snapshots = shard, snapshots
         self._ready = threading.Event()
         self._failure: Exception | None = None
         self._loop = asyncio.new_event_loop()
@@ -173,7 +198,9 @@ class ShardServer:
     def _run(self, address: str) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            server, self.port = self._loop.run_until_complete(start_server(self.shard, address))
+            server, self.port = self._loop.run_until_complete(
+                start_server(self.shard, address, snapshots=self._snapshots)
+            )
         except Exception as error:
             self._failure = error
             self._ready.set()
@@ -181,6 +208,11 @@ class ShardServer:
         self._ready.set()
         self._loop.run_until_complete(self._stopping.wait())
         self._loop.run_until_complete(server.stop(self._grace))
+        if self._snapshots is not None:
+            try:
+                self._loop.run_until_complete(self._snapshots.finish())
+            except RunFault as fault:
+                self._failure = fault
 
     def counts(self) -> pb.Counts:
         """The shard's counts, read on its own loop."""
@@ -190,10 +222,15 @@ class ShardServer:
 
         return asyncio.run_coroutine_threadsafe(read(), self._loop).result(timeout=10.0)
 
-    def stop(self, grace: float = 1.0) -> None:
-        """Stop listening; open streams are cut after ``grace`` seconds."""
+    def stop(self, grace: float = 1.0, timeout: float = 10.0) -> None:
+        """Stop listening and write the last snapshot; open streams are cut after ``grace`` seconds.
+
+        Raises TimeoutError after another ``timeout`` seconds, RunFault when the snapshot could not be written.
+        """
         self._grace = grace
         self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join(timeout=grace + 10.0)
+        self._thread.join(timeout=grace + timeout)
         if self._thread.is_alive():
-            raise TimeoutError(f"the replay shard on port {self.port} has not stopped within {grace + 10.0:g} s")
+            raise TimeoutError(f"the replay shard on port {self.port} has not stopped within {grace + timeout:g} s")
+        if self._failure is not None:
+            raise self._failure

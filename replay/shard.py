@@ -5,7 +5,9 @@ A plain object for one thread; `service.py` puts gRPC around it and `local.py` a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -13,14 +15,15 @@ from protos import replay_pb2 as pb
 from protos.codec import InvalidMessage, array, pack_samples
 from replay.rate_limiter import LimiterConfig
 from replay.selectors import SelectorConfig, make_selector, stratified
-from replay.storage import Storage
+from replay.storage import Kept, Storage
 from rl.errors import BadInput
-from rl.types import ObservationSpec
+from rl.types import Array, ObservationSpec
 
 UNLIMITED = 2**62
 MAX_BATCH = 2**16  # items of a sample request
 MAX_WRITER = 200  # characters of a writer's name
 MAX_CAPACITY = 100_000_000  # transitions a shard: 5 GB of indices and priorities before the first frame
+KEYS = 2**40  # keys of a generation
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Shard:
         self._last: dict[str, int] = {}  # last sequence stored of each writer
         self.inserted = self.sampled = self.dropped_updates = 0
         self.insert_credit = 0 if limited else UNLIMITED
+        self.generation = 0  # in the high bits of every key that leaves: a restored shard repeats none of those it lost
 
     @property
     def credit_left(self) -> int:
@@ -134,6 +138,7 @@ class Shard:
             return pb.SampleReply(counts=self.counts())
         slots, probability = self.selector.sample(stratified(counts, self._rng))
         columns, stacks = self.storage.gather(slots)
+        columns["keys"] += np.uint64(self.generation * KEYS)
         columns["probability"] = probability
         self.sampled += count
         return pack_samples(self.counts(), counts, columns, stacks, self.spec)
@@ -145,6 +150,7 @@ class Shard:
             raise InvalidMessage(f"{len(keys)} keys for {len(td)} TD errors")
         if not np.isfinite(td).all() or (td < 0).any():
             raise InvalidMessage("td must be finite and not negative")
+        keys = keys - np.uint64(self.generation * KEYS)  # those of an earlier one wrap around to where no key is
         live = self.storage.live(keys)
         if live.any():
             slots = (keys[live] % self.storage.capacity).astype(np.int64)
@@ -153,6 +159,40 @@ class Shard:
         dropped = int(len(keys) - live.sum())
         self.dropped_updates += dropped
         return dropped
+
+    def get_state(self) -> dict[str, Any]:
+        """What a snapshot holds beside segments and TD errors: the range of keys, the counts, the writers' window."""
+        return {
+            "first_key": self.storage.first_key,
+            "end_key": self.storage.next_key,
+            "inserted": self.inserted,
+            "sampled": self.sampled,
+            "dropped_updates": self.dropped_updates,
+            "writers": dict(self._last),
+        }
+
+    def set_state(self, state: dict[str, Any], segments: Iterable[Kept], td: Array) -> None:
+        """Inverse of `get_state` for a shard that is empty: its segments, known to be good, and their items' |TD error|.
+
+        Older ones than the capacity holds are evicted; insert credit is for the sampler to grant. Raises InvalidMessage.
+        """
+        storage, first = self.storage, state["first_key"]
+        storage.start_at(first)
+        for kept in segments:
+            if kept.first_key != storage.next_key:
+                raise InvalidMessage(
+                    f"the segment of item {kept.first_key} stands where {storage.next_key} is expected"
+                )
+            storage.insert(kept.writer, kept.message, storage.check(kept.message, known=True))
+        if (storage.next_key, len(td)) != (state["end_key"], state["end_key"] - first):
+            raise InvalidMessage(
+                f"items {first} to {storage.next_key} and {len(td)} TD errors, not up to {state['end_key']}"
+            )
+        slots = np.arange(storage.first_key, storage.next_key) % storage.capacity
+        storage.td[slots] = td[storage.first_key - first :]
+        self.selector.put(slots, storage.td[slots])
+        self.inserted, self.sampled = state["inserted"], state["sampled"]
+        self.dropped_updates, self._last = state["dropped_updates"], dict(state["writers"])
 
     def counts(self) -> pb.Counts:
         """The shard's totals."""
