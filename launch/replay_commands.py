@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from launch.dataset_commands import export_command, import_command
 from launch.flags import parse
 from replay.links import ask_for_snapshot
 from replay.serve import ServeConfig, serve
@@ -20,6 +21,10 @@ USAGE = """usage: qfleet replay COMMAND ...
   qfleet replay serve [flags]       one shard by itself, without Ray; docs/replay.md has its clients
   qfleet replay snapshot ADDRESS [ADDRESS ...]
                                     have shards write their content to their own directories, while they serve
+  qfleet replay export RUN --to DATASET
+                                    the episodes of a run's replay, or of a shard's snapshot, as a Minari dataset
+  qfleet replay import DATASET --to ADDRESS [ADDRESS ...]
+                                    a Minari dataset's transitions into running shards
 """
 
 
@@ -94,4 +99,9 @@ def snapshot_command(args: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"serve": serve_command, "snapshot": snapshot_command}
+COMMANDS = {
+    "serve": serve_command,
+    "snapshot": snapshot_command,
+    "export": export_command,
+    "import": import_command,
+}

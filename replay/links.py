@@ -9,7 +9,7 @@ import grpc
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from replay.service import CHANNEL_OPTIONS, NO_CREDIT
-from rl.errors import RunFault
+from rl.errors import BadInput, RunFault
 
 RETRY_FROM, RETRY_TO = 0.1, 2.0  # seconds between attempts, doubling
 
@@ -70,6 +70,19 @@ def ask_for_snapshot(address: str, timeout: float) -> pb.SnapshotReply:
     except grpc.RpcError as error:
         reason = error.details() if isinstance(error, grpc.Call) else error
         raise RunFault(f"replay shard {address} wrote no snapshot: {reason}") from error
+    finally:
+        link.channel.close()
+
+
+def ask_for_info(address: str, timeout: float = 10.0) -> pb.InfoReply:
+    """What the shard at ``address`` says of itself. Raises BadInput when none answers there within ``timeout`` seconds."""
+    link = Link(address, timeout)
+    try:
+        reply: pb.InfoReply = link.stub.Info(pb.InfoRequest(), timeout=timeout)
+        return reply
+    except grpc.RpcError as error:
+        reason = error.details() if isinstance(error, grpc.Call) else error
+        raise BadInput(f"no replay shard answers at {address}: {reason}; write host:port of one that runs") from error
     finally:
         link.channel.close()
 
