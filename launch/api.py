@@ -43,9 +43,11 @@ def train(
     """
     check(config)
     if config.offline:
-        config = fit(config)
+        config, serial = fit(config), True
         if address is not None:
             raise BadInput("--offline trains in this process: leave --address out")
+    if serial and config.replay.snapshot_minutes > 0:
+        raise BadInput("a run in one process takes no snapshots of its replay: write --replay.snapshot-minutes 0")
     if address is not None:
         resolve(address)
     resumed: Checkpoint | None = None
@@ -66,7 +68,7 @@ def train(
     signals = _Signals(run)
     signals.catch()
     try:
-        if serial or config.offline:
+        if serial:
             run_serial(run)
         else:
             run_distributed(run, address, on_ready=signals.catch)

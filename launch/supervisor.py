@@ -11,7 +11,7 @@ import ray
 from launch.config import TrainConfig
 from launch.judge import Candidate, Kind
 from launch.run import Run
-from launch.topology import Stopped, Topology, build, start_ray
+from launch.topology import Stopped, Topology, build, last_line, start_ray
 from rl.errors import RunFault
 
 POLL_PERIOD = 1.0  # seconds between polls
@@ -98,14 +98,14 @@ class _Evaluation:
 
 def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None]) -> None:
     """Train on Ray until the run is finished; leaves no process behind. Raises RunFault, BadInput."""
-    namespace = run.dir.path.resolve().name
+    directory = run.dir.path.resolve()
     try:
-        for warning in start_ray(run.config, address, namespace):
+        for warning in start_ray(run.config, address, directory.name):
             run.progress.note(f"warning: {warning}")
         on_ready()
         topology = build(
             run.config,
-            namespace,
+            directory,
             run.resumed,
             run.tally.base_steps,
             local=address is None,
@@ -163,6 +163,8 @@ def _drive(run: Run, topology: Topology) -> None:
 def _take(run: Run, name: str, answer: dict[str, Any], reported: set[str]) -> None:
     """One worker's answer into the totals; raises RunFault when the run cannot go on without it."""
     failure = answer.pop("failure")
+    if news := answer.pop("news", ""):
+        run.progress.note(f"replay {name} {news}")
     if failure is not None:
         dead_shards = sum(n.startswith("shard-") for n in {*reported, name})
         if name.startswith("shard-") and dead_shards < run.config.replay.shards:
@@ -197,8 +199,21 @@ def _finish(run: Run, topology: Topology) -> None:
         run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
     except (ray.exceptions.RayError, TimeoutError) as error:
         run.progress.note(f"warning: no last checkpoint: {_first_line(error)}")
+    if run.config.replay.snapshot_minutes > 0:
+        _stop_shards(run, topology.shards)
     for handle in (*topology.actors, *topology.shards, topology.evaluator, topology.learner, topology.registry):
         ray.kill(handle)
+
+
+def _stop_shards(run: Run, shards: list[Any]) -> None:
+    """Have every shard write its last snapshot."""
+    calls = [shard.stop.remote() for shard in shards]
+    ray.wait(calls, num_returns=len(calls), timeout=CALL_TIMEOUT)
+    for k, call in enumerate(calls):
+        try:
+            ray.get(call, timeout=0)
+        except (ray.exceptions.RayError, TimeoutError, RunFault) as error:
+            run.progress.note(f"warning: no last snapshot of replay shard-{k}: {last_line(error)}")
 
 
 def _ready(ref: Any) -> bool:

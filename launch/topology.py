@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -135,24 +136,25 @@ class Topology:
 
 def build(
     config: TrainConfig,
-    run: str,
+    directory: Path,
     resumed: Checkpoint | None,
     base_steps: int,
     local: bool,
     stopping: Callable[[], bool],
 ) -> Topology:
     """Start every process and wait until all are ready. Raises RunFault naming what was not placed in time."""
-    needs = Needs.of(config)
+    needs, run = Needs.of(config), directory.name
     nice = config.actors.nice if local else 0
     try:
         registry = remote(WeightRegistry).options(name="registry", num_cpus=0, max_restarts=0).remote()
     except ValueError as error:
         raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir of another name") from error
     host = config.replay.host if local else ""
+    again = -1 if config.replay.snapshot_minutes > 0 else 0  # an empty shard would be of no use
     shards = [
         remote(ShardWorker)
-        .options(name=f"shard-{i}", num_cpus=needs.shard_cpus, scheduling_strategy="SPREAD")
-        .remote(config, i, host, run)
+        .options(name=f"shard-{i}", num_cpus=needs.shard_cpus, max_restarts=again, scheduling_strategy="SPREAD")
+        .remote(config, i, host, run, directory / "replay" / f"shard-{i}")
         for i in range(config.replay.shards)
     ]
     wanted = {f"shard-{i}": s.address.remote() for i, s in enumerate(shards)}
@@ -207,4 +209,9 @@ def _await_ready(calls: dict[str, Any], asks: str, timeout: float, stopping: Cal
     try:
         return list(ray.get(refs))
     except ray.exceptions.RayActorError as error:
-        raise RunFault(f"{', '.join(calls)} could not start: {error}") from error
+        raise RunFault(f"{', '.join(calls)} could not start: {last_line(error)}") from error
+
+
+def last_line(error: Exception) -> str:
+    """Of an error that was raised in a worker: the error itself, behind the traceback."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))

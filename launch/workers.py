@@ -5,10 +5,12 @@ A loop that fails leaves its reason for `poll`; the driver polls every worker an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +26,7 @@ from learner.learner import Learner
 from replay.sampler import Sampler
 from replay.service import ShardServer
 from replay.shard import Shard
+from replay.snapshot import Snapshots
 from replay.writer import Writer
 from rl.envs import describe
 from rl.errors import RunFault
@@ -73,15 +76,23 @@ def _registry() -> Any:
 
 
 class ShardWorker:
-    """One replay shard and its gRPC server."""
+    """One replay shard and its gRPC server; ``directory`` is for its snapshots, where the run has any."""
 
-    def __init__(self, config: TrainConfig, index: int, host: str, run: str) -> None:
+    def __init__(self, config: TrainConfig, index: int, host: str, run: str, directory: Path) -> None:
         torch.set_num_threads(1)
         spec, _ = describe(config.env)
         limited = config.replay.limiter.samples_per_insert > 0
         shard = Shard(config.replay.shard_capacity, spec, config.replay.selector, limited, config.seed * 1009 + index)
         self._host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        self._server = ShardServer(shard, self._host)
+        minutes = config.replay.snapshot_minutes
+        snapshots = Snapshots(directory, shard, minutes) if minutes > 0 else None
+        restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        self._server = _serve(shard, self._host, snapshots, restarted)
+        self._news = str(snapshots.restored or "") if snapshots else ""  # for the driver
+        if restarted:
+            self._news = (
+                f"restarted at {self.address()}: {self._news or 'its content is lost, no snapshot was there yet'}"
+            )
         self._metrics = RayMetrics("shard", f"{run}/{index}")
 
     def address(self) -> str:
@@ -89,17 +100,32 @@ class ShardWorker:
         return f"{self._host}:{self._server.port}"
 
     def poll(self) -> dict[str, Any]:
-        """The shard's counts."""
+        """The shard's counts, and once what it has to say."""
         counts = self._server.counts()
         names = ("inserted", "sampled", "stored", "bytes", "dropped_updates")
         values = {name: int(getattr(counts, name)) for name in names}
         self._metrics.report(values)
-        return {"failure": None, **values}
+        news, self._news = self._news, ""
+        return {"failure": None, "news": news, **values}
 
     def stop(self) -> bool:
-        """Stop listening."""
-        self._server.stop()
+        """Stop listening and write the last snapshot. Raises TimeoutError, RunFault."""
+        self._server.stop(timeout=60.0)
         return True
+
+
+def _serve(shard: Shard, host: str, snapshots: Snapshots | None, restarted: bool) -> ShardServer:
+    """A server on the port that a restarted shard had, where clients look for it, or on a free one."""
+    if snapshots is None:
+        return ShardServer(shard, host)
+    file = snapshots.directory / "port"
+    server = None
+    if restarted and file.is_file():
+        with contextlib.suppress(RuntimeError):  # another process has taken it
+            server = ShardServer(shard, host, int(file.read_text()), snapshots)
+    server = server or ShardServer(shard, host, snapshots=snapshots)
+    file.write_text(str(server.port))
+    return server
 
 
 class ActorWorker:

@@ -42,6 +42,9 @@ class ReplayConfig:
     """Address that shards listen on; on a cluster that is joined, each shard's own node address is used."""
     give_up_after: float = 60.0
     """Seconds that clients try to reach a silent shard before they count it as gone."""
+    snapshot_minutes: float = 0.0
+    """Minutes between snapshots of each shard into the run's directory, from which a resumed run and a shard that was
+    killed take their content back; 0: none."""
 
     def __post_init__(self) -> None:
         if self.capacity < 1:
@@ -55,6 +58,8 @@ class ReplayConfig:
             raise BadInput(f"replay.shards is {self.shards}: write at least 1 shard")
         if self.give_up_after <= 0:
             raise BadInput(f"replay.give_up_after is {self.give_up_after}: write a positive number of seconds")
+        if self.snapshot_minutes < 0:
+            raise BadInput(f"replay.snapshot_minutes is {self.snapshot_minutes}: write 0 (no snapshots) or more")
         if self.limiter.min_size > self.capacity:
             raise BadInput(
                 f"replay.limiter.min_size is {self.limiter.min_size}, above replay.capacity of {self.capacity}: "
