@@ -126,6 +126,14 @@ def test_a_hole_that_its_neighbours_frames_cover_is_none():
     assert transitions(round_trip(stored(segments[:2] + segments[3:]), spec), 4) == transitions(segments, 4)
 
 
+def test_segments_that_only_touch_are_joined():
+    """With n = 1 and no stack they share one frame, and no step."""
+    segments = play(ObservationSpec((1,), "float32"), 10, "terminated", returns=replace(RETURNS, n_step=1))
+    assert len(segments) == 3
+    (run,) = episode_runs(stored(segments), ObservationSpec((1,), "float32"))
+    assert run.frames[:, 0].tolist() == list(range(11))
+
+
 def test_shards_writers_and_episodes_are_told_apart():
     """Two writers with the same episode's number, an episode over two shards, and short ones."""
     spec = ObservationSpec((1,), "float32", 4)
