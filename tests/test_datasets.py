@@ -7,6 +7,7 @@ import csv
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -355,6 +356,9 @@ def test_export_then_import_by_the_command_line(run, shards, capsys):
     dataset = Dataset("qfleet/cartpole-v0")
     assert (dataset.steps, dataset.episodes, dataset.actions) == (figures["steps"], figures["episodes"], 2)
     assert dataset.env == EnvConfig(id="CartPole-v1")
+    code = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code, {})
+    assert len(capsys.readouterr().out.splitlines()) >= dataset.steps / 43
     two = shards(2, "--shape", 4, "--dtype", "float32", "--capacity", 10_000)
     addresses = [s.address for s in two]
     assert cli.main(["replay", "import", "qfleet/cartpole-v0", "--to", *addresses, "--json"]) == 0
