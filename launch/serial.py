@@ -49,11 +49,11 @@ class LocalWeights:
 class SerialParts:
     """The components of a serial run."""
 
-    def __init__(self, config: TrainConfig, base_steps: int = 0) -> None:
+    def __init__(self, config: TrainConfig, base: int = 0) -> None:
         spec, actions = describe(config.env)
         if config.offline:
             spec = offline_spec(config)
-        shard = Shard(config.replay.capacity, spec, config.replay.selector, limited=False, seed=config.seed)
+        shard = Shard(config.replay.capacity, spec, config.replay.selector, limited=False, seed=config.seed + base)
         self.replay = LocalReplay(shard, config.limiter(), config.beta)
         self.weights, self.metrics = LocalWeights(), LatestMetrics()
         self.learner = Learner(
@@ -75,7 +75,7 @@ class SerialParts:
                 self.weights,
                 config.seed,
                 i,
-                base_steps,
+                base,
             )
             for i in range(0 if config.offline else config.actors.count)
         ]
@@ -84,7 +84,7 @@ class SerialParts:
             config.env,
             make_network(config.network, spec, actions, config.seed),
             config.seed,
-            base_steps,
+            base,
         )
 
 

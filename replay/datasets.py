@@ -73,7 +73,7 @@ class Dataset:
             raise _missing(name, path)
         try:
             self._data = minari.MinariDataset(path / "data")
-        except (ImportError, ValueError, KeyError, AssertionError, OSError, gym.error.Error) as error:
+        except (ImportError, ValueError, KeyError, TypeError, AssertionError, OSError, gym.error.Error) as error:
             raise BadInput(f"dataset {name} cannot be read: {' '.join(str(error).split())}") from error
         self.name = name
         observation, action = self._data.observation_space, self._data.action_space
@@ -91,9 +91,12 @@ class Dataset:
 
     @property
     def env(self) -> EnvConfig | None:
-        """The environment that the dataset names, if it names one."""
+        """The environment that the dataset names, if it names one. Raises BadInput when its settings are not ours."""
         if self._ours.get("env"):
-            return EnvConfig(**self._ours["env"])
+            try:
+                return EnvConfig(**self._ours["env"])
+            except TypeError as error:
+                raise BadInput(f"dataset {self.name} is of an environment with settings of another Qfleet: {error}") from error
         spec = self._data.env_spec
         return None if spec is None else EnvConfig(id=spec.id)
 
