@@ -27,7 +27,7 @@ from rl.errors import BadInput, nearest
 from rl.evaluation import evaluate
 from rl.recording import record
 
-BENCHES = ("pipeline", "replay", "actors")
+BENCHES = ("pipeline", "replay", "actors", "snapshot")
 
 
 @dataclass(frozen=True)

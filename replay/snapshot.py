@@ -97,13 +97,17 @@ class Snapshots:
                 log.warning("%s; the one before it is whole", fault)
 
     async def finish(self) -> Written:
-        """Write the last one and let the directory go. Raises RunFault."""
+        """Write the last one and `close`. Raises RunFault."""
         if self._clock is not None:
             self._clock.cancel()
         try:
             return await self.write()
         finally:
-            self._lock.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let the directory go, as it is."""
+        self._lock.close()
 
     async def write(self) -> Written:
         """Write a snapshot; whoever asks while one is being written shares the one after it. Raises RunFault."""

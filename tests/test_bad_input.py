@@ -75,6 +75,12 @@ CASES = {
     "a port that is none": (["replay", "serve", "--port", "70000"], "0 to 65535"),
     "a frame of objects": (["replay", "serve", "--dtype", "object"], "uint8 or float32"),
     "a frame of nothing we know": (["replay", "serve", "--dtype", "pixels"], "uint8 or float32"),
+    "snapshots without a directory": (["replay", "serve", "--snapshot-minutes", "1"], "--snapshots"),
+    "snapshots in /proc": (["replay", "serve", "--port", "0", "--snapshots", "/proc/self"], "/proc/self"),
+    "snapshots of nobody": (["replay", "snapshot"], "host:port"),
+    "a shard's address without a port": (["replay", "snapshot", "localhost"], "'localhost'"),
+    "a negative time between snapshots": (["train", "cartpole", "--replay.snapshot-minutes", "-1"], "snapshot_minutes"),
+    "snapshots of a serial run": (["train", "cartpole", "--serial", "--replay.snapshot-minutes", "1"], "--serial"),
     "a shard of nothing": (["replay", "serve", "--capacity", "0"], "--capacity is 0"),
     "a frame without sides": (["replay", "serve", "--frame-shape", "0", "84"], "at least 1"),
 }
