@@ -47,7 +47,7 @@ def train(
         if address is not None:
             raise BadInput("--offline trains in this process: leave --address out")
     if serial and config.replay.snapshot_minutes > 0:
-        raise BadInput("a run in one process takes no snapshots of its replay: write --replay.snapshot-minutes 0")
+        raise BadInput("--serial and --offline take no snapshots of their replay: write --replay.snapshot-minutes 0")
     if address is not None:
         resolve(address)
     resumed: Checkpoint | None = None

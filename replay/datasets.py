@@ -96,7 +96,9 @@ class Dataset:
             try:
                 return EnvConfig(**self._ours["env"])
             except TypeError as error:
-                raise BadInput(f"dataset {self.name} is of an environment with settings of another Qfleet: {error}") from error
+                raise BadInput(
+                    f"dataset {self.name}: its environment has settings of another Qfleet: {error}"
+                ) from error
         spec = self._data.env_spec
         return None if spec is None else EnvConfig(id=spec.id)
 
