@@ -78,10 +78,11 @@ class Snapshots:
         self._clock: asyncio.Task[None] | None = None
         self._lock = _locked(directory)
         try:
-            self._snapshot = self._take_back()
+            self._snapshot = self._take_back()  # the last one written
         except BaseException:
             self._lock.close()
             raise
+        self._number: int = self._snapshot["number"]
 
     def start(self) -> None:
         """Begin to write them in time."""
@@ -128,7 +129,8 @@ class Snapshots:
         state, now = self._shard.get_state(), time.time()
         first, end = state["first_key"], state["end_key"]
         td = self._shard.storage.errors(first, end)
-        number, written = self._snapshot["number"] + 1, 0
+        self._number += 1  # of one that failed too: its manifest may be in place
+        number, written = self._number, 0
         files = self._still_good(first, end)
         covered = max([first, *(_keys(name)[1] for name in files)])
         async for at, until, records in self._runs(covered, end):

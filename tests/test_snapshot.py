@@ -404,6 +404,29 @@ def test_a_full_disk_is_said_and_the_snapshot_before_stays(tmp_path, rng, monkey
     assert content(taken_back(tmp_path, new_shard())) == before
 
 
+def test_what_fails_after_its_manifest_is_in_place_is_not_written_over(tmp_path, rng, monkeypatch):
+    """The directory's last sync fails, so nobody is told of the snapshot, which is there; the next is killed half way."""
+    shard = new_shard()
+    fill(shard, rng, 3)
+
+    async def write():
+        with contextlib.closing(Snapshots(tmp_path, shard)) as snapshots:
+            for broken in ("_sync", "_manifest"):
+                with monkeypatch.context() as patch:
+                    calls = iter([True, False]) if broken == "_sync" else iter([False])
+                    patch.setattr(snapshot, broken, lambda _, calls=calls: next(calls) or fail())
+                    with pytest.raises(snapshot.RunFault):
+                        await snapshots.write()
+                shard.storage.td[:] = 7.0
+
+    def fail():
+        raise OSError(5, "Input/output error")
+
+    before = content(shard)
+    asyncio.run(write())
+    assert content(taken_back(tmp_path, new_shard())) == before
+
+
 def test_the_commands_write_in_time_at_the_end_and_when_asked(tmp_path, rng, capsys):
     def start():
         command = [sys.executable, "-m", "launch.cli", "replay", "serve", "--port", "0", "--frame-shape", "2"]
