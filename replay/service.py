@@ -86,12 +86,12 @@ class ReplayServicer(rpc.ReplayServicer):
     ) -> AsyncIterator[pb.SampleReply]:
         async for request in requests:
             await _check_readable(request, context)
-            if self.shard.grant(request):
-                self._wake_writers()
             try:
                 reply = self.shard.sample(*request.counts)
             except InvalidMessage as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            if self.shard.grant(request):  # not before: a refused request leaves no trace
+                self._wake_writers()
             yield reply
 
     def _wake_writers(self) -> None:

@@ -194,11 +194,11 @@ class Shard:
     def sample(self, *counts: int) -> pb.SampleReply:
         """One draw of each of ``counts`` items, end to end; a reply with the totals alone when there are none.
 
-        Raises InvalidMessage above MAX_BATCH in all.
+        Raises InvalidMessage above MAX_BATCH items or draws in all.
         """
         count = sum(counts)
-        if count > MAX_BATCH:
-            raise InvalidMessage(f"a request for {count} items: at most {MAX_BATCH}")
+        if max(count, len(counts)) > MAX_BATCH:
+            raise InvalidMessage(f"a request for {count} items in {len(counts)} draws: at most {MAX_BATCH} of either")
         if count == 0 or self.storage.size == 0:
             return pb.SampleReply(counts=self.counts())
         slots, probability = self.selector.sample(stratified(counts, self._rng))
