@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -32,11 +33,13 @@ def at_least_1(config: object, *names: str) -> None:
 
 
 @contextlib.contextmanager
-def shard_process(capacity: int, spec: ObservationSpec = PONG_SPEC, limited: bool = False) -> Iterator[tuple[str, int]]:
+def shard_process(
+    capacity: int, spec: ObservationSpec = PONG_SPEC, limited: bool = False, snapshots: Path | None = None
+) -> Iterator[tuple[str, int]]:
     """A replay shard in a process of its own; yields its address and process number."""
     command = [sys.executable, "-m", "benchmarks.shard_process", "--capacity", str(capacity), "--dtype", spec.dtype]
     command += ["--shape", *map(str, spec.frame_shape), "--stack", str(spec.stack)] + ["--limited"] * limited
-    command += ["--alpha", str(SelectorConfig().exponent)]
+    command += ["--alpha", str(SelectorConfig().exponent)] + (["--snapshots", str(snapshots)] if snapshots else [])
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stdout is not None
     try:

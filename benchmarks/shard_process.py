@@ -22,6 +22,8 @@ def main() -> None:
     parser.add_argument("--limited", action="store_true")
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--insert-timeout", type=float, default=60.0)
+    parser.add_argument("--snapshots")
+    parser.add_argument("--snapshot-minutes", type=float, default=0.0)
     a = parser.parse_args()
     selector = SelectorConfig(alpha=a.alpha, epsilon=1e-6)
     config = ServeConfig(
@@ -33,8 +35,10 @@ def main() -> None:
         selector=selector,
         limited=a.limited,
         insert_timeout=a.insert_timeout,
+        snapshots=a.snapshots,
+        snapshot_minutes=a.snapshot_minutes,
     )
-    asyncio.run(serve(config, lambda port: print(port, flush=True)))
+    asyncio.run(serve(config, lambda port, _: print(port, flush=True)))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ def train(
     started. Raises BadInput before anything starts, RunFault for a fault at run time.
     """
     check(config)
+    if serial and config.replay.snapshot_minutes > 0:
+        raise BadInput("--serial takes no snapshots of its replay: write --replay.snapshot-minutes 0")
     if address is not None:
         resolve(address)
     resumed: Checkpoint | None = None

@@ -16,6 +16,7 @@ USAGE = """usage: qfleet COMMAND ...
   qfleet train --resume RUN         go on where a run stopped
   qfleet eval RUN [flags]           play a run's policy: mean return of 30 episodes
   qfleet status RUN                 how a run stands
+  qfleet scale RUN --shards K       go on with more or fewer replay shards
   qfleet plot RUN [RUN ...]         learning curves as a picture
   qfleet replay serve [flags]       a replay shard by itself, without Ray
   qfleet bench NAME [flags]         measure: {benches}

@@ -9,24 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
 import tyro
 
 from launch.api import load_policy, train
 from launch.config import TrainConfig
 from launch.flags import parse
 from launch.presets import preset
-from launch.progress import plain_line
 from launch.replay_commands import replay_command
-from launch.run_dir import STATUS, SUMMARY, RunDir
-from launch.topology import join
+from launch.run_commands import say_summary, scale_command, status_command
+from launch.run_dir import RunDir
 from report.curves import plot_runs
 from rl.envs import atari_game, make_environments
 from rl.errors import BadInput, nearest
 from rl.evaluation import evaluate
 from rl.recording import record
 
-BENCHES = ("pipeline", "replay", "actors")
+BENCHES = ("pipeline", "replay", "actors", "snapshot")
 
 
 @dataclass(frozen=True)
@@ -66,18 +64,6 @@ class EvalCommand:
 
 
 @dataclass(frozen=True)
-class StatusCommand:
-    """How a run stands."""
-
-    run: tyro.conf.Positional[str]
-    """The run's directory, or its name in the cluster at --address."""
-    address: str = "auto"
-    """Ray to ask when RUN is a name."""
-    json: bool = False
-    """The last line of output is a JSON object with the figures."""
-
-
-@dataclass(frozen=True)
 class PlotCommand:
     """Draw the learning curves of runs."""
 
@@ -108,7 +94,7 @@ def train_command(args: list[str]) -> int:
         config, run_dir=command.run_dir, resume=command.resume, serial=command.serial, address=command.address
     )
     interrupted = summary.pop("interrupted_by")
-    _say_summary(summary)
+    say_summary(summary)
     if command.json:
         print(json.dumps(summary))
     return 128 + interrupted if interrupted else 0
@@ -121,15 +107,6 @@ def _value_of(args: list[str], flag: str) -> str | None:
         if arg == flag and i + 1 < len(args):
             return args[i + 1]
     return None
-
-
-def _say_summary(s: dict[str, Any]) -> None:
-    verdict = "solved" if s["solved"] else "not solved"
-    mean = "no evaluation" if s["mean_return"] is None else f"mean return {s['mean_return']:.2f}"
-    print(
-        f"{verdict}: {mean} after {s['agent_steps']:,} agent steps ({s['frames']:,} frames), {s['updates']:,} updates, "
-        f"{s['wall_seconds'] / 60:.1f} minutes of training; everything is in {s['run_dir']}"
-    )
 
 
 def eval_command(args: list[str]) -> int:
@@ -167,44 +144,6 @@ def eval_command(args: list[str]) -> int:
     return 0
 
 
-def status_command(args: list[str]) -> int:
-    c = parse(StatusCommand, args, prog="qfleet status")
-    if Path(c.run).is_dir():
-        run = RunDir.open(Path(c.run))
-        figures = run.read_json(STATUS) or {}
-        summary = run.read_json(SUMMARY)
-    else:
-        figures, summary = _status_in_cluster(c.run, c.address), None
-    _say_status(c.run, figures, summary)
-    if c.json:
-        print(json.dumps({**figures, **(summary or {})}))
-    return 0
-
-
-def _status_in_cluster(name: str, address: str) -> dict[str, Any]:
-
-    try:
-        join(address, name)
-    except BadInput as error:
-        raise BadInput(f"{name} is no directory here, and as a name in a cluster: {error}") from error
-    try:
-        registry = ray.get_actor("registry", namespace=name)
-    except ValueError:
-        raise BadInput(f"no run named {name!r} in the Ray at {address}, and no such directory") from None
-    return dict(ray.get(registry.status.remote(), timeout=10.0))
-
-
-def _say_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | None) -> None:
-
-    if summary is not None:
-        _say_summary(summary)
-    elif figures:
-        shown = {k: float("nan") if v is None else v for k, v in figures.items()}
-        print(plain_line(shown, f"{shown['last_return']:.1f}", float("nan")))
-    else:
-        print(f"{run}: started, nothing to report yet")
-
-
 def plot_command(args: list[str]) -> int:
 
     c = parse(PlotCommand, args, prog="qfleet plot")
@@ -235,6 +174,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "eval": eval_command,
     "status": status_command,
+    "scale": scale_command,
     "plot": plot_command,
     "replay": replay_command,
     "bench": bench_command,

@@ -27,6 +27,8 @@ class WeightRegistry:
         self._target: Any = None
         self._target_version = -1
         self._status: dict[str, Any] = {}
+        self._shards: list[str] = []
+        self._wished = 0
 
     def publish(
         self, version: int, updates: int, weights: Mapping[str, Array], target_version: int, target: Any
@@ -46,9 +48,22 @@ class WeightRegistry:
             refs.append(self._target)
         return self._meta, refs
 
-    def set_status(self, status: dict[str, Any]) -> None:
-        """Pin up what `qfleet status` shows."""
+    def set_status(self, status: dict[str, Any]) -> int:
+        """Pin up what `qfleet status` shows; returns the number of shards that `qfleet scale` wished for, or 0."""
         self._status = status
+        return self._wished
+
+    def wish(self, shards: int) -> None:
+        """Note a number of replay shards for the driver."""
+        self._wished = shards
+
+    def set_shards(self, addresses: list[str]) -> None:
+        """Pin up where the replay shards are."""
+        self._shards = addresses
+
+    def shards(self) -> list[str]:
+        """Where the replay shards are; an actor that starts asks."""
+        return self._shards
 
     def status(self) -> dict[str, Any]:
         """What is pinned up."""

@@ -6,13 +6,22 @@ import asyncio
 import signal
 
 from launch.flags import parse
+from launch.shard_commands import drain_command, info_command, limit_command, snapshot_command
 from replay.security import host_port, make_token_file
 from replay.serve import ServeConfig, serve
+from replay.snapshot import Restored
 from rl.errors import BadInput, nearest
 
 USAGE = """usage: qfleet replay COMMAND ...
 
   qfleet replay serve [flags]       one shard by itself, without Ray; docs/replay.md has its clients
+  qfleet replay info ADDRESS ...    what running shards hold, and the limiter's state
+  qfleet replay snapshot ADDRESS ...
+                                    have shards write their content to their own directories, while they serve
+  qfleet replay limit ADDRESS ... [--no-limited]
+                                    inserts against credit alone, or without
+  qfleet replay drain ADDRESS ... --to ADDRESS ...
+                                    move the content of shards that are to leave into others
 """
 
 
@@ -21,9 +30,9 @@ def replay_command(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    if args[0] != "serve":
-        raise BadInput(f"unknown command 'replay {args[0]}': {nearest(args[0], ['serve'])}")
-    return serve_command(args[1:])
+    if args[0] not in COMMANDS:
+        raise BadInput(f"unknown command 'replay {args[0]}': {nearest(args[0], COMMANDS)}")
+    return COMMANDS[args[0]](args[1:])
 
 
 def serve_command(args: list[str]) -> int:
@@ -32,11 +41,12 @@ def serve_command(args: list[str]) -> int:
     if make_token_file(config.security.token_file):
         print(f"a new token is in {config.security.token_file}: give the file to the clients", flush=True)
 
-    def ready(port: int) -> None:
+    def ready(port: int, restored: Restored | None) -> None:
         shape = "x".join(map(str, config.spec.shape))
+        content = f"; {restored}" if restored else ""
         print(
             f"replay shard on {host_port(config.host, port)}: up to {config.capacity:,} transitions of "
-            f"{config.spec.dtype} {shape}, {config.selector.kind}; Ctrl-C ends it",
+            f"{config.spec.dtype} {shape}, {config.selector.kind}{content}; Ctrl-C ends it",
             flush=True,
         )
 
@@ -44,3 +54,12 @@ def serve_command(args: list[str]) -> int:
     if ended == signal.SIGINT:
         raise KeyboardInterrupt
     return 143
+
+
+COMMANDS = {
+    "serve": serve_command,
+    "info": info_command,
+    "snapshot": snapshot_command,
+    "limit": limit_command,
+    "drain": drain_command,
+}

@@ -38,6 +38,7 @@ class Run:
         self._exploration = Exploration(config.exploration, config.fleet_environments - 1, 1, config.fleet_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
         self.last_row: dict[str, Any] = {}
+        self.fleet: dict[str, Any] = {}  # how many replay shards there are, for `qfleet status`
         self.interrupted_by: int | None = None  # number of the signal that ended the run
 
     @property
@@ -70,7 +71,7 @@ class Run:
     def status(self, row: dict[str, Any]) -> dict[str, Any]:
         """What `qfleet status` shows."""
         shown = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
-        return {"env": self.config.env.id, "time": time.time(), **shown, **self.judge.state()}
+        return {"env": self.config.env.id, "time": time.time(), **shown, **self.judge.state(), **self.fleet}
 
     def save_due(self) -> bool:
         """Whether a checkpoint is due."""

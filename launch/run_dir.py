@@ -20,6 +20,7 @@ from rl.errors import BadInput
 log = logging.getLogger("qfleet.run_dir")
 
 CONFIG, SUMMARY, STATUS, LOCK = "config.yaml", "summary.json", "status.json", ".lock"
+SCALE = "scale.json"  # what `qfleet scale` wishes for
 
 
 class RunDir:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
 
-from launch.config import TrainConfig
+from launch.config import TrainConfig, to_yaml
 from launch.judge import Candidate, Kind
 from launch.run import Run
+from launch.run_dir import CONFIG, SCALE
 from launch.topology import Stopped, Topology, build, start_ray
+from launch.workers import last_line
 from rl.errors import RunFault
 
 POLL_PERIOD = 1.0  # seconds between polls
@@ -22,14 +25,18 @@ class _Poller:
     """One question at a time to each worker; a worker that restarts is silent for a while."""
 
     def __init__(self, topology: Topology, warn: Callable[[str], None]) -> None:
-        self._workers = topology.workers()
+        self._topology = topology
         self._warn = warn
         self._asked: dict[str, Any] = {}
-        self._heard = {name: time.monotonic() for name, _ in self._workers}
+        self._heard: dict[str, float] = {}
+        self._dead: set[str] = set()
 
     def poll(self) -> dict[str, dict[str, Any]]:
         """Answers by worker. Raises RunFault when one is dead for good or silent for too long."""
-        for name, handle in self._workers:
+        workers = {name: handle for name, handle in self._topology.workers() if name not in self._dead}
+        self._heard = {name: self._heard.get(name, time.monotonic()) for name in workers}
+        self._asked = {name: call for name, call in self._asked.items() if name in workers}
+        for name, handle in workers.items():
             if name not in self._asked:
                 self._asked[name] = handle.poll.remote()
         refs = list(self._asked.values())
@@ -44,7 +51,7 @@ class _Poller:
                 continue
             except ray.exceptions.RayActorError as error:
                 answers[name] = {"failure": f"the process ended: {_first_line(error)}"}
-                self._forget(name)
+                self._dead.add(name)
         for name, heard in list(self._heard.items()):
             if time.monotonic() - heard > CALL_TIMEOUT * 3:
                 if name == "learner":
@@ -52,10 +59,6 @@ class _Poller:
                 self._warn(f"warning: {name} has not answered for {CALL_TIMEOUT * 3:g} s; the run goes on without it")
                 self._heard[name] = time.monotonic()
         return answers
-
-    def _forget(self, name: str) -> None:
-        self._workers = [(n, handle) for n, handle in self._workers if n != name]
-        del self._heard[name]
 
 
 class _Evaluation:
@@ -98,14 +101,15 @@ class _Evaluation:
 
 def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None]) -> None:
     """Train on Ray until the run is finished; leaves no process behind. Raises RunFault, BadInput."""
-    namespace = run.dir.path.resolve().name
+    directory = run.dir.path.resolve()
+    (directory / SCALE).unlink(missing_ok=True)
     try:
-        for warning in start_ray(run.config, address, namespace):
+        for warning in start_ray(run.config, address, directory.name):
             run.progress.note(f"warning: {warning}")
         on_ready()
         topology = build(
             run.config,
-            namespace,
+            directory,
             run.resumed,
             run.tally.base_steps,
             local=address is None,
@@ -134,20 +138,21 @@ def _describe(config: TrainConfig, topology: Topology) -> str:
     url = ray.get_runtime_context().gcs_address
     dashboard = ray._private.worker.global_worker.node and ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
     where = f", dashboard http://{dashboard}" if dashboard else ""
+    shards = topology.fleet.addresses
     return (
-        f"{config.actors.count} actor(s) x {config.actors.environments} environments, {len(topology.shards)} replay "
-        f"shard(s) at {', '.join(topology.addresses)}, learner on {topology.device}; Ray at {url}{where}"
+        f"{config.actors.count} actor(s) x {config.actors.environments} environments, {len(shards)} replay shard(s) at "
+        f"{', '.join(shards.values())}, learner on {topology.device}; Ray at {url}{where}"
     )
 
 
 def _drive(run: Run, topology: Topology) -> None:
     poller, evaluation = _Poller(topology, run.progress.note), _Evaluation(run, topology.evaluator)
-    reported: set[str] = set()
     saving: Any = None
+    pinned: Any = None
     while not run.finished():
         began = time.monotonic()
         for name, answer in poller.poll().items():
-            _take(run, name, answer, reported)
+            _take(run, topology, name, answer)
         evaluation.advance()
         if saving is None and run.save_due():
             saving = topology.learner.checkpoint.remote(run.checkpoint_extra())
@@ -155,24 +160,43 @@ def _drive(run: Run, topology: Topology) -> None:
             run.save(ray.get(saving))
             saving = None
         run.tick()
-        topology.registry.set_status.remote(run.status(run.last_row))
+        wished = ray.get(pinned) if pinned is not None and _ready(pinned) else 0
+        _resize(run, topology, wished)
+        pinned = topology.registry.set_status.remote(run.status(run.last_row))
         while time.monotonic() - began < POLL_PERIOD and not run.finished():
             time.sleep(0.05)
 
 
-def _take(run: Run, name: str, answer: dict[str, Any], reported: set[str]) -> None:
+def _resize(run: Run, topology: Topology, wished: int) -> None:
+    """One step towards the number of shards that `qfleet scale` wished for, in the run's directory or in the cluster."""
+    wished = (run.dir.read_json(SCALE) or {}).get("shards", wished)
+    news = topology.fleet.advance(wished, topology.registry, topology.learner, topology.actors)
+    shards = len(topology.fleet.addresses)
+    if news:
+        run.progress.note(news)
+        replay = dataclasses.replace(
+            run.config.replay, shards=shards, capacity=shards * run.config.replay.shard_capacity
+        )
+        run.dir.write(CONFIG, to_yaml(dataclasses.replace(run.config, replay=replay)))  # for who resumes
+    run.fleet = {"shards": shards, "fleet_news": news or run.fleet.get("fleet_news", "")}
+
+
+def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> None:
     """One worker's answer into the totals; raises RunFault when the run cannot go on without it."""
     failure = answer.pop("failure")
+    if news := answer.pop("news", ""):
+        run.progress.note(f"replay {name} {news}")
     if failure is not None:
-        dead_shards = sum(n.startswith("shard-") for n in {*reported, name})
-        if name.startswith("shard-") and dead_shards < run.config.replay.shards:
-            if name not in reported:
-                run.progress.note(f"warning: replay {name} is gone, its content with it: {failure}")
-                _check_min_size(run.config, run.config.replay.shards - dead_shards)
-                reported.add(name)
-            return
-        raise RunFault(f"{name}: {failure}")
-    if name == "learner":
+        if not name.startswith("shard-") or len(topology.fleet.handles) < 2:
+            raise RunFault(f"{name}: {failure}")
+        run.progress.note(f"warning: replay {name} is gone, its content with it: {failure}")
+        topology.fleet.lost(int(name.removeprefix("shard-")))
+        _check_min_size(run.config, len(topology.fleet.handles))
+        return
+    if name.startswith("shard-"):
+        clients = [topology.registry, topology.learner, *topology.actors]
+        topology.fleet.moved(int(name.removeprefix("shard-")), answer["address"], clients)
+    elif name == "learner":
         run.tally.learner = answer
     elif name.startswith("actor-"):
         run.tally.actor(int(name.removeprefix("actor-")), answer["agent_steps"], answer["episodes"])
@@ -197,8 +221,22 @@ def _finish(run: Run, topology: Topology) -> None:
         run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
     except (ray.exceptions.RayError, TimeoutError) as error:
         run.progress.note(f"warning: no last checkpoint: {_first_line(error)}")
-    for handle in (*topology.actors, *topology.shards, topology.evaluator, topology.learner, topology.registry):
+    shards = list(topology.fleet.handles.values())
+    if run.config.replay.snapshot_minutes > 0:
+        _stop_shards(run, shards)
+    for handle in (*topology.actors, *shards, topology.evaluator, topology.learner, topology.registry):
         ray.kill(handle)
+
+
+def _stop_shards(run: Run, shards: list[Any]) -> None:
+    """Have every shard write its last snapshot."""
+    calls = [shard.stop.remote() for shard in shards]
+    ray.wait(calls, num_returns=len(calls), timeout=CALL_TIMEOUT)
+    for k, call in enumerate(calls):
+        try:
+            ray.get(call, timeout=0)
+        except (ray.exceptions.RayError, TimeoutError, RunFault) as error:
+            run.progress.note(f"warning: no last snapshot of replay shard-{k}: {last_line(error)}")
 
 
 def _ready(ref: Any) -> bool:

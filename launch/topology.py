@@ -7,14 +7,16 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from launch.config import TrainConfig
+from launch.fleet import ShardFleet
 from launch.ray_weights import WeightRegistry
-from launch.workers import ActorWorker, EvaluatorWorker, LearnerWorker, ShardWorker
+from launch.workers import ActorWorker, EvaluatorWorker, LearnerWorker, last_line
 from learner.checkpoint import Checkpoint
 from learner.learner import learner_threads, pick_device
 from replay.security import Access, new_token
@@ -120,46 +122,41 @@ class Topology:
     """Handles of a run's Ray actors."""
 
     registry: Any
-    shards: list[Any]
+    fleet: ShardFleet
     learner: Any
     actors: list[Any]
     evaluator: Any
     device: str = ""
-    addresses: list[str] = field(default_factory=list)
 
     def workers(self) -> list[tuple[str, Any]]:
         """(name, handle) of everything that is polled or stopped."""
         actors = [(f"actor-{i}", a) for i, a in enumerate(self.actors)]
-        shards = [(f"shard-{i}", s) for i, s in enumerate(self.shards)]
+        shards = [(f"shard-{i}", s) for i, s in self.fleet.handles.items()]
         return [("learner", self.learner), *actors, *shards]
 
 
 def build(
     config: TrainConfig,
-    run: str,
+    directory: Path,
     resumed: Checkpoint | None,
     base_steps: int,
     local: bool,
     stopping: Callable[[], bool],
 ) -> Topology:
     """Start every process and wait until all are ready. Raises RunFault naming what was not placed in time."""
-    needs = Needs.of(config)
+    needs, run = Needs.of(config), directory.name
     nice = config.actors.nice if local else 0
     try:
         registry = remote(WeightRegistry).options(name="registry", num_cpus=0, max_restarts=0).remote()
     except ValueError as error:
         raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir of another name") from error
-    host = config.replay.host if local else ""
     access = Access.of(config.replay.security)
     access = replace(access, token=access.token or new_token())  # goes to the parts as an argument, and nowhere else
-    shards = [
-        remote(ShardWorker)
-        .options(name=f"shard-{i}", num_cpus=needs.shard_cpus, scheduling_strategy="SPREAD")
-        .remote(config, i, host, run, access)
-        for i in range(config.replay.shards)
-    ]
-    wanted = {f"shard-{i}": s.address.remote() for i, s in enumerate(shards)}
+    fleet = ShardFleet(config, directory, access, local)
+    wanted = {f"shard-{i}": fleet.start(i) for i in range(config.replay.shards)}
     addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each", config.ready_timeout, stopping)
+    fleet.addresses = dict(enumerate(addresses))
+    registry.set_shards.remote(addresses)
     threads = learner_threads(config.learner)
     learner = (
         remote(LearnerWorker)
@@ -175,7 +172,7 @@ def build(
     actors = [
         remote(ActorWorker)
         .options(name=f"actor-{i}", num_cpus=needs.actor_cpus, max_restarts=-1, scheduling_strategy="SPREAD")
-        .remote(config, i, addresses, base_steps, run, nice, access)
+        .remote(config, i, base_steps, run, nice, access)
         for i in range(config.actors.count)
     ]
     evaluator = (
@@ -186,7 +183,7 @@ def build(
     ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
     ready["evaluator"] = evaluator.__ray_ready__.remote()
     _await_ready(ready, "1 CPU each", config.ready_timeout, stopping)
-    return Topology(registry, shards, learner, actors, evaluator, device[0], addresses)
+    return Topology(registry, fleet, learner, actors, evaluator, device[0])
 
 
 def _await_ready(calls: dict[str, Any], asks: str, timeout: float, stopping: Callable[[], bool]) -> list[Any]:
@@ -210,4 +207,4 @@ def _await_ready(calls: dict[str, Any], asks: str, timeout: float, stopping: Cal
     try:
         return list(ray.get(refs))
     except ray.exceptions.RayActorError as error:
-        raise RunFault(f"{', '.join(calls)} could not start: {error}") from error
+        raise RunFault(f"{', '.join(calls)} could not start: {last_line(error)}") from error

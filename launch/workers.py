@@ -5,10 +5,13 @@ A loop that fails leaves its reason for `poll`; the driver polls every worker an
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,10 +24,13 @@ from launch.metrics import RayMetrics
 from launch.ray_weights import RayWeightSink, RayWeightSource
 from learner.checkpoint import Checkpoint
 from learner.learner import Learner
+from replay.drain import drain
+from replay.links import Link
 from replay.sampler import Sampler
 from replay.security import Access
 from replay.service import ShardServer
 from replay.shard import Shard
+from replay.snapshot import Snapshots
 from replay.writer import Writer
 from rl.envs import describe
 from rl.errors import RunFault
@@ -33,6 +39,11 @@ from rl.exploration import Exploration
 from rl.memory import keep_freed_memory
 from rl.networks import QNetwork, make_network
 from rl.ports import Weights
+
+
+def last_line(error: Exception) -> str:
+    """Of an error that was raised in a worker: the error itself, behind the traceback."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
 
 
 class _Loop:
@@ -74,16 +85,24 @@ def _registry() -> Any:
 
 
 class ShardWorker:
-    """One replay shard and its gRPC server."""
+    """One replay shard and its gRPC server; ``directory`` is for its snapshots, where the run has any."""
 
-    def __init__(self, config: TrainConfig, index: int, host: str, run: str, access: Access) -> None:
+    def __init__(self, config: TrainConfig, index: int, host: str, run: str, access: Access, directory: Path) -> None:
         torch.set_num_threads(1)
         spec, _ = describe(config.env)
         limited = config.replay.limiter.samples_per_insert > 0
         c = config.replay
         shard = Shard(c.shard_capacity, spec, c.selector, limited, config.seed * 1009 + index, c.shard_capacity_bytes)
         host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        self._server = ShardServer(shard, host, access=access)
+        snapshots = Snapshots(directory, shard, c.snapshot_minutes) if c.snapshot_minutes > 0 else None
+        restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        self._server = _serve(shard, host, access, snapshots, restarted)
+        self._access, self._directory = access, directory if snapshots else None
+        self._news = str(snapshots.restored or "") if snapshots else ""  # for the driver
+        if restarted:
+            self._news = (
+                f"restarted at {self.address()}: {self._news or 'its content is lost, no snapshot was there yet'}"
+            )
         self._metrics = RayMetrics("shard", f"{run}/{index}")
 
     def address(self) -> str:
@@ -91,17 +110,48 @@ class ShardWorker:
         return self._server.address
 
     def poll(self) -> dict[str, Any]:
-        """The shard's counts."""
+        """The shard's counts, and once what it has to say."""
         counts = self._server.counts()
         names = ("inserted", "sampled", "stored", "bytes", "dropped_updates")
         values = {name: int(getattr(counts, name)) for name in names}
         self._metrics.report(values)
-        return {"failure": None, **values}
+        news, self._news = self._news, ""
+        return {"failure": None, "news": news, "address": self.address(), **values}
+
+    def drain(self, addresses: list[str]) -> int:
+        """Move everything into the shards at ``addresses``; returns the items moved. Raises RunFault."""
+        writer = Writer(addresses, access=self._access)
+        link = Link(self.address(), 60.0, self._access)
+        try:
+            return drain(link, writer)
+        finally:
+            link.channel.close()
+            writer.close()
+
+    def leave(self) -> None:
+        """Stop listening for good; a shard that takes this one's place starts empty."""
+        self._server.stop(timeout=60.0)
+        if self._directory is not None:
+            shutil.rmtree(self._directory)
 
     def stop(self) -> bool:
-        """Stop listening."""
-        self._server.stop()
+        """Stop listening and write the last snapshot. Raises TimeoutError, RunFault."""
+        self._server.stop(timeout=60.0)
         return True
+
+
+def _serve(shard: Shard, host: str, access: Access, snapshots: Snapshots | None, restarted: bool) -> ShardServer:
+    """A server on the port that a restarted shard had, where clients look for it, or on a free one."""
+    if snapshots is None:
+        return ShardServer(shard, host, access=access)
+    file = snapshots.directory / "port"
+    server = None
+    if restarted and file.is_file():
+        with contextlib.suppress(RuntimeError):  # another process has taken it
+            server = ShardServer(shard, host, int(file.read_text()), access, snapshots=snapshots)
+    server = server or ShardServer(shard, host, access=access, snapshots=snapshots)
+    file.write_text(str(server.port))
+    return server
 
 
 class ActorWorker:
@@ -111,7 +161,6 @@ class ActorWorker:
         self,
         config: TrainConfig,
         index: int,
-        shards: list[str],
         base_steps: int,
         run: str,
         nice: int,
@@ -122,6 +171,8 @@ class ActorWorker:
         count = config.actors.environments
         seen = ray.get(_registry().status.remote(), timeout=30.0).get("agent_steps", 0)  # of the fleet, after a restart
         base_steps = max(base_steps, int(seen))
+        shards = ray.get(_registry().shards.remote(), timeout=30.0)
+        self._writer = Writer(shards, config.replay.give_up_after, access=access)
         self._actor = Actor(
             config.actors,
             config.env,
@@ -129,7 +180,7 @@ class ActorWorker:
             config.learner.double,
             (_network(config), _network(config)),
             Exploration(config.exploration, index * count, count, config.fleet_environments),
-            Writer(shards, config.replay.give_up_after, access=access),
+            self._writer,
             RayWeightSource(_registry()),
             config.seed,
             index,
@@ -148,6 +199,10 @@ class ActorWorker:
         stats = dict(self._actor.stats())
         self._metrics.report(stats)
         return {"failure": self._loop.failure, "episodes": self._actor.take_episodes(), **stats}
+
+    def set_shards(self, addresses: list[str]) -> None:
+        """Write to these shards; returns when nothing is in flight to the others. Raises TimeoutError."""
+        self._writer.set_shards(addresses, timeout=60.0)
 
     def stop(self) -> bool:
         """Stop acting."""
@@ -218,6 +273,10 @@ class LearnerWorker:
         updates = self._learner.updater.updates
         stats = {f"replay_{k}": v for k, v in self._sampler.stats().items()}
         return {"failure": self._loop.failure, **self._metrics.values, **stats, "updates": updates}
+
+    def set_shards(self, addresses: list[str]) -> None:
+        """Draw from these shards. Raises BadInput when the limiter's slack is too small for so many."""
+        self._sampler.set_shards(addresses)
 
     def checkpoint(self, extra: dict[str, Any]) -> Checkpoint:
         """A checkpoint taken between two updates. Raises TimeoutError."""

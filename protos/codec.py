@@ -162,8 +162,11 @@ def unpack_segment(message: pb.Segment, spec: ObservationSpec) -> Segment:
     )
 
 
-def segment_arrays(message: pb.Segment, spec: ObservationSpec) -> dict[str, Array]:
-    """The arrays of a segment message without unpacking its frames, checked. Raises InvalidMessage."""
+def segment_arrays(message: pb.Segment, spec: ObservationSpec, known: bool = False) -> dict[str, Array]:
+    """The arrays of a segment message, checked, its frames too unless they are ``known``. Raises InvalidMessage.
+
+    Known frames are those of a segment that passed this check before, and of which nothing has changed since.
+    """
     names = {"frame_sizes": "<u4", **STEP_ARRAYS, **_ITEM_ARRAYS}
     fields = {name: array(message, name, dtype) for name, dtype in names.items()}
     steps, items = len(fields["actions"]), len(fields["item_step"])
@@ -179,7 +182,8 @@ def segment_arrays(message: pb.Segment, spec: ObservationSpec) -> dict[str, Arra
             raise InvalidMessage(f"{name} has {len(fields[name])} elements for {items} items")
     if (fields["flags"] > (TERMINATED | TRUNCATED | LOST_LIFE)).any() or (fields["actions"] < 0).any():
         raise InvalidMessage("flags must be 0 to 7 and actions at least 0")
-    _check_frames(fields["frame_sizes"], message.frames, steps, spec)
+    if not known:
+        _check_frames(fields["frame_sizes"], message.frames, steps, spec)
     _check_items(fields, steps, message.first_step, spec)
     return fields
 

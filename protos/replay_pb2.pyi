@@ -189,3 +189,17 @@ class InfoReply(_message.Message):
     limiter_age: float
     capacity_bytes: int
     def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., capacity: _Optional[int] = ..., insert_credit: _Optional[int] = ..., limited: _Optional[bool] = ..., selector: _Optional[str] = ..., frame_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., stack: _Optional[int] = ..., limiter: _Optional[_Union[Limiter, _Mapping]] = ..., limiter_age: _Optional[float] = ..., capacity_bytes: _Optional[int] = ...) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SnapshotReply(_message.Message):
+    __slots__ = ("items", "bytes_written", "seconds")
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    items: int
+    bytes_written: int
+    seconds: float
+    def __init__(self, items: _Optional[int] = ..., bytes_written: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...

@@ -64,6 +64,11 @@ class ReplayStub:
                 request_serializer=protos_dot_replay__pb2.InfoRequest.SerializeToString,
                 response_deserializer=protos_dot_replay__pb2.InfoReply.FromString,
                 _registered_method=True)
+        self.Snapshot = channel.unary_unary(
+                '/qfleet.replay.v1.Replay/Snapshot',
+                request_serializer=protos_dot_replay__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=protos_dot_replay__pb2.SnapshotReply.FromString,
+                _registered_method=True)
 
 
 class ReplayServicer:
@@ -127,6 +132,17 @@ class ReplayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Snapshot(self, request, context):
+        """Writes the shard's content, priorities, counts and writers' sequences of this moment to the directory that the shard
+        was started with, while it goes on serving; answers when all is on disk. A request that comes while a snapshot is
+        written is answered with the one after it, and so is every other that waits. It is written to its end even where the
+        caller is gone. FAILED_PRECONDITION: the shard was started without a directory. INTERNAL: it could not be written; the
+        snapshot before it is whole. Deadline: the caller's; minutes for a large shard.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReplayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -159,6 +175,11 @@ def add_ReplayServicer_to_server(servicer, server):
                     servicer.Info,
                     request_deserializer=protos_dot_replay__pb2.InfoRequest.FromString,
                     response_serializer=protos_dot_replay__pb2.InfoReply.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=protos_dot_replay__pb2.SnapshotRequest.FromString,
+                    response_serializer=protos_dot_replay__pb2.SnapshotReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -323,6 +344,33 @@ class Replay:
             '/qfleet.replay.v1.Replay/Info',
             protos_dot_replay__pb2.InfoRequest.SerializeToString,
             protos_dot_replay__pb2.InfoReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qfleet.replay.v1.Replay/Snapshot',
+            protos_dot_replay__pb2.SnapshotRequest.SerializeToString,
+            protos_dot_replay__pb2.SnapshotReply.FromString,
             options,
             channel_credentials,
             insecure,

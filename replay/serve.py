@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from replay.security import Access, SecurityConfig
 from replay.selectors import SelectorConfig
 from replay.service import INSERT_TIMEOUT, start_server
 from replay.shard import MAX_CAPACITY, Shard, check_capacity_bytes
+from replay.snapshot import Restored, Snapshots
 from rl.errors import BadInput
 from rl.types import ObservationSpec
 
@@ -51,6 +53,10 @@ class ServeConfig:
     """What it bears with."""
     seed: int = 0
     """Seed of the draws."""
+    snapshots: str | None = None
+    """Directory of this shard's own for snapshots: taken back at the start, written when asked and at an orderly end."""
+    snapshot_minutes: float = 0.0
+    """Minutes between snapshots; 0: none but those."""
 
     def __post_init__(self) -> None:
         if not self.host:
@@ -71,6 +77,10 @@ class ServeConfig:
             )
         if self.security.authority and not self.security.mutual:
             raise BadInput("--security.authority is for mutual TLS, on a shard: add --security.mutual, or leave it out")
+        if self.snapshot_minutes < 0 or (self.snapshot_minutes and not self.snapshots):
+            raise BadInput(
+                f"--snapshot-minutes is {self.snapshot_minutes}: write 0 or more, and the directory with --snapshots"
+            )
         if not _numbers(self.dtype):
             raise BadInput(f"--dtype is {self.dtype!r}: write a numpy type of numbers, such as uint8 or float32")
 
@@ -102,20 +112,28 @@ def _check_port(host: str, port: int) -> None:
             raise BadInput(f"port {port}: {error.strerror}: write another --port, or 0 for a free one") from error
 
 
-async def serve(config: ServeConfig, ready: Callable[[int], None]) -> signal.Signals:
-    """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port. Raises BadInput."""
+async def serve(config: ServeConfig, ready: Callable[[int, Restored | None], None]) -> signal.Signals:
+    """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port and what came back from a snapshot.
+
+    Raises BadInput when the port is taken or the snapshot is of no use, RunFault when the last one could not be written.
+    """
     access = Access.of(config.security)
     _check_port(config.host, config.port)
     shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed, config.capacity_bytes)
+    snapshots = Snapshots(Path(config.snapshots), shard, config.snapshot_minutes) if config.snapshots else None
     ended: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
-    server, port = await start_server(shard, config.host, config.port, config.insert_timeout, access, config.limits)
+    server, port = await start_server(
+        shard, config.host, config.port, config.insert_timeout, access, config.limits, snapshots
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _once, ended, number)
-    ready(port)
+    ready(port, snapshots.restored if snapshots else None)
     try:
         return await ended
     finally:
         await server.stop(grace=1.0)
+        if snapshots is not None:
+            await snapshots.finish()
 
 
 def _once(ended: asyncio.Future[signal.Signals], number: signal.Signals) -> None:

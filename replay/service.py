@@ -17,6 +17,8 @@ from protos.codec import InvalidMessage
 from replay.guard import Limits, StreamGuard, TokenCheck, add_port
 from replay.security import UNPROTECTED, Access, check_listening, host_port
 from replay.shard import OutOfOrder, Shard
+from replay.snapshot import Snapshots
+from rl.errors import RunFault
 
 Context = Any  # grpc.aio.ServicerContext, which is untyped
 
@@ -47,8 +49,10 @@ DEFAULT_LIMITS = Limits()
 class ReplayServicer(rpc.ReplayServicer):
     """The service of `replay.proto` over one shard."""
 
-    def __init__(self, shard: Shard, insert_timeout: float = INSERT_TIMEOUT) -> None:
-        self.shard = shard
+    def __init__(
+        self, shard: Shard, insert_timeout: float = INSERT_TIMEOUT, snapshots: Snapshots | None = None
+    ) -> None:
+        self.shard, self._snapshots = shard, snapshots
         self._insert_timeout = insert_timeout
         self._granted = asyncio.Event()  # set, and replaced, whenever new credit arrives
 
@@ -119,6 +123,20 @@ class ReplayServicer(rpc.ReplayServicer):
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoReply:
         return self.shard.info()
 
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotReply:
+        await _check_readable(request, context)
+        if self._snapshots is None:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, "this shard was started without a directory for snapshots"
+            )
+        assert self._snapshots is not None, "abort raises"
+        try:
+            written = await self._snapshots.write()
+        except RunFault as fault:
+            await context.abort(grpc.StatusCode.INTERNAL, str(fault))
+            raise AssertionError("unreachable: abort raises") from fault
+        return pb.SnapshotReply(items=written.items, bytes_written=written.bytes, seconds=written.seconds)
+
 
 def _reader(message: type[Message]) -> Callable[[bytes], Message | None]:
     """Bytes to a message, or to None: gRPC would answer bytes that are none with UNKNOWN and a traceback in its log."""
@@ -162,23 +180,27 @@ async def start_server(
     insert_timeout: float = INSERT_TIMEOUT,
     access: Access = UNPROTECTED,
     limits: Limits = DEFAULT_LIMITS,
+    snapshots: Snapshots | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """Serve ``shard`` on ``host`` and ``port`` (0: a free one); returns the server and its port.
 
     Raises BadInput where other machines could reach it without a token, RuntimeError where nobody may listen.
+    Whoever ends the server ends its ``snapshots`` with `finish`.
     """
     check_listening(host, access)
     server = grpc.aio.server(
         options=[*SERVER_OPTIONS, *limits.options()],
         interceptors=[TokenCheck(access.token)] if access.token else [],
     )
-    server.add_generic_rpc_handlers((_handlers(ReplayServicer(shard, insert_timeout), StreamGuard(limits)),))
+    server.add_generic_rpc_handlers((_handlers(ReplayServicer(shard, insert_timeout, snapshots), StreamGuard(limits)),))
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     port = add_port(server, host_port(host, port), access)
     await server.start()
     for name in ("", SERVICE_NAME):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    if snapshots is not None:
+        snapshots.start()
     return server, port
 
 
@@ -192,15 +214,16 @@ class ShardServer:
         port: int = 0,
         access: Access = UNPROTECTED,
         limits: Limits = DEFAULT_LIMITS,
+        snapshots: Snapshots | None = None,
     ) -> None:
-        self.shard, self._host = shard, host
+        self.shard, self._host, self._snapshots = shard, host, snapshots
         self._ready = threading.Event()
         self._failure: Exception | None = None
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._grace = 0.0
         self.port = 0
-        serving = start_server(shard, host, port, access=access, limits=limits)
+        serving = start_server(shard, host, port, access=access, limits=limits, snapshots=snapshots)
         self._thread = threading.Thread(target=self._run, args=(serving,), name="replay-shard", daemon=True)
         self._thread.start()
         if not self._ready.wait(timeout=30.0):
@@ -219,6 +242,11 @@ class ShardServer:
         self._ready.set()
         self._loop.run_until_complete(self._stopping.wait())
         self._loop.run_until_complete(server.stop(self._grace))
+        if self._snapshots is not None:
+            try:
+                self._loop.run_until_complete(self._snapshots.finish())
+            except RunFault as fault:
+                self._failure = fault
 
     @property
     def address(self) -> str:
@@ -233,10 +261,15 @@ class ShardServer:
 
         return asyncio.run_coroutine_threadsafe(read(), self._loop).result(timeout=10.0)
 
-    def stop(self, grace: float = 1.0) -> None:
-        """Stop listening; open streams are cut after ``grace`` seconds."""
+    def stop(self, grace: float = 1.0, timeout: float = 10.0) -> None:
+        """Stop listening and write the last snapshot; open streams are cut after ``grace`` seconds.
+
+        Raises TimeoutError after another ``timeout`` seconds, RunFault when the snapshot could not be written.
+        """
         self._grace = grace
         self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join(timeout=grace + 10.0)
+        self._thread.join(timeout=grace + timeout)
         if self._thread.is_alive():
-            raise TimeoutError(f"the replay shard on port {self.port} has not stopped within {grace + 10.0:g} s")
+            raise TimeoutError(f"the replay shard on port {self.port} has not stopped within {grace + timeout:g} s")
+        if self._failure is not None:
+            raise self._failure

@@ -9,7 +9,9 @@ import itertools
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +21,9 @@ from replay import selectors, storage
 from replay.rate_limiter import LimiterConfig
 from replay.security import SecurityConfig
 from replay.selectors import SelectorConfig, make_selector, stratified
-from replay.storage import Storage
+from replay.storage import Kept, Storage
 from rl.errors import BadInput
-from rl.types import ObservationSpec
+from rl.types import Array, ObservationSpec
 
 UNLIMITED = 2**62
 MAX_BATCH = 2**16  # items of a sample request
@@ -46,6 +48,9 @@ def check_capacity_bytes(name: str, capacity_bytes: int, capacity: int, shards: 
         )
 
 
+KEYS = 2**40  # keys of a generation
+
+
 @dataclass(frozen=True)
 class ReplayConfig:
     """The replay service."""
@@ -67,6 +72,9 @@ class ReplayConfig:
     """Seconds that clients try to reach a silent shard before they count it as gone."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
     """TLS and the token between the parts; without a token of its own a run makes one."""
+    snapshot_minutes: float = 0.0
+    """Minutes between snapshots of each shard into the run's directory, from which a resumed run and a shard that was
+    killed take their content back; 0: none."""
 
     def __post_init__(self) -> None:
         if self.capacity < 1:
@@ -83,6 +91,8 @@ class ReplayConfig:
         )
         if self.give_up_after <= 0:
             raise BadInput(f"replay.give_up_after is {self.give_up_after}: write a positive number of seconds")
+        if self.snapshot_minutes < 0:
+            raise BadInput(f"replay.snapshot_minutes is {self.snapshot_minutes}: write 0 (no snapshots) or more")
         if self.limiter.min_size > self.capacity:
             raise BadInput(
                 f"replay.limiter.min_size is {self.limiter.min_size}, above replay.capacity of {self.capacity}: "
@@ -127,6 +137,7 @@ class Shard:
         self.insert_credit = 0
         self.limiter: pb.Limiter | None = None  # as the sampler last told
         self._told = 0.0  # when
+        self.generation = 0  # in the high bits of every key that leaves: a restored shard repeats none of those it lost
 
     @property
     def credit_left(self) -> int:
@@ -203,6 +214,7 @@ class Shard:
             return pb.SampleReply(counts=self.counts())
         slots, probability = self.selector.sample(stratified(counts, self._rng))
         columns, stacks = self.storage.gather(slots)
+        columns["keys"] += np.uint64(self.generation * KEYS)
         columns["probability"] = probability
         self.sampled += count
         return pack_samples(self.counts(), counts, columns, stacks, self.spec)
@@ -231,6 +243,7 @@ class Shard:
             raise InvalidMessage(f"{len(keys)} keys for {len(td)} TD errors")
         if not np.isfinite(td).all() or (td < 0).any():
             raise InvalidMessage("td must be finite and not negative")
+        keys = keys - np.uint64(self.generation * KEYS)  # those of an earlier one wrap around to where no key is
         live = self.storage.live(keys)
         if live.any():
             slots = (keys[live] % self.storage.capacity).astype(np.int64)
@@ -239,6 +252,42 @@ class Shard:
         dropped = int(len(keys) - live.sum())
         self.dropped_updates += dropped
         return dropped
+
+    def get_state(self) -> dict[str, Any]:
+        """What a snapshot holds beside segments and TD errors: the range of keys, the counts, the writers' window."""
+        return {
+            "first_key": self.storage.first_key,
+            "end_key": self.storage.next_key,
+            "inserted": self.inserted,
+            "transferred": self.transferred,
+            "sampled": self.sampled,
+            "dropped_updates": self.dropped_updates,
+            "writers": dict(self._last),
+        }
+
+    def set_state(self, state: dict[str, Any], segments: Iterable[Kept], td: Array) -> None:
+        """Inverse of `get_state` for a shard that is empty: its segments, known to be good, and their items' |TD error|.
+
+        Older ones than the capacity holds are evicted; insert credit is for the sampler to grant. Raises InvalidMessage.
+        """
+        storage, first = self.storage, state["first_key"]
+        storage.start_at(first)
+        for kept in segments:
+            if kept.first_key != storage.next_key:
+                raise InvalidMessage(
+                    f"the segment of item {kept.first_key} stands where {storage.next_key} is expected"
+                )
+            storage.insert(kept.writer, kept.message, known=True)
+        if (storage.next_key, len(td)) != (state["end_key"], state["end_key"] - first):
+            raise InvalidMessage(
+                f"items {first} to {storage.next_key} and {len(td)} TD errors, not up to {state['end_key']}"
+            )
+        slots = np.arange(storage.first_key, storage.next_key) % storage.capacity
+        storage.td[slots] = td[storage.first_key - first :]
+        self.selector.put(slots, storage.td[slots])
+        for name in ("inserted", "transferred", "sampled", "dropped_updates"):
+            setattr(self, name, state[name])
+        self._last = OrderedDict(state["writers"])
 
     def counts(self) -> pb.Counts:
         """The shard's totals."""

@@ -98,12 +98,12 @@ class Storage:
         """Items stored."""
         return self.next_key - self.first_key
 
-    def insert(self, writer: str, message: pb.Segment) -> Inserted:
-        """Store a segment, evicting the oldest ones until it fits.
+    def insert(self, writer: str, message: pb.Segment, known: bool = False) -> Inserted:
+        """Store a segment, evicting the oldest ones until it fits; ``known``: its frames were checked before.
 
         Raises InvalidMessage, and changes nothing, when it contradicts the specification or could never fit.
         """
-        arrays = segment_arrays(message, self.spec)
+        arrays = segment_arrays(message, self.spec, known)
         stored = _stored(writer, message, arrays)
         if stored.items > self.capacity:
             raise InvalidMessage(f"a segment of {stored.items} items is larger than the capacity of {self.capacity}")
@@ -178,12 +178,22 @@ class Storage:
         columns["keys"] = self.keys(slots)
         return columns, stacks
 
-    def segments(self) -> Iterator[Kept]:
-        """All segments now stored, oldest first.
+    def start_at(self, key: int) -> None:
+        """Give an empty storage's next item this key."""
+        assert self.size == 0, "only an empty storage starts anew"
+        self.first_key = self.next_key = key
+
+    def errors(self, first_key: int, end_key: int) -> Array:
+        """A copy of the present |TD error| of stored items, float32 [end_key - first_key]."""
+        at, count = first_key % self.capacity, end_key - first_key
+        return np.concatenate([self.td[at : at + count], self.td[: max(0, at + count - self.capacity)]])
+
+    def segments(self, first_key: int = 0, end_key: int | None = None) -> Iterator[Kept]:
+        """The segments stored, oldest first: those of the items from ``first_key`` to before ``end_key``.
 
         Others may be inserted between two steps of the iteration: they are not in it, nor are those evicted meanwhile.
         """
-        key, end = self.first_key, self.next_key
+        key, end = first_key, self.next_key if end_key is None else end_key
         while (key := max(key, self.first_key)) < end:
             stored = self._segment_of[key % self.capacity]
             assert stored is not None, f"key {key} is not stored"

@@ -146,8 +146,11 @@ class Writer:
     def __reduce__(self) -> tuple[type[Writer], tuple[list[str], float, float, Access]]:
         return Writer, (self.addresses, self._give_up_after, self._write_timeout, self._access)
 
-    def set_shards(self, addresses: Sequence[str]) -> None:
-        """Write to these shards from now on; from any thread. `flush` waits for what is in flight to the others."""
+    def set_shards(self, addresses: Sequence[str], timeout: float = 0.0) -> None:
+        """Write to these shards from now on; from any thread. What is in flight to the others is still delivered.
+
+        With a ``timeout``, returns when it is, and raises TimeoutError after so many seconds.
+        """
         if not addresses:
             raise BadInput("a writer without a replay shard: write the address of at least one")
         with self._changed:
@@ -159,6 +162,14 @@ class Writer:
                 _Lane(Link(a, self._give_up_after, self._access), self._changed) for a in addresses if a not in here
             ]
             self._changed.notify_all()
+            deadline = time.monotonic() + timeout
+            while timeout and any(lane.leaving for lane in self._lanes):
+                self._tidy()
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(
+                        f"after {timeout:g} s shards that are to be left have not acknowledged: {self._state()}"
+                    )
+                self._changed.wait(timeout=0.1)
 
     @property
     def in_flight(self) -> int:

@@ -248,3 +248,50 @@ def test_a_killed_actor_comes_back_and_a_killed_learner_ends_the_run_with_its_re
     assert process.returncode == 1
     assert "learner: the process ended" in output.splitlines()[-1]
     assert (run / "summary.json").exists()
+
+
+@pytest.mark.timeout(300)
+def test_shards_join_and_leave_a_run(tmp_path):
+    """`qfleet scale` up and down while it trains; what was stored moves along, and the run goes on to its end."""
+    run = tmp_path / "run"
+    args = [
+        "--actors.count",
+        1,
+        "--replay.shards",
+        1,
+        "--evaluation.goal",
+        "inf",
+        "--max-steps",
+        1_000_000,
+        "--run-dir",
+        run,
+    ]
+    process = qfleet("train", "cartpole", *args, *FAST)
+
+    def status():
+        return json.loads((run / "status.json").read_text()) if (run / "status.json").exists() else {}
+
+    try:
+        deadline = time.monotonic() + 120
+        while "shards" not in status() or status()["updates"] < 200:
+            assert time.monotonic() < deadline, "the run did not begin"
+            time.sleep(0.5)
+        assert "2 replay shard(s)" in finish(qfleet("scale", run, "--shards", 2), 60)
+        assert "shards: 2" in (run / "config.yaml").read_text()
+        down = finish(qfleet("scale", run, "--shards", 1), 60)
+        assert re.search(r"shard-1 has left, its [\d,]+ transitions moved", down + status()["fleet_news"])
+        refused = qfleet("scale", run, "--shards", 300)
+        words = finish(refused, 60)
+        assert (refused.returncode, "slack" in words) == (1, True), words
+        before = status()["updates"]
+        while status()["updates"] < before + 200:
+            assert time.monotonic() < deadline + 60, "the run does not go on"
+            time.sleep(0.5)
+    finally:
+        process.send_signal(signal.SIGINT)
+        output = finish(process, 60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    over = qfleet("scale", run, "--shards", 2)
+    assert "not being trained" in finish(over, 60)
+    assert over.returncode == 2

@@ -1,0 +1,151 @@
+"""The replay shards of a run: started, and made more or fewer while it goes on.
+
+A shard joins before the writers hear of it, so that its first items can be drawn; it leaves after the writers have left it
+and its content has moved into the others. The driver's loop advances a change step by step and never waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from launch.config import TrainConfig
+from launch.workers import ShardWorker, last_line
+from replay.security import Access
+from rl.errors import BadInput, RunFault
+
+STEP_TIMEOUT = 120.0  # seconds that the parts may take for a step of a change; a drain may take DRAIN_TIMEOUT
+DRAIN_TIMEOUT = 3600.0
+
+remote: Any = ray.remote  # Ray's handles type no methods
+
+
+class ShardFleet:
+    """Handles and addresses of a run's shards, by index."""
+
+    def __init__(self, config: TrainConfig, directory: Path, access: Access, local: bool) -> None:
+        self._config, self._directory, self.access, self._local = config, directory, access, local
+        self.handles: dict[int, Any] = {}
+        self.addresses: dict[int, str] = {}
+        self.news = ""  # of the last change
+        self._change: Iterator[None] | None = None
+        self._refused = 0  # a number of shards that could not be reached
+
+    def start(self, index: int) -> Any:
+        """Start a shard; returns the call that ends with its address."""
+        config = self._config
+        again = -1 if config.replay.snapshot_minutes > 0 else 0  # an empty shard would be of no use
+        late = self._local and index >= config.replay.shards  # a Ray started here has no CPUs beyond what was asked for
+        self.handles[index] = (
+            remote(ShardWorker)
+            .options(
+                name=f"shard-{index}",
+                num_cpus=0 if late else 1,
+                max_restarts=again,
+                scheduling_strategy="SPREAD",
+                max_concurrency=2,  # answers while it is drained
+            )
+            .remote(
+                config,
+                index,
+                config.replay.host if self._local else "",
+                self._directory.name,
+                self.access,
+                self._directory / "replay" / f"shard-{index}",
+            )
+        )
+        return self.handles[index].address.remote()
+
+    def lost(self, index: int) -> None:
+        """Forget a shard that is gone for good."""
+        self.handles.pop(index, None)
+        self.addresses.pop(index, None)
+
+    def moved(self, index: int, address: str, clients: list[Any]) -> None:
+        """Tell everybody when a restarted shard is found elsewhere."""
+        if index in self.addresses and self.addresses[index] != address:
+            self.addresses[index] = address
+            self._tell(clients)
+
+    def _tell(self, clients: list[Any], without: int | None = None) -> list[Any]:
+        addresses = [a for index, a in self.addresses.items() if index != without]
+        return [client.set_shards.remote(addresses) for client in clients]
+
+    def advance(self, wanted: int, registry: Any, learner: Any, actors: list[Any]) -> str:
+        """One step towards ``wanted`` shards (0: as it is), without waiting; returns news."""
+        if self._change is None:
+            if wanted in (0, len(self.handles), self._refused):
+                return ""
+            more = wanted > len(self.handles)
+            self._change = (self._join if more else self._leave)(registry, learner, actors)
+        self.news = ""
+        try:
+            self._check(wanted)
+            next(self._change)
+        except StopIteration:
+            self._change = None
+        except (RunFault, BadInput, ray.exceptions.RayError) as error:
+            self._change, self._refused = None, wanted
+            self.news = f"warning: the replay stays at {len(self.addresses)} shard(s): {last_line(error)}"
+        return self.news
+
+    def _check(self, wanted: int) -> None:
+        """Raise BadInput where the limiter or replay.limiter.min_size do not go with so many shards."""
+        self._config.limiter().over(wanted)
+        least = self._config.replay.limiter.min_size
+        if (room := self._config.surely_stored(wanted)) < least:
+            raise BadInput(f"{wanted} surely hold {max(room, 0)} transitions, below replay.limiter.min_size of {least}")
+
+    def _join(self, registry: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
+        index = next(i for i in range(len(self.handles) + 1) if i not in self.handles)
+        call = self.start(index)
+        try:
+            yield from _until([call], STEP_TIMEOUT, f"shard-{index} to listen: no node has a free CPU for it")
+            self.addresses[index] = ray.get(call)
+        except (RunFault, ray.exceptions.RayError):
+            ray.kill(self.handles[index])
+            self.lost(index)
+            raise
+        yield from _until(self._tell([registry, learner]), STEP_TIMEOUT, "the learner to take another shard in")
+        yield from _until(self._tell(actors), STEP_TIMEOUT, "the actors to take another shard in")
+        self.news = f"replay shard-{index} at {self.addresses[index]} has joined: {len(self.addresses)} shards"
+
+    def _leave(self, registry: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
+        index = max(self.handles)
+        rest = [a for i, a in self.addresses.items() if i != index]
+        try:
+            yield from _until(
+                self._tell([registry, *actors], index), STEP_TIMEOUT, f"the actors to leave shard-{index}"
+            )
+            call = self.handles[index].drain.remote(rest)
+            yield from _until([call], DRAIN_TIMEOUT, f"shard-{index} to be drained")
+            moved = ray.get(call)
+        except (RunFault, ray.exceptions.RayError):
+            self._tell([registry, *actors])  # it stays
+            raise
+        yield from _until(self._tell([learner], index), STEP_TIMEOUT, f"the learner to leave shard-{index}")
+        call = self.handles[index].leave.remote()
+        yield from _until([call], STEP_TIMEOUT, f"shard-{index} to end")
+        ray.kill(self.handles[index])
+        self.lost(index)
+        self.news = f"replay shard-{index} has left, its {moved:,} transitions moved: {len(self.addresses)} shard(s)"
+
+
+def _until(calls: list[Any], timeout: float, what: str) -> Iterator[None]:
+    """Until all calls have ended. Raises RunFault after ``timeout`` seconds, and what a call raised.
+
+    An actor that restarts meanwhile asks the registry for the shards.
+    """
+    deadline = time.monotonic() + timeout
+    while len(ray.wait(calls, num_returns=len(calls), timeout=0)[0]) < len(calls):
+        if time.monotonic() > deadline:
+            raise RunFault(f"waited {timeout:g} s for {what}")
+        yield
+    for call in calls:
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(call)
