@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import dataclasses
+import shutil
 import sys
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +27,8 @@ from hypothesis.stateful import (
 from protos import codec
 from protos import replay_pb2 as pb
 from replay.selectors import RANKED_AFRESH, SelectorConfig
-from replay.shard import MAX_BATCH, OutOfOrder, Shard, fixed_bytes
+from replay.shard import KEYS, MAX_BATCH, OutOfOrder, Shard, fixed_bytes
+from replay.snapshot import Snapshots
 from replay.storage import SEGMENT_BYTES
 from rl.returns import stack_frames
 from rl.types import ObservationSpec
@@ -59,6 +65,7 @@ class NaiveShard:
     transferred: int = 0
     sampled: int = 0
     dropped: int = 0
+    generation: int = 0  # of keys: how often it was restored
 
     def insert(self, origin, segment, message):
         start = segment.item_step.astype(int)
@@ -130,6 +137,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
         self.naive = NaiveShard(capacity, room, spec.stack)
         self.credit = 0
         self.shard = self.empty_shard()
+        self.snapshots, self.kept = None, []  # copies of directories, each with what it should hold
 
     def empty_shard(self):
         return Shard(self.naive.capacity, self.spec, self.config, self.limited, capacity_bytes=self.capacity_bytes)
@@ -219,7 +227,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
             transition, keys, probability = draw
             assert len(keys) == count
             for i, key in enumerate(keys.tolist()):
-                item = items[key]
+                item = items[key - self.naive.generation * KEYS]
                 np.testing.assert_array_equal(transition.s_tm1[i], item["s_tm1"])
                 np.testing.assert_array_equal(transition.s_t[i], item["s_t"])
                 assert transition.a_tm1[i] == item["a"]
@@ -228,6 +236,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
                 assert seen.setdefault(key, probability[i]) == probability[i]
         lowest, highest = self.priorities()
         for key, p in seen.items():
+            key -= self.naive.generation * KEYS
             p *= reply.counts.total_priority
             assert lowest[key] * (1 - 1e-6) <= p <= highest[key] * (1 + 1e-6)
 
@@ -246,7 +255,9 @@ class ShardBesideNaive(RuleBasedStateMachine):
             exact = {key: (value + 1e-2) ** alpha for key, value in td.items()}
             return exact, exact
         values = np.array(list(td.values()))
-        off = int(len(td) * RANKED_AFRESH / (1 - RANKED_AFRESH))  # ranked were no more than these and those that changed
+        off = int(
+            len(td) * RANKED_AFRESH / (1 - RANKED_AFRESH)
+        )  # ranked were no more than these and those that changed
         rank = {key: (values > value).sum() + ((values == value).sum() + 1) / 2 for key, value in td.items()}
         return (
             {key: (r + off) ** -alpha for key, r in rank.items()},
@@ -256,12 +267,14 @@ class ShardBesideNaive(RuleBasedStateMachine):
     @precondition(lambda self: self.naive.next_key > 0)
     @rule(data=st.data())
     def update(self, data):
-        """Of live, evicted and never existing items, some of them twice: the last one counts."""
-        known = st.integers(0, self.naive.next_key - 1)
-        alien = st.sampled_from([self.naive.next_key, self.naive.next_key + 7, 2**40, 2**63, 2**64 - 1])
+        """Of live, evicted and never existing items, also of before a restart, some of them twice: the last one counts."""
+        base = self.naive.generation * KEYS
+        known = st.integers(base, base + self.naive.next_key - 1)
+        alien = st.sampled_from([base + self.naive.next_key, base + KEYS, max(0, base - KEYS), 2**63, 2**64 - 1])
         keys = data.draw(st.lists(known | known | alien, min_size=1, max_size=8))
         td = [data.draw(TD) for _ in keys]
         request = pb.UpdatePrioritiesRequest(keys=np.array(keys, "<u8").tobytes(), td=np.array(td, "<f4").tobytes())
+        keys = [key - base for key in keys]
         items = self.naive.items
         dropped = sum(key not in items for key in keys)
         assert self.shard.update_priorities(request) == dropped
@@ -291,6 +304,38 @@ class ShardBesideNaive(RuleBasedStateMachine):
         ]
         assert reply.next == (left[0]["items"][0]["key"] if left else naive.next_key)
         assert reply.left == sum(len(s["items"]) for s in left)
+
+    def directory(self):
+        return Path(tempfile.mkdtemp(dir=self.folder.name))
+
+    @precondition(lambda self: len(self.kept) < 4)
+    @rule()
+    def snapshot(self):
+        """The second and those that follow are incremental."""
+        if self.snapshots is None:
+            self.folder = tempfile.TemporaryDirectory()
+            self.snapshots = Snapshots(self.directory(), self.shard)
+        written = asyncio.run(self.snapshots.write())
+        assert written.items == len(self.naive.items)
+        place = shutil.copytree(self.snapshots.directory, self.directory(), dirs_exist_ok=True)
+        self.kept.append((place, copy.deepcopy(self.naive)))
+
+    @precondition(lambda self: self.kept)
+    @rule(data=st.data())
+    def restore(self, data):
+        """The last or an older one, in a new shard: what was not in it is gone, and no more than that."""
+        place, naive = data.draw(st.sampled_from(self.kept))
+        self.snapshots.close()
+        self.naive, self.credit = copy.deepcopy(naive), 0
+        self.naive.generation += 1
+        self.shard = self.empty_shard()
+        own = shutil.copytree(place, self.directory(), dirs_exist_ok=True)
+        self.snapshots = Snapshots(own, self.shard)
+
+    def teardown(self):
+        if getattr(self, "snapshots", None) is not None:
+            self.snapshots.close()
+            self.folder.cleanup()
 
     @invariant()
     def both_agree(self):
