@@ -331,6 +331,8 @@ class ShardBesideNaive(RuleBasedStateMachine):
         self.shard = self.empty_shard()
         own = shutil.copytree(place, self.directory(), dirs_exist_ok=True)
         self.snapshots = Snapshots(own, self.shard)
+        self.drain(0, 100)
+        self.sample([9])
 
     def teardown(self):
         if getattr(self, "snapshots", None) is not None:
@@ -354,9 +356,10 @@ class ShardBesideNaive(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(60, 40), pytest.param(4000, 100, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
+    ("examples", "steps"), [(80, 50), pytest.param(4000, 100, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
 )
-def test_a_shard_beside_a_naive_list(examples, steps):
+def test_a_shard_beside_a_naive_list(examples, steps, monkeypatch):
+    monkeypatch.setattr("replay.snapshot.CHUNK_BYTES", 2000)  # of one or a few segments
     profile = settings(
         max_examples=examples,
         stateful_step_count=steps,
