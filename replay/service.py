@@ -112,7 +112,11 @@ class ReplayServicer(rpc.ReplayServicer):
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
         await _check_readable(request, context)
-        return self.shard.drain(request.taken, request.segments)
+        try:
+            return self.shard.drain(request.taken, request.segments)
+        except InvalidMessage as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise AssertionError("unreachable: abort raises") from error
 
     async def SetLimited(self, request: pb.SetLimitedRequest, context: Context) -> pb.InfoReply:
         await _check_readable(request, context)

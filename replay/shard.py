@@ -220,7 +220,12 @@ class Shard:
         return pack_samples(self.counts(), counts, columns, stacks, self.spec)
 
     def drain(self, taken: int, segments: int) -> pb.DrainReply:
-        """The oldest segments, up to ``segments`` or DRAIN_BYTES, after those with keys below ``taken`` were forgotten."""
+        """The oldest segments, up to ``segments`` or DRAIN_BYTES, after those with keys below ``taken`` were forgotten.
+
+        Raises InvalidMessage when no reply can have named ``taken``, as after a restart.
+        """
+        if taken > self.storage.next_key:
+            raise InvalidMessage(f"taken is {taken}, and no item beyond {self.storage.next_key} was ever here: drain from 0")
         gone = self.storage.forget(taken)
         if len(gone):
             self.selector.remove(gone)
