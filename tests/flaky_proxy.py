@@ -17,6 +17,8 @@ class FlakyProxy:
     acknowledgements are dropped.
     slow: nothing passes for a moment in either direction, then all goes on.
     half: the client hears the end of the stream while the shard still listens, and after a moment the connection is cut.
+
+    While ``deaf`` is set, no connection's answers arrive.
     """
 
     HOWS = ("cut", "deaf", "deaf", "slow", "half")
@@ -25,7 +27,7 @@ class FlakyProxy:
         self._to, self._random, self._calm = port, random.Random(seed), calm
         self.befell = dict.fromkeys(self.HOWS, 0)
         self.swallowed = 0  # bytes of answers
-        self.breaks = True
+        self.deaf = False
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
@@ -72,7 +74,7 @@ class FlakyProxy:
             if not data:
                 return
             state["left"] -= len(data)
-            if self.breaks and state["left"] <= 0 and until is None:
+            if state["left"] <= 0 and until is None:
                 how = self._random.choice(self.HOWS)
                 self.befell[how] += 1
                 moment = self._random.uniform(0.02, 0.2)
@@ -91,10 +93,10 @@ class FlakyProxy:
         while data := await reader.read(4096):
             while state["mood"] == "slow":
                 await asyncio.sleep(0.005)
-            if state["mood"] == "half" and writer.can_write_eof():
+            if state["mood"] == "half":
                 writer.write_eof()
-            if state["mood"]:
                 state["mood"] = "deaf"
+            if state["mood"] or self.deaf:
                 self.swallowed += len(data)
                 continue
             writer.write(data)

@@ -15,7 +15,7 @@ from protos.codec import pack_segment
 from replay.writer import Writer
 from tests.conftest import make_segment
 from tests.flaky_proxy import FlakyProxy
-from tests.shards import shards_fixture  # noqa: F401
+from tests.shards import shards_fixture, wait_for  # noqa: F401
 
 ROOM = ("--capacity", 200_000)  # nothing is evicted
 STEP = 10  # between the marks of two segments
@@ -87,8 +87,8 @@ def pens_fixture():
 def proxies_fixture():
     made = []
 
-    def start(shards, seed):
-        made.extend(FlakyProxy(shard.port, seed + k) for k, shard in enumerate(shards))
+    def start(shards, seed, **kwargs):
+        made.extend(FlakyProxy(shard.port, seed + k, **kwargs) for k, shard in enumerate(shards))
         return made
 
     yield start
@@ -165,6 +165,29 @@ def test_what_a_killed_shard_loses_was_acknowledged_after_its_snapshot(
     assert written - set(found) <= before, "something is lost that was written after the kill"
     assert_in_order(contents)
     assert len(contents[1]) > 0
+
+
+def test_what_a_snapshot_holds_and_nobody_heard_acknowledged_is_not_stored_again(shards, proxies, tmp_path, rng):
+    (shard,) = shards(1, *ROOM, "--snapshots", tmp_path)
+    (proxy,) = proxies([shard], 0, calm=(10**9, 10**9))
+    writer = Writer([proxy.address])
+    for k in range(5):
+        writer.write(make_segment(rng, mark=k))
+    writer.flush(10.0)
+    time.sleep(0.2)
+    proxy.deaf = True
+    for k in range(5, 8):
+        writer.write(make_segment(rng, mark=k))
+    wait_for(lambda: shard.counts().inserted == 8 * 4)
+    assert writer.in_flight == 3
+    shard.stub.Snapshot(pb.SnapshotRequest(), timeout=20.0)
+    shard.kill()
+    proxy.deaf = False
+    (again,) = shards(1, *ROOM, "--snapshots", tmp_path, port=shard.port)
+    writer.write(make_segment(rng, mark=8))
+    writer.flush(20.0)
+    assert [mark for _, mark in stored(again)] == list(range(9))
+    writer.close()
 
 
 def send(shard, writer, sequences):
