@@ -225,7 +225,9 @@ class Shard:
         Raises InvalidMessage when no reply can have named ``taken``, as after a restart.
         """
         if taken > self.storage.next_key:
-            raise InvalidMessage(f"taken is {taken}, and no item beyond {self.storage.next_key} was ever here: drain from 0")
+            raise InvalidMessage(
+                f"taken is {taken}, and no item beyond {self.storage.next_key} was ever here: drain from 0"
+            )
         gone = self.storage.forget(taken)
         if len(gone):
             self.selector.remove(gone)
