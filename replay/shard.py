@@ -222,13 +222,12 @@ class Shard:
     def drain(self, taken: int, segments: int) -> pb.DrainReply:
         """The oldest segments, up to ``segments`` or DRAIN_BYTES, after those with keys below ``taken`` were forgotten.
 
-        Raises InvalidMessage when no reply can have named ``taken``, as after a restart.
+        Raises InvalidMessage when no reply since the shard's start can have named ``taken``, and it is not 0.
         """
-        if taken > self.storage.next_key:
-            raise InvalidMessage(
-                f"taken is {taken}, and no item beyond {self.storage.next_key} was ever here: drain from 0"
-            )
-        gone = self.storage.forget(taken)
+        base = self.generation * KEYS
+        if taken and not base <= taken <= base + self.storage.next_key:
+            raise InvalidMessage(f"taken is {taken}, which no reply named since this shard's start: drain again from 0")
+        gone = self.storage.forget(taken - base)
         if len(gone):
             self.selector.remove(gone)
         reply, size = pb.DrainReply(next=self.storage.first_key), 0
@@ -239,6 +238,7 @@ class Shard:
             reply.segments.append(pb.InsertRequest(origin=kept.writer, segment=kept.message))
             reply.next = kept.first_key + len(kept.message.item_step) // 4
         reply.left = self.storage.next_key - reply.next
+        reply.next += base
         return reply
 
     def update_priorities(self, request: pb.UpdatePrioritiesRequest) -> int:
