@@ -93,7 +93,7 @@ def blank_frames(spec: ObservationSpec, count: int) -> bytes:
 
 def _enclosed(blocks: list[bytes], count: int, spec: ObservationSpec) -> bytes:
     """The blocks of ``count`` frames as `decompress_frames` takes them."""
-    if spec.frame_bytes < COMPRESS_FROM:
+    if spec.frame_bytes < COMPRESS_FROM or not blocks:
         return b"".join(blocks)
     return b"".join([_header(spec.frame_bytes, count), *blocks, END_MARK])
 
@@ -104,7 +104,7 @@ def decompress_frames(data: memoryview, count: int, spec: ObservationSpec) -> tu
     Raises InvalidMessage on damage.
     """
     size = spec.frame_bytes * count
-    if spec.frame_bytes < COMPRESS_FROM:
+    if spec.frame_bytes < COMPRESS_FROM or not count:
         unpacked, read = bytearray(data[:size]), size
     elif data[:15] == _header(spec.frame_bytes, count):
         unpacked, read = _decompressed(data)

@@ -113,6 +113,7 @@ class ReplayServicer:
     def Drain(self, request, context):
         """Hands the oldest segments over, to be inserted into other shards, and forgets those that an earlier call handed over.
         They are drawn here until they are forgotten. Inserts are still taken: writers leave first. Deadline: the caller's.
+        INVALID_ARGUMENT: `taken` is what no reply named since the shard was started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -119,7 +119,8 @@ class DrawStream:
             except grpc.RpcError as error:
                 self._broken(error, requests)
             except ValueError:  # the channel was closed under us
-                return
+                break
+        self._lose_all()  # also what was asked for while it paused
 
     def _settle(self, reply: pb.SampleReply) -> None:
         with self._lock:
@@ -136,16 +137,19 @@ class DrawStream:
         except RunFault as fault:
             self.failure = fault
             self.link.gone = True
+        self._lose_all()
+        requests.put(None)  # ends the old stream's sender
+        if self.alive:
+            time.sleep(pause)
+
+    def _lose_all(self) -> None:
         with self._lock:
             self._requests = queue.SimpleQueue()
-            requests.put(None)  # ends the old stream's sender
             lost, self._waiting = list(self._waiting), deque()
             self.reached = False
         for plan, part in lost:
             part.lost = True
             plan.settle()
-        if self.alive:
-            time.sleep(pause)
 
     def leave(self) -> None:
         """End the stream; what was asked for is lost."""

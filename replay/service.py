@@ -90,12 +90,12 @@ class ReplayServicer(rpc.ReplayServicer):
     ) -> AsyncIterator[pb.SampleReply]:
         async for request in requests:
             await _check_readable(request, context)
-            if self.shard.grant(request):
-                self._wake_writers()
             try:
                 reply = self.shard.sample(*request.counts)
             except InvalidMessage as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            if self.shard.grant(request):  # not before: a refused request leaves no trace
+                self._wake_writers()
             yield reply
 
     def _wake_writers(self) -> None:
@@ -112,7 +112,11 @@ class ReplayServicer(rpc.ReplayServicer):
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
         await _check_readable(request, context)
-        return self.shard.drain(request.taken, request.segments)
+        try:
+            return self.shard.drain(request.taken, request.segments)
+        except InvalidMessage as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise AssertionError("unreachable: abort raises") from error
 
     async def SetLimited(self, request: pb.SetLimitedRequest, context: Context) -> pb.InfoReply:
         await _check_readable(request, context)

@@ -205,11 +205,11 @@ class Shard:
     def sample(self, *counts: int) -> pb.SampleReply:
         """One draw of each of ``counts`` items, end to end; a reply with the totals alone when there are none.
 
-        Raises InvalidMessage above MAX_BATCH in all.
+        Raises InvalidMessage above MAX_BATCH items or draws in all.
         """
         count = sum(counts)
-        if count > MAX_BATCH:
-            raise InvalidMessage(f"a request for {count} items: at most {MAX_BATCH}")
+        if max(count, len(counts)) > MAX_BATCH:
+            raise InvalidMessage(f"a request for {count} items in {len(counts)} draws: at most {MAX_BATCH} of either")
         if count == 0 or self.storage.size == 0:
             return pb.SampleReply(counts=self.counts())
         slots, probability = self.selector.sample(stratified(counts, self._rng))
@@ -220,8 +220,14 @@ class Shard:
         return pack_samples(self.counts(), counts, columns, stacks, self.spec)
 
     def drain(self, taken: int, segments: int) -> pb.DrainReply:
-        """The oldest segments, up to ``segments`` or DRAIN_BYTES, after those with keys below ``taken`` were forgotten."""
-        gone = self.storage.forget(taken)
+        """The oldest segments, up to ``segments`` or DRAIN_BYTES, after those with keys below ``taken`` were forgotten.
+
+        Raises InvalidMessage when no reply since the shard's start can have named ``taken``, and it is not 0.
+        """
+        base = self.generation * KEYS
+        if taken and not base <= taken <= base + self.storage.next_key:
+            raise InvalidMessage(f"taken is {taken}, which no reply named since this shard's start: drain again from 0")
+        gone = self.storage.forget(taken - base)
         if len(gone):
             self.selector.remove(gone)
         reply, size = pb.DrainReply(next=self.storage.first_key), 0
@@ -232,6 +238,7 @@ class Shard:
             reply.segments.append(pb.InsertRequest(origin=kept.writer, segment=kept.message))
             reply.next = kept.first_key + len(kept.message.item_step) // 4
         reply.left = self.storage.next_key - reply.next
+        reply.next += base
         return reply
 
     def update_priorities(self, request: pb.UpdatePrioritiesRequest) -> int:

@@ -174,6 +174,17 @@ def test_a_block_that_the_format_refuses_is_refused_at_once(rng, side, compresse
         codec._check_blocks(data, 0, len(data), spec.frame_bytes)
 
 
+@pytest.mark.parametrize("spec", [SMALL, FRAMES])
+@pytest.mark.parametrize("draws", [[3, 0], [0, 3], [2, 0, 1], [0, 0, 2, 0]])
+def test_a_draw_of_no_items_stands_among_the_others(rng, spec, draws):
+    """What a shard gets that has a small share of several batches."""
+    shard = Shard(10, spec, SelectorConfig(), limited=False)
+    shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=1)))
+    drawn = list(codec.unpack_samples(shard.sample(*draws), draws, spec))
+    assert [len(keys) for _, keys, _ in drawn] == draws
+    assert [len(transition.s_t) for transition, _, _ in drawn] == draws
+
+
 REPLIES = {
     "cut": lambda data: data[:-9],
     "without its end mark": lambda data: data[:-4],

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import os
 import random
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
@@ -19,6 +24,7 @@ from tests.conftest import FRAMES, make_segment
 from tests.shards import sampler
 
 CAPACITY = 60
+METHODS, WEIGHTS = ("Insert", "UpdatePriorities", "Sample", "Drain", "SetLimited"), (12, 3, 3, 2, 1)
 REFUSED = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}
 NASTY_FLOATS = (float("nan"), float("inf"), -1.0, 1e38, -0.0)
 NASTY_INTEGERS = (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
@@ -46,7 +52,11 @@ def mutate_message(message, r: random.Random) -> bytes:
     if r.random() < 0.2:
         return mutate_bytes(message.SerializeToString(), r)
     for _ in range(r.randrange(1, 3)):
-        inner = message.segment if isinstance(message, pb.InsertRequest) and r.random() < 0.9 else message
+        inner = message
+        if isinstance(message, pb.InsertRequest) and r.random() < 0.8:
+            inner = message.segment
+        elif isinstance(message, pb.SampleRequest) and r.random() < 0.3:
+            inner = message.limiter
         field = r.choice(inner.DESCRIPTOR.fields)
         value = getattr(inner, field.name)
         if isinstance(value, bytes):
@@ -55,9 +65,58 @@ def mutate_message(message, r: random.Random) -> bytes:
             setattr(inner, field.name, r.choice(["", "w" * 100_000, value + "x"]))
         elif isinstance(value, int):
             setattr(inner, field.name, r.choice(NASTY_INTEGERS))
+        elif isinstance(value, float):
+            setattr(inner, field.name, r.choice(NASTY_FLOATS))
+        elif field.name == "counts":
+            value.extend(r.choice([[r.choice(NASTY_INTEGERS)], [0] * 70_000, [1] * 70_000]))
         else:
             inner.ClearField(field.name)
     return message.SerializeToString()
+
+
+def valid_request(i: int, shard: Shard, rng: np.random.Generator, r: random.Random):
+    """A request of one of the methods, which the shard would take as it is."""
+    method = r.choices(METHODS, WEIGHTS)[0]
+    first = shard.storage.first_key
+    if method == "Insert":
+        segment = pack_segment(make_segment(rng, FRAMES, mark=3, first_step=r.choice([0, 9])))
+        origin, transferred = r.choice(["", "elsewhere"]), r.random() < 0.3
+        return method, pb.InsertRequest(
+            writer=f"w{i}", sequence=1, segment=segment, origin=origin, transferred=transferred
+        )
+    if method == "UpdatePriorities":
+        keys = np.arange(first, first + 4, dtype="<u8").tobytes()
+        return method, pb.UpdatePrioritiesRequest(keys=keys, td=np.ones(4, "<f4").tobytes())
+    if method == "Sample":
+        counts = [r.randrange(5) for _ in range(r.randrange(4))]
+        return method, pb.SampleRequest(counts=counts, insert_credit=r.randrange(5))
+    if method == "Drain":
+        return method, pb.DrainRequest(taken=first + r.randrange(3), segments=r.randrange(5))
+    return method, pb.SetLimitedRequest(limited=r.random() < 0.5)
+
+
+def state(server: ShardServer) -> tuple[pb.InfoReply, int]:
+    """What a request could leave a trace in, read on the shard's own loop, but for what its healthy clients change."""
+
+    async def read() -> tuple[pb.InfoReply, int]:
+        info = server.shard.info()
+        info.ClearField("limiter")
+        info.ClearField("limiter_age")
+        info.counts.sampled = 0
+        return info, len(server.shard._last)
+
+    return asyncio.run_coroutine_threadsafe(read(), server._loop).result(timeout=10.0)
+
+
+def footprint() -> dict[str, int]:
+    """Memory, threads and open files of this process, client and shard."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+        "threads": len(os.listdir("/proc/self/task")),
+        "files": len(os.listdir("/proc/self/fd")),
+    }
 
 
 @pytest.mark.parametrize(
@@ -68,51 +127,50 @@ def test_malformed_requests_leave_no_trace_and_disturb_nobody(rng, requests):
     server = ShardServer(shard)
     address = f"127.0.0.1:{server.port}"
     channel = grpc.insecure_channel(address)
-    insert, update, sample = (
-        getattr(channel, kind)(f"/{SERVICE_NAME}/{method}")
-        for kind, method in (
-            ("stream_stream", "Insert"),
-            ("unary_unary", "UpdatePriorities"),
-            ("stream_stream", "Sample"),
-        )
+    streams, unaries = (
+        {m: getattr(channel, kind)(f"/{SERVICE_NAME}/{m}") for m in METHODS}
+        for kind in ("stream_stream", "unary_unary")
     )
     healthy, source = Writer([address]), sampler([SimpleNamespace(address=address)], spec=FRAMES)
     r = random.Random(7)
-    refused = stored = 0
+    refused, stored, early = Counter(), 0, None
     for i in range(requests):
         if i % 50 == 0:
             healthy.write(make_segment(rng, FRAMES, mark=1 + i % 200))
             healthy.flush(10.0)
             assert source.sample(10.0) is not None
             shard.check_valid()
-        before, writers = server.counts(), len(shard._last)
-        kind = r.randrange(10)
+        if i == requests // 5:
+            early = footprint()
+        before = state(server)
+        method, request = valid_request(i, shard, rng, r)
+        data = mutate_message(request, r)
         try:
-            if kind < 7:
-                segment = pack_segment(make_segment(rng, FRAMES, mark=3, first_step=r.choice([0, 9])))
-                request = pb.InsertRequest(writer=f"w{i}", sequence=1, segment=segment)
-                list(insert(iter([mutate_message(request, r)]), timeout=10.0))
-                stored += 1
-            elif kind < 9:
-                keys = np.arange(shard.storage.first_key, shard.storage.first_key + 4, dtype="<u8")
-                request = pb.UpdatePrioritiesRequest(keys=keys.tobytes(), td=np.ones(4, "<f4").tobytes())
-                update(mutate_message(request, r), timeout=10.0)
+            if method in ("Insert", "Sample"):
+                list(streams[method](iter([data]), timeout=10.0))
             else:
-                request = pb.SampleRequest(counts=[r.randrange(5)], insert_credit=r.randrange(5))
-                list(sample(iter([mutate_bytes(request.SerializeToString(), r)]), timeout=10.0))
+                unaries[method](data, timeout=10.0)
+            stored += method == "Insert"
+            if method == "SetLimited":
+                unaries[method](pb.SetLimitedRequest(limited=False).SerializeToString(), timeout=10.0)
             continue
         except grpc.RpcError as error:
             code, words = error.code(), error.details()
-        refused += 1
-        assert code in REFUSED, f"{i}: {code} {words}"
-        assert words, f"{i}: refused without a word"
-        after = server.counts()
-        after.sampled = before.sampled  # the healthy reader goes on meanwhile
-        assert after == before, f"{i}: a refused request left a trace"
-        assert len(shard._last) == writers
-    assert refused > requests / 3
+        refused[method] += 1
+        assert code in REFUSED, f"{i}: {method} {code} {words}"
+        assert words, f"{i}: {method} refused without a word"
+        after = state(server)
+        if after[0].insert_credit > 2**61:  # the healthy reader granted it meanwhile
+            before[0].insert_credit = after[0].insert_credit
+        assert after == before, f"{i}: a refused {method} left a trace"
+    late = footprint()
+    assert refused.total() > requests / 3
+    assert set(refused) == set(METHODS)
     assert stored > requests / 100
     shard.check_valid()
+    assert late["threads"] <= early["threads"] + 2
+    assert late["files"] <= early["files"] + 2
+    assert late["bytes"] < early["bytes"] + 32 * 2**20
     healthy.close()
     source.close()
     channel.close()

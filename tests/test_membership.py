@@ -125,6 +125,23 @@ def test_a_writer_goes_over_to_other_shards_and_delivers_what_is_in_flight(shard
     writer.close()
 
 
+def test_draws_go_on_when_a_shard_that_is_silent_leaves(shards, rng):
+    """What it was asked for while its stream paused between two attempts is lost, not waited for."""
+    stays, dies = shards(2)
+    fill(stays, rng, 3, 0)
+    fill(dies, rng, 3, 100)
+    source = sampler([stays, dies], give_up_after=60.0)
+    assert source.sample(5.0) is not None
+    dies.kill()
+    until = time.monotonic() + 3.0  # so that the pauses grow long
+    while time.monotonic() < until:
+        source.sample(0.1)
+    source.set_shards([stays.address])
+    for _ in range(20):
+        assert source.sample(5.0) is not None, "waits for a shard that has left"
+    source.close()
+
+
 def test_writers_and_sampler_keep_the_ratio_while_shards_come_and_go(shards, rng):
     """The samples-per-insert ratio holds over joins and leaves, with everything under way."""
     three = shards(3, "--capacity", 4000, "--limited")
