@@ -102,11 +102,17 @@ def _check_port(host: str, port: int) -> None:
             raise BadInput(f"port {port}: {error.strerror}: write another --port, or 0 for a free one") from error
 
 
-async def serve(config: ServeConfig, ready: Callable[[int], None]) -> signal.Signals:
-    """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port. Raises BadInput."""
+async def serve(
+    config: ServeConfig, ready: Callable[[int], None], watch: Callable[[Shard], None] = lambda shard: None
+) -> signal.Signals:
+    """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port. Raises BadInput.
+
+    ``watch`` is handed the shard before it is served, on the event loop that alone may touch it.
+    """
     access = Access.of(config.security)
     _check_port(config.host, config.port)
     shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed, config.capacity_bytes)
+    watch(shard)
     ended: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
     server, port = await start_server(shard, config.host, config.port, config.insert_timeout, access, config.limits)
     for number in (signal.SIGINT, signal.SIGTERM):
