@@ -25,7 +25,7 @@ def draw_shards(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, float],
         left.plot(at, _column(of, "inserted_per_s_both"), "--", label=f"{name}, sampled too", **style)
         sampled = [of[0]["sampled_per_s_alone"] / 1e3, *_column(of, "sampled_per_s_both")]
         right.plot([0, *at], sampled, label=name, **style)
-    _bound(left, machine["limit_pack_per_s"], f"packing alone, {machine['cores']:.0f} cores")
+    _bound(left, machine["limit_store_per_s"], f"packing and storing alone, {machine['cores']:.0f} cores")
     _bound(right, machine["limit_grpc_per_s"], "its bytes, plain gRPC stream")
     _bound(right, machine["limit_lz4_per_s"], "unpacking alone, 1 thread")
     left.set(title="inserted", xlabel="writer processes", ylabel="thousand transitions/s")

@@ -3,8 +3,8 @@
 Real Pong frames, n-step 3. Each shard and each writer is a process of its own; every writer writes to all shards. One sampler,
 in this process, takes batches of 32 out of all shards. Inserted and sampled transitions a second are measured each by itself,
 and both at once. Idle: the share of the machine's cores that nobody used during a window; near 0 the machine is what
-bounds the figure, and more shards or writers only share it. Limits: transitions a second that all cores could pack for
-the wire were there nothing else to do; the bytes of batches over one plain gRPC stream; their LZ4 unpacked in one thread.
+bounds the figure, and more shards or writers only share it. Limits: transitions a second that all cores could pack and
+store, were there nothing to carry; the bytes of batches over one plain gRPC stream; their LZ4 unpacked in one thread.
 Cases take turns; medians over the windows. Figures go to a picture and, one JSON object a line, to a file beside it.
 """
 
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import (
+    PONG_SPEC,
     alternating,
     at_least_1,
     check_picture,
@@ -39,6 +40,8 @@ from benchmarks.pictures import draw_shards
 from benchmarks.replay import limits
 from protos.codec import pack_segment
 from replay.sampler import Sampler
+from replay.selectors import SelectorConfig
+from replay.shard import Shard
 from rl.errors import BadInput
 from rl.memory import keep_freed_memory
 
@@ -184,16 +187,17 @@ def _sampled(sampler: Sampler, seconds: float) -> Figures:
 
 def _bounds(address: str, seconds: float, cores: int) -> dict[str, float]:
     """What could be reached at most, in transitions/s: see above."""
-    turn = itertools.cycle(pong_segments(PLAYED))
+    turn = enumerate(itertools.cycle(pong_segments(PLAYED)), start=1)
+    shard = Shard(PLAYED, PONG_SPEC, SelectorConfig(), limited=False)
 
-    def pack() -> int:
-        segment = next(turn)
-        pack_segment(segment)
+    def store() -> int:
+        sequence, segment = next(turn)
+        shard.insert("bench", sequence, pack_segment(segment))
         return segment.items
 
     found = limits(address, BATCH, seconds)
     return {
-        "limit_pack_per_s": cores * rate(pack, seconds),
+        "limit_store_per_s": cores * rate(store, seconds),
         "limit_grpc_per_s": found["grpc_per_s"],
         "limit_lz4_per_s": found["lz4_per_s"],
     }
