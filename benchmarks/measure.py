@@ -67,7 +67,7 @@ def shard_process(capacity: int, spec: ObservationSpec = PONG_SPEC, limited: boo
 def checked_shard_process(
     capacity: int, spec: ObservationSpec = PONG_SPEC, limited: bool = False
 ) -> Iterator[tuple[str, int, Callable[[], str]]]:
-    """The same; yields also a function that asks whether the shard's parts agree: `shard_process.VALID`, or what does not."""
+    """The same; yields also a function that asks whether the shard's parts agree: `shard_process.VALID`, or why not."""
     command = [sys.executable, "-m", "benchmarks.shard_process", "--capacity", str(capacity), "--dtype", spec.dtype]
     command += ["--shape", *map(str, spec.frame_shape), "--stack", str(spec.stack)] + ["--limited"] * limited
     command += ["--alpha", str(SelectorConfig().exponent)]

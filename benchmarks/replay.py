@@ -105,9 +105,7 @@ def _ours(c: Command, segments: list[Segment]) -> Iterator[tuple[Cases, Callable
         for _ in segments:
             insert()
         writer.flush(60.0)
-        samplers = {
-            batch: free_sampler([address], batch, c.prefetch) for batch in c.batch_sizes
-        }
+        samplers = {batch: free_sampler([address], batch, c.prefetch) for batch in c.batch_sizes}
         pids = [pid, os.getpid()]
 
         def inserted() -> dict[str, float]:

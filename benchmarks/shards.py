@@ -1,9 +1,9 @@
 """`qfleet bench shards`: replay throughput over the number of shards and of writers, all on one machine.
 
-Real Pong frames, n-step 3. Each shard and each writer is a process of its own; every writer writes to all shards. One sampler,
-in this process, takes batches of 32 out of all shards. Inserted and sampled transitions a second are measured each by itself,
-and both at once. Idle: the share of the machine's cores that nobody used during a window; near 0 the machine is what
-bounds the figure, and more shards or writers only share it. Limits: transitions a second that all cores could pack and
+Real Pong frames, n-step 3. Each shard and each writer is a process of its own; every writer writes to all shards. One
+sampler, in this process, takes batches of 32 out of all shards. Inserted and sampled transitions a second are measured each
+by itself, and both at once. Idle: the share of the machine's cores that nobody used during a window; near 0 the machine is
+what bounds the figure, and more shards or writers only share it. Limits: transitions a second that all cores could pack and
 store, were there nothing to carry; the bytes of batches over one plain gRPC stream; their LZ4 unpacked in one thread.
 Cases take turns; medians over the windows. Figures go to a picture and, one JSON object a line, to a file beside it.
 """

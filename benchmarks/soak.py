@@ -1,8 +1,8 @@
 """`qfleet bench soak`: does a shard that is written and read at full speed for long keep its memory?
 
 One shard process of Pong, small enough to be filled many times over (a wrap: as many items inserted as it holds, after the
-first filling). This process writes from one thread and takes batches of 32 in another, and sets new priorities for each, also
-for what was evicted since (counted as dropped); no limiter. Resident memory, file descriptors and threads of both processes
+first filling). This process writes from one thread and takes batches of 32 in another, and sets new priorities for each,
+also for what was evicted since (counted as dropped); no limiter. Resident memory, file descriptors and threads of both processes
 are read every 10 s; each minute the shard itself looks whether its parts agree. Judged is the time from 2 minutes after the
 buffer was full to the end (from a fifth of the whole after it was full, if that is less): a straight line through the
 readings (least squares) may rise by less than 2% of where it starts. Exit status 1 where it rises by more, where the shard's
@@ -102,16 +102,15 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
     figures |= {"dropped_updates": stats["dropped_updates"], "lost_updates": stats["lost_updates"]}
     figures |= {"checks": len(verdicts), "checks_failed": [v for v in verdicts if v != VALID]}
     figures["passed"] = figures["flat"] and not figures["checks_failed"] and figures["wraps"] >= c.wraps
-    title = _summary(c, figures)
     draw_memory(
         [r.seconds / 60 for r in readings],
         {"shard": [r.shard_mib for r in readings], "writer and sampler": [r.client_mib for r in readings]},
         figures["full_seconds"] / 60,
         figures["judged_from_seconds"] / 60,
-        title.partition("; exit")[0].replace("; ", "\n", 1),
+        f"{c.minutes:g} minutes at full speed on {os.cpu_count()} cores, {figures['wraps']:,.0f} wraps of {c.capacity:,}",
         Path(c.to),
     )
-    say(f"{title}; picture: {c.to}")
+    say(_summary(c, figures))
     return {**asdict(c), "cores": os.cpu_count(), **figures}
 
 
@@ -142,7 +141,7 @@ def _watched(
     """Sample and update until the time is over; readings, and what the shard said of itself."""
     rng, readings, verdicts = np.random.default_rng(0), list[Reading](), list[str]()
 
-    def look() -> None:
+    def look(now: float) -> None:
         readings.append(_reading(now, sampler, pid))
         if now >= (len(verdicts) + 1) * 60.0 or now >= end:
             verdicts.append(check())
@@ -158,14 +157,16 @@ def _watched(
             raise RunFault(f"replay gave no batch for 10 s: {sampler.held_by()}")
         sampler.update_priorities(batch, rng.random(len(batch.keys), np.float32))
         if now >= len(readings) * c.every:
-            look()
-    look()
+            look(now)
+    look(now)
     return readings, verdicts
 
 
 def _reading(now: float, sampler: Sampler, pid: int) -> Reading:
     stats = sampler.stats()
-    seen = [(p.memory_info().rss / 2**20, p.num_fds(), p.num_threads()) for p in map(psutil.Process, (pid, os.getpid()))]
+    seen = [
+        (p.memory_info().rss / 2**20, p.num_fds(), p.num_threads()) for p in map(psutil.Process, (pid, os.getpid()))
+    ]
     return Reading(now, stats["inserted"], stats["sampled"], *seen[0], *seen[1])
 
 
@@ -233,8 +234,9 @@ def _summary(c: Command, f: dict[str, Any]) -> str:
     failed = f"{len(f['checks_failed'])} of {f['checks']} checks failed {f['checks_failed'][:1]}"
     checks = failed if f["checks_failed"] else f"valid at {f['checks']} checks"
     return (
-        f"{os.cpu_count()} cores, {c.minutes:g} minutes: {f['wraps']:.1f} wraps of {c.capacity:,} (at least {c.wraps} asked), "
-        f"{f['inserted']:,.0f} inserted, {f['sampled']:,.0f} sampled, {f['dropped_updates']:,.0f} updates dropped, {checks}; "
+        f"{os.cpu_count()} cores, {c.minutes:g} minutes: {f['wraps']:.1f} wraps of {c.capacity:,} (at least {c.wraps} "
+        f"asked), {f['inserted']:,.0f} inserted, {f['sampled']:,.0f} sampled, {f['dropped_updates']:,.0f} updates "
+        f"dropped, {checks}; "
         f"{'flat' if f['flat'] else 'NOT FLAT'} (less than {GROWTH:.0%} asked): {memory}; "
-        f"exit status {0 if f['passed'] else 1}"
+        f"{'passed' if f['passed'] else 'NOT PASSED'}; picture: {c.to}"
     )

@@ -1,7 +1,7 @@
 """One writer (`python -m benchmarks.writer_process ITEMS SEED`), which plays ITEMS transitions of Pong first.
 
-Then for each line SECONDS ADDRESS [ADDRESS ...]: it opens its streams to these shards, says "ready", waits for a line, inserts
-for so many seconds, and prints transitions/s, the last acknowledgement included.
+Then for each line SECONDS ADDRESS [ADDRESS ...]: it opens its streams to these shards, says "ready", waits for a line,
+inserts for so many seconds, and prints transitions/s, the last acknowledgement included.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
             writer.flush(60.0)
             print("ready", flush=True)
             sys.stdin.readline()
-            print(rate(insert, float(seconds), lambda: writer.flush(60.0)), flush=True)  # noqa: B023
+            print(rate(insert, float(seconds), lambda: writer.flush(60.0)), flush=True)
 
 
 if __name__ == "__main__":
