@@ -2,11 +2,11 @@
 
 One shard process of Pong, small enough to be filled many times over (a wrap: as many items inserted as it holds, after the
 first filling). This process writes from one thread and takes batches of 32 in another, and sets new priorities for each,
-also for what was evicted since (counted as dropped); no limiter. Resident memory, file descriptors and threads of both processes
-are read every 10 s; each minute the shard itself looks whether its parts agree. Judged is the time from 2 minutes after the
-buffer was full to the end (from a fifth of the whole after it was full, if that is less): a straight line through the
-readings (least squares) may rise by less than 2% of where it starts. Exit status 1 where it rises by more, where the shard's
-parts disagree, or after fewer than --wraps.
+also for what was evicted since (counted as dropped); no limiter. Resident memory, file descriptors and threads of both
+processes are read every 10 s; each minute the shard itself looks whether its parts agree. Judged is the time from 2
+minutes after the buffer was full to the end (from a fifth of the whole after it was full, if that is less): a straight line
+through the readings (least squares) may rise by less than 2% of where it starts. Exit status 1 where it rises by more,
+where the shard's parts disagree, or after fewer than --wraps.
 """
 
 from __future__ import annotations
