@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 def draw_shards(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, float], to: Path) -> None:
     """Inserted and sampled transitions/s over the number of writers, a colour for each number of shards."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.4))
     writers = sorted({row["writers"] for row in rows})
     for i, shards in enumerate(sorted({row["shards"] for row in rows})):
         of = sorted((row for row in rows if row["shards"] == shards), key=lambda row: row["writers"])
@@ -35,7 +35,7 @@ def draw_shards(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, float],
     for axis in (left, right):
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     idle = max(_column(rows, "idle", 1.0)), max(_column(rows, "idle_both", 1.0))
     figure.suptitle(
         f"Replay of Pong on one machine of {machine['cores']:.0f} cores, clients included: at most {idle[0]:.0%} of them "
