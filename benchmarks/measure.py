@@ -25,7 +25,7 @@ from replay.writer import Writer
 from rl.envs import EnvConfig, make_environments, newest_frame
 from rl.errors import BadInput, RunFault
 from rl.returns import ReturnConfig, SegmentBuilder
-from rl.types import ObservationSpec, Segment
+from rl.types import ObservationSpec, SampledBatch, Segment
 
 PONG = EnvConfig(id="PongNoFrameskip-v4")
 PONG_SPEC = ObservationSpec((84, 84), "uint8", 4)
@@ -154,11 +154,17 @@ def free_sampler(addresses: list[str], batch: int, prefetch: int) -> Sampler:
     return Sampler(addresses, PONG_SPEC, limiter, BetaConfig(), prefetch)
 
 
-def drawn(sampler: Sampler) -> int:
-    """Take a batch; returns its size."""
+def next_batch(sampler: Sampler) -> SampledBatch:
+    """The next batch. Raises RunFault when none comes."""
     batch = sampler.sample(10.0)
     if batch is None:
-        raise RunFault(f"replay gave no batch for 10 s: {sampler.held_by()}")
+        raise RunFault(f"replay gave no batch for 10 s: {sampler.held_by() or 'a shard does not answer'}")
+    return batch
+
+
+def drawn(sampler: Sampler) -> int:
+    """Take a batch; returns its size."""
+    batch = next_batch(sampler)
     assert batch.transitions.s_tm1.shape == batch.transitions.s_t.shape == (len(batch.keys), *PONG_SPEC.shape)
     return len(batch.keys)
 

@@ -67,7 +67,7 @@ def draw_memory(
     axis.title.set_fontsize(10)
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc="center right")
+    axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     _save(figure, to)
 
 

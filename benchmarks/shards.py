@@ -42,7 +42,7 @@ from protos.codec import pack_segment
 from replay.sampler import Sampler
 from replay.selectors import SelectorConfig
 from replay.shard import Shard
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 from rl.memory import keep_freed_memory
 
 BATCH, PREFETCH = 32, 16
@@ -123,7 +123,10 @@ class Writers:
 
 def _tell(process: subprocess.Popen[str], line: str) -> None:
     assert process.stdin is not None
-    print(line, file=process.stdin, flush=True)
+    try:
+        print(line, file=process.stdin, flush=True)
+    except BrokenPipeError as error:
+        raise RunFault("a writer process has ended: its error stands above") from error
 
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:

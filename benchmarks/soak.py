@@ -27,9 +27,9 @@ from benchmarks.measure import (
     at_least_1,
     check_picture,
     checked_shard_process,
-    drawn,
     free_sampler,
     inserting,
+    next_batch,
     pong_segments,
 )
 from benchmarks.pictures import draw_memory
@@ -148,13 +148,11 @@ def _watched(
             say(_line(readings[-1], c.capacity, sampler, verdicts[-1]))
 
     began, end = time.monotonic(), c.minutes * 60
-    drawn(sampler)  # waits for the first items
+    next_batch(sampler)  # waits for the first items
     while (now := time.monotonic() - began) < end:
-        batch = sampler.sample(10.0)
+        batch = next_batch(sampler)
         if faults:
             raise faults[0]
-        if batch is None:
-            raise RunFault(f"replay gave no batch for 10 s: {sampler.held_by()}")
         sampler.update_priorities(batch, rng.random(len(batch.keys), np.float32))
         if now >= len(readings) * c.every:
             look(now)
@@ -163,10 +161,11 @@ def _watched(
 
 
 def _reading(now: float, sampler: Sampler, pid: int) -> Reading:
-    stats = sampler.stats()
-    seen = [
-        (p.memory_info().rss / 2**20, p.num_fds(), p.num_threads()) for p in map(psutil.Process, (pid, os.getpid()))
-    ]
+    stats, both = sampler.stats(), (pid, os.getpid())
+    try:
+        seen = [(p.memory_info().rss / 2**20, p.num_fds(), p.num_threads()) for p in map(psutil.Process, both)]
+    except psutil.NoSuchProcess as error:
+        raise RunFault("the replay shard has ended: its error stands above") from error
     return Reading(now, stats["inserted"], stats["sampled"], *seen[0], *seen[1])
 
 
