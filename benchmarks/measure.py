@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -57,17 +58,13 @@ def line_from(process: subprocess.Popen[str], seconds: float, what: str) -> str:
 
 
 @contextlib.contextmanager
-def shard_process(capacity: int, spec: ObservationSpec = PONG_SPEC, limited: bool = False) -> Iterator[tuple[str, int]]:
-    """A replay shard in a process of its own; yields its address and process number."""
-    with checked_shard_process(capacity, spec, limited) as (address, pid, _):
-        yield address, pid
-
-
-@contextlib.contextmanager
 def checked_shard_process(
     capacity: int, spec: ObservationSpec = PONG_SPEC, limited: bool = False
 ) -> Iterator[tuple[str, int, Callable[[], str]]]:
-    """The same; yields also a function that asks whether the shard's parts agree: `shard_process.VALID`, or why not."""
+    """A replay shard in a process of its own; yields its address, its process number, and a function that asks it.
+
+    The shard is asked whether its parts agree, and answers with `shard_process.VALID` or what contradicts what.
+    """
     command = [sys.executable, "-m", "benchmarks.shard_process", "--capacity", str(capacity), "--dtype", spec.dtype]
     command += ["--shape", *map(str, spec.frame_shape), "--stack", str(spec.stack)] + ["--limited"] * limited
     command += ["--alpha", str(SelectorConfig().exponent)]
@@ -87,6 +84,13 @@ def checked_shard_process(
         process.kill()
         process.wait(timeout=10.0)
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def shard_process(capacity: int, **options: Any) -> Iterator[tuple[str, int]]:
+    """The same for those who do not ask: yields its address and process number."""
+    with checked_shard_process(capacity, **options) as (address, pid, _):
+        yield address, pid
 
 
 def pong_segments(items: int, n_step: int = 3, segment_items: int = 40, seed: int = 0) -> list[Segment]:
