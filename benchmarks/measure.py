@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import select
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 
+from replay.rate_limiter import LimiterConfig, RateLimiter
+from replay.sampler import Sampler
 from replay.selectors import SelectorConfig
+from replay.weights import BetaConfig
+from replay.writer import Writer
 from rl.envs import EnvConfig, make_environments, newest_frame
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 from rl.returns import ReturnConfig, SegmentBuilder
-from rl.types import ObservationSpec, Segment
+from rl.types import ObservationSpec, SampledBatch, Segment
 
 PONG = EnvConfig(id="PongNoFrameskip-v4")
 PONG_SPEC = ObservationSpec((84, 84), "uint8", 4)
@@ -32,11 +40,31 @@ def at_least_1(config: object, *names: str) -> None:
             raise BadInput(f"--{name.replace('_', '-')} is {getattr(config, name)}: write at least 1")
 
 
+def check_picture(to: str) -> None:
+    """Raise BadInput where a picture cannot be written."""
+    if not to.endswith(".png") or not Path(to).parent.is_dir():
+        raise BadInput(f"--to is {to}: write the path of a .png file in a directory that is there")
+
+
+def line_from(process: subprocess.Popen[str], seconds: float, what: str) -> str:
+    """The next line that a process prints, of which it prints one at a time. Raises RunFault when none comes."""
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], seconds)[0]:
+        raise RunFault(f"{what} has said nothing for {seconds:g} s")
+    line = process.stdout.readline()
+    if not line:
+        raise RunFault(f"{what} has ended: its error stands above")
+    return line.strip()
+
+
 @contextlib.contextmanager
-def shard_process(
+def checked_shard_process(
     capacity: int, spec: ObservationSpec = PONG_SPEC, limited: bool = False, snapshots: Path | None = None
-) -> Iterator[tuple[str, int]]:
-    """A replay shard in a process of its own; yields its address and process number."""
+) -> Iterator[tuple[str, int, Callable[[], str]]]:
+    """A replay shard in a process of its own; yields its address, its process number, and a function that asks it.
+
+    The shard is asked whether its parts agree, and answers with `shard_process.VALID` or what contradicts what.
+    """
     command = [sys.executable, "-m", "benchmarks.shard_process", "--capacity", str(capacity), "--dtype", spec.dtype]
     command += ["--shape", *map(str, spec.frame_shape), "--stack", str(spec.stack)] + ["--limited"] * limited
     command += ["--alpha", str(SelectorConfig().exponent)] + (["--snapshots", str(snapshots)] if snapshots else [])
@@ -46,11 +74,23 @@ def shard_process(
         line = process.stdout.readline()
         if not line:
             raise RuntimeError("the replay shard did not start")
-        yield f"127.0.0.1:{int(line)}", process.pid
+
+        def check() -> str:
+            process.send_signal(signal.SIGUSR1)
+            return line_from(process, 60.0, "the replay shard that was asked whether it is valid")
+
+        yield f"127.0.0.1:{int(line)}", process.pid, check
     finally:
         process.kill()
         process.wait(timeout=10.0)
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def shard_process(capacity: int, **options: Any) -> Iterator[tuple[str, int]]:
+    """The same for those who do not ask: yields its address and process number."""
+    with checked_shard_process(capacity, **options) as (address, pid, _):
+        yield address, pid
 
 
 def pong_segments(items: int, n_step: int = 3, segment_items: int = 40, seed: int = 0) -> list[Segment]:
@@ -91,6 +131,48 @@ def pong_segments(items: int, n_step: int = 3, segment_items: int = 40, seed: in
     return segments
 
 
+def inserting(writer: Writer, segments: Sequence[Segment]) -> Callable[[], int]:
+    """A function that writes the next segment, round and round, and returns how many items it has."""
+    turn = itertools.cycle(segments)
+
+    def insert() -> int:
+        segment = next(turn)
+        writer.write(segment)
+        return segment.items
+
+    return insert
+
+
+def fill(address: str, items: int, segments: Sequence[Segment]) -> None:
+    """Insert at least ``items`` items."""
+    with contextlib.closing(Writer([address])) as writer:
+        insert, done = inserting(writer, segments), 0
+        while done < items:
+            done += insert()
+        writer.flush(60.0)
+
+
+def free_sampler(addresses: list[str], batch: int, prefetch: int) -> Sampler:
+    """A sampler of Pong that no limiter holds."""
+    limiter = RateLimiter(LimiterConfig(0.0, 1), max_insert=100, batch=batch, shards=len(addresses))
+    return Sampler(addresses, PONG_SPEC, limiter, BetaConfig(), prefetch)
+
+
+def next_batch(sampler: Sampler) -> SampledBatch:
+    """The next batch. Raises RunFault when none comes."""
+    batch = sampler.sample(10.0)
+    if batch is None:
+        raise RunFault(f"replay gave no batch for 10 s: {sampler.held_by() or 'a shard does not answer'}")
+    return batch
+
+
+def drawn(sampler: Sampler) -> int:
+    """Take a batch; returns its size."""
+    batch = next_batch(sampler)
+    assert batch.transitions.s_tm1.shape == batch.transitions.s_t.shape == (len(batch.keys), *PONG_SPEC.shape)
+    return len(batch.keys)
+
+
 def rate(step: Callable[[], int], seconds: float, finish: Callable[[], None] = lambda: None) -> float:
     """Units a second that ``step`` reports, over a window of ``seconds`` and what ``finish`` takes."""
     began, done = time.perf_counter(), 0
@@ -121,6 +203,16 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 def resident_mib(pids: Sequence[int]) -> float:
     """Resident memory of the processes."""
     return sum(psutil.Process(pid).memory_info().rss for pid in pids) / 2**20
+
+
+def with_idle(case: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    """The figures of ``case``, and the share of the machine's cores that was idle meanwhile, whoever used the rest."""
+    before = psutil.cpu_times()
+    found = case()
+    spent = {name: now - then for name, now, then in zip(before._fields, psutil.cpu_times(), before, strict=True)}
+    unused = spent["idle"] + spent.get("iowait", 0.0)
+    total = sum(seconds for name, seconds in spent.items() if not name.startswith("guest"))  # user has the guest's
+    return {**found, "idle": unused / total if total else 0.0}
 
 
 def with_cpu(case: Callable[[], Mapping[str, float]], pids: Sequence[int]) -> dict[str, float]:

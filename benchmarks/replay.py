@@ -24,6 +24,9 @@ from benchmarks.measure import (
     alternating,
     at_least_1,
     batches_timed,
+    drawn,
+    free_sampler,
+    inserting,
     pong_segments,
     rate,
     resident_mib,
@@ -35,10 +38,7 @@ from benchmarks.reverb_process import Reverb
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from protos.codec import unpack_samples
-from replay.rate_limiter import LimiterConfig, RateLimiter
-from replay.sampler import Sampler
 from replay.service import CHANNEL_OPTIONS
-from replay.weights import BetaConfig
 from replay.writer import Writer
 from rl.errors import BadInput
 from rl.memory import keep_freed_memory
@@ -101,42 +101,30 @@ def _ours(c: Command, segments: list[Segment]) -> Iterator[tuple[Cases, Callable
     """Cases of a full shard, and its counts."""
     with shard_process(c.items) as (address, pid):
         writer = Writer([address])
-        insert = _inserting(writer, segments)
+        insert = inserting(writer, segments)
         for _ in segments:
             insert()
         writer.flush(60.0)
-        samplers = {
-            batch: Sampler(
-                [address], PONG_SPEC, RateLimiter(LimiterConfig(0.0, 1), 100, batch), BetaConfig(), c.prefetch
-            )
-            for batch in c.batch_sizes
-        }
+        samplers = {batch: free_sampler([address], batch, c.prefetch) for batch in c.batch_sizes}
         pids = [pid, os.getpid()]
 
         def inserted() -> dict[str, float]:
             return {"per_s": rate(insert, c.seconds, lambda: writer.flush(60.0)), "memory_mib": resident_mib([pid])}
 
         def sampled(batch: int) -> dict[str, float]:
-            return batches_timed(lambda: _drawn(samplers[batch]), c.seconds)
+            return batches_timed(lambda: drawn(samplers[batch]), c.seconds)
 
         cases: Cases = {"inserted": partial(with_cpu, inserted, pids)}
         for batch in c.batch_sizes:
             cases[f"sampled_{batch}"] = partial(with_cpu, partial(sampled, batch), pids)
-            cases[f"limits_{batch}"] = partial(_limits, address, batch, c.seconds / 3)
+            cases[f"limits_{batch}"] = partial(limits, address, batch, c.seconds / 3)
         yield cases, samplers[c.batch_sizes[0]].stats
         writer.close()
         for sampler in samplers.values():
             sampler.close()
 
 
-def _drawn(sampler: Sampler) -> int:
-    batch = sampler.sample(10.0)
-    assert batch is not None
-    assert batch.transitions.s_tm1.shape == batch.transitions.s_t.shape == (len(batch.keys), *PONG_SPEC.shape)
-    return len(batch.keys)
-
-
-def _limits(address: str, batch: int, seconds: float) -> dict[str, float]:
+def limits(address: str, batch: int, seconds: float) -> dict[str, float]:
     """Transitions a second of what a batch cannot do without: carrying its bytes, unpacking them, one copy of the pairs."""
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         reply = next(rpc.ReplayStub(channel).Sample(iter([pb.SampleRequest(counts=[batch])]), timeout=10.0))
@@ -155,17 +143,6 @@ def _limits(address: str, batch: int, seconds: float) -> dict[str, float]:
         stream = each(take)
     lz4 = each(lambda: next(unpack_samples([(reply, [batch])], PONG_SPEC)))
     return {"grpc_per_s": stream, "lz4_per_s": lz4, "copy_per_s": each(lambda: np.copyto(room, both))}
-
-
-def _inserting(writer: Writer, segments: list[Segment]) -> Callable[[], int]:
-    turn = iter(range(10**12))
-
-    def insert() -> int:
-        segment = segments[next(turn) % len(segments)]
-        writer.write(segment)
-        return segment.items
-
-    return insert
 
 
 def _reverbs(c: Command, reverb: Reverb) -> Cases:

@@ -1,15 +1,33 @@
 """A replay shard in a process of its own (`python -m benchmarks.shard_process`): prints its port, serves until killed.
 
-`qfleet replay serve` without the command line's imports, and with short names.
+`qfleet replay serve` without the command line's imports, and with short names. At SIGUSR1 it looks whether its parts agree
+(`Shard.check_valid`), between two requests, and prints VALID or what contradicts what.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 
 from replay.selectors import SelectorConfig
 from replay.serve import ServeConfig, serve
+from replay.shard import Shard
+
+VALID = "valid"
+
+
+def check_at_signal(shard: Shard) -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: print(verdict(shard), flush=True))
+
+
+def verdict(shard: Shard) -> str:
+    """VALID, or in a line what contradicts what."""
+    try:
+        shard.check_valid()
+    except AssertionError as error:
+        return " ".join(f"invalid: {error}".split())
+    return VALID
 
 
 def main() -> None:
@@ -38,7 +56,7 @@ def main() -> None:
         snapshots=a.snapshots,
         snapshot_minutes=a.snapshot_minutes,
     )
-    asyncio.run(serve(config, lambda port, _: print(port, flush=True)))
+    asyncio.run(serve(config, lambda port, _: print(port, flush=True), check_at_signal))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from rl.errors import BadInput, nearest
 from rl.evaluation import evaluate
 from rl.recording import record
 
-BENCHES = ("pipeline", "replay", "actors", "snapshot")
+BENCHES = ("pipeline", "replay", "shards", "memory", "soak", "sizing", "snapshot", "actors")
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def bench_command(args: list[str]) -> int:
     figures = module.run(command)
     if command.json:
         print(json.dumps(figures))
-    return 0
+    return 0 if figures.get("passed", True) else 1
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -112,15 +112,21 @@ def _check_port(host: str, port: int) -> None:
             raise BadInput(f"port {port}: {error.strerror}: write another --port, or 0 for a free one") from error
 
 
-async def serve(config: ServeConfig, ready: Callable[[int, Restored | None], None]) -> signal.Signals:
+async def serve(
+    config: ServeConfig,
+    ready: Callable[[int, Restored | None], None],
+    watch: Callable[[Shard], None] = lambda shard: None,
+) -> signal.Signals:
     """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port and what came back from a snapshot.
 
     Raises BadInput when the port is taken or the snapshot is of no use, RunFault when the last one could not be written.
+    ``watch`` is handed the shard before it is served, on the event loop that alone may touch it.
     """
     access = Access.of(config.security)
     _check_port(config.host, config.port)
     shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed, config.capacity_bytes)
     snapshots = Snapshots(Path(config.snapshots), shard, config.snapshot_minutes) if config.snapshots else None
+    watch(shard)
     ended: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
     server, port = await start_server(
         shard, config.host, config.port, config.insert_timeout, access, config.limits, snapshots
