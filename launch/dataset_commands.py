@@ -23,7 +23,7 @@ from replay.export import DatasetWriter
 from replay.links import Link
 from replay.security import Access, SecurityConfig
 from replay.shard import MAX_WRITER
-from replay.snapshot import MANIFEST, stored_segments
+from replay.snapshot_files import MANIFEST, stored_segments
 from replay.writer import Writer
 from rl.envs import EnvConfig, check_env, describe
 from rl.errors import BadInput, RunFault

@@ -1,48 +1,47 @@
 """Snapshots: a shard's content on disk, written while it serves.
 
-    <directory>/segments-<number>-<first key>-<end key>.bin ... td-<number>.bin MANIFEST.json .lock
-
 Segments never change and leave first in, first out, so a snapshot writes those that the one before it lacks, in chunks of
-about CHUNK_BYTES, and names the older chunks again. Each record of a chunk is its length (uint32, little-endian) and a
-serialized InsertRequest with writer and segment. What does change is small and written anew: the items' |TD error|
-(float32), and the manifest: counts, writers' sequences, size and SHA-256 of every file. Each file is written aside, synced
-and renamed under a name of its snapshot's number; the snapshot exists once its manifest, the last of them, does. Nothing is
-ever unpickled.
+about CHUNK_BYTES, and names the older chunks again. What does change is small and written anew: the items' |TD error|, the
+counts and the writers' sequences. `snapshot_files.py` has the format.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import fcntl
-import hashlib
-import json
 import logging
-import os
-import struct
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from protos import replay_pb2 as pb
 from replay.shard import Shard
-from replay.storage import Kept
+from replay.snapshot_files import (
+    LOCK,
+    MANIFEST,
+    Files,
+    chunks,
+    is_ours,
+    items_of,
+    key_range,
+    locked,
+    manifest_bytes,
+    put,
+    read,
+    read_manifest,
+    record,
+    segments_of,
+    spec_words,
+    sync,
+)
 from rl.errors import BadInput, RunFault
-from rl.types import ObservationSpec
 
 log = logging.getLogger("qfleet.snapshot")
 
-FORMAT = 1
-MANIFEST, LOCK = "MANIFEST.json", ".lock"
 CHUNK_BYTES = 8 * 2**20
 SLICE = 0.001  # seconds of the event loop between two looks at what else there is to do
-
-Files = dict[str, dict[str, Any]]  # name -> {bytes, sha256}
 
 
 class Written(NamedTuple):
@@ -76,7 +75,7 @@ class Snapshots:
         self._turn = asyncio.Lock()
         self._waiting: asyncio.Task[Written] | None = None  # has not had its turn yet
         self._clock: asyncio.Task[None] | None = None
-        self._lock = _locked(directory)
+        self._lock = locked(directory)
         try:
             self._snapshot = self._take_back()  # the last one written
         except BaseException:
@@ -132,16 +131,16 @@ class Snapshots:
         self._number += 1  # of one that failed too: its manifest may be in place
         number, written = self._number, 0
         files = self._still_good(first, end)
-        covered = max([first, *(_keys(name)[1] for name in files)])
+        covered = max([first, *(key_range(name)[1] for name in files)])
         async for at, until, records in self._runs(covered, end):
             if at != covered:  # evicted before its turn came, and so was all before it
                 files, td, first = {}, td[at - first :], at
             name, covered = f"segments-{number}-{at}-{until}.bin", until
-            files[name] = await asyncio.to_thread(_put, self.directory / name, records)
+            files[name] = await asyncio.to_thread(put, self.directory / name, records)
             written += files[name]["bytes"]
         if covered != end:
             files, td, first = {}, td[:0], end
-        files[f"td-{number}.bin"] = await asyncio.to_thread(_put, self.directory / f"td-{number}.bin", [td.tobytes()])
+        files[f"td-{number}.bin"] = await asyncio.to_thread(put, self.directory / f"td-{number}.bin", [td.tobytes()])
         snapshot = {
             **self._snapshot,
             "number": number,
@@ -155,9 +154,9 @@ class Snapshots:
     def _still_good(self, first_key: int, end_key: int) -> Files:
         """The last snapshot's chunks of items still stored, but for a small last one that can be written with more."""
         files = self._snapshot["files"]
-        good = {name: files[name] for name in _chunks(files) if _keys(name)[1] > first_key}
-        last = max(good, key=_keys, default=None)
-        if last and good[last]["bytes"] < CHUNK_BYTES // 2 and _keys(last)[1] < end_key:
+        good = {name: files[name] for name in chunks(files) if key_range(name)[1] > first_key}
+        last = max(good, key=key_range, default=None)
+        if last and good[last]["bytes"] < CHUNK_BYTES // 2 and key_range(last)[1] < end_key:
             del good[last]
         return good
 
@@ -173,9 +172,9 @@ class Snapshots:
                 records, size = [], 0
             if not records:
                 start = kept.first_key
-            records.append(_record(kept))
+            records.append(record(kept))
             size += len(records[-1])
-            at = kept.first_key + _items(kept.message)
+            at = kept.first_key + items_of(kept.message)
             if time.monotonic() >= pause:
                 await asyncio.sleep(0)
                 pause = time.monotonic() + SLICE
@@ -184,12 +183,12 @@ class Snapshots:
 
     def _commit(self, snapshot: dict[str, Any]) -> None:
         """Put the manifest in place, then delete what it does not name."""
-        _sync(self.directory)
-        _put(self.directory / MANIFEST, [_manifest(snapshot)])
-        _sync(self.directory)
+        sync(self.directory)
+        put(self.directory / MANIFEST, [manifest_bytes(snapshot)])
+        sync(self.directory)
         self._snapshot = snapshot
         for file in self.directory.iterdir():
-            if file.name not in (*snapshot["files"], MANIFEST, LOCK) and _is_ours(file.name):
+            if file.name not in (*snapshot["files"], MANIFEST, LOCK) and is_ours(file.name):
                 file.unlink()
 
     def _take_back(self) -> dict[str, Any]:
@@ -207,10 +206,10 @@ class Snapshots:
         }
         if file.exists():
             try:
-                snapshot = _read_manifest(file)
+                snapshot = read_manifest(file)
                 if snapshot["spec"] != ours:
                     raise BadInput(
-                        f"{file} is of observations {_words(snapshot['spec'])}, not {_words(ours)}: "
+                        f"{file} is of observations {spec_words(snapshot['spec'])}, not {spec_words(ours)}: "
                         "write another directory, or start the shard with those"
                     )
                 self._fill(snapshot)
@@ -230,139 +229,7 @@ class Snapshots:
         state, files = snapshot["state"], snapshot["files"]
         if state is None:  # of a shard that ended before its first
             return
-        td = np.frombuffer(_read(self.directory, f"td-{snapshot['number']}.bin", files), np.float32)
-        self._shard.set_state(state, _segments(self.directory, state["first_key"], files), td)
+        td = np.frombuffer(read(self.directory, f"td-{snapshot['number']}.bin", files), np.float32)
+        self._shard.set_state(state, segments_of(self.directory, state["first_key"], files), td)
         if self._shard.storage.size:
             self.restored = Restored(self._shard.storage.size, max(0.0, time.time() - snapshot["time"]))
-
-
-def stored_segments(directory: Path) -> tuple[ObservationSpec, Iterator[Kept]]:
-    """What the snapshot in ``directory`` holds, oldest segments first, for a reader beside the shard: nothing is locked.
-
-    Raises BadInput, the iterator too, when there is none, it is damaged, or a newer one replaces it meanwhile.
-    """
-    try:
-        snapshot = _read_manifest(directory / MANIFEST)
-        spec = snapshot["spec"]
-        observation = ObservationSpec(tuple(spec["frame_shape"]), spec["dtype"], spec["stack"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(directory, error) from error
-
-    def segments() -> Iterator[Kept]:
-        try:
-            if snapshot["state"] is not None:
-                yield from _segments(directory, snapshot["state"]["first_key"], snapshot["files"])
-        except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
-            raise _unreadable(directory, error) from error
-
-    return observation, segments()
-
-
-def _unreadable(directory: Path, error: Exception) -> BadInput:
-    return BadInput(f"{directory} holds no snapshot that can be read ({' '.join(str(error).split())}): write another")
-
-
-def _segments(directory: Path, first_key: int, files: Files) -> Iterator[Kept]:
-    for name in _chunks(files):
-        data, at, key = _read(directory, name, files), 0, _keys(name)[0]
-        while at < len(data):
-            (size,) = struct.unpack_from("<I", data, at)
-            request = pb.InsertRequest.FromString(data[at + 4 : at + 4 + size])
-            if key >= first_key:  # a chunk may begin with segments that were evicted before the snapshot
-                yield Kept(request.writer, key, request.segment)
-            at, key = at + 4 + size, key + _items(request.segment)
-
-
-def _items(segment: pb.Segment) -> int:
-    return len(segment.item_step) // 4
-
-
-def _record(kept: Kept) -> bytes:
-    data = pb.InsertRequest(writer=kept.writer, segment=kept.message).SerializeToString()
-    return struct.pack("<I", len(data)) + data
-
-
-def _chunks(files: Files) -> list[str]:
-    """The names of the chunks, oldest items first."""
-    return sorted((name for name in files if name.startswith("segments-")), key=_keys)
-
-
-def _keys(chunk: str) -> tuple[int, int]:
-    """First and end key of a chunk."""
-    first, end = chunk.removesuffix(".bin").split("-")[2:]
-    return int(first), int(end)
-
-
-def _is_ours(name: str) -> bool:
-    return name.lstrip(".").startswith(("segments-", "td-", MANIFEST))
-
-
-def _words(spec: dict[str, Any]) -> str:
-    return f"{spec['dtype']} {'x'.join(map(str, spec['frame_shape']))} in stacks of {spec['stack']}"
-
-
-def _put(path: Path, pieces: list[bytes]) -> dict[str, Any]:
-    """Write a file aside, sync it and rename it into place; returns its size and checksum. Raises OSError."""
-    data = b"".join(pieces)
-    aside = path.with_name(f".{path.name}")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _sync(directory: Path) -> None:
-    """See to it that files renamed in ``directory`` stay so."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _read(directory: Path, name: str, files: Files) -> bytes:
-    """A file's content. Raises ValueError, OSError, KeyError when it is not what the manifest names."""
-    data = (directory / name).read_bytes()
-    if len(data) != files[name]["bytes"]:
-        raise ValueError(f"{name} has {len(data)} bytes, not {files[name]['bytes']}")
-    if hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
-        raise ValueError(f"{name} does not match its checksum")
-    return data
-
-
-def _manifest(snapshot: dict[str, Any]) -> bytes:
-    text = json.dumps(snapshot)
-    checksum = hashlib.sha256(text.encode()).hexdigest()
-    return f'{{"format": {FORMAT}, "sha256": "{checksum}", "snapshot":\n{text}}}\n'.encode()
-
-
-def _read_manifest(file: Path) -> dict[str, Any]:
-    """What `_manifest` wrote. Raises BadInput on another format, ValueError, KeyError and TypeError on damage."""
-    data = json.loads(file.read_bytes())
-    if data["format"] != FORMAT:
-        raise BadInput(f"{file} is of format {data['format']}, this Qfleet reads {FORMAT}: use the one that wrote it")
-    snapshot: dict[str, Any] = data["snapshot"]
-    if hashlib.sha256(json.dumps(snapshot).encode()).hexdigest() != data["sha256"]:
-        raise ValueError(f"{file.name} does not match its checksum")
-    return snapshot
-
-
-def _locked(directory: Path) -> IO[str]:
-    """The lock of ``directory``, which is made where it is missing. Raises BadInput when another process holds it."""
-    with contextlib.ExitStack() as stack:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((directory / LOCK).open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadInput(
-                f"{directory} is in use by another replay shard: write a directory of this one's own"
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise BadInput(f"{directory} cannot be written: {error.strerror}") from error
-            log.warning("%s: this file system has no locks; see that no other shard uses it", directory)
-        stack.pop_all()
-    return lock

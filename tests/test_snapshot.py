@@ -22,7 +22,8 @@ from protos import replay_pb2 as pb
 from replay import snapshot
 from replay.selectors import SelectorConfig
 from replay.shard import KEYS, Shard
-from replay.snapshot import LOCK, MANIFEST, Snapshots
+from replay.snapshot import Snapshots
+from replay.snapshot_files import LOCK, MANIFEST
 from replay.writer import Writer
 from rl.errors import BadInput
 from tests.conftest import FRAMES, SMALL, make_segment
@@ -304,7 +305,7 @@ def test_killed_in_the_middle_a_shard_restores_a_whole_one(tmp_path, shards, rng
 
 def test_at_every_step_of_a_snapshot_a_whole_one_is_on_disk(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(snapshot, "CHUNK_BYTES", 3000)
-    put, moments = snapshot._put, []
+    put, moments = snapshot.put, []
 
     def watched(path, pieces):
         for when in ("before", "after"):
@@ -322,9 +323,9 @@ def test_at_every_step_of_a_snapshot_a_whole_one_is_on_disk(tmp_path, rng, monke
         fill(shard, rng, 8)
         contents.append(content(shard))
 
-    monkeypatch.setattr(snapshot, "_put", watched)
+    monkeypatch.setattr(snapshot, "put", watched)
     written(tmp_path / "shard", shard, more)
-    monkeypatch.setattr(snapshot, "_put", put)
+    monkeypatch.setattr(snapshot, "put", put)
     found = [contents.index(content(taken_back(moment, new_shard()))) for moment in moments]
     assert len(found) > 10
     assert found == sorted(found)
@@ -393,7 +394,7 @@ def test_a_full_disk_is_said_and_the_snapshot_before_stays(tmp_path, rng, monkey
 
     def full():
         fill(shard, rng, 3)
-        monkeypatch.setattr(snapshot.os, "fsync", no_room)
+        monkeypatch.setattr("os.fsync", no_room)
 
     def no_room(handle):
         raise OSError(28, "No space left on device")
@@ -411,9 +412,9 @@ def test_what_fails_after_its_manifest_is_in_place_is_not_written_over(tmp_path,
 
     async def write():
         with contextlib.closing(Snapshots(tmp_path, shard)) as snapshots:
-            for broken in ("_sync", "_manifest"):
+            for broken in ("sync", "manifest_bytes"):
                 with monkeypatch.context() as patch:
-                    calls = iter([True, False]) if broken == "_sync" else iter([False])
+                    calls = iter([True, False]) if broken == "sync" else iter([False])
                     patch.setattr(snapshot, broken, lambda _, calls=calls: next(calls) or fail())
                     with pytest.raises(snapshot.RunFault):
                         await snapshots.write()
