@@ -58,6 +58,11 @@ class Pen:
             queued = [request.segment.frames for lane in self.writer._lanes for request in lane.queue]
         return {int(np.frombuffer(frames, "<f4")[0]) for frames in queued}
 
+    def has_heard_all(self, address):
+        """Whether the stream to a shard that is dead has ended, and with it the acknowledgements."""
+        with self.writer._changed:
+            return all(x.link.last_error != "no error" for x in self.writer._lanes if x.link.address == address)
+
     def finish(self, stop=True):
         if stop:
             self._stop.set()
@@ -147,9 +152,9 @@ def test_what_a_killed_shard_loses_was_acknowledged_after_its_snapshot(
         if snapshots:
             dies.stub.Snapshot(pb.SnapshotRequest(), timeout=20.0)
             time.sleep(0.3)
-        before = {mark for pen in writers for mark in list(pen.written)}
         dies.kill()
-        time.sleep(0.5)  # what it acknowledged in its last moment is heard
+        before = {mark for pen in writers for mark in list(pen.written)}
+        wait_for(lambda: all(pen.has_heard_all(network[1].address) for pen in writers))
         safe = held | set().union(*(pen.in_flight() for pen in writers))
         (dies,) = shards(1, *ROOM, *where, port=dies.port)
         assert held <= {mark for _, mark in stored(dies)}
