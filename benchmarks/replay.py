@@ -140,7 +140,7 @@ def _limits(address: str, batch: int, seconds: float) -> dict[str, float]:
     """Transitions a second of what a batch cannot do without: carrying its bytes, unpacking them, one copy of the pairs."""
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         reply = next(rpc.ReplayStub(channel).Sample(iter([pb.SampleRequest(counts=[batch])]), timeout=10.0))
-    pairs = next(unpack_samples(reply, [batch], PONG_SPEC))[0]
+    pairs = next(unpack_samples([(reply, [batch])], PONG_SPEC))[0]
     both = np.stack([pairs.s_tm1, pairs.s_t])
     room = np.empty_like(both)
 
@@ -153,7 +153,7 @@ def _limits(address: str, batch: int, seconds: float) -> dict[str, float]:
 
     with plain_stream(reply.SerializeToString()) as take:
         stream = each(take)
-    lz4 = each(lambda: next(unpack_samples(reply, [batch], PONG_SPEC)))
+    lz4 = each(lambda: next(unpack_samples([(reply, [batch])], PONG_SPEC)))
     return {"grpc_per_s": stream, "lz4_per_s": lz4, "copy_per_s": each(lambda: np.copyto(room, both))}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from launch.config import TrainConfig, check, to_yaml
+from launch.offline import fit
 from launch.run import Run
 from launch.run_dir import CONFIG, SUMMARY, RunDir
 from launch.serial import run_serial
@@ -37,12 +38,16 @@ def train(
 ) -> dict[str, Any]:
     """Train and return the summary (the content of summary.json); `interrupted_by` in it is a signal's number or None.
 
-    With ``resume``, ``config`` gives the limits (max_steps, max_minutes) and everything else must be as the run was
-    started. Raises BadInput before anything starts, RunFault for a fault at run time.
+    With ``resume``, ``config`` gives the limits (max_steps, max_updates, max_minutes) and everything else must be as the run
+    was started. Raises BadInput before anything starts, RunFault for a fault at run time.
     """
     check(config)
+    if config.offline:
+        config, serial = fit(config), True
+        if address is not None:
+            raise BadInput("--offline trains in this process: leave --address out")
     if serial and config.replay.snapshot_minutes > 0:
-        raise BadInput("--serial takes no snapshots of its replay: write --replay.snapshot-minutes 0")
+        raise BadInput("--serial and --offline take no snapshots of their replay: write --replay.snapshot-minutes 0")
     if address is not None:
         resolve(address)
     resumed: Checkpoint | None = None

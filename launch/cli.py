@@ -13,12 +13,15 @@ from rl.errors import BadInput, RunFault, nearest
 USAGE = """usage: qfleet COMMAND ...
 
   qfleet train [PRESET] [flags]     train; presets: {presets} (default pong)
+  qfleet train --offline DATASET    learn from a Minari dataset alone, without actors
   qfleet train --resume RUN         go on where a run stopped
   qfleet eval RUN [flags]           play a run's policy: mean return of 30 episodes
   qfleet status RUN                 how a run stands
   qfleet scale RUN --shards K       go on with more or fewer replay shards
   qfleet plot RUN [RUN ...]         learning curves as a picture
   qfleet replay serve [flags]       a replay shard by itself, without Ray
+  qfleet replay export RUN --to DATASET
+                                    a replay's episodes as a Minari dataset; back with import
   qfleet bench NAME [flags]         measure: {benches}
 
 qfleet COMMAND --help lists the flags of each. RUN is a run's directory, or (status) its name in a cluster.

@@ -14,6 +14,7 @@ import tyro
 from launch.api import load_policy, train
 from launch.config import TrainConfig
 from launch.flags import parse
+from launch.offline import offline_preset
 from launch.presets import preset
 from launch.replay_commands import replay_command
 from launch.run_commands import say_summary, scale_command, status_command
@@ -77,8 +78,11 @@ def train_command(args: list[str]) -> int:
 
     name = args.pop(0) if args and not args[0].startswith("-") else None
     env_id = _value_of(args, "--env.id")
-    base = preset(name or ("pong" if env_id is None else "atari" if atari_game(env_id) else "generic"))
-    resume = _value_of(args, "--resume")
+    resume, offline = _value_of(args, "--resume"), _value_of(args, "--offline")
+    if offline is not None and resume is None:
+        base = offline_preset(offline, name, env_id)
+    else:
+        base = preset(name or ("pong" if env_id is None else "atari" if atari_game(env_id) else "generic"))
     if resume is not None:
         if name is not None:
             raise BadInput(f"--resume goes with no preset: leave {name!r} out")

@@ -54,15 +54,25 @@ class TrainConfig:
     """Seed of everything that draws."""
     max_steps: int = 2_000_000
     """Agent steps after which the run ends, solved or not."""
+    max_updates: int = 0
+    """Learner updates after which the run ends; 0: no limit."""
     ready_timeout: float = 180.0
     """Seconds in which the shards, then the learner, then the actors must stand; more where nodes are launched first."""
     max_minutes: float = 0.0
     """Minutes of training after which the run ends; 0: no limit."""
+    offline: str = ""
+    """Learn from this Minari dataset alone, with no actor: its id, or its directory (./NAME-v0)."""
 
     def __post_init__(self) -> None:
         _check_finite(self, "")
         if self.max_steps < 1:
             raise BadInput(f"max_steps is {self.max_steps}: write at least 1 agent step")
+        if self.max_updates < 0:
+            raise BadInput(f"max_updates is {self.max_updates}: write 0 (no limit) or more learner updates")
+        if self.offline and not self.max_updates and not self.max_minutes:
+            raise BadInput(
+                "an offline run makes no agent steps that could end it: write --max-updates or --max-minutes"
+            )
         if self.max_minutes < 0:
             raise BadInput(f"max_minutes is {self.max_minutes}: write 0 (no limit) or more")
         if self.ready_timeout <= 0:

@@ -31,16 +31,14 @@ class Candidate:
 class Judge:
     """Decides about evaluations; plays none itself."""
 
-    def __init__(
-        self, config: EvaluationConfig, agent_steps: int = 0, earlier: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, config: EvaluationConfig, clock: int = 0, earlier: Mapping[str, Any] | None = None) -> None:
         self._config = config
         earlier = earlier or {}
         self.best_return: float | None = earlier.get("best_return")
         self.last_return: float | None = earlier.get("last_return")
         self.solved = bool(earlier.get("solved", False))
         self.solved_return: float | None = earlier.get("solved_return")
-        self._next = agent_steps + config.period
+        self._next = clock + config.period
 
     def due(self, tally: Tally) -> Kind | None:
         """The evaluation that should start now, if any."""
@@ -48,10 +46,10 @@ class Judge:
         if self.solved:
             return None
         hopeful = tally.greedy_return >= c.goal - c.margin and tally.greedy_since_evaluation >= GREEDY_EPISODES
-        periodic = bool(c.period) and tally.agent_steps >= self._next
+        periodic = bool(c.period) and tally.clock >= self._next
         if not hopeful and not periodic:
             return None
-        self._next = tally.agent_steps + c.period
+        self._next = tally.clock + c.period
         tally.greedy_since_evaluation = 0
         return "full" if hopeful else "quick"
 

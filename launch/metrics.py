@@ -56,17 +56,18 @@ class RayMetrics(LatestMetrics):
 class RunLog:
     """metrics.csv, eval.csv and TensorBoard of a run; a resumed run appends to them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, over: str = "agent_steps") -> None:
+        self._over = over
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._metrics = _Csv(folder / "metrics.csv", METRIC_COLUMNS)
         self._evals = _Csv(folder / "eval.csv", EVAL_COLUMNS)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """A row of training figures; scalars also go to TensorBoard over agent steps."""
+        """A row of training figures; scalars also go to TensorBoard over agent steps (offline: learner updates)."""
         self._metrics.write(row)
         for name, value in row.items():
             if name in METRIC_COLUMNS and name != "agent_steps" and _finite(value):
-                self._board.add_scalar(f"train/{name}", value, int(row["agent_steps"]))
+                self._board.add_scalar(f"train/{name}", value, int(row[self._over]))
 
     def returns_by_epsilon(self, agent_steps: int, rows: Mapping[float, float]) -> None:
         """Mean training return of each epsilon of the fleet."""
@@ -77,7 +78,7 @@ class RunLog:
         """A row of an evaluation."""
         self._evals.write(row)
         for name in ("mean_return", "std_return", "worst_return"):
-            self._board.add_scalar(f"evaluation/{name}", row[name], int(row["agent_steps"]))
+            self._board.add_scalar(f"evaluation/{name}", row[name], int(row[self._over]))
 
     def close(self) -> None:
         """Flush and close."""

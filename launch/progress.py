@@ -19,9 +19,9 @@ PLAIN_EVERY = 30.0  # seconds between plain lines
 class Progress:
     """Shows the newest row; `note` prints a line that stays. All goes to standard error."""
 
-    def __init__(self, title: str, max_steps: int, goal: float) -> None:
+    def __init__(self, title: str, limits: Mapping[str, int], goal: float) -> None:
         self.console = Console(stderr=True)
-        self._title, self._max_steps, self._goal = title, max_steps, goal
+        self._title, self._limits, self._goal = title, limits, goal
         self._live: Live | None = None
         self._last_plain = -math.inf
         if self.console.is_terminal:
@@ -42,9 +42,11 @@ class Progress:
 
     def _table(self, row: Mapping[str, Any], last_eval: str, seconds_left: float) -> Table:
         table = Table(title=self._title, title_justify="left", show_header=False, box=None, padding=(0, 2))
-        bar = ProgressBar(total=self._max_steps, completed=min(row["agent_steps"], self._max_steps), width=30)
+        done = max([row[name] / most for name, most in self._limits.items()], default=0.0)
+        bar = ProgressBar(total=1.0, completed=min(done, 1.0), width=30)
         table.add_row("agent steps", f"{row['agent_steps']:,}", "frames", f"{row['frames']:,}")
-        table.add_row("of at most", f"{self._max_steps:,}", "", bar)
+        most = " or ".join(f"{most:,} {name.replace('_', ' ')}" for name, most in self._limits.items())
+        table.add_row("of at most", most, "", bar)
         table.add_row("steps/s", f"{row['steps_per_s']:,.0f}", "updates/s", f"{row['updates_per_s']:,.1f}")
         table.add_row("updates", f"{row['updates']:,}", "samples per insert", f"{row['samples_per_insert']:.2f}")
         table.add_row("epsilon", f"{row['epsilon_min']:.4g}", "learner busy", f"{row.get('learner_busy', 0.0):.0%}")

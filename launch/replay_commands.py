@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
+from launch.dataset_commands import export_command, import_command
 from launch.flags import parse
 from launch.shard_commands import drain_command, info_command, limit_command, snapshot_command
 from replay.security import host_port, make_token_file
@@ -22,6 +23,10 @@ USAGE = """usage: qfleet replay COMMAND ...
                                     inserts against credit alone, or without
   qfleet replay drain ADDRESS ... --to ADDRESS ...
                                     move the content of shards that are to leave into others
+  qfleet replay export RUN --to DATASET
+                                    the episodes of a run's replay, or of a shard's snapshot, as a Minari dataset
+  qfleet replay import DATASET --to ADDRESS [ADDRESS ...]
+                                    a Minari dataset's transitions into running shards
 """
 
 
@@ -62,4 +67,6 @@ COMMANDS = {
     "snapshot": snapshot_command,
     "limit": limit_command,
     "drain": drain_command,
+    "export": export_command,
+    "import": import_command,
 }

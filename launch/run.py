@@ -32,9 +32,9 @@ class Run:
         self.config, self.dir, self.resumed = config, run_dir, resumed
         earlier = dict(resumed.state) if resumed else {}
         self.tally = Tally(config, earlier)
-        self.judge = Judge(config.evaluation, self.tally.agent_steps, earlier.get("judge"))
-        self.log = RunLog(run_dir.path)
-        self.progress = Progress(f"Qfleet {config.env.id}  {run_dir.path}", config.max_steps, config.evaluation.goal)
+        self.judge = Judge(config.evaluation, self.tally.clock, earlier.get("judge"))
+        self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps")
+        self.progress = Progress(f"Qfleet {config.env.id}  {run_dir.path}", self._limits(), config.evaluation.goal)
         self._exploration = Exploration(config.exploration, config.fleet_environments - 1, 1, config.fleet_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
         self.last_row: dict[str, Any] = {}
@@ -50,7 +50,7 @@ class Run:
         c = self.config
         if self.interrupted_by is not None or (self.judge.solved and c.evaluation.stop_when_solved):
             return True
-        if self.tally.agent_steps >= c.max_steps:
+        if self.tally.agent_steps >= c.max_steps or 0 < c.max_updates <= self.tally.updates:
             return True
         return c.max_minutes > 0 and self.minutes >= c.max_minutes
 
@@ -59,7 +59,7 @@ class Run:
         now = time.monotonic()
         row = self.tally.row(float(self._exploration.epsilons(self.tally.agent_steps)[0]))
         self.last_row = row
-        self.progress.show(row, self._last_evaluation(), self._seconds_left(row["steps_per_s"]))
+        self.progress.show(row, self._last_evaluation(), self._seconds_left(row))
         if force or now - self._last_log >= LOG_PERIOD:
             self._last_log = now
             self.log.metrics(row)
@@ -122,8 +122,15 @@ class Run:
         last = self.judge.last_return
         return "-" if last is None else f"{last:.1f}"
 
-    def _seconds_left(self, steps_per_s: float) -> float:
-        left = (self.config.max_steps - self.tally.agent_steps) / steps_per_s if steps_per_s > 0 else math.inf
+    def _limits(self) -> dict[str, int]:
+        """What ends the run, by the figures' names."""
+        c = self.config
+        limits = {"agent_steps": 0 if c.offline else c.max_steps, "updates": c.max_updates}
+        return {name: most for name, most in limits.items() if most}
+
+    def _seconds_left(self, row: dict[str, Any]) -> float:
+        rates = {"agent_steps": row["steps_per_s"], "updates": row["updates_per_s"]}
+        left = min([(most - row[n]) / rates[n] for n, most in self._limits().items() if rates[n] > 0], default=math.inf)
         if self.config.max_minutes > 0:
             left = min(left, self.config.max_minutes * 60.0 - self.tally.wall_seconds)
         return left

@@ -1,4 +1,7 @@
-"""Serial mode: every part in one process, in a fixed order; same seed, same numbers. No Ray, no socket."""
+"""Serial mode: every part in one process, in a fixed order; same seed, same numbers. No Ray, no socket.
+
+An offline run is a serial run without actors, whose replay is filled from a dataset first.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from actors.evaluator import Evaluator
 from launch.config import TrainConfig
 from launch.judge import Candidate, Kind
 from launch.metrics import LatestMetrics
+from launch.offline import fill, offline_spec
 from launch.run import Run
 from learner.learner import Learner
 from replay.local import LocalReplay
@@ -45,10 +49,13 @@ class LocalWeights:
 class SerialParts:
     """The components of a serial run."""
 
-    def __init__(self, config: TrainConfig, base_steps: int = 0) -> None:
+    def __init__(self, config: TrainConfig, base: int = 0) -> None:
         spec, actions = describe(config.env)
+        if config.offline:
+            spec = offline_spec(config)
         c = config.replay
-        shard = Shard(c.capacity, spec, c.selector, limited=False, seed=config.seed, capacity_bytes=c.capacity_bytes)
+        seed = config.seed + base
+        shard = Shard(c.capacity, spec, c.selector, limited=False, seed=seed, capacity_bytes=c.capacity_bytes)
         self.replay = LocalReplay(shard, config.limiter(), config.beta)
         self.weights, self.metrics = LocalWeights(), LatestMetrics()
         self.learner = Learner(
@@ -70,16 +77,16 @@ class SerialParts:
                 self.weights,
                 config.seed,
                 i,
-                base_steps,
+                base,
             )
-            for i in range(config.actors.count)
+            for i in range(0 if config.offline else config.actors.count)
         ]
         self.evaluator = Evaluator(
             config.evaluation,
             config.env,
             make_network(config.network, spec, actions, config.seed),
             config.seed,
-            base_steps,
+            base,
         )
 
 
@@ -87,8 +94,10 @@ def run_serial(run: Run) -> None:
     """Train until the run is finished: act while replay has room, update while the limiter allows."""
     config = run.config
     torch.set_num_threads(config.learner.threads or torch.get_num_threads())
-    parts = SerialParts(config, run.tally.base_steps)
+    parts = SerialParts(config, run.tally.base_updates if config.offline else run.tally.base_steps)
     learner = parts.learner
+    if config.offline:
+        fill(run, parts.replay)
     if run.resumed is not None:
         learner.set_checkpoint(run.resumed)
     learner.publisher.publish()

@@ -59,6 +59,11 @@ class Tally:
         return int(self.learner["updates"])
 
     @property
+    def clock(self) -> int:
+        """What evaluations are counted by: agent steps, or learner updates where nobody acts."""
+        return self.updates if self._config.offline else self.agent_steps
+
+    @property
     def wall_seconds(self) -> float:
         """Seconds of training, without what came before the first component was ready."""
         return self._base_seconds + (self._ended or time.monotonic()) - self._began

@@ -25,6 +25,7 @@ BLOCK_SIZES = {
     2**20: lz4.frame.BLOCKSIZE_MAX1MB,
     2**22: lz4.frame.BLOCKSIZE_MAX4MB,
 }
+HEADER = 15  # bytes that an LZ4 frame begins with
 END_MARK = bytes(4)
 STORED = 2**31  # flag in a block's length: not compressed
 
@@ -39,6 +40,7 @@ _ITEM_ARRAYS = {
     "discount_t": "<f4",
     "priority": "<f4",
 }
+_SAMPLE_ARRAYS = {"keys": "<u8", "probability": "<f8", "a_tm1": "<i4", "r_t": "<f4", "discount_t": "<f4"}
 
 
 class InvalidMessage(ValueError):
@@ -91,35 +93,34 @@ def blank_frames(spec: ObservationSpec, count: int) -> bytes:
     return compress_frames(np.zeros((1, *spec.frame_shape), spec.dtype))[0] * count
 
 
-def _enclosed(blocks: list[bytes], count: int, spec: ObservationSpec) -> bytes:
+def _enclosed(blocks: Sequence[bytes | memoryview], count: int, spec: ObservationSpec) -> bytes:
     """The blocks of ``count`` frames as `decompress_frames` takes them."""
     if spec.frame_bytes < COMPRESS_FROM or not blocks:
         return b"".join(blocks)
     return b"".join([_header(spec.frame_bytes, count), *blocks, END_MARK])
 
 
-def decompress_frames(data: memoryview, count: int, spec: ObservationSpec) -> tuple[Array, int]:
-    """Frames [count, *frame_shape], writeable, out of what `_enclosed` made and ``data`` begins with; and its length.
-
-    Raises InvalidMessage on damage.
-    """
-    size = spec.frame_bytes * count
+def decompress_frames(data: bytes | memoryview, count: int, spec: ObservationSpec) -> Array:
+    """Frames [count, *frame_shape], writeable, out of what `_enclosed` made. Raises InvalidMessage on damage."""
     if spec.frame_bytes < COMPRESS_FROM or not count:
-        unpacked, read = bytearray(data[:size]), size
-    elif data[:15] == _header(spec.frame_bytes, count):
-        unpacked, read = _decompressed(data)
+        unpacked = bytearray(data)
+    elif data[:HEADER] == _header(spec.frame_bytes, count):
+        unpacked = _decompressed(data)
     else:
         raise InvalidMessage(f"frames do not begin with the LZ4 header of {count} frames of {spec.frame_bytes} bytes")
-    if len(unpacked) != size:
+    if len(unpacked) != spec.frame_bytes * count:
         raise InvalidMessage(f"frames unpack to {len(unpacked)} bytes, not {count} frames of {spec.frame_bytes}")
-    return np.frombuffer(unpacked, dtype=spec.dtype).reshape(count, *spec.frame_shape), read
+    return np.frombuffer(unpacked, dtype=spec.dtype).reshape(count, *spec.frame_shape)
 
 
-def _decompressed(data: memoryview) -> tuple[bytearray, int]:
+def _decompressed(data: bytes | memoryview) -> bytearray:
     try:
-        return lz4.frame.decompress(data, return_bytearray=True, return_bytes_read=True)  # type: ignore[no-any-return]
+        unpacked, read = lz4.frame.decompress(data, return_bytearray=True, return_bytes_read=True)
     except RuntimeError as error:
         raise InvalidMessage(f"frames hold a damaged LZ4 block: {error}") from error
+    if read != len(data):
+        raise InvalidMessage(f"frames hold an LZ4 end mark after {read} of {len(data)} bytes")
+    return unpacked  # type: ignore[no-any-return]
 
 
 def pack_segment(segment: Segment) -> pb.Segment:
@@ -151,7 +152,7 @@ def unpack_segment(message: pb.Segment, spec: ObservationSpec) -> Segment:
     return Segment(
         episode_id=message.episode_id,
         first_step=message.first_step,
-        frames=decompress_frames(memoryview(_enclosed([message.frames], steps + 1, spec)), steps + 1, spec)[0],
+        frames=decompress_frames(_enclosed([message.frames], steps + 1, spec), steps + 1, spec),
         actions=fields["actions"],
         rewards=fields["rewards"],
         terminated=(flags & TERMINATED) != 0,
@@ -253,7 +254,6 @@ def pack_samples(
     counts: pb.Counts, draws: Sequence[int], columns: dict[str, Array], stacks: list[bytes], spec: ObservationSpec
 ) -> pb.SampleReply:
     """A reply of ``draws`` items each: columns [B] by field name and, in turn, the stacks of s_tm1 and s_t of each item."""
-    dtypes = {"keys": "<u8", "probability": "<f8", "a_tm1": "<i4", "r_t": "<f4", "discount_t": "<f4"}
     frames, at = [], 0
     for draw in draws:
         frames.append(_enclosed(stacks[at : at + 2 * draw], 2 * spec.stack * draw, spec))
@@ -261,32 +261,54 @@ def pack_samples(
     return pb.SampleReply(
         counts=counts,
         frames=b"".join(frames),
-        **{name: _bytes(columns[name], dtype) for name, dtype in dtypes.items()},
+        draw_bytes=[len(data) for data in frames],
+        **{name: _bytes(columns[name], dtype) for name, dtype in _SAMPLE_ARRAYS.items()},
     )
 
 
 def unpack_samples(
-    message: pb.SampleReply, draws: Sequence[int], spec: ObservationSpec
+    replies: Sequence[tuple[pb.SampleReply, Sequence[int]]], spec: ObservationSpec
 ) -> Iterator[tuple[Transition, UInt64, Float64]]:
-    """Of each draw, as it is asked for: transitions ready for training, keys [B] and draw probabilities [B].
+    """The draws that several shards' replies (each with the sizes of its draws) have in common, as they are asked for.
 
+    Of each draw: transitions ready for training, keys [B] and draw probabilities [B], one reply's items after the other's.
     s_tm1 and s_t are views of one buffer in which they take turns. Raises InvalidMessage.
     """
-    keys, probability = array(message, "keys", "<u8"), array(message, "probability", "<f8")
-    actions, r_t, discount_t = (
-        array(message, name, dtype) for name, dtype in (("a_tm1", "<i4"), ("r_t", "<f4"), ("discount_t", "<f4"))
-    )
-    if not {len(keys), len(probability), len(actions), len(r_t), len(discount_t)} == {sum(draws)}:
-        raise InvalidMessage(f"a reply of {len(keys)} keys for draws of {sum(draws)} items in all")
-    data = memoryview(message.frames)
-    at = 0
-    for draw in draws:
-        of = slice(at, at + draw)
-        at += draw
-        frames, read = decompress_frames(data, 2 * spec.stack * draw, spec)
-        data = data[read:]
-        if at == len(keys) and len(data):
-            raise InvalidMessage(f"frames go on for {len(data)} bytes after the last draw")
-        pairs = frames.reshape(draw, 2, *spec.shape)
-        transition = Transition(pairs[:, 0], actions[of].astype(np.int64), r_t[of], discount_t[of], pairs[:, 1])
-        yield transition, keys[of], probability[of]
+    for pieces in zip(*(_draws(message, draws, spec) for message, draws in replies), strict=True):
+        *columns, data = zip(*([piece for piece in pieces if len(piece[0])] or pieces[:1]), strict=True)
+        keys, probability, a_tm1, r_t, discount_t = (c[0] if len(c) == 1 else np.concatenate(c) for c in columns)
+        count = 2 * spec.stack * len(keys)
+        frames = (
+            data[0]
+            if len(data) == 1
+            else _enclosed(
+                [_blocks(d, 2 * spec.stack * len(k), spec) for d, k in zip(data, columns[0], strict=True)], count, spec
+            )
+        )
+        pairs = decompress_frames(frames, count, spec).reshape(len(keys), 2, *spec.shape)
+        yield Transition(pairs[:, 0], a_tm1.astype(np.int64), r_t, discount_t, pairs[:, 1]), keys, probability
+
+
+def _draws(message: pb.SampleReply, draws: Sequence[int], spec: ObservationSpec) -> Iterator[tuple[Any, ...]]:
+    """Columns and frames of each draw of a reply. Raises InvalidMessage."""
+    columns = [array(message, name, dtype) for name, dtype in _SAMPLE_ARRAYS.items()]
+    items, frames = sum(draws), memoryview(message.frames)
+    if {len(column) for column in columns} != {items}:
+        raise InvalidMessage(f"a reply of {len(columns[0])} keys for draws of {items} items in all")
+    if len(message.draw_bytes) != len(draws) or sum(message.draw_bytes) != len(frames):
+        raise InvalidMessage(f"frames of {len(frames)} bytes for {len(draws)} draws that say otherwise")
+    at = byte = 0
+    for draw, size in zip(draws, message.draw_bytes, strict=True):
+        yield *(column[at : at + draw] for column in columns), frames[byte : byte + size]
+        at, byte = at + draw, byte + size
+
+
+def _blocks(frames: memoryview, count: int, spec: ObservationSpec) -> memoryview:
+    """What `_enclosed` made of ``count`` frames' blocks, without header and end. Raises InvalidMessage."""
+    if spec.frame_bytes < COMPRESS_FROM:
+        if len(frames) != count * spec.frame_bytes:
+            raise InvalidMessage(f"frames have {len(frames)} bytes, not {count} frames of {spec.frame_bytes}")
+        return frames
+    if frames[:HEADER] != _header(spec.frame_bytes, count) or frames[-len(END_MARK) :] != END_MARK:
+        raise InvalidMessage(f"frames do not stand between the LZ4 header of {count} frames and an end mark")
+    return frames[HEADER : -len(END_MARK)]

@@ -105,7 +105,7 @@ class SampleRequest(_message.Message):
     def __init__(self, counts: _Optional[_Iterable[int]] = ..., insert_credit: _Optional[int] = ..., limiter: _Optional[_Union[Limiter, _Mapping]] = ...) -> None: ...
 
 class SampleReply(_message.Message):
-    __slots__ = ("counts", "keys", "probability", "a_tm1", "r_t", "discount_t", "frames")
+    __slots__ = ("counts", "keys", "probability", "a_tm1", "r_t", "discount_t", "frames", "draw_bytes")
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,7 @@ class SampleReply(_message.Message):
     R_T_FIELD_NUMBER: _ClassVar[int]
     DISCOUNT_T_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
+    DRAW_BYTES_FIELD_NUMBER: _ClassVar[int]
     counts: Counts
     keys: bytes
     probability: bytes
@@ -120,7 +121,8 @@ class SampleReply(_message.Message):
     r_t: bytes
     discount_t: bytes
     frames: bytes
-    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., keys: _Optional[bytes] = ..., probability: _Optional[bytes] = ..., a_tm1: _Optional[bytes] = ..., r_t: _Optional[bytes] = ..., discount_t: _Optional[bytes] = ..., frames: _Optional[bytes] = ...) -> None: ...
+    draw_bytes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., keys: _Optional[bytes] = ..., probability: _Optional[bytes] = ..., a_tm1: _Optional[bytes] = ..., r_t: _Optional[bytes] = ..., discount_t: _Optional[bytes] = ..., frames: _Optional[bytes] = ..., draw_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class UpdatePrioritiesRequest(_message.Message):
     __slots__ = ("keys", "td")

@@ -39,7 +39,7 @@ class LocalReplay:
         self._limiter.check_fills(shard.inserted, shard.storage.size)
         if not self._limiter.can_sample(shard.inserted, shard.sampled, shard.storage.size, batch):
             return None
-        transitions, keys, probability = next(unpack_samples(shard.sample(batch), [batch], shard.spec))
+        transitions, keys, probability = next(unpack_samples([(shard.sample(batch), [batch])], shard.spec))
         beta = self._beta.at(self.drawn)
         self.drawn += 1
         weights = importance_weights(probability, shard.storage.size, beta)

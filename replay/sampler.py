@@ -27,7 +27,7 @@ from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.security import UNPROTECTED, Access
 from replay.weights import BetaConfig, importance_weights
 from rl.errors import BadInput, RunFault
-from rl.types import Array, Float64, ObservationSpec, SampledBatch, Transition
+from rl.types import Array, Float64, ObservationSpec, SampledBatch
 
 LOOK_EVERY = 0.1  # seconds between looks at all shards' counts while sampling, those that are not drawn from included
 POLL_FROM, POLL_TO = 0.001, 0.02  # seconds between looks at the counts while replay may not be sampled, doubling
@@ -214,26 +214,23 @@ class Sampler:
         """Go on to the plan's batches; to none when a part of it was lost: they are drawn afresh."""
         drawn = {index: part for index, part in plan.parts.items() if any(part.counts)}
         if all(part.whole for part in drawn.values()):
-            self._decoding = map(self._merge, zip(*(self._unpack(k, part) for k, part in drawn.items()), strict=True))
+            self._decoding = self._unpack(drawn)
             self._undecoded = plan.items // self._limiter.batch
 
-    def _unpack(self, index: int, part: Part) -> Iterator[tuple[Array, ...]]:
-        """A shard's columns for each batch of a plan: the transition's, then keys, shard and probability."""
-        assert part.reply is not None
+    def _unpack(self, drawn: Mapping[int, Part]) -> Iterator[SampledBatch]:
+        """The batches of a plan out of its shards' parts."""
+        shares = [part.share for part in drawn.values()]
+        replies = [(part.reply, part.counts) for part in drawn.values() if part.reply is not None]
         try:
-            for transition, keys, probability in unpack_samples(part.reply, part.counts, self._spec):
-                yield *transition, keys, np.full(len(keys), index, np.int64), part.share * probability
+            for i, (transitions, keys, probability) in enumerate(unpack_samples(replies, self._spec)):
+                counts = [part.counts[i] for part in drawn.values()]
+                probability = np.repeat(shares, counts) * probability
+                weights = importance_weights(probability, self._sums()[2], self._beta.at(self.drawn))
+                self.drawn += 1
+                yield SampledBatch(transitions, keys, np.repeat(list(drawn), counts), weights)
         except InvalidMessage as error:
-            raise RunFault(f"replay shard {self._streams[index].link.address} sent a broken reply: {error}") from error
-
-    def _merge(self, pieces: Sequence[tuple[Array, ...]]) -> SampledBatch:
-        """A batch out of its shards' columns."""
-        columns = list(zip(*(piece for piece in pieces if len(piece[-1])), strict=True))
-        merged = [column[0] if len(column) == 1 else np.concatenate(column) for column in columns]
-        *transition, keys, shards, probability = merged
-        weights = importance_weights(probability, self._sums()[2], self._beta.at(self.drawn))
-        self.drawn += 1
-        return SampledBatch(Transition(*transition), keys, shards, weights)
+            asked = ", ".join(self._streams[index].link.address for index in drawn)
+            raise RunFault(f"a replay shard (one of {asked}) sent a broken reply: {error}") from error
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
         """Send |TD error| [B] to the shards without waiting for answers; at most UPDATES_IN_FLIGHT are outstanding."""

@@ -33,6 +33,7 @@ from protos import replay_pb2 as pb
 from replay.shard import Shard
 from replay.storage import Kept
 from rl.errors import BadInput, RunFault
+from rl.types import ObservationSpec
 
 log = logging.getLogger("qfleet.snapshot")
 
@@ -77,10 +78,11 @@ class Snapshots:
         self._clock: asyncio.Task[None] | None = None
         self._lock = _locked(directory)
         try:
-            self._snapshot = self._take_back()
+            self._snapshot = self._take_back()  # the last one written
         except BaseException:
             self._lock.close()
             raise
+        self._number: int = self._snapshot["number"]
 
     def start(self) -> None:
         """Begin to write them in time."""
@@ -127,7 +129,8 @@ class Snapshots:
         state, now = self._shard.get_state(), time.time()
         first, end = state["first_key"], state["end_key"]
         td = self._shard.storage.errors(first, end)
-        number, written = self._snapshot["number"] + 1, 0
+        self._number += 1  # of one that failed too: its manifest may be in place
+        number, written = self._number, 0
         files = self._still_good(first, end)
         covered = max([first, *(_keys(name)[1] for name in files)])
         async for at, until, records in self._runs(covered, end):
@@ -228,19 +231,46 @@ class Snapshots:
         if state is None:  # of a shard that ended before its first
             return
         td = np.frombuffer(_read(self.directory, f"td-{snapshot['number']}.bin", files), np.float32)
-        self._shard.set_state(state, self._segments(state["first_key"], files), td)
+        self._shard.set_state(state, _segments(self.directory, state["first_key"], files), td)
         if self._shard.storage.size:
             self.restored = Restored(self._shard.storage.size, max(0.0, time.time() - snapshot["time"]))
 
-    def _segments(self, first_key: int, files: Files) -> Iterator[Kept]:
-        for name in _chunks(files):
-            data, at, key = _read(self.directory, name, files), 0, _keys(name)[0]
-            while at < len(data):
-                (size,) = struct.unpack_from("<I", data, at)
-                request = pb.InsertRequest.FromString(data[at + 4 : at + 4 + size])
-                if key >= first_key:  # a chunk may begin with segments that were evicted before the snapshot
-                    yield Kept(request.writer, key, request.segment)
-                at, key = at + 4 + size, key + _items(request.segment)
+
+def stored_segments(directory: Path) -> tuple[ObservationSpec, Iterator[Kept]]:
+    """What the snapshot in ``directory`` holds, oldest segments first, for a reader beside the shard: nothing is locked.
+
+    Raises BadInput, the iterator too, when there is none, it is damaged, or a newer one replaces it meanwhile.
+    """
+    try:
+        snapshot = _read_manifest(directory / MANIFEST)
+        spec = snapshot["spec"]
+        observation = ObservationSpec(tuple(spec["frame_shape"]), spec["dtype"], spec["stack"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(directory, error) from error
+
+    def segments() -> Iterator[Kept]:
+        try:
+            if snapshot["state"] is not None:
+                yield from _segments(directory, snapshot["state"]["first_key"], snapshot["files"])
+        except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
+            raise _unreadable(directory, error) from error
+
+    return observation, segments()
+
+
+def _unreadable(directory: Path, error: Exception) -> BadInput:
+    return BadInput(f"{directory} holds no snapshot that can be read ({' '.join(str(error).split())}): write another")
+
+
+def _segments(directory: Path, first_key: int, files: Files) -> Iterator[Kept]:
+    for name in _chunks(files):
+        data, at, key = _read(directory, name, files), 0, _keys(name)[0]
+        while at < len(data):
+            (size,) = struct.unpack_from("<I", data, at)
+            request = pb.InsertRequest.FromString(data[at + 4 : at + 4 + size])
+            if key >= first_key:  # a chunk may begin with segments that were evicted before the snapshot
+                yield Kept(request.writer, key, request.segment)
+            at, key = at + 4 + size, key + _items(request.segment)
 
 
 def _items(segment: pb.Segment) -> int:

@@ -31,22 +31,26 @@ def _number(text: str) -> bool:
 
 
 def plot_runs(runs: Sequence[Path], to: Path) -> Path:
-    """Return over minutes of training and over agent steps: evaluations as points, the greedy end's training as lines.
+    """Return over minutes of training and over agent steps (learner updates where nobody acted): evaluations as points, the
+    greedy end's training as lines.
 
     Raises BadInput when a directory is no run's.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    names: list[str] = []
     for run in runs:
         train, evals = _columns(run / "metrics.csv"), _columns(run / "eval.csv")
         minutes = [s / 60 for s in train.get("wall_seconds", [])]
+        over = "agent_steps" if any(train.get("agent_steps", [])) else "updates"
+        names.append(over.replace("_", " "))
         for axis, x, at in (
             (left, minutes, [s / 60 for s in evals.get("wall_seconds", [])]),
-            (right, train.get("agent_steps", []), evals.get("agent_steps", [])),
+            (right, train.get(over, []), evals.get(over, [])),
         ):
             (line,) = axis.plot(x, train.get("greedy_return", []), lw=1.2, label=run.name)
             axis.plot(at, evals.get("mean_return", []), "o", ms=5, color=line.get_color())
     left.set_xlabel("minutes of training")
-    right.set_xlabel("agent steps")
+    right.set_xlabel(" or ".join(sorted(set(names))))
     right.xaxis.set_major_formatter("{x:,.0f}")
     left.set_ylabel("return of an episode")
     figure.suptitle("lines: training, greedy end; points: evaluations", fontsize=10)

@@ -25,7 +25,8 @@ class EvaluationConfig:
     environments: int = 10
     """Environments played side by side; each plays its share of the episodes."""
     period: int = 100_000
-    """Agent steps between evaluations of `quick_episodes`; 0: only when the greedy end reaches the goal."""
+    """Agent steps (offline: learner updates) between evaluations of `quick_episodes`; 0: only when the greedy end reaches
+    the goal."""
     quick_episodes: int = 10
     """Episodes of the periodic evaluations; those that could decide the run take `episodes`."""
     goal: float = 0.0

@@ -108,10 +108,14 @@ class SegmentBuilder:
         self._episode = first_episode - 1
         self._buffer = _Buffer()
 
-    def begin(self, frame: Array) -> None:
-        """Start an episode at its first frame; an unfinished one is dropped."""
+    def begin(self, frame: Array, first_step: int = 0) -> None:
+        """Start an episode at its first frame; an unfinished one is dropped.
+
+        With ``first_step`` > 0 what came before that step is lost: the first stack - 1 steps are context alone, since an
+        item there would have a stack that never was.
+        """
         self._episode += 1
-        self._buffer = _Buffer(frames=[frame])
+        self._buffer = _Buffer(first_step, self._stack - 1 if first_step else 0, [frame])
 
     def add(
         self,
@@ -131,7 +135,7 @@ class SegmentBuilder:
         buffer.frames.append(frame)
         pending = len(buffer.steps) - buffer.next_item
         if terminated or truncated:
-            return self._close(pending, last=True)
+            return self._close(pending, last=True) if pending > 0 else None
         if pending - (self._config.n_step - 1) >= self._max_items:
             return self._close(self._max_items, last=False)
         return None

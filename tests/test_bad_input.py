@@ -86,6 +86,12 @@ CASES = {
     "a port that is none": (["replay", "serve", "--port", "70000"], "0 to 65535"),
     "a frame of objects": (["replay", "serve", "--dtype", "object"], "uint8 or float32"),
     "a frame of nothing we know": (["replay", "serve", "--dtype", "pixels"], "uint8 or float32"),
+    "snapshots without a directory": (["replay", "serve", "--snapshot-minutes", "1"], "--snapshots"),
+    "snapshots in /proc": (["replay", "serve", "--port", "0", "--snapshots", "/proc/self"], "/proc/self"),
+    "snapshots of nobody": (["replay", "snapshot"], "host:port"),
+    "a shard's address without a port": (["replay", "snapshot", "localhost"], "'localhost'"),
+    "a negative time between snapshots": (["train", "cartpole", "--replay.snapshot-minutes", "-1"], "snapshot_minutes"),
+    "snapshots of a serial run": (["train", "cartpole", "--serial", "--replay.snapshot-minutes", "1"], "--serial"),
     "a shard of nothing": (["replay", "serve", "--capacity", "0"], "--capacity is 0"),
     "a shard without memory": (["replay", "serve", "--capacity-bytes", "1000"], "--capacity-bytes is 1000"),
     "a frame without sides": (["replay", "serve", "--frame-shape", "0", "84"], "at least 1"),
@@ -151,7 +157,7 @@ def test_a_directory_is_trained_in_by_one_process_at_a_time(tmp_path, capsys):
 def test_flags_hold_for_an_atari_game_by_its_id(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr("launch.commands.train", lambda config, **_: seen.append(config) or {"interrupted_by": 2})
-    monkeypatch.setattr("launch.commands._say_summary", lambda summary: None)
+    monkeypatch.setattr("launch.commands.say_summary", lambda summary: None)
     assert cli.main(["train", "--env.id", "ALE/Pong-v5", "--env.sticky", "0.25", "--actors.count", "3"]) == 130
     (config,) = seen
     assert (config.env.id, config.env.sticky, config.actors.count) == ("ALE/Pong-v5", 0.25, 3)

@@ -32,7 +32,7 @@ def test_frames_compress_without_loss(rng):
     data, sizes = codec.compress_frames(frames)
     assert len(data) == sizes.sum() < frames.nbytes
     enclosed = codec._enclosed([data], len(frames), FRAMES)
-    np.testing.assert_array_equal(codec.decompress_frames(memoryview(enclosed), len(frames), FRAMES)[0], frames)
+    np.testing.assert_array_equal(codec.decompress_frames(enclosed, len(frames), FRAMES), frames)
 
 
 BIG = ObservationSpec((5_000_000,), "uint8")  # above the LZ4 frame format's largest block
@@ -45,9 +45,7 @@ def test_frames_of_any_size_and_content_pass_the_check(rng, spec, noise):
     frames = rng.integers(0, 256 if noise else 1, (2, *spec.frame_shape), dtype=np.uint8)
     data, sizes = codec.compress_frames(frames)
     codec._check_frames(sizes, data, 1, spec)
-    unpacked, read = codec.decompress_frames(memoryview(codec._enclosed([data], 2, spec) + b"more"), 2, spec)
-    np.testing.assert_array_equal(unpacked, frames)
-    assert read == len(codec._enclosed([data], 2, spec))
+    np.testing.assert_array_equal(codec.decompress_frames(codec._enclosed([data], 2, spec), 2, spec), frames)
 
 
 def test_sampled_frames_are_a_standard_lz4_frame(rng):
@@ -180,7 +178,7 @@ def test_a_draw_of_no_items_stands_among_the_others(rng, spec, draws):
     """What a shard gets that has a small share of several batches."""
     shard = Shard(10, spec, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=1)))
-    drawn = list(codec.unpack_samples(shard.sample(*draws), draws, spec))
+    drawn = list(codec.unpack_samples([(shard.sample(*draws), draws)], spec))
     assert [len(keys) for _, keys, _ in drawn] == draws
     assert [len(transition.s_t) for transition, _, _ in drawn] == draws
 
@@ -197,12 +195,34 @@ REPLIES = {
 }
 
 
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("others", [0, 1])
 @pytest.mark.parametrize("how", REPLIES)
-def test_a_broken_reply_is_refused_with_a_sentence(rng, how):
+def test_a_broken_reply_is_refused_with_a_sentence(rng, how, others, sized):
+    """By itself, and as part of a batch out of several shards; whether it says its new size or not."""
     shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES, mark=1)))
     reply = shard.sample(5)
-    assert len(list(codec.unpack_samples(reply, [5], FRAMES))) == 1
+    replies = [(reply, [5])] + [(shard.sample(3), [3])] * others
+    assert len(list(codec.unpack_samples(replies, FRAMES))) == 1
     reply.frames = REPLIES[how](reply.frames)
+    if sized:
+        reply.draw_bytes[:] = [len(reply.frames)]
     with pytest.raises(codec.InvalidMessage, match="frames"):
-        list(codec.unpack_samples(reply, [5], FRAMES))
+        list(codec.unpack_samples(replies, FRAMES))
+
+
+@pytest.mark.parametrize("spec", [SMALL, FRAMES])
+def test_a_batch_of_several_shards_is_their_parts_one_after_the_other(rng, spec):
+    shards = [Shard(10, spec, SelectorConfig(), limited=False, seed=k) for k in range(3)]
+    for k, shard in enumerate(shards):
+        shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=50 * k)))
+    draws = [[3, 0, 2], [1, 4, 0], [0, 2, 5]]
+    replies = [(shard.sample(*own), own) for shard, own in zip(shards, draws, strict=True)]
+    alone = [list(codec.unpack_samples([one], spec)) for one in replies]
+    for j, (transition, keys, probability) in enumerate(codec.unpack_samples(replies, spec)):
+        parts = [own[j] for own in alone]
+        for column, *pieces in zip(transition, *(part[0] for part in parts), strict=True):
+            np.testing.assert_array_equal(column, np.concatenate(pieces))
+        np.testing.assert_array_equal(keys, np.concatenate([part[1] for part in parts]))
+        np.testing.assert_array_equal(probability, np.concatenate([part[2] for part in parts]))

@@ -224,26 +224,17 @@ def test_what_does_not_fit_a_cluster_is_named(tmp_path, two_nodes):
 
 @pytest.mark.timeout(200)
 def test_a_killed_actor_comes_back_and_a_killed_learner_ends_the_run_with_its_reason(tmp_path):
-    import psutil
-
     run = tmp_path / "run"
     process = qfleet("train", "cartpole", "--run-dir", run, *FAST, "--learner.checkpoint-minutes", 0.05)
     wait_for_checkpoint(process, run)
-
-    def child(name):
-        children = psutil.Process(process.pid).children(recursive=True)
-        return next(
-            (c for c in children if c.name().startswith(f"ray::{name}"[:15]) and name in "".join(c.cmdline())), None
-        )
-
     steps = newest_state(run)["agent_steps"]
-    child("ActorWorker").kill()
+    child(process, "ActorWorker").kill()
     deadline = time.monotonic() + 60
     while newest_state(run)["agent_steps"] < steps + 2000:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "the actor did not come back"
         time.sleep(0.2)
-    child("LearnerWorker").kill()
+    child(process, "LearnerWorker").kill()
     output = finish(process, 120)
     assert process.returncode == 1
     assert "learner: the process ended" in output.splitlines()[-1]
@@ -295,3 +286,52 @@ def test_shards_join_and_leave_a_run(tmp_path):
     over = qfleet("scale", run, "--shards", 2)
     assert "not being trained" in finish(over, 60)
     assert over.returncode == 2
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_shard_comes_back_with_its_content_and_so_does_a_resumed_run(tmp_path):
+    run = tmp_path / "run"
+    args = ["--replay.snapshot-minutes", 0.02, "--learner.checkpoint-minutes", 0.05, "--evaluation.goal", 1000]
+    process = qfleet("train", "cartpole", "--run-dir", run, *args, *FAST)
+    wait_for_checkpoint(process, run)
+    wait_until(process, lambda: saved_state(run)["end_key"] > 2000)
+    child(process, "ShardWorker").kill()
+    before = saved_state(run)
+    updates = newest_state(run)["updates"]
+    wait_until(process, lambda: saved_state(run)["end_key"] > before["end_key"] + 500)
+    wait_until(process, lambda: newest_state(run)["updates"] > updates + 100)
+    process.send_signal(signal.SIGINT)
+    words = " ".join(finish(process, 90).split())
+    assert process.returncode == 130, words
+    assert re.search(
+        r"replay shard-0 restarted at 127.0.0.1:\d+: restored [\d,]+ transitions of a snapshot \d+ sec", words
+    )
+    saved, more = saved_state(run), newest_state(run)["agent_steps"] + 2000
+    resumed = qfleet("train", "--resume", run, "--max-steps", more, "--replay.snapshot-minutes", 10)
+    words = " ".join(finish(resumed, 120).split())
+    assert resumed.returncode == 0, words
+    items = saved["end_key"] - saved["first_key"]
+    assert f"replay shard-0 restored {items:,} transitions of a snapshot" in words
+    assert saved_state(run)["end_key"] >= saved["end_key"] + 1000  # the last snapshot, at the end
+
+
+def child(process, name):
+    import psutil
+
+    children = psutil.Process(process.pid).children(recursive=True)
+    return next(
+        (c for c in children if c.name().startswith(f"ray::{name}"[:15]) and name in "".join(c.cmdline())), None
+    )
+
+
+def wait_until(process, condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"did not come about within {seconds} s"
+        time.sleep(0.1)
+
+
+def saved_state(run):
+    manifest = json.loads((run / "replay" / "shard-0" / "MANIFEST.json").read_text())
+    return manifest["snapshot"]["state"] or {"end_key": 0}  # none was written yet

@@ -149,7 +149,7 @@ def test_a_shard_draws_by_rank_what_is_stored_and_follows_updates(rng):
     for sequence in range(1, 10):
         shard.insert("w", sequence, pack_segment(make_segment(rng, items=4, priority=rng.random(4))))
         shard.check_valid()
-    _, keys, probability = next(unpack_samples(shard.sample(500), [500], SMALL))
+    _, keys, probability = next(unpack_samples([(shard.sample(500), [500])], SMALL))
     assert set(keys.tolist()) == set(range(16, 36))
     td = shard.storage.td[(keys % 20).astype(int)]
     by_rank = (1 / np.arange(1, 21)) / (1 / np.arange(1, 21)).sum()

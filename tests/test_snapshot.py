@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import shutil
@@ -112,23 +113,34 @@ def test_any_selector_can_take_a_snapshot_back(tmp_path, rng):
 
 
 def test_a_second_snapshot_writes_what_is_new_and_drops_what_is_evicted(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(snapshot, "CHUNK_BYTES", 4000)  # two or three of these segments
-    shard = new_shard()
-    seen = []
+    monkeypatch.setattr(snapshot, "CHUNK_BYTES", 15_000)  # five of these segments
+    shard, place = new_shard(), tmp_path / "shard"
+    chunks, contents = [], []
+
+    def look():
+        chunks.append({f for f in files(place) if f.startswith("segments")})
+        contents.append((shutil.copytree(place, tmp_path / str(len(contents))), content(shard)))
 
     def more(segments):
-        seen.append(files(tmp_path))
+        look()
         fill(shard, rng, segments)
 
     fill(shard, rng, 12)
-    steps = [lambda: more(2), lambda: more(0), lambda: more(40)]
-    first, second, third, fourth = written(tmp_path, shard, *steps)
-    seen.append(files(tmp_path))
-    assert second.bytes < first.bytes / 2 < fourth.bytes
-    assert len(seen[0] & seen[1]) >= len(seen[0]) - 2  # td, and perhaps a small last chunk
-    assert third.bytes == 4 * 56  # nothing but |TD error|
-    assert not seen[3] & seen[2]
-    assert content(taken_back(tmp_path, new_shard())) == content(shard)
+    written_bytes = [w.bytes for w in written(place, shard, *(lambda n=n: more(n) for n in (2, 0, 3, 40)))]
+    look()
+    assert [len(c) for c in chunks] == [3, 3, 3, 4, 3]
+    assert [len(a & b) for a, b in itertools.pairwise(chunks)] == [2, 3, 3, 0]  # a small last one is written with more
+    assert written_bytes[1] < written_bytes[0] / 2 < written_bytes[4]
+    assert written_bytes[2] == 4 * 56  # nothing but |TD error|
+    for copy, expected in contents:  # at the third of them, a chunk begins with what was evicted
+        assert content(taken_back(copy, new_shard())) == expected
+
+
+def test_nothing_new_is_not_written_again_however_little_it_is(tmp_path, rng):
+    shard = new_shard()
+    fill(shard, rng, 3)
+    first, second = written(tmp_path, shard, lambda: None)
+    assert first.bytes > second.bytes == 4 * 12
 
 
 @pytest.mark.parametrize("inserted", [1, 4, 8, 13, 40])
@@ -389,6 +401,29 @@ def test_a_full_disk_is_said_and_the_snapshot_before_stays(tmp_path, rng, monkey
     with pytest.raises(snapshot.RunFault, match="No space left"):
         written(tmp_path, shard, full)
     monkeypatch.undo()
+    assert content(taken_back(tmp_path, new_shard())) == before
+
+
+def test_what_fails_after_its_manifest_is_in_place_is_not_written_over(tmp_path, rng, monkeypatch):
+    """The directory's last sync fails, so nobody is told of the snapshot, which is there; the next is killed half way."""
+    shard = new_shard()
+    fill(shard, rng, 3)
+
+    async def write():
+        with contextlib.closing(Snapshots(tmp_path, shard)) as snapshots:
+            for broken in ("_sync", "_manifest"):
+                with monkeypatch.context() as patch:
+                    calls = iter([True, False]) if broken == "_sync" else iter([False])
+                    patch.setattr(snapshot, broken, lambda _, calls=calls: next(calls) or fail())
+                    with pytest.raises(snapshot.RunFault):
+                        await snapshots.write()
+                shard.storage.td[:] = 7.0
+
+    def fail():
+        raise OSError(5, "Input/output error")
+
+    before = content(shard)
+    asyncio.run(write())
     assert content(taken_back(tmp_path, new_shard())) == before
 
 

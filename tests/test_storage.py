@@ -16,7 +16,7 @@ from tests.conftest import FRAMES, SMALL, make_segment
 def test_draws_follow_the_selector(rng, kind):
     shard = Shard(100, SMALL, SelectorConfig(kind=kind, alpha=1.0, epsilon=1e-6), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, items=4, priority=[1, 2, 3, 10])))
-    keys = np.concatenate([next(codec.unpack_samples(shard.sample(1000), [1000], SMALL))[1] for _ in range(20)])
+    keys = np.concatenate([next(codec.unpack_samples([(shard.sample(1000), [1000])], SMALL))[1] for _ in range(20)])
     expected = [0.25] * 4 if kind == "uniform" else [1 / 16, 2 / 16, 3 / 16, 10 / 16]
     np.testing.assert_allclose(np.bincount(keys.astype(int)) / len(keys), expected, atol=0.02)
 
@@ -26,7 +26,7 @@ def test_uniform_forgets_what_is_evicted(rng):
     for sequence in range(1, 30):
         shard.insert("w", sequence, codec.pack_segment(make_segment(rng, items=int(rng.integers(1, 6)))))
         shard.check_valid()
-    _, keys, _ = next(codec.unpack_samples(shard.sample(500), [500], SMALL))
+    _, keys, _ = next(codec.unpack_samples([(shard.sample(500), [500])], SMALL))
     live = range(shard.storage.first_key, shard.storage.next_key)
     assert set(keys.tolist()) == set(live)
 

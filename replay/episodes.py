@@ -1,0 +1,87 @@
+"""Segments back into episodes: what was cut for replay is joined where it overlaps or touches.
+
+A stored episode may lack its beginning (evicted), its end (it was still being played) or a part in the middle (its
+segments went to several shards, and one of them evicted earlier). What is left of it are runs of consecutive steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from protos import replay_pb2 as pb
+from protos.codec import unpack_segment
+from rl.types import Array, Bool, Float32, ObservationSpec
+
+Stored = tuple[str, pb.Segment]  # a segment with the name of its writer
+_STEPS = ("actions", "rewards", "terminated", "truncated", "lost_life", "versions")
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeRun:
+    """T consecutive steps of one episode, each of their T + 1 frames once. Step j leads from frame j to frame j + 1."""
+
+    first_step: int  # the episode's step number of step 0
+    frames: Array  # [T + 1, *frame]
+    actions: Array  # [T], from 0
+    rewards: Float32  # [T], raw
+    terminated: Bool  # [T], true at most at the last step
+    truncated: Bool  # [T], likewise
+    lost_life: Bool  # [T]
+    versions: Array  # [T], version of the weights acted on
+
+    @property
+    def steps(self) -> int:
+        return len(self.actions)
+
+    @property
+    def cut(self) -> bool:
+        """Whether the episode went on after the last step that is there."""
+        return not (self.terminated[-1] or self.truncated[-1])
+
+
+def episode_runs(stored: Iterable[Stored], spec: ObservationSpec) -> Iterator[EpisodeRun]:
+    """All runs that the segments hold, in whatever order they come; each step of an episode once.
+
+    Keeps the segments compressed until the last one was read, and one run unpacked. Raises InvalidMessage.
+    """
+    episodes: dict[tuple[str, int], list[pb.Segment]] = {}
+    for writer, segment in stored:
+        episodes.setdefault((writer, segment.episode_id), []).append(segment)
+    for episode in list(episodes):
+        for chain in _chains(episodes.pop(episode)):
+            yield _joined(chain, spec)
+
+
+def _end(segment: pb.Segment) -> int:
+    """The episode's step number behind a segment's last step."""
+    return segment.first_step + len(segment.actions) // 4
+
+
+def _chains(segments: list[pb.Segment]) -> Iterator[list[pb.Segment]]:
+    """The segments of one episode by step, parted where steps are missing; those that add nothing are left out."""
+    chain: list[pb.Segment] = []
+    for segment in sorted(segments, key=lambda s: (s.first_step, -_end(s))):
+        if chain and segment.first_step > _end(chain[-1]):
+            yield chain
+            chain = []
+        if not chain or _end(segment) > _end(chain[-1]):
+            chain.append(segment)
+    yield chain
+
+
+def _joined(chain: list[pb.Segment], spec: ObservationSpec) -> EpisodeRun:
+    frames: list[Array] = []
+    columns: dict[str, list[Array]] = {name: [] for name in _STEPS}
+    first = end = chain[0].first_step
+    for message in chain:
+        segment: Any = unpack_segment(message, spec)
+        new = end - segment.first_step  # steps of it that the ones before have already
+        frames.append(segment.frames[new if not frames else new + 1 :])
+        for name, parts in columns.items():
+            parts.append(getattr(segment, name)[new:])
+        end = _end(message)
+    return EpisodeRun(first, np.concatenate(frames), **{n: np.concatenate(parts) for n, parts in columns.items()})
