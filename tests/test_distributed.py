@@ -108,6 +108,7 @@ def test_stop_or_kill_and_resume_goes_on_from_the_counters(tmp_path, how):
     assert summary["wall_seconds"] > before["wall_seconds"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_after_ctrl_c_and_resume_the_policy_is_as_good_as_before(tmp_path):
     run = tmp_path / "run"
