@@ -125,6 +125,14 @@ class TrainConfig:
         return RateLimiter(c.limiter, self.max_segment_items, self.learner.batch_size, c.shards)
 
 
+def resized(config: TrainConfig, shards: int) -> TrainConfig:
+    """The configuration with ``shards`` replay shards, each as large as before. Raises BadInput where that cannot be."""
+    c = config.replay
+    capacity, memory = shards * c.shard_capacity, shards * c.shard_capacity_bytes
+    replay = dataclasses.replace(c, shards=shards, capacity=capacity, capacity_bytes=memory)
+    return dataclasses.replace(config, replay=replay)
+
+
 def _check_finite(config: Any, prefix: str) -> None:
     for f in dataclasses.fields(config):
         value, name = getattr(config, f.name), prefix + f.name

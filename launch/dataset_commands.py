@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -87,6 +88,7 @@ class _Progress:
 
 def export_command(args: list[str]) -> int:
     c = parse(ExportCommand, args, prog="qfleet replay export")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # which takes away what is half written
     env = _env_of(Path(c.run), c.env)
     spec, stored = _stored_in(Path(c.run))
     say = _Progress()

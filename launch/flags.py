@@ -30,9 +30,13 @@ def parse(cls: Any, args: list[str], default: Any = None, prog: str = "qfleet") 
 
 def _complaint(text: str, args: list[str], prog: str, cls: Any) -> str:
     """The gist of tyro's boxed message, with the nearest right flag."""
-    lines = [line.strip(" │╭╰─╮╯-") for line in text.splitlines()]
-    lines = [line for line in lines if line]
-    first = lines[1] if len(lines) > 1 else "the flags are not understood"
+    lines = [line.strip(" │╭╰─╮╯") for line in text.splitlines()]
+    lines = [line for line in lines if line.strip("-")]
+    end = next((i for i, line in enumerate(lines) if line.startswith("For full helptext")), len(lines))
+    first = " ".join(lines[1:end]).partition(" Argument helptext")[0] or "the flags are not understood"
+    if first.startswith("Missing from"):
+        missing = [line for line in lines[2:end] if line.startswith("--") or line.split()[0].isupper()]
+        return f"missing: {', '.join(missing)}: see {prog} --help"
     if first.startswith("Unrecognized options"):
         flag = next((a for a in args if a.split("=")[0] in first and a.startswith("-")), None)
         word = flag or first.partition(": ")[2].split(",")[0]

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from launch.config import TrainConfig
+from launch.config import TrainConfig, resized
 from launch.workers import ShardWorker, last_line
 from replay.security import Access
 from rl.errors import BadInput, RunFault
@@ -23,6 +23,7 @@ STEP_TIMEOUT = 120.0  # seconds that the parts may take for a step of a change; 
 DRAIN_TIMEOUT = 3600.0
 
 remote: Any = ray.remote  # Ray's handles type no methods
+Wish = dict[str, Any]  # {shards, number}: two wishes for the same are two
 
 
 class ShardFleet:
@@ -34,7 +35,7 @@ class ShardFleet:
         self.addresses: dict[int, str] = {}
         self.news = ""  # of the last change
         self._change: Iterator[None] | None = None
-        self._refused = 0  # a number of shards that could not be reached
+        self._refused: Wish | None = None  # one that could not be granted
 
     def start(self, index: int) -> Any:
         """Start a shard; returns the call that ends with its address."""
@@ -76,39 +77,37 @@ class ShardFleet:
         addresses = [a for index, a in self.addresses.items() if index != without]
         return [client.set_shards.remote(addresses) for client in clients]
 
-    def advance(self, wanted: int, registry: Any, learner: Any, actors: list[Any]) -> str:
-        """One step towards ``wanted`` shards (0: as it is), without waiting; returns news."""
+    def advance(self, wish: Wish | None, registry: Any, learner: Any, actors: list[Any]) -> str:
+        """One step towards what `qfleet scale` wished for, without waiting; returns news."""
         if self._change is None:
-            if wanted in (0, len(self.handles), self._refused):
+            if wish is None or wish["shards"] == len(self.addresses) or wish == self._refused:
                 return ""
-            more = wanted > len(self.handles)
+            more = wish["shards"] > len(self.addresses)
             self._change = (self._join if more else self._leave)(registry, learner, actors)
         self.news = ""
         try:
-            self._check(wanted)
+            if wish is not None:
+                self.resized(wish["shards"])
             next(self._change)
         except StopIteration:
             self._change = None
         except (RunFault, BadInput, ray.exceptions.RayError) as error:
-            self._change, self._refused = None, wanted
+            self._change, self._refused = None, wish
             self.news = f"warning: the replay stays at {len(self.addresses)} shard(s): {last_line(error)}"
         return self.news
 
-    def _check(self, wanted: int) -> None:
-        """Raise BadInput where the limiter or replay.limiter.min_size do not go with so many shards."""
-        self._config.limiter().over(wanted)
-        least = self._config.replay.limiter.min_size
-        if (room := self._config.surely_stored(wanted)) < least:
-            raise BadInput(f"{wanted} surely hold {max(room, 0)} transitions, below replay.limiter.min_size of {least}")
+    def resized(self, shards: int) -> TrainConfig:
+        """The configuration with so many shards of the same size. Raises BadInput where its rules forbid them."""
+        return resized(self._config, shards)
 
     def _join(self, registry: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
         index = next(i for i in range(len(self.handles) + 1) if i not in self.handles)
-        call = self.start(index)
+        call, handle = self.start(index), self.handles[index]
         try:
             yield from _until([call], STEP_TIMEOUT, f"shard-{index} to listen: no node has a free CPU for it")
             self.addresses[index] = ray.get(call)
         except (RunFault, ray.exceptions.RayError):
-            ray.kill(self.handles[index])
+            ray.kill(handle)
             self.lost(index)
             raise
         yield from _until(self._tell([registry, learner]), STEP_TIMEOUT, "the learner to take another shard in")
@@ -116,22 +115,22 @@ class ShardFleet:
         self.news = f"replay shard-{index} at {self.addresses[index]} has joined: {len(self.addresses)} shards"
 
     def _leave(self, registry: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
-        index = max(self.handles)
+        index = max(self.addresses)
+        handle = self.handles[index]
         rest = [a for i, a in self.addresses.items() if i != index]
         try:
             yield from _until(
                 self._tell([registry, *actors], index), STEP_TIMEOUT, f"the actors to leave shard-{index}"
             )
-            call = self.handles[index].drain.remote(rest)
+            call = handle.drain.remote(rest)
             yield from _until([call], DRAIN_TIMEOUT, f"shard-{index} to be drained")
             moved = ray.get(call)
         except (RunFault, ray.exceptions.RayError):
             self._tell([registry, *actors])  # it stays
             raise
         yield from _until(self._tell([learner], index), STEP_TIMEOUT, f"the learner to leave shard-{index}")
-        call = self.handles[index].leave.remote()
-        yield from _until([call], STEP_TIMEOUT, f"shard-{index} to end")
-        ray.kill(self.handles[index])
+        yield from _until([handle.leave.remote()], STEP_TIMEOUT, f"shard-{index} to end")
+        ray.kill(handle)
         self.lost(index)
         self.news = f"replay shard-{index} has left, its {moved:,} transitions moved: {len(self.addresses)} shard(s)"
 

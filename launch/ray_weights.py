@@ -28,7 +28,7 @@ class WeightRegistry:
         self._target_version = -1
         self._status: dict[str, Any] = {}
         self._shards: list[str] = []
-        self._wished = 0
+        self._wished: dict[str, Any] = {}
 
     def publish(
         self, version: int, updates: int, weights: Mapping[str, Array], target_version: int, target: Any
@@ -48,14 +48,14 @@ class WeightRegistry:
             refs.append(self._target)
         return self._meta, refs
 
-    def set_status(self, status: dict[str, Any]) -> int:
-        """Pin up what `qfleet status` shows; returns the number of shards that `qfleet scale` wished for, or 0."""
+    def set_status(self, status: dict[str, Any]) -> dict[str, Any]:
+        """Pin up what `qfleet status` shows; returns what `qfleet scale` wished for, if anything."""
         self._status = status
         return self._wished
 
-    def wish(self, shards: int) -> None:
+    def wish(self, wish: dict[str, Any]) -> None:
         """Note a number of replay shards for the driver."""
-        self._wished = shards
+        self._wished = wish
 
     def set_shards(self, addresses: list[str]) -> None:
         """Pin up where the replay shards are."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import signal
 
 from launch.dataset_commands import export_command, import_command
 from launch.flags import parse
 from launch.shard_commands import drain_command, info_command, limit_command, snapshot_command
-from replay.security import host_port, make_token_file
-from replay.serve import ServeConfig, serve
+from replay.security import Access, host_port, make_token_file
+from replay.serve import ServeConfig, check_port, serve
 from replay.snapshot import Restored
 from rl.errors import BadInput, nearest
 
@@ -43,6 +44,8 @@ def replay_command(args: list[str]) -> int:
 def serve_command(args: list[str]) -> int:
     config = parse(ServeConfig, args, prog="qfleet replay serve")
 
+    check_port(config.host, config.port)
+    Access.of(dataclasses.replace(config.security, token_file=""))  # says what is wrong with the files of TLS
     if make_token_file(config.security.token_file):
         print(f"a new token is in {config.security.token_file}: give the file to the clients", flush=True)
 

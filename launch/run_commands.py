@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import ray
 import tyro
 
+from launch.config import resized
 from launch.flags import parse
 from launch.progress import plain_line
 from launch.run_dir import SCALE, STATUS, SUMMARY, RunDir
@@ -39,7 +41,7 @@ class ScaleCommand:
 
     run: tyro.conf.Positional[str]
     """The run's directory, or its name in the cluster at --address."""
-    shards: int = 0
+    shards: int
     """Replay shards that the run is to have."""
     timeout: float = 600.0
     """Seconds to wait until it has them."""
@@ -113,23 +115,26 @@ def scale_command(args: list[str]) -> int:
     before = status()
     ended = Path(c.run).is_dir() and (Path(c.run) / SUMMARY).exists()
     if ended or time.time() - before.get("time", 0.0) > SILENT or "shards" not in before:
-        raise BadInput(f"{c.run} is not being trained on Ray now: write a run that is")
+        why = "it has ended" if ended else "it has not begun, is a --serial one, or was killed"
+        raise BadInput(f"{c.run} is not being trained on Ray now ({why}): write a run that is")
+    wish = {"shards": c.shards, "number": uuid.uuid4().hex}
     if Path(c.run).is_dir():
-        run.write_json(SCALE, {"shards": c.shards})
+        resized(run.config(), c.shards)
+        run.write_json(SCALE, wish)
     else:
-        ray.get(registry.wish.remote(c.shards), timeout=10.0)
-    after = _await_shards(c, status, before.get("fleet_news", ""))
+        ray.get(registry.wish.remote(wish), timeout=10.0)
+    after = _await_shards(c, status, wish)
     print(f"{c.run}: {after['shards']} replay shard(s)")
     if c.json:
         print(json.dumps({"shards": after["shards"]}))
     return 0
 
 
-def _await_shards(c: ScaleCommand, status: Callable[[], dict[str, Any]], said: str) -> dict[str, Any]:
+def _await_shards(c: ScaleCommand, status: Callable[[], dict[str, Any]], wish: dict[str, Any]) -> dict[str, Any]:
     """The run's status once it has the shards. Raises RunFault when it cannot, or has them not in time."""
-    deadline = time.monotonic() + c.timeout
+    deadline, said = time.monotonic() + c.timeout, ""
     while (now := status())["shards"] != c.shards:
-        if now["fleet_news"] != said:
+        if now["fleet_wish"] == wish and now["fleet_news"] != said:
             said = now["fleet_news"]
             if said.startswith("warning"):
                 raise RunFault(said.removeprefix("warning: "))

@@ -67,7 +67,7 @@ def check_addresses(addresses: tuple[str, ...]) -> None:
     """Raise BadInput unless each is host:port."""
     for address in addresses:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not port.isdigit() or not 0 < int(port) < 2**16:
             raise BadInput(f"{address!r} is no shard's address: write host:port")
 
 
@@ -101,7 +101,9 @@ def info_command(args: list[str]) -> int:
             + (f"inserts up to {reply.insert_credit:,}" if reply.limited else "inserts without limit"),
             flush=True,
         )
-        if reply.HasField("limiter"):
+        if reply.HasField("limiter") and not told.samples_per_insert:
+            print(f"  limiter {reply.limiter_age:.1f} s ago: {told.stored:,} stored (min_size {told.min_size:,})")
+        elif reply.HasField("limiter"):
             print(
                 f"  limiter {reply.limiter_age:.1f} s ago: d = {told.diff:g} (from {told.min_diff:g} to {told.max_diff:g}) "
                 f"at {told.samples_per_insert:g} samples an insert, {told.stored:,} stored (min_size {told.min_size:,})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import ray
 
 from launch.config import TrainConfig, to_yaml
+from launch.fleet import Wish
 from launch.judge import Candidate, Kind
 from launch.run import Run
 from launch.run_dir import CONFIG, SCALE
@@ -160,25 +160,23 @@ def _drive(run: Run, topology: Topology) -> None:
             run.save(ray.get(saving))
             saving = None
         run.tick()
-        wished = ray.get(pinned) if pinned is not None and _ready(pinned) else 0
+        wished = ray.get(pinned) if pinned is not None and _ready(pinned) else None
         _resize(run, topology, wished)
         pinned = topology.registry.set_status.remote(run.status(run.last_row))
         while time.monotonic() - began < POLL_PERIOD and not run.finished():
             time.sleep(0.05)
 
 
-def _resize(run: Run, topology: Topology, wished: int) -> None:
+def _resize(run: Run, topology: Topology, wished: Wish | None) -> None:
     """One step towards the number of shards that `qfleet scale` wished for, in the run's directory or in the cluster."""
-    wished = (run.dir.read_json(SCALE) or {}).get("shards", wished)
-    news = topology.fleet.advance(wished, topology.registry, topology.learner, topology.actors)
+    wish = run.dir.read_json(SCALE) or wished or None
+    news = topology.fleet.advance(wish, topology.registry, topology.learner, topology.actors)
     shards = len(topology.fleet.addresses)
     if news:
         run.progress.note(news)
-        replay = dataclasses.replace(
-            run.config.replay, shards=shards, capacity=shards * run.config.replay.shard_capacity
-        )
-        run.dir.write(CONFIG, to_yaml(dataclasses.replace(run.config, replay=replay)))  # for who resumes
-    run.fleet = {"shards": shards, "fleet_news": news or run.fleet.get("fleet_news", "")}
+        run.dir.write(CONFIG, to_yaml(topology.fleet.resized(shards)))  # for who resumes
+    answered = {"fleet_news": news, "fleet_wish": wish} if news else {}
+    run.fleet = {"fleet_news": "", "fleet_wish": None, **run.fleet, "shards": shards, **answered}
 
 
 def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> None:
@@ -187,11 +185,14 @@ def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> No
     if news := answer.pop("news", ""):
         run.progress.note(f"replay {name} {news}")
     if failure is not None:
-        if not name.startswith("shard-") or len(topology.fleet.handles) < 2:
+        index = int(name.removeprefix("shard-")) if name.startswith("shard-") else None
+        if index is not None and index not in topology.fleet.addresses:
+            return  # it was to join, and the fleet says why it has not
+        if index is None or len(topology.fleet.addresses) < 2:
             raise RunFault(f"{name}: {failure}")
         run.progress.note(f"warning: replay {name} is gone, its content with it: {failure}")
-        topology.fleet.lost(int(name.removeprefix("shard-")))
-        _check_min_size(run.config, len(topology.fleet.handles))
+        topology.fleet.lost(index)
+        _check_min_size(run.config, len(topology.fleet.addresses))
         return
     if name.startswith("shard-"):
         clients = [topology.registry, topology.learner, *topology.actors]
@@ -221,18 +222,18 @@ def _finish(run: Run, topology: Topology) -> None:
         run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
     except (ray.exceptions.RayError, TimeoutError) as error:
         run.progress.note(f"warning: no last checkpoint: {_first_line(error)}")
-    shards = list(topology.fleet.handles.values())
+    shards = topology.fleet.handles
     if run.config.replay.snapshot_minutes > 0:
         _stop_shards(run, shards)
-    for handle in (*topology.actors, *shards, topology.evaluator, topology.learner, topology.registry):
+    for handle in (*topology.actors, *shards.values(), topology.evaluator, topology.learner, topology.registry):
         ray.kill(handle)
 
 
-def _stop_shards(run: Run, shards: list[Any]) -> None:
+def _stop_shards(run: Run, shards: dict[int, Any]) -> None:
     """Have every shard write its last snapshot."""
-    calls = [shard.stop.remote() for shard in shards]
-    ray.wait(calls, num_returns=len(calls), timeout=CALL_TIMEOUT)
-    for k, call in enumerate(calls):
+    calls = {index: shard.stop.remote() for index, shard in shards.items()}
+    ray.wait(list(calls.values()), num_returns=len(calls), timeout=CALL_TIMEOUT)
+    for k, call in calls.items():
         try:
             ray.get(call, timeout=0)
         except (ray.exceptions.RayError, TimeoutError, RunFault) as error:

@@ -29,7 +29,7 @@ from replay.links import Link
 from replay.sampler import Sampler
 from replay.security import Access
 from replay.service import ShardServer
-from replay.shard import Shard
+from replay.shard import Shard, fresh_generation
 from replay.snapshot import Snapshots
 from replay.writer import Writer
 from rl.envs import describe
@@ -95,6 +95,8 @@ class ShardWorker:
         shard = Shard(c.shard_capacity, spec, c.selector, limited, config.seed * 1009 + index, c.shard_capacity_bytes)
         host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         snapshots = Snapshots(directory, shard, c.snapshot_minutes) if c.snapshot_minutes > 0 else None
+        if snapshots is None:
+            shard.generation = fresh_generation()
         restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._server = _serve(shard, host, access, snapshots, restarted)
         self._access, self._directory = access, directory if snapshots else None

@@ -48,7 +48,7 @@ def dataset_path(name: str) -> tuple[Path, str]:
             f"dataset {name!r}: its name must end in its version, as in pong-v0, qfleet/pong-v0 or ./pong-v0"
         )
     if is_path:
-        return Path(name).expanduser(), identity
+        return Path(name).expanduser().absolute(), identity
     root = os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets"
     return Path(root) / name, identity
 

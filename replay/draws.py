@@ -62,7 +62,8 @@ class DrawStream:
     def __init__(self, index: int, link: Link) -> None:
         self.index, self.link = index, link
         self.counts = pb.Counts()  # as last heard
-        self.met_with: int | None = None  # items that it held when it was met
+        self.met = False
+        self._met_with = 0  # items that it held when it was met
         self.inserted = self.sampled = self.granted = 0
         self.reached = self.left = False
         self.failure: RunFault | None = None
@@ -86,22 +87,30 @@ class DrawStream:
                 plan.settle()
                 return
             self._waiting.append((plan, part))
-            credit = max(0, self.granted - self._before[0])
+            credit = max(0, self.granted - self._before[0]) if self.reached else 0  # it may have been restarted
             self._requests.put(pb.SampleRequest(counts=part.counts, insert_credit=credit, limiter=limiter))
 
-    def meet(self, outstanding: int = 0) -> None:
-        """Count from here on; ``outstanding`` items are granted beyond those inserted."""
+    def meet(self) -> None:
+        """Count from here on, with nothing granted; of a shard that has left nothing counts."""
         with self._lock:
-            self._meet(self.counts)
-            self.granted = outstanding
+            if self.met:
+                self._meet(self.counts)
+            if not self.alive:
+                self._met_with = 0
+
+    def take_met(self) -> int:
+        """Items that the shard held when it was met, told once."""
+        with self._lock:
+            held, self._met_with = self._met_with, 0
+        return held
 
     def _meet(self, counts: pb.Counts) -> None:
-        self.met_with = counts.stored
-        self.inserted = self.sampled = 0
+        self.met, self._met_with = True, counts.stored
+        self.inserted = self.sampled = self.granted = 0
         self._before = (-counts.inserted, -counts.sampled)
 
     def _take(self, counts: pb.Counts) -> None:
-        if self.met_with is None:
+        if not self.met:
             self._meet(counts)
         elif counts.inserted < self.counts.inserted or counts.sampled < self.counts.sampled:  # it was restarted
             self._before = (self.inserted - counts.inserted, self.sampled - counts.sampled)

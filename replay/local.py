@@ -42,7 +42,7 @@ class LocalReplay:
         transitions, keys, probability = next(unpack_samples([(shard.sample(batch), [batch])], shard.spec))
         beta = self._beta.at(self.drawn)
         self.drawn += 1
-        weights = importance_weights(probability, shard.storage.size, beta)
+        weights = importance_weights(probability, beta)
         return SampledBatch(transitions, keys, np.zeros(batch, np.int64), weights)
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:

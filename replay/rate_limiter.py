@@ -28,11 +28,11 @@ class LimiterConfig:
     """How far the samples may run ahead of or behind the ratio, in samples."""
 
     def __post_init__(self) -> None:
-        if self.samples_per_insert < 0:
+        if not 0 <= self.samples_per_insert < math.inf:
             raise BadInput(f"replay.limiter.samples_per_insert is {self.samples_per_insert}: write 0 or more")
         if self.min_size < 1:
             raise BadInput(f"replay.limiter.min_size is {self.min_size}: write at least 1 item")
-        if self.slack <= 0:
+        if not 0 < self.slack < math.inf:
             raise BadInput(f"replay.limiter.slack is {self.slack}: write a positive number of samples")
 
 
@@ -50,7 +50,7 @@ class RateLimiter:
         self._short_from: int | None = None  # items inserted when replay was first seen to hold fewer than min_size
         centre = self.sigma * config.min_size
         self.min_diff, self.max_diff = centre - config.slack, centre + config.slack
-        # Credit is granted shard by shard and never taken back, so each shard must be able to hold a whole segment's.
+        # Credit is granted shard by shard and under one rule never taken back: each shard must be able to hold a segment's.
         needed = self.sigma * max_insert * shards + batch
         if self.sigma > 0 and self.max_diff - self.min_diff < needed:
             raise BadInput(

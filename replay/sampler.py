@@ -10,6 +10,7 @@ counts of those that left stay in the sums.
 from __future__ import annotations
 
 import functools
+import math
 import queue
 import threading
 import time
@@ -59,8 +60,10 @@ class Sampler:
         self._streams: list[DrawStream] = []  # those that left keep their place, which batches name
         self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # for the consuming thread to make
         self._closed = threading.Event()
-        _check_any(addresses)
-        self._become(addresses)
+        self._setting = threading.Lock()
+        self._next_limiter = limiter  # with the changes that are not yet made
+        self._met = 0  # items that count as inserted though the shards held them when they were met
+        self._become(_distinct(addresses), limiter)
         self._plans: deque[Plan] = deque()  # asked for
         self._decoding: Iterator[SampledBatch] = iter(())  # batches that are there, each unpacked when it is asked for
         self._undecoded = 0  # how many
@@ -86,7 +89,7 @@ class Sampler:
                 self._undecoded -= 1
                 return batch
             if not self._plans:
-                self._poll()
+                self._poll(deadline)
             elif self._plans[0].event.wait(timeout=max(0.0, deadline - time.monotonic())):
                 self._decode(self._plans.popleft())
         return None
@@ -97,29 +100,26 @@ class Sampler:
 
     def set_shards(self, addresses: Sequence[str]) -> None:
         """Draw from these shards from the next batch on; from any thread. Raises BadInput when the slack is too small."""
-        _check_any(addresses)
-        limiter = self._limiter.over(len(addresses))
-
-        def change() -> None:
-            self._limiter = limiter
-            self._become(addresses)
-
-        self._changes.put(change)
+        addresses = _distinct(addresses)
+        with self._setting:
+            limiter = self._next_limiter = self._next_limiter.over(len(addresses))
+            self._changes.put(lambda: self._become(addresses, limiter))
 
     def set_limiter(self, config: LimiterConfig) -> None:
         """Go on by another rule, which counts from here on; from any thread. Raises BadInput when it cannot hold."""
-        limiter = RateLimiter(config, self._limiter.max_insert, self._limiter.batch, self._limiter.shards)
+        with self._setting:
+            was = self._next_limiter
+            limiter = self._next_limiter = RateLimiter(config, was.max_insert, was.batch, was.shards)
+            self._changes.put(lambda: self._begin(limiter))
 
-        def change() -> None:
-            self._limiter = limiter
-            for stream in self._streams:
-                if stream.met_with is not None:
-                    stream.meet()
+    def _begin(self, limiter: RateLimiter) -> None:
+        self._limiter, self._met = limiter, 0
+        for stream in self._streams:
+            stream.meet()
 
-        self._changes.put(change)
-
-    def _become(self, addresses: Sequence[str]) -> None:
+    def _become(self, addresses: Sequence[str], limiter: RateLimiter) -> None:
         """Open streams to the shards that are new, and end those to shards that are not named."""
+        self._limiter = limiter
         members = {s.link.address for s in self._streams if not s.left}
         for stream in self._streams:
             if not stream.left and stream.link.address not in addresses:
@@ -169,27 +169,31 @@ class Sampler:
         for index, part in list(plan.parts.items()):
             self._streams[index].ask(plan, part, told)
 
-    def _poll(self) -> None:
+    def _poll(self, deadline: float = math.inf) -> None:
         """Look while there is no batch to ask for; waits a moment."""
         plan = Plan({})
         self._send(plan, look=True)
-        plan.event.wait(timeout=1.0)
-        time.sleep(self._pause)
+        plan.event.wait(timeout=max(0.0, min(1.0, deadline - time.monotonic())))
+        time.sleep(max(0.0, min(self._pause, deadline - time.monotonic())))
         self._pause = min(self._pause * 2, POLL_TO)
 
     def _sums(self) -> tuple[int, int, int]:
         """Items inserted and sampled since the shards were met, and stored now.
 
-        What the shards held when they were met counts as inserted up to min_size: the ratio counts from there.
+        What a shard held when it was met counts as inserted, until min_size are: the ratio counts from there.
         """
-        met = min(sum(s.met_with or 0 for s in self._streams), self._limiter.config.min_size)
+        with self._setting:
+            inserted = self._met + sum(s.inserted for s in self._streams)
+            for stream in self._streams:
+                more = max(0, min(stream.take_met(), self._limiter.config.min_size - inserted))
+                self._met, inserted = self._met + more, inserted + more
         stored = sum(s.counts.stored for s in self._streams if s.alive)
-        return met + sum(s.inserted for s in self._streams), sum(s.sampled for s in self._streams), stored
+        return inserted, sum(s.sampled for s in self._streams), stored
 
     def _grant(self) -> None:
         """Bring every shard's cumulative credit up to date. What the others hold or held is the allowance's affair."""
         inserted, sampled, stored = self._sums()
-        met = [s for s in self._streams if s.alive and s.met_with is not None]
+        met = [s for s in self._streams if s.alive and s.met]
         if not met:
             return
         elsewhere = inserted - sum(s.inserted for s in met)
@@ -225,7 +229,7 @@ class Sampler:
             for i, (transitions, keys, probability) in enumerate(unpack_samples(replies, self._spec)):
                 counts = [part.counts[i] for part in drawn.values()]
                 probability = np.repeat(shares, counts) * probability
-                weights = importance_weights(probability, self._sums()[2], self._beta.at(self.drawn))
+                weights = importance_weights(probability, self._beta.at(self.drawn))
                 self.drawn += 1
                 yield SampledBatch(transitions, keys, np.repeat(list(drawn), counts), weights)
         except InvalidMessage as error:
@@ -237,11 +241,16 @@ class Sampler:
         td = np.asarray(td_abs, "<f4")
         for index in np.unique(batch.shards).tolist():
             stream, own = self._streams[index], batch.shards == index
-            if not stream.alive or not self._updates.acquire(timeout=5.0):
+            if not self._updates.acquire(timeout=5.0):
                 self.lost_updates += int(own.sum())
                 continue
             request = pb.UpdatePrioritiesRequest(keys=batch.keys[own].tobytes(), td=td[own].tobytes())
-            future = stream.link.stub.UpdatePriorities.future(request, timeout=5.0, metadata=stream.link.metadata)
+            try:
+                future = stream.link.stub.UpdatePriorities.future(request, timeout=5.0, metadata=stream.link.metadata)
+            except ValueError:  # the shard has left, and its channel is closed
+                self._updates.release()
+                self.lost_updates += int(own.sum())
+                continue
             future.add_done_callback(functools.partial(self._updated, int(own.sum())))
 
     def _updated(self, items: int, future: Any) -> None:
@@ -279,6 +288,7 @@ class Sampler:
             stream.join()
 
 
-def _check_any(addresses: Sequence[str]) -> None:
+def _distinct(addresses: Sequence[str]) -> list[str]:
     if not addresses:
         raise BadInput("a sampler without a replay shard: write the address of at least one")
+    return list(dict.fromkeys(addresses))

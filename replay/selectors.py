@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -36,7 +37,7 @@ class SelectorConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.exponent <= 1.0:
             raise BadInput(f"replay.selector.alpha is {self.alpha}: write an exponent from 0 to 1")
-        if self.epsilon <= 0.0:
+        if not 0.0 < self.epsilon < math.inf:
             raise BadInput(f"replay.selector.epsilon is {self.epsilon}: write a positive number")
 
 
@@ -95,9 +96,9 @@ class Ranked(Prioritized):
     """P(i) = p_i / sum p, p_i = rank(i)^-alpha, rank 1 the largest |td| stored (Schaul et al. 2016, rank-based variant).
 
     All items are ranked afresh once puts and removals since the last ranking exceed RANKED_AFRESH of the items that it
-    had. An item put in between stands where its |td| would have stood in that ranking, half way between its
-    neighbours, and is drawn from then on; a removed one is never drawn. So no rank is further from the true one than
-    there were puts and removals since the last ranking, a tenth of the items at most. Equal |td| share the middle of
+    had. An item put in between takes its rank among the items of that ranking and those put since, and is drawn from then
+    on; a removed one is never drawn. So no rank is further from the true one than there were puts and removals since the
+    last ranking, a tenth of the items at most. Equal |td| share the middle of
     their ranks. Items are drawn by the p_i as they stand, whatever their age: the probabilities returned are exact.
     Ranks and totals are a shard's own: items of equal rank in shards of equal size are drawn equally often, whichever
     of them has the larger |td|.
@@ -110,11 +111,15 @@ class Ranked(Prioritized):
         super().__init__(config, capacity)
         self._td = np.full(capacity, -1.0, np.float32)  # -1: nothing stored
         self._ranked = np.zeros(0, np.float32)  # |td| of all items at the last ranking, ascending
+        self._put_since = np.zeros(0, np.float32)  # |td| put since then, ascending
         self._changes = 0  # puts and removals since
 
     def put(self, slots: Array, td_abs: Array) -> None:
-        self._td[slots] = td_abs
-        self._tree.set(slots, self._priorities(np.asarray(td_abs, np.float32)))
+        td = np.asarray(td_abs, np.float32)
+        self._td[slots] = td
+        more = np.sort(td)
+        self._put_since = np.insert(self._put_since, np.searchsorted(self._put_since, more), more)
+        self._tree.set(slots, self._priorities(td))
         self._changed(len(slots))
 
     def remove(self, slots: Array) -> None:
@@ -123,9 +128,11 @@ class Ranked(Prioritized):
         self._changed(len(slots))
 
     def _priorities(self, td_abs: Array) -> Float64:
-        """Ranks [B] among the items of the last ranking, at least 1, to the power of -alpha."""
-        fewer = np.searchsorted(self._ranked, td_abs, "left") + np.searchsorted(self._ranked, td_abs, "right")
-        ranks = np.maximum(len(self._ranked) + 0.5 - 0.5 * fewer, 1.0)
+        """Ranks [B] among the items of the last ranking and those put since (each is one), to the power of -alpha."""
+        ranks = np.full(len(td_abs), 0.5)
+        for among in (self._ranked, self._put_since):
+            below, up_to = np.searchsorted(among, td_abs, "left"), np.searchsorted(among, td_abs, "right")
+            ranks += len(among) - 0.5 * (below + up_to)
         return np.asarray(ranks**-self._config.exponent)
 
     def _changed(self, count: int) -> None:
@@ -136,7 +143,7 @@ class Ranked(Prioritized):
     def _rank(self) -> None:
         stored = np.flatnonzero(self._td >= 0)
         order = np.argsort(self._td[stored])
-        self._ranked = self._td[stored[order]]
+        self._ranked, self._put_since = self._td[stored[order]], np.zeros(0, np.float32)
         priorities = np.empty(len(stored))
         for at in range(0, len(stored), 2**16):  # in parts, for the sake of the memory between
             priorities[order[at : at + 2**16]] = self._priorities(self._ranked[at : at + 2**16])

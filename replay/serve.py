@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import signal
 import socket
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from replay.guard import Limits
 from replay.security import Access, SecurityConfig
 from replay.selectors import SelectorConfig
 from replay.service import INSERT_TIMEOUT, start_server
-from replay.shard import MAX_CAPACITY, Shard, check_capacity_bytes
+from replay.shard import MAX_CAPACITY, Shard, check_capacity_bytes, fresh_generation
 from replay.snapshot import Restored, Snapshots
 from rl.errors import BadInput
 from rl.types import ObservationSpec
@@ -68,7 +69,7 @@ class ServeConfig:
         check_capacity_bytes("--capacity-bytes", self.capacity_bytes, self.capacity, 1, self.selector)
         if not self.frame_shape or min(self.frame_shape) < 1 or self.stack < 1:
             raise BadInput("--frame-shape and --stack must be at least 1")
-        if self.insert_timeout <= 0:
+        if not 0 < self.insert_timeout < math.inf:
             raise BadInput(f"--insert-timeout is {self.insert_timeout}: write a positive number of seconds")
         if self.insert_timeout >= self.limits.stream_idle:
             raise BadInput(
@@ -77,7 +78,7 @@ class ServeConfig:
             )
         if self.security.authority and not self.security.mutual:
             raise BadInput("--security.authority is for mutual TLS, on a shard: add --security.mutual, or leave it out")
-        if self.snapshot_minutes < 0 or (self.snapshot_minutes and not self.snapshots):
+        if not 0 <= self.snapshot_minutes < math.inf or (self.snapshot_minutes and not self.snapshots):
             raise BadInput(
                 f"--snapshot-minutes is {self.snapshot_minutes}: write 0 or more, and the directory with --snapshots"
             )
@@ -96,7 +97,7 @@ def _numbers(dtype: str) -> bool:
         return False
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
     """Raise BadInput when nobody may listen there (gRPC would say so in a log line of its own)."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -123,10 +124,12 @@ async def serve(
     ``watch`` is handed the shard before it is served, on the event loop that alone may touch it.
     """
     access = Access.of(config.security)
-    _check_port(config.host, config.port)
+    check_port(config.host, config.port)
     shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed, config.capacity_bytes)
     snapshots = Snapshots(Path(config.snapshots), shard, config.snapshot_minutes) if config.snapshots else None
     watch(shard)
+    if not config.snapshots:
+        shard.generation = fresh_generation()
     ended: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
     server, port = await start_server(
         shard, config.host, config.port, config.insert_timeout, access, config.limits, snapshots

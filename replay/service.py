@@ -61,9 +61,9 @@ class ReplayServicer(rpc.ReplayServicer):
     ) -> AsyncIterator[pb.InsertReply]:
         async for request in requests:
             await _check_readable(request, context)
-            if not self.shard.is_duplicate(request.writer, request.sequence):
-                await self._wait_for_room(request, context)
             try:
+                if not self.shard.is_duplicate(request.writer, request.sequence):
+                    await self._wait_for_room(request, context)
                 last = self.shard.insert(
                     request.writer, request.sequence, request.segment, request.origin, request.transferred
                 )
@@ -76,6 +76,8 @@ class ReplayServicer(rpc.ReplayServicer):
     async def _wait_for_room(self, request: pb.InsertRequest, context: Context) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._insert_timeout
+        if not self.shard.has_room(request):
+            self.shard.check(request)
         while not self.shard.has_room(request):
             try:
                 await asyncio.wait_for(self._granted.wait(), timeout=deadline - loop.time())
@@ -91,6 +93,7 @@ class ReplayServicer(rpc.ReplayServicer):
         async for request in requests:
             await _check_readable(request, context)
             try:
+                self.shard.check_request(request)
                 reply = self.shard.sample(*request.counts)
             except InvalidMessage as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

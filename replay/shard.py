@@ -6,6 +6,8 @@ A plain object for one thread; `service.py` puts gRPC around it and `local.py` a
 from __future__ import annotations
 
 import itertools
+import math
+import secrets
 import sys
 import time
 from collections import OrderedDict
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from protos import replay_pb2 as pb
-from protos.codec import InvalidMessage, array, pack_samples
+from protos.codec import InvalidMessage, array, pack_samples, segment_arrays
 from replay import selectors, storage
 from replay.rate_limiter import LimiterConfig
 from replay.security import SecurityConfig
@@ -28,7 +30,8 @@ from rl.types import Array, ObservationSpec
 UNLIMITED = 2**62
 MAX_BATCH = 2**16  # items of a sample request
 DRAIN_BYTES = 2**23  # of segments handed over in one reply
-MAX_WRITER = 200  # characters of a writer's name
+KEYS = 2**40  # keys of a generation
+MAX_WRITER = 200  # bytes of a writer's name
 MAX_WRITERS = 10_000  # whose last sequence a shard remembers
 MAX_CAPACITY = 100_000_000  # transitions a shard: 4 to 8 GB of rows and priorities before the first frame
 
@@ -46,9 +49,6 @@ def check_capacity_bytes(name: str, capacity_bytes: int, capacity: int, shards: 
             f"{name} is {capacity_bytes}: the rows and priorities of {shards * capacity} transitions alone take {fixed}; "
             "write more, or 0 for no bound, or a smaller capacity in transitions"
         )
-
-
-KEYS = 2**40  # keys of a generation
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ReplayConfig:
         check_capacity_bytes(
             "replay.capacity_bytes", self.capacity_bytes, self.shard_capacity, self.shards, self.selector
         )
-        if self.give_up_after <= 0:
+        if not 0 < self.give_up_after < math.inf:
             raise BadInput(f"replay.give_up_after is {self.give_up_after}: write a positive number of seconds")
         if self.snapshot_minutes < 0:
             raise BadInput(f"replay.snapshot_minutes is {self.snapshot_minutes}: write 0 (no snapshots) or more")
@@ -108,6 +108,11 @@ class ReplayConfig:
     def shard_capacity_bytes(self) -> int:
         """Bytes of memory a shard; 0: no bound."""
         return self.capacity_bytes // self.shards
+
+
+def fresh_generation() -> int:
+    """A generation for a shard without snapshots, so that one that is restarted does not use keys again."""
+    return secrets.randbelow(2**23)
 
 
 class OutOfOrder(ValueError):
@@ -175,15 +180,9 @@ class Shard:
 
         Raises InvalidMessage (nothing is stored) and OutOfOrder. The caller has asked `has_room`.
         """
-        last = self._last.get(writer, 0)
-        if not 0 < len(writer) <= MAX_WRITER or len(origin) > MAX_WRITER or sequence < 1:
-            raise InvalidMessage(
-                f"an insert needs a writer's name of up to {MAX_WRITER} characters and a sequence from 1 on"
-            )
+        last = self._check_order(writer, sequence, origin)
         if sequence <= last:
             return last
-        if sequence != last + 1:
-            raise OutOfOrder(f"writer {writer!r} sent sequence {sequence} after {last}: resend from {last + 1}")
         done = self.storage.insert(origin or writer, segment)
         if len(done.evicted):
             self.selector.remove(done.evicted)
@@ -197,6 +196,29 @@ class Shard:
         if len(self._last) > MAX_WRITERS:
             self._last.popitem(last=False)
         return sequence
+
+    def _check_order(self, writer: str, sequence: int, origin: str) -> int:
+        """The writer's last sequence. Raises InvalidMessage, OutOfOrder."""
+        last = self._last.get(writer, 0)
+        if not writer or max(len(writer.encode()), len(origin.encode())) > MAX_WRITER or sequence < 1:
+            raise InvalidMessage(
+                f"an insert needs a writer's name of up to {MAX_WRITER} bytes and a sequence from 1 on"
+            )
+        if sequence > last + 1:
+            raise OutOfOrder(f"writer {writer!r} sent sequence {sequence} after {last}: resend from {last + 1}")
+        return last
+
+    def check(self, request: pb.InsertRequest) -> None:
+        """Raise what `insert` would, before the request waits for credit."""
+        self._check_order(request.writer, request.sequence, request.origin)
+        segment_arrays(request.segment, self.spec)
+
+    def check_request(self, request: pb.SampleRequest) -> None:
+        """Raise InvalidMessage where a sample request asks for too much, or tells of a limiter that cannot be."""
+        if len(request.counts) > MAX_BATCH:
+            raise InvalidMessage(f"a request for {len(request.counts)} draws: at most {MAX_BATCH}")
+        if not all(math.isfinite(value) for _, value in request.limiter.ListFields()):
+            raise InvalidMessage("limiter is not finite")
 
     def is_duplicate(self, writer: str, sequence: int) -> bool:
         """Whether this insert is already stored."""
@@ -284,11 +306,16 @@ class Shard:
                 raise InvalidMessage(
                     f"the segment of item {kept.first_key} stands where {storage.next_key} is expected"
                 )
-            storage.insert(kept.writer, kept.message, known=True)
+            if kept.first_key < state["end_key"] - storage.capacity:  # newer ones will need its place
+                storage.start_at(kept.first_key + len(kept.message.item_step) // 4)
+            else:
+                storage.insert(kept.writer, kept.message, known=True)
         if (storage.next_key, len(td)) != (state["end_key"], state["end_key"] - first):
             raise InvalidMessage(
                 f"items {first} to {storage.next_key} and {len(td)} TD errors, not up to {state['end_key']}"
             )
+        if not storage.size and len(td):
+            raise InvalidMessage(f"none of its segments fits into the capacity of {storage.capacity}")
         slots = np.arange(storage.first_key, storage.next_key) % storage.capacity
         storage.td[slots] = td[storage.first_key - first :]
         self.selector.put(slots, storage.td[slots])

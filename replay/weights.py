@@ -30,11 +30,10 @@ class BetaConfig:
         return self.start + (self.end - self.start) * min(drawn / self.batches, 1.0)
 
 
-def importance_weights(probability: Array, stored: int, beta: float) -> Float32:
-    """(N * P(i))^-beta over the batch's maximum, [B] (Schaul et al. 2016, section 3.4).
+def importance_weights(probability: Array, beta: float) -> Float32:
+    """(N * P(i))^-beta over the batch's maximum, [B] (Schaul et al. 2016, section 3.4); N, the items stored, cancels.
 
-    ``probability`` [B] is P(i) of each draw over all shards together and N = ``stored`` the items in all of them. Under
-    uniform sampling P(i) = 1 / N and every weight is 1.
+    ``probability`` [B] is P(i) of each draw over all shards together. Under uniform sampling every weight is 1.
     """
-    weights = (stored * np.asarray(probability, np.float64)) ** -beta
+    weights = np.asarray(probability, np.float64) ** -beta
     return np.asarray(weights / weights.max(), np.float32)

@@ -153,8 +153,11 @@ class Writer:
         """
         if not addresses:
             raise BadInput("a writer without a replay shard: write the address of at least one")
+        addresses = list(dict.fromkeys(addresses))
         with self._changed:
-            self.addresses = list(addresses)
+            if self._closed:
+                raise RunFault("the writer is closed")
+            self.addresses = addresses
             for lane in self._lanes:
                 lane.leaving = lane.link.address not in addresses
             here = {lane.link.address for lane in self._lanes}
@@ -164,6 +167,7 @@ class Writer:
             self._changed.notify_all()
             deadline = time.monotonic() + timeout
             while timeout and any(lane.leaving for lane in self._lanes):
+                self._check()
                 self._tidy()
                 if time.monotonic() >= deadline:
                     raise TimeoutError(
@@ -257,10 +261,11 @@ class Writer:
         """Close the streams; what was not acknowledged is lost (call `flush` first)."""
         with self._changed:
             self._closed = True
-            for lane in self._lanes:
+            lanes = list(self._lanes)
+            for lane in lanes:
                 lane.closed = True
             self._changed.notify_all()
-        for lane in self._lanes:
+        for lane in lanes:
             lane.link.channel.close()
-        for lane in self._lanes:
+        for lane in lanes:
             lane.join()

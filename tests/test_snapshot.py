@@ -229,7 +229,7 @@ def test_a_snapshot_of_something_else_is_refused_in_words(tmp_path, rng):
     written(tmp_path, shard)
     with pytest.raises(BadInput, match="uint8 20x20 in stacks of 4, not float32 2 in stacks of 1"):
         Snapshots(tmp_path, new_shard(spec=SMALL))
-    with pytest.raises(BadInput, match="4 items is larger than the capacity of 3"):
+    with pytest.raises(BadInput, match="none of its segments fits into the capacity of 3"):
         Snapshots(tmp_path, new_shard(capacity=3))
     file = tmp_path / MANIFEST
     file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
@@ -244,6 +244,17 @@ def test_a_smaller_shard_takes_the_newest_back(tmp_path, rng):
     again = taken_back(tmp_path, new_shard(capacity=22))
     assert content(again) == content(shard)[-5:]
     assert again.inserted == 160
+    again.check_valid()
+
+
+def test_a_smaller_shard_takes_the_newest_that_fit_past_one_that_never_would(tmp_path, rng):
+    shard = new_shard(capacity=100)
+    for sequence, items in enumerate((40, 4, 4, 4), start=1):
+        shard.insert("w", sequence, codec.pack_segment(make_segment(rng, shard.spec, items=items)))
+    written(tmp_path, shard)
+    again = taken_back(tmp_path, new_shard(capacity=20))
+    assert content(again) == content(shard)[-3:]
+    again.check_valid()
 
 
 def test_keys_are_never_used_again(tmp_path, rng):
