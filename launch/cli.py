@@ -19,12 +19,10 @@ USAGE = """usage: qfleet COMMAND ...
   qfleet status RUN                 how a run stands
   qfleet scale RUN --shards K       go on with more or fewer replay shards
   qfleet plot RUN [RUN ...]         learning curves as a picture
-  qfleet replay serve [flags]       a replay shard by itself, without Ray
-  qfleet replay export RUN --to DATASET
-                                    a replay's episodes as a Minari dataset; back with import
+  qfleet replay COMMAND ...         replay by itself: serve, info, snapshot, limit, drain, export, import
   qfleet bench NAME [flags]         measure: {benches}
 
-qfleet COMMAND --help lists the flags of each. RUN is a run's directory, or (status) its name in a cluster.
+qfleet COMMAND --help lists the flags of each. RUN is a run's directory, or (status, scale) its name in a cluster.
 """
 
 
