@@ -35,7 +35,7 @@ class ShardFleet:
         self.addresses: dict[int, str] = {}
         self.news = ""  # of the last change
         self._change: Iterator[None] | None = None
-        self._refused: Wish | None = None  # one that could not be granted
+        self._settled: Wish | None = None  # granted, or refused: a shard that is lost later is not replaced for it
 
     def start(self, index: int) -> Any:
         """Start a shard; returns the call that ends with its address."""
@@ -79,20 +79,22 @@ class ShardFleet:
 
     def advance(self, wish: Wish | None, registry: Any, learner: Any, actors: list[Any]) -> str:
         """One step towards what `qfleet scale` wished for, without waiting; returns news."""
-        if self._change is None:
-            if wish is None or wish["shards"] == len(self.addresses) or wish == self._refused:
-                return ""
-            more = wish["shards"] > len(self.addresses)
-            self._change = (self._join if more else self._leave)(registry, learner, actors)
         self.news = ""
         try:
-            if wish is not None:
+            if self._change is None:
+                if wish is None or wish == self._settled:
+                    return ""
+                if wish["shards"] == len(self.addresses):
+                    self._settled = wish
+                    return ""
                 self.resized(wish["shards"])
+                more = wish["shards"] > len(self.addresses)
+                self._change = (self._join if more else self._leave)(registry, learner, actors)
             next(self._change)
         except StopIteration:
             self._change = None
         except (RunFault, BadInput, ray.exceptions.RayError) as error:
-            self._change, self._refused = None, wish
+            self._change, self._settled = None, wish
             self.news = f"warning: the replay stays at {len(self.addresses)} shard(s): {last_line(error)}"
         return self.news
 
