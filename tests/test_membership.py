@@ -27,6 +27,30 @@ def fill(shard, rng, segments, mark, priority=1.0):
     writer.close()
 
 
+def writing(writer):
+    """Let it write as fast as it can; returns what ends that, a write that waits for credit too."""
+    stop = threading.Event()
+
+    def write():
+        own = np.random.default_rng(5)
+        while not stop.is_set():
+            try:
+                writer.write(make_segment(own, items=8))
+            except RunFault:
+                assert stop.is_set()
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+
+    def end():
+        stop.set()
+        writer.close()
+        thread.join(10.0)
+        assert not thread.is_alive()
+
+    return end
+
+
 def marks(batches):
     return np.concatenate([b.transitions.s_tm1[:, 0].astype(int) for b in batches])
 
@@ -146,28 +170,15 @@ def test_writers_and_sampler_keep_the_ratio_while_shards_come_and_go(shards, rng
     """The samples-per-insert ratio holds over joins and leaves, with everything under way."""
     three = shards(3, "--capacity", 4000, "--limited")
     source = sampler(three[:1], LimiterConfig(4.0, 100, slack=200), batch=64)
-    writer, stop = Writer([three[0].address]), threading.Event()
-
-    def write():
-        own = np.random.default_rng(5)
-        while not stop.is_set():
-            try:
-                writer.write(make_segment(own, items=8))
-            except RunFault:
-                assert stop.is_set()
-
-    thread = threading.Thread(target=write, daemon=True)
-    thread.start()
+    writer = Writer([three[0].address])
+    end = writing(writer)
     for members in ([0], [0, 1], [0, 1, 2], [1, 2], [2], [0, 2]):
         addresses = [three[k].address for k in members]
         source.set_shards(addresses)
         writer.set_shards(addresses)
         for _ in range(150):
             assert source.sample(10.0) is not None, f"stalled with shards {members}: {source.held_by()}"
-    stop.set()
-    writer.close()  # a write that waits for credit ends
-    thread.join(10.0)
-    assert not thread.is_alive()
+    end()
     counts = [s.counts() for s in three]
     d = 4.0 * sum(c.inserted for c in counts) - sum(c.sampled for c in counts)
     assert abs(d - 4.0 * 100) <= 200 + 8 * 64
@@ -181,18 +192,7 @@ def test_a_shard_that_lost_its_content_neither_stalls_the_learner_nor_lets_write
     two = shards(2, "--limited", "--capacity", 20_000)
     source = sampler(two, LimiterConfig(1.0, 40, slack=100), batch=64)
     writer = Writer([s.address for s in two])
-    stop = threading.Event()
-
-    def write():
-        own = np.random.default_rng(5)
-        while not stop.is_set():
-            try:
-                writer.write(make_segment(own, items=8))
-            except RunFault:
-                assert stop.is_set()
-
-    thread = threading.Thread(target=write, daemon=True)
-    thread.start()
+    end = writing(writer)
     for _ in range(100):
         assert source.sample(10.0) is not None
     lost = two[0].counts().inserted
@@ -205,9 +205,7 @@ def test_a_shard_that_lost_its_content_neither_stalls_the_learner_nor_lets_write
         d = lost + sum(c.inserted for c in counts) - source._sums()[1]
         assert d <= 140 + 64 * 4 + 16, f"writers have run ahead: d is {d}"
     assert again.counts().inserted > 0
-    stop.set()
-    writer.close()
-    thread.join(10.0)
+    end()
     source.close()
 
 
