@@ -278,13 +278,10 @@ def unpack_samples(
         *columns, data = zip(*([piece for piece in pieces if len(piece[0])] or pieces[:1]), strict=True)
         keys, probability, a_tm1, r_t, discount_t = (c[0] if len(c) == 1 else np.concatenate(c) for c in columns)
         count = 2 * spec.stack * len(keys)
-        frames = (
-            data[0]
-            if len(data) == 1
-            else _enclosed(
-                [_blocks(d, 2 * spec.stack * len(k), spec) for d, k in zip(data, columns[0], strict=True)], count, spec
-            )
-        )
+        frames = data[0]
+        if len(data) > 1:
+            parts = zip(data, columns[0], strict=True)
+            frames = _enclosed([_blocks(d, 2 * spec.stack * len(k), spec) for d, k in parts], count, spec)
         pairs = decompress_frames(frames, count, spec).reshape(len(keys), 2, *spec.shape)
         yield Transition(pairs[:, 0], a_tm1.astype(np.int64), r_t, discount_t, pairs[:, 1]), keys, probability
 

@@ -228,6 +228,7 @@ class Writer:
                 alive[0].put(lane.queue.popleft())
             if lane.leaving and not lane.queue:
                 lane.closed = True
+                self._changed.notify_all()  # its thread may be waiting for a segment
                 lane.link.channel.close()
         self._lanes = [lane for lane in self._lanes if not lane.closed]
 
