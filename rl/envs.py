@@ -6,7 +6,6 @@ new episode begins only through `restart`, which is no step. So nothing that a r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +17,8 @@ from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rl.errors import BadInput, nearest
+from rl.errors import BadInput
+from rl.spaces import AnyEnv, Takes, kwargs_of, make_single
 from rl.types import Array, Bool, Float32, Int64, ObservationSpec
 
 gym.register_envs(ale_py)
@@ -41,6 +41,10 @@ class EnvConfig:
     """Atari: frames until an episode is truncated (4 frames an agent step)."""
     size: int = 84
     """Atari: side of the square grey frame, pixels."""
+    kwargs: str = "{}"
+    """Not Atari: arguments of the environment's constructor, a JSON object such as '{"is_slippery": false}'."""
+    max_episode_steps: int = 0
+    """Not Atari: agent steps until an episode is truncated; 0: as registered."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.sticky <= 1.0:
@@ -49,6 +53,9 @@ class EnvConfig:
             raise BadInput(f"env.noop_max is {self.noop_max}: write 0 or more no-ops")
         if self.max_frames < ATARI_FRAME_SKIP or self.size < 36:
             raise BadInput("env.max_frames must be at least 4 and env.size at least 36")
+        if self.max_episode_steps < 0:
+            raise BadInput(f"env.max_episode_steps is {self.max_episode_steps}: write agent steps, or 0")
+        kwargs_of(self.kwargs)
 
 
 class Step(NamedTuple):
@@ -147,22 +154,19 @@ class AtariEnvironments:
 
 
 class GymnasiumEnvironments:
-    """Any Gymnasium environment with a Discrete action space; Discrete observations become one-hot vectors."""
+    """Any Gymnasium environment, its spaces made to fit what the method takes (`rl.spaces.make_single`)."""
 
-    def __init__(self, config: EnvConfig, count: int) -> None:
-        check_gymnasium_env(config.id)
+    def __init__(self, config: EnvConfig, count: int, takes: Takes = "network") -> None:
         self._env = SyncVectorEnv(
-            [lambda: _single(config.id) for _ in range(count)],
+            [lambda: single(config, takes) for _ in range(count)],
             autoreset_mode=AutoresetMode.DISABLED,
             observation_mode="same",
         )
-        space = self._env.single_observation_space
-        assert isinstance(space, gym.spaces.Box)
-        dtype = "uint8" if space.dtype == np.uint8 else "float32"
         self.count = count
-        self.actions = int(self._env.single_action_space.n)  # type: ignore[attr-defined]
-        self._first_action = int(self._env.single_action_space.start)  # type: ignore[attr-defined]
-        self.spec = ObservationSpec(tuple(space.shape), dtype)
+        self.spec = observed(self._env.single_observation_space, takes)
+        action = self._env.single_action_space
+        self.actions = int(action.n) if isinstance(action, gym.spaces.Discrete) else int(np.prod(action.shape or ()))
+        self._first_action = int(action.start) if isinstance(action, gym.spaces.Discrete) else 0
 
     def reset(self, seeds: Int64) -> Array:
         observation, _ = self._env.reset(seed=[int(s) for s in seeds])
@@ -190,42 +194,28 @@ class GymnasiumEnvironments:
         self._env.close()
 
 
-def _single(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    env = gym.make(env_id, **kwargs)
-    if isinstance(env.observation_space, gym.spaces.Discrete):
-        env = gym.wrappers.FlattenObservation(env)
-    return env
+def observed(space: gym.Space[Any], takes: Takes) -> ObservationSpec:
+    """What a method is given: a network's observations are pixels (uint8) or float32, a table's keep their own type."""
+    kept = takes == "table" or space.dtype == np.uint8
+    return ObservationSpec(tuple(space.shape or ()), str(space.dtype) if kept else "float32")
 
 
-def check_gymnasium_env(env_id: str) -> None:
-    """Raise BadInput unless ``env_id`` exists and has spaces that Q-learning can take."""
-    if env_id not in gym.registry and ":" not in env_id:
-        raise BadInput(f"env.id {env_id!r} is not a Gymnasium environment: {nearest(env_id, _ids())}")
-    try:
-        env = gym.make(env_id)
-    except (gym.error.Error, ImportError) as error:
-        raise BadInput(f"env.id {env_id!r} cannot be made: {_one_line(error)}") from error
-    action, observation = env.action_space, env.observation_space
-    env.close()
-    if not isinstance(action, gym.spaces.Discrete):
-        raise BadInput(
-            f"env.id {env_id!r} has actions {action}: DQN needs a Discrete action space, such as CartPole-v1's"
-        )
-    if not isinstance(observation, gym.spaces.Box | gym.spaces.Discrete):
-        raise BadInput(f"env.id {env_id!r} has observations {observation}: write one with a Box or Discrete space")
+def single(config: EnvConfig, takes: Takes = "network", **more: Any) -> AnyEnv:
+    """One Gymnasium environment as configured, its spaces as ``takes`` wants them; raises BadInput."""
+    return make_single(config.id, takes, config.kwargs, config.max_episode_steps, **more)
 
 
-def check_env(config: EnvConfig) -> None:
+def check_env(config: EnvConfig, takes: Takes = "network") -> None:
     """Raise BadInput unless `make_environments` could make this environment."""
-    if atari_game(config.id) is None:
-        check_gymnasium_env(config.id)
+    if takes != "network" or atari_game(config.id) is None:
+        single(config, takes).close()
 
 
-def make_environments(config: EnvConfig, count: int, threads: int = 1) -> Environments:
+def make_environments(config: EnvConfig, count: int, threads: int = 1, takes: Takes = "network") -> Environments:
     """``count`` environments behind one interface; ``threads`` emulator threads (Atari)."""
-    if atari_game(config.id) is not None:
+    if takes == "network" and atari_game(config.id) is not None:
         return AtariEnvironments(config, count, threads)
-    return GymnasiumEnvironments(config, count)
+    return GymnasiumEnvironments(config, count, takes)
 
 
 def describe(config: EnvConfig) -> tuple[ObservationSpec, int]:
@@ -240,11 +230,11 @@ def frames_per_step(config: EnvConfig) -> int:
     return ATARI_FRAME_SKIP if atari_game(config.id) is not None else 1
 
 
-def make_rendered(config: EnvConfig) -> gym.Env[Any, Any]:
+def make_rendered(config: EnvConfig, takes: Takes = "network") -> AnyEnv:
     """One environment under the same protocol through Gymnasium's wrappers, with ``rgb_array`` rendering for videos."""
     game = atari_game(config.id)
     if game is None:
-        return _single(config.id, render_mode="rgb_array")
+        return single(config, takes, render_mode="rgb_array")
     env = gym.make(
         config.id,
         frameskip=1,
@@ -254,14 +244,6 @@ def make_rendered(config: EnvConfig) -> gym.Env[Any, Any]:
     )
     env = gym.wrappers.AtariPreprocessing(env, noop_max=config.noop_max, screen_size=config.size)
     return gym.wrappers.FrameStackObservation(env, ATARI_STACK, padding_type="zero")
-
-
-def _ids() -> list[str]:
-    return [k for k in gym.registry if not re.match(r"(phys2d|tabular)/", k)]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 class SeedSequence:

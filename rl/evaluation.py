@@ -76,8 +76,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Play ``episodes`` episodes, a fixed share in each environment, so that short episodes are not counted more often.
 
-    ``epsilon`` of the actions are uniformly random. Same policy, environments and seed: same result. ``should_stop`` is
-    asked at every step; an evaluation that it ends returns the episodes finished so far.
+    ``epsilon`` of the actions are uniformly random (0 where actions are continuous). Same policy, environments and seed:
+    same result. ``should_stop`` is asked at every step; an evaluation that it ends returns the episodes finished so far.
     """
     count = environments.count
     rng, seeds = np.random.default_rng([seed, 1]), SeedSequence(seed, 0)
@@ -87,8 +87,9 @@ def evaluate(
     observation = environments.reset(seeds.draw(count))
     while (quota > 0).any() and not should_stop():
         actions = policy(observation)
-        random = rng.random(count) < epsilon
-        actions = np.where(random, rng.integers(0, environments.actions, count), actions)
+        if epsilon > 0.0:
+            random = rng.random(count) < epsilon
+            actions = np.where(random, rng.integers(0, environments.actions, count), actions)
         step = environments.step(actions)
         returns += step.reward
         lengths += 1

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 
-from rl.envs import EnvConfig, make_rendered
+from rl.envs import EnvConfig, make_rendered, observed
 from rl.errors import BadInput
-from rl.types import Array, Int64
+from rl.evaluation import Policy
+from rl.spaces import Takes
 
 
 def record(
-    act: Callable[[Array], Int64], config: EnvConfig, folder: Path, episodes: int, epsilon: float, seed: int
+    act: Policy,
+    config: EnvConfig,
+    folder: Path,
+    episodes: int,
+    epsilon: float,
+    seed: int,
+    takes: Takes = "network",
+    gif: bool = False,
 ) -> list[Path]:
-    """Play ``episodes`` and write an mp4 of each into ``folder``; ``act`` maps observations [1, ...] to actions [1].
+    """Play ``episodes`` and write an mp4 of each into ``folder``, with ``gif`` a GIF beside it; returns the files.
 
-    Raises BadInput when the video encoder (the extra `video`) is not installed.
+    ``act`` maps observations [1, ...] to actions [1], or [1, D] where they are continuous (``epsilon`` 0 then). Raises
+    BadInput when the video encoder (the extra `video`) is not installed.
     """
-    env = make_rendered(config)
-    assert isinstance(env.action_space, gym.spaces.Discrete)
-    actions, first = int(env.action_space.n), int(env.action_space.start)
+    env = make_rendered(config, takes)
+    discrete = env.action_space if isinstance(env.action_space, gym.spaces.Discrete) else None
     try:
         env = gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
     except gym.error.DependencyNotInstalled as error:
         raise BadInput("--video needs the extra `video`: pip install 'qfleet[video]'") from error
     rng = np.random.default_rng(seed)
-    dtype = np.uint8 if env.observation_space.dtype == np.uint8 else np.float32
+    dtype = observed(env.observation_space, takes).dtype
     for episode in range(episodes):
         observation, _ = env.reset(seed=seed + episode)
         done = False
         while not done:
-            explore = rng.random() < epsilon
-            batch = np.asarray(observation, dtype=dtype)[None]
-            action = rng.integers(actions) if explore else act(batch)[0]
-            observation, _, terminated, truncated, _ = env.step(int(action) + first)
+            action = act(np.asarray(observation, dtype=dtype)[None])[0]
+            if discrete is not None:
+                action = rng.integers(discrete.n) if rng.random() < epsilon else action
+                action = int(action) + int(discrete.start)
+            observation, _, terminated, truncated, _ = env.step(action)
             done = terminated or truncated
     env.close()
-    return sorted(folder.glob("*.mp4"))
+    files = sorted(folder.glob("*.mp4"))
+    return files + [_gif(file) for file in files] if gif else files
+
+
+def _gif(video: Path) -> Path:
+    """The same pictures as a GIF beside the mp4."""
+    from moviepy import VideoFileClip
+
+    to = video.with_suffix(".gif")
+    with VideoFileClip(str(video)) as clip:
+        clip.write_gif(str(to), fps=min(clip.fps, 25), logger=None)
+    return to

@@ -15,3 +15,8 @@ def linear(start: float, end: float, steps: int, t: int) -> float:
 def piecewise(knots: Sequence[tuple[int, float]], t: int) -> float:
     """The value at ``t`` on straight lines between (t, value) ``knots``; the end values hold outside them."""
     return float(np.interp(t, [k[0] for k in knots], [k[1] for k in knots]))
+
+
+def decayed(start: float, end: float, factor: float, t: int) -> float:
+    """max(end, start * factor^t): geometric decay from ``start`` that stops at ``end``."""
+    return float(max(end, start * factor**t))

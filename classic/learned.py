@@ -1,0 +1,62 @@
+"""What every method gives back, and whom it tells how it goes.
+
+The one interface of the family: `ActionValues`, observations [N, ...] -> q [N, A]. `rl.policies` turns q into greedy,
+epsilon-greedy or softmax actions; a table, a regressor and a network differ in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rl.evaluation import Policy
+from rl.policies import greedy
+from rl.types import Array, EpisodeResult
+
+ActionValues = Callable[[Array], Array]  # observations [N, ...] -> q [N, A]
+
+
+class Monitor(Protocol):
+    """Who is told how learning goes."""
+
+    def episode(self, result: EpisodeResult) -> None:
+        """An episode of training has ended."""
+
+    def report(self, at: int, figures: Mapping[str, float]) -> None:
+        """Figures after ``at`` iterations, episodes or steps, whichever the method counts."""
+
+    def note(self, text: str) -> None:
+        """A line for the person who waits."""
+
+
+class Silent:
+    """A monitor that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.episodes: list[EpisodeResult] = []
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def episode(self, result: EpisodeResult) -> None:
+        self.episodes.append(result)
+
+    def report(self, at: int, figures: Mapping[str, float]) -> None:
+        self.rows.append((at, dict(figures)))
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a method found: a policy, and what it stands on."""
+
+    policy: Policy  # the greedy one: observations [N, ...] -> actions [N], or [N, D] where they are continuous
+    values: ActionValues | None = None  # q [N, A], where the method has action values
+    arrays: Mapping[str, Array] = field(default_factory=dict)  # kept as values.safetensors, and drawn
+    figures: Mapping[str, Any] = field(default_factory=dict)  # beside the return: errors, scores, counts
+
+
+def from_values(values: ActionValues, arrays: Mapping[str, Array], **figures: Any) -> Learned:
+    """What was learned as action values: its policy is greedy."""
+    return Learned(lambda observations: greedy(values(observations)), values, arrays, figures)

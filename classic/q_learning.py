@@ -1,0 +1,203 @@
+"""Q-learning in a table, and its siblings: the same loop, another value of the successor.
+
+Legend: ``q`` [S, A]; ``a_next`` the action that behaviour takes in the successor; ``epsilon`` behaviour's. Every rule moves
+q(s, a) towards a target by the step size alpha: q(s, a) += alpha (target - q(s, a)), target = r + gamma * bootstrap. A
+terminal state does not bootstrap; a truncated episode does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from classic.learned import Learned, Monitor, from_values
+from classic.tables import QTable
+from rl.envs import EnvConfig, single
+from rl.errors import BadInput
+from rl.policies import epsilon_greedy
+from rl.schedules import decayed
+from rl.types import Array, EpisodeResult, Float64
+
+
+@dataclass(frozen=True)
+class QLearningConfig:
+    """Tabular temporal-difference control."""
+
+    episodes: int = 10_000
+    """Episodes of training."""
+    gamma: float = 0.99
+    """Discount a step."""
+    alpha: float = 0.1
+    """Step size at the first episode."""
+    alpha_end: float = 0.01
+    """Step size that alpha falls to, on a straight line over the episodes."""
+    epsilon: float = 1.0
+    """Probability of a random action in the first episode."""
+    epsilon_end: float = 0.05
+    """Probability of a random action that epsilon never falls below."""
+    epsilon_decay: float = 0.999
+    """Factor on epsilon after each episode; 1: constant."""
+    behaviour: Literal["epsilon-greedy", "random"] = "epsilon-greedy"
+    """Who acts while learning; random: every action uniformly; Q-learning learns the greedy policy all the same."""
+    initial: float = 0.0
+    """Value of what was never tried; above the true ones it makes exploring greedy."""
+    n_step: int = 3
+    """Steps of reward before bootstrapping (n-step-q alone)."""
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "alpha", "alpha_end", "epsilon", "epsilon_end", "epsilon_decay"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write a number from 0 to 1")
+        for name in ("episodes", "n_step"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least 1")
+
+    def epsilon_at(self, episode: int) -> float:
+        """Probability of a random action in an episode."""
+        if self.behaviour == "random":
+            return 1.0
+        return decayed(self.epsilon, self.epsilon_end, self.epsilon_decay, episode)
+
+    def alpha_at(self, episode: int) -> float:
+        """Step size in an episode."""
+        return self.alpha + (self.alpha_end - self.alpha) * episode / self.episodes
+
+
+Bootstrap = Callable[[Float64, Float64, int, float], float]  # (selector, value, a', epsilon) -> value of the successor
+
+
+def greedy_value(selector: Float64, value: Float64, a_next: int, epsilon: float) -> float:
+    """value(argmax_a selector(a)), both [A]: max_a value(a) for one table (Watkins 1989); two: van Hasselt 2010."""
+    del a_next, epsilon
+    return float(value[selector.argmax()])
+
+
+def taken_value(selector: Float64, value: Float64, a_next: int, epsilon: float) -> float:
+    """value(a'), of the action that behaviour takes next: SARSA (Sutton & Barto 2018, 6.4)."""
+    del selector, epsilon
+    return float(value[a_next])
+
+
+def expected_value(selector: Float64, value: Float64, a_next: int, epsilon: float) -> float:
+    """sum_a pi(a) value(a) under the epsilon-greedy behaviour: Expected SARSA (Sutton & Barto 2018, 6.6)."""
+    del a_next
+    return float((1.0 - epsilon) * value[selector.argmax()] + epsilon * value.mean())
+
+
+def n_step_target(rewards: Sequence[float], gamma: float, bootstrap: float) -> float:
+    """r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n bootstrap (Sutton & Barto 2018, 7.1)."""
+    target = bootstrap
+    for reward in reversed(rewards):
+        target = reward + gamma * target
+    return target
+
+
+class _Learner:
+    """One or two tables, and the loop that every rule shares."""
+
+    def __init__(
+        self, config: QLearningConfig, env: EnvConfig, seed: int, bootstrap: Bootstrap, tables: int, n: int
+    ) -> None:
+        self.c, self.bootstrap, self.n = config, bootstrap, n
+        self.env = single(env, "table")
+        assert isinstance(self.env.action_space, gym.spaces.Discrete)
+        self.first_action, actions = int(self.env.action_space.start), int(self.env.action_space.n)
+        self.tables = [QTable(self.env.observation_space, actions, config.initial) for _ in range(tables)]
+        self.rng = np.random.default_rng([seed, 0])
+
+    def values(self, observations: Array) -> Array:
+        """The mean of the tables, q [N, A]."""
+        q: Array = np.mean([table(observations) for table in self.tables], axis=0)
+        return q
+
+    def act(self, observation: Any, epsilon: float) -> int:
+        """An epsilon-greedy action by the sum of the tables."""
+        q = np.sum([table.values(observation) for table in self.tables], axis=0)
+        return int(epsilon_greedy(q[None], epsilon, self.rng)[0])
+
+    def episode(self, number: int, seed: int | None) -> EpisodeResult:
+        """Play one episode and learn from each of its steps."""
+        epsilon, alpha = self.c.epsilon_at(number), self.c.alpha_at(number)
+        observation, _ = self.env.reset(seed=seed)
+        action, total, length, done = self.act(observation, epsilon), 0.0, 0, False
+        window: deque[tuple[Any, int, float]] = (
+            deque()
+        )  # (observation, action, reward) of steps that wait for their target
+        while not done:
+            successor, reward, terminated, truncated, _ = self.env.step(action + self.first_action)
+            done = terminated or truncated
+            window.append((observation, action, float(reward)))
+            observation, action = successor, self.act(successor, epsilon)
+            total, length = total + float(reward), length + 1
+            while len(window) == self.n or (done and window):
+                self.update(window, observation, action, terminated, epsilon, alpha)
+                window.popleft()
+        return EpisodeResult(total, length, epsilon, truncated and not terminated)
+
+    def update(
+        self,
+        window: Sequence[tuple[Any, int, float]],
+        successor: Any,
+        a_next: int,
+        terminated: bool,
+        epsilon: float,
+        alpha: float,
+    ) -> None:
+        """Move q of the oldest step of ``window`` towards its target. Of two tables a coin says which one learns."""
+        learning, judging = self.tables[0], self.tables[-1]
+        if learning is not judging and self.rng.random() < 0.5:
+            learning, judging = judging, learning
+        observation, action, _ = window[0]
+        bootstrap = 0.0
+        if not terminated:
+            selector, value = learning.values(successor), judging.values(successor)
+            bootstrap = self.bootstrap(selector, value, a_next, epsilon)
+        target = n_step_target([reward for *_, reward in window], self.c.gamma, bootstrap)
+        q = learning.values(observation)
+        q[action] += alpha * (target - q[action])
+
+
+def _learn(
+    config: QLearningConfig,
+    env: EnvConfig,
+    seed: int,
+    monitor: Monitor,
+    bootstrap: Bootstrap,
+    tables: int = 1,
+    n: int = 1,
+) -> Learned:
+    learner = _Learner(config, env, seed, bootstrap, tables, n)
+    for episode in range(config.episodes):
+        monitor.episode(learner.episode(episode, seed if episode == 0 else None))
+    learner.env.close()
+    return from_values(learner.values, {"q": np.mean([table.q for table in learner.tables], axis=0)})
+
+
+def q_learning(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
+    """q(s, a) += alpha (r + gamma max_a' q(s', a') - q(s, a)) (Watkins 1989)."""
+    return _learn(config, env, seed, monitor, greedy_value)
+
+
+def double_q_learning(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
+    """Two tables: the one that learns chooses the successor's action, the other says what it is worth (van Hasselt 2010)."""
+    return _learn(config, env, seed, monitor, greedy_value, tables=2)
+
+
+def sarsa(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
+    """q(s, a) += alpha (r + gamma q(s', a') - q(s, a)), a' as taken (Rummery & Niranjan 1994)."""
+    return _learn(config, env, seed, monitor, taken_value)
+
+
+def expected_sarsa(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
+    """q(s, a) += alpha (r + gamma sum_a' pi(a'|s') q(s', a') - q(s, a)) (van Seijen et al. 2009)."""
+    return _learn(config, env, seed, monitor, expected_value)
+
+
+def n_step_q(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
+    """Q-learning with ``n_step`` rewards before it bootstraps, uncorrected, as n-step DQN does (Hessel et al. 2018)."""
+    return _learn(config, env, seed, monitor, greedy_value, n=config.n_step)

@@ -1,0 +1,123 @@
+"""Gymnasium environments made to fit what a method takes: a network, a table, or continuous actions."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from rl.errors import BadInput, nearest
+
+Takes = Literal["network", "table", "continuous"]
+AnyEnv = gym.Env[Any, Any]
+
+# Packages that register environments when they are imported, by how their ids begin, and the extra that brings them.
+PROVIDERS = {
+    "FlappyBird": ("flappy_bird_gymnasium", "classic"),
+    "MiniGrid-": ("minigrid", "classic"),
+    "BabyAI-": ("minigrid", "classic"),
+}
+
+
+def make_single(env_id: str, takes: Takes, kwargs: str = "{}", max_episode_steps: int = 0, **more: Any) -> AnyEnv:
+    """One environment with spaces that suit ``takes``; raises BadInput, naming what would fit.
+
+    network: observations Box (Discrete ones become one-hot vectors), actions Discrete. table: observations Discrete (also
+    tuples of such, as one number) or an integer Box whose bytes tell the state, actions Discrete. continuous: both Box, the
+    actions scaled to [-1, 1]. ``kwargs``: a JSON object for the environment's constructor; ``max_episode_steps`` 0: as
+    registered.
+    """
+    env = _make(env_id, {**kwargs_of(kwargs), **more}, max_episode_steps)
+    try:
+        return _fitted(env, env_id, takes)
+    except BadInput:
+        env.close()
+        raise
+
+
+def kwargs_of(text: str) -> dict[str, Any]:
+    """The constructor's arguments in a JSON object; raises BadInput."""
+    try:
+        kwargs = json.loads(text)
+    except ValueError:
+        kwargs = None
+    if not isinstance(kwargs, dict):
+        raise BadInput(f"env.kwargs is {text!r}: write a JSON object, such as '{{\"is_slippery\": false}}'")
+    return kwargs
+
+
+def known_ids() -> list[str]:
+    """The ids of Gymnasium's registry, without those that are written in JAX."""
+    return [k for k in gym.registry if not re.match(r"(phys2d|tabular)/", k)]
+
+
+def register(env_id: str) -> None:
+    """Import the package that registers ``env_id``, where one is known; raises BadInput when it is not installed."""
+    for prefix, (package, extra) in PROVIDERS.items():
+        if env_id.startswith(prefix) and env_id not in gym.registry:
+            try:
+                __import__(package)
+            except ImportError as error:
+                raise BadInput(f"{env_id} needs the extra `{extra}`: pip install 'qfleet[{extra}]'") from error
+
+
+def _make(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> AnyEnv:
+    register(env_id)
+    if env_id not in gym.registry and ":" not in env_id:
+        raise BadInput(f"env.id {env_id!r} is not a Gymnasium environment: {nearest(env_id, known_ids())}")
+    try:
+        return gym.make(env_id, max_episode_steps=max_episode_steps or None, **kwargs)
+    except (gym.error.Error, ImportError, TypeError) as error:
+        raise BadInput(f"env.id {env_id!r} cannot be made: {' '.join(str(error).split())}") from error
+
+
+def _fitted(env: AnyEnv, env_id: str, takes: Takes) -> AnyEnv:
+    action, observation = env.action_space, env.observation_space
+    if takes == "continuous":
+        if not isinstance(action, spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
+            raise BadInput(
+                f"env.id {env_id!r} has actions {action}: continuous control needs a bounded Box, such as Pendulum-v1's; "
+                "for Discrete actions write dqn or q-learning"
+            )
+        if not isinstance(observation, spaces.Box):
+            raise BadInput(
+                f"env.id {env_id!r} has observations {observation}: write one with a Box, such as Pendulum-v1"
+            )
+        return gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+    if not isinstance(action, spaces.Discrete):
+        raise BadInput(
+            f"env.id {env_id!r} has actions {action}: this method needs a Discrete action space, such as CartPole-v1's"
+        )
+    if takes == "table":
+        return _numbered(env, env_id)
+    if isinstance(observation, spaces.Discrete):
+        return gym.wrappers.FlattenObservation(env)
+    if not isinstance(observation, spaces.Box):
+        raise BadInput(f"env.id {env_id!r} has observations {observation}: write one with a Box or Discrete space")
+    return env
+
+
+def _numbered(env: AnyEnv, env_id: str) -> AnyEnv:
+    """States as numbers from 0: Discrete and tuples of Discrete; an integer Box stays as it is."""
+    space = env.observation_space
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
+        return env
+    parts = space.spaces if isinstance(space, spaces.Tuple) else (space,)
+    if not all(isinstance(part, spaces.Discrete) for part in parts):
+        raise BadInput(
+            f"env.id {env_id!r} has observations {space}: a table needs Discrete ones, such as FrozenLake-v1's; "
+            "for a Box write fitted-q, neural-fitted-q or dqn"
+        )
+    sizes = tuple(int(part.n) for part in parts if isinstance(part, spaces.Discrete))
+    starts = tuple(int(part.start) for part in parts if isinstance(part, spaces.Discrete))
+
+    def number(observation: Any) -> Any:
+        values = observation if isinstance(space, spaces.Tuple) else (observation,)
+        return np.int64(np.ravel_multi_index([int(v) - s for v, s in zip(values, starts, strict=True)], sizes))
+
+    return gym.wrappers.TransformObservation(env, number, spaces.Discrete(math.prod(sizes)))
