@@ -15,7 +15,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from classic.learned import Learned, Monitor, from_values
+from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.tables import QTable
 from rl.envs import EnvConfig, single
 from rl.errors import BadInput
@@ -201,3 +201,26 @@ def expected_sarsa(config: QLearningConfig, env: EnvConfig, seed: int, monitor: 
 def n_step_q(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
     """Q-learning with ``n_step`` rewards before it bootstraps, uncorrected, as n-step DQN does (Hessel et al. 2018)."""
     return _learn(config, env, seed, monitor, greedy_value, n=config.n_step)
+
+
+CLIFF_CONTROL = QLearningConfig(
+    episodes=1_000, gamma=1.0, alpha=0.5, alpha_end=0.05, epsilon=0.1, epsilon_end=0.1, epsilon_decay=1.0
+)
+CLIFF = (Setting(EnvConfig(id="CliffWalking-v1", max_episode_steps=200), CLIFF_CONTROL, episodes=10),)
+
+METHODS = {
+    "q-learning": Method(
+        "tabular Q-learning",
+        q_learning,
+        "table",
+        (
+            Setting(EnvConfig(id="FrozenLake-v1"), QLearningConfig()),
+            Setting(EnvConfig(id="Taxi-v4"), QLearningConfig()),
+            *CLIFF,
+        ),
+    ),
+    "double-q-learning": Method("two tables against overestimation", double_q_learning, "table", CLIFF),
+    "sarsa": Method("on-policy: values of the policy that explores", sarsa, "table", CLIFF),
+    "expected-sarsa": Method("SARSA without the luck of the next action", expected_sarsa, "table", CLIFF),
+    "n-step-q": Method("Q-learning over several steps of reward", n_step_q, "table", CLIFF),
+}

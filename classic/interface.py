@@ -1,4 +1,4 @@
-"""What every method gives back, and whom it tells how it goes.
+"""What every method is: its settings, whom it tells how it goes, and what it gives back.
 
 The one interface of the family: `ActionValues`, observations [N, ...] -> q [N, A]. `rl.policies` turns q into greedy,
 epsilon-greedy or softmax actions; a table, a regressor and a network differ in nothing else.
@@ -6,12 +6,14 @@ epsilon-greedy or softmax actions; a table, a regressor and a network differ in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rl.envs import EnvConfig
 from rl.evaluation import Policy
 from rl.policies import greedy
+from rl.spaces import Takes
 from rl.types import Array, EpisodeResult
 
 ActionValues = Callable[[Array], Array]  # observations [N, ...] -> q [N, A]
@@ -60,3 +62,30 @@ class Learned:
 def from_values(values: ActionValues, arrays: Mapping[str, Array], **figures: Any) -> Learned:
     """What was learned as action values: its policy is greedy."""
     return Learned(lambda observations: greedy(values(observations)), values, arrays, figures)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method's settings on one environment."""
+
+    env: EnvConfig
+    config: Any
+    episodes: int = 1_000  # of the evaluation
+
+
+@dataclass(frozen=True)
+class Method:
+    """One rung."""
+
+    about: str
+    learn: Callable[[Any, EnvConfig, int, Monitor], Learned]  # (config, env, seed, monitor)
+    takes: Takes
+    settings: Sequence[Setting]
+
+    def setting(self, env_id: str | None) -> Setting:
+        """The settings for an environment: its own, or the first ones."""
+        first = self.settings[0]
+        if env_id is None:
+            return first
+        own = (s for s in self.settings if s.env.id == env_id)
+        return next(own, Setting(EnvConfig(id=env_id), first.config, first.episodes))
