@@ -18,6 +18,7 @@ from launch.run import Run
 from launch.run_dir import CONFIG, SUMMARY, RunDir
 from launch.serial import run_serial
 from launch.supervisor import run_distributed
+from launch.tally import OnEpisode
 from launch.topology import resolve
 from learner.checkpoint import Checkpoint
 from rl.envs import describe
@@ -35,11 +36,13 @@ def train(
     resume: str | Path | None = None,
     serial: bool = False,
     address: str | None = None,
+    on_episode: OnEpisode | None = None,
 ) -> dict[str, Any]:
     """Train and return the summary (the content of summary.json); `interrupted_by` in it is a signal's number or None.
 
-    With ``resume``, ``config`` gives the limits (max_steps, max_updates, max_minutes) and everything else must be as the run
-    was started. Raises BadInput before anything starts, RunFault for a fault at run time.
+    ``on_episode`` is called with each episode of training that ends. With ``resume``, ``config`` gives the limits
+    (max_steps, max_updates, max_minutes) and everything else must be as the run was started. Raises BadInput before
+    anything starts, RunFault for a fault at run time.
     """
     check(config)
     if config.offline:
@@ -64,7 +67,7 @@ def train(
         (directory.path / SUMMARY).unlink(missing_ok=True)
     else:
         directory = RunDir.create(None if run_dir is None else Path(run_dir), config)
-    run = Run(config, directory, resumed)
+    run = Run(config, directory, resumed, on_episode)
     signals = _Signals(run)
     signals.catch()
     try:

@@ -19,6 +19,7 @@ USAGE = """usage: qfleet COMMAND ...
   qfleet status RUN                 how a run stands
   qfleet scale RUN --shards K       go on with more or fewer replay shards
   qfleet plot RUN [RUN ...]         learning curves as a picture
+  qfleet classic METHOD [flags]     the methods before DQN, from value iteration on: qfleet classic lists them
   qfleet replay COMMAND ...         replay by itself: serve, info, snapshot, limit, drain, export, import
   qfleet bench NAME [flags]         measure: {benches}
 

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import tyro
 
 from launch.api import load_policy, train
+from launch.classic_commands import classic_command
 from launch.config import TrainConfig
-from launch.flags import parse
+from launch.flags import parse, value_of
 from launch.offline import offline_preset
 from launch.presets import preset
 from launch.replay_commands import replay_command
@@ -77,8 +78,8 @@ class PlotCommand:
 def train_command(args: list[str]) -> int:
 
     name = args.pop(0) if args and not args[0].startswith("-") else None
-    env_id = _value_of(args, "--env.id")
-    resume, offline = _value_of(args, "--resume"), _value_of(args, "--offline")
+    env_id = value_of(args, "--env.id")
+    resume, offline = value_of(args, "--resume"), value_of(args, "--offline")
     if offline is not None and resume is None:
         base = offline_preset(offline, name, env_id)
     else:
@@ -102,15 +103,6 @@ def train_command(args: list[str]) -> int:
     if command.json:
         print(json.dumps(summary))
     return 128 + interrupted if interrupted else 0
-
-
-def _value_of(args: list[str], flag: str) -> str | None:
-    for i, arg in enumerate(args):
-        if arg.startswith(flag + "="):
-            return arg.partition("=")[2]
-        if arg == flag and i + 1 < len(args):
-            return args[i + 1]
-    return None
 
 
 def eval_command(args: list[str]) -> int:
@@ -180,6 +172,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "status": status_command,
     "scale": scale_command,
     "plot": plot_command,
+    "classic": classic_command,
     "replay": replay_command,
     "bench": bench_command,
 }

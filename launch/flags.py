@@ -47,6 +47,16 @@ def _complaint(text: str, args: list[str], prog: str, cls: Any) -> str:
     return f"{first.rstrip('.')}: see {prog} --help"
 
 
+def value_of(args: list[str], flag: str) -> str | None:
+    """The word that a flag is given, before anything is parsed."""
+    for i, arg in enumerate(args):
+        if arg.startswith(flag + "="):
+            return arg.partition("=")[2]
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+    return None
+
+
 def flag_names(cls: Any) -> list[str]:
     """Every flag of a command's dataclass, nested ones with their dotted names."""
 

@@ -15,7 +15,7 @@ from launch.judge import Candidate, Judge, Kind
 from launch.metrics import RunLog
 from launch.progress import Progress, duration
 from launch.run_dir import STATUS, SUMMARY, RunDir, versions
-from launch.tally import Tally
+from launch.tally import OnEpisode, Tally
 from learner.checkpoint import Checkpoint
 from rl.envs import frames_per_step
 from rl.evaluation import EvaluationResult
@@ -28,10 +28,12 @@ STATUS_PERIOD = 2.0
 class Run:
     """One run's driver-side state."""
 
-    def __init__(self, config: TrainConfig, run_dir: RunDir, resumed: Checkpoint | None) -> None:
+    def __init__(
+        self, config: TrainConfig, run_dir: RunDir, resumed: Checkpoint | None, on_episode: OnEpisode | None = None
+    ) -> None:
         self.config, self.dir, self.resumed = config, run_dir, resumed
         earlier = dict(resumed.state) if resumed else {}
-        self.tally = Tally(config, earlier)
+        self.tally = Tally(config, earlier, on_episode)
         self.judge = Judge(config.evaluation, self.tally.clock, earlier.get("judge"))
         self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps")
         self.progress = Progress(f"Qfleet {config.env.id}  {run_dir.path}", self._limits(), config.evaluation.goal)

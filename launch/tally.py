@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from launch.config import TrainConfig
 from rl.envs import frames_per_step
 from rl.types import EpisodeResult
 
+OnEpisode = Callable[[EpisodeResult], None]  # told each episode of training that ends
+
 RECENT = 40  # episodes of a mean training return
 RATE_WINDOW = 30.0  # seconds that steps/s and updates/s look back
 
@@ -20,9 +22,11 @@ RATE_WINDOW = 30.0  # seconds that steps/s and updates/s look back
 class Tally:
     """Counts over the whole run, a resumed one's earlier parts included."""
 
-    def __init__(self, config: TrainConfig, earlier: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, earlier: Mapping[str, Any] | None = None, on_episode: OnEpisode | None = None
+    ) -> None:
         earlier = earlier or {}
-        self._config = config
+        self._config, self._on_episode = config, on_episode
         self._frames_per_step = frames_per_step(config.env)
         self.agent_steps = int(earlier.get("agent_steps", 0))
         self.episodes = int(earlier.get("episodes", 0))
@@ -47,6 +51,8 @@ class Tally:
         for episode in episodes:
             self.episodes += 1
             self.recent.append(episode)
+            if self._on_episode is not None:
+                self._on_episode(episode)
             if self._config.exploration.kind == "ladder":
                 self._by_epsilon.setdefault(episode.epsilon, deque(maxlen=10)).append(episode.episode_return)
             if episode.epsilon <= self._config.exploration.greedy_below:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import gymnasium as gym
@@ -26,14 +27,12 @@ def record(
     """Play ``episodes`` and write an mp4 of each into ``folder``, with ``gif`` a GIF beside it; returns the files.
 
     ``act`` maps observations [1, ...] to actions [1], or [1, D] where they are continuous (``epsilon`` 0 then). Raises
-    BadInput when the video encoder (the extra `video`) is not installed.
+    BadInput when it cannot be recorded (`check_recording`).
     """
+    check_recording(config, takes)
     env = make_rendered(config, takes)
     discrete = env.action_space if isinstance(env.action_space, gym.spaces.Discrete) else None
-    try:
-        env = gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
-    except gym.error.DependencyNotInstalled as error:
-        raise BadInput("--video needs the extra `video`: pip install 'qfleet[video]'") from error
+    env = gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
     rng = np.random.default_rng(seed)
     dtype = observed(env.observation_space, takes).dtype
     for episode in range(episodes):
@@ -49,6 +48,21 @@ def record(
     env.close()
     files = sorted(folder.glob("*.mp4"))
     return files + [_gif(file) for file in files] if gif else files
+
+
+def check_recording(config: EnvConfig, takes: Takes = "network") -> None:
+    """Raise BadInput when the encoder or the drawing library (the extra `video`) is not installed, or nothing is drawn."""
+    env = make_rendered(config, takes)
+    try:
+        if importlib.util.find_spec("moviepy") is None:
+            raise gym.error.DependencyNotInstalled("moviepy")
+        env.reset(seed=0)
+        if env.render() is None:
+            raise BadInput(f"env.id {config.id!r} draws no pictures: write --no-video")
+    except gym.error.DependencyNotInstalled as error:
+        raise BadInput("--video needs the extra `video`: pip install 'qfleet[video]', or write --no-video") from error
+    finally:
+        env.close()
 
 
 def _gif(video: Path) -> Path:

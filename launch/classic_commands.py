@@ -1,0 +1,212 @@
+"""`qfleet classic METHOD`: the family before DQN, a method a command."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from classic.interface import Method, Setting
+from classic.methods import METHODS as CLASSIC
+from launch import classic_dqn
+from launch.classic_log import EPISODES, PROGRESS, table
+from launch.classic_run import Job, learn_seed
+from launch.flags import parse, value_of
+from launch.run_dir import CONFIG, SUMMARY, RunDir
+from report.learning import Curve, plot_learning, plot_progress
+from rl.envs import EnvConfig, check_env
+from rl.errors import BadInput, nearest
+from rl.recording import check_recording
+
+METHODS: dict[str, Method] = {**CLASSIC, **classic_dqn.METHODS}
+
+
+@dataclass(frozen=True)
+class ClassicCommand:
+    """Learn, evaluate, draw and record."""
+
+    env: str = ""
+    """Gymnasium id."""
+    env_kwargs: str = "{}"
+    """Arguments of the environment's constructor, a JSON object such as '{"is_slippery": false}'."""
+    max_episode_steps: int = 0
+    """Agent steps until an episode is truncated; 0: as registered."""
+    seeds: tuple[int, ...] = (1,)
+    """Seeds to learn with, one after the other."""
+    test_episodes: int = 1_000
+    """Episodes that the greedy policy is evaluated on after learning."""
+    run_dir: str | None = None
+    """Directory of all that is kept, a fresh dated one under runs/ by default; seeds done there are not done again."""
+    video: bool = True
+    """Record an episode of the first seed's greedy policy, as mp4 and gif."""
+    threads: int = 1
+    """Threads of torch in this process."""
+    json: bool = False
+    """The last line of output is a JSON object with the figures."""
+
+
+def classic_command(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    name = args[0]
+    if name not in METHODS:
+        raise BadInput(f"unknown method {name!r}: {nearest(name, METHODS)}")
+    method = METHODS[name]
+    command = _parse(name, method, args[1:])
+    setting = _setting(command, method)
+    check_env(setting.env, method.takes)
+    if command.video:
+        check_recording(setting.env, method.takes)
+    torch.set_num_threads(command.threads)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    job = Job(name, method, setting, _folder(command, name), command.video)
+    directory = _claim(job)
+    try:
+        summary = _learn(job, command.seeds)
+    finally:
+        directory.unlock()
+    directory.write_json(SUMMARY, summary)
+    _say(summary)
+    if command.json:
+        print(json.dumps(summary))
+    return 0
+
+
+def overview() -> str:
+    """Every method with its environments."""
+    lines = ["usage: qfleet classic METHOD [--env ID] [flags]; qfleet classic METHOD --help lists the flags", ""]
+    for name, method in METHODS.items():
+        envs = ", ".join(s.env.id for s in method.settings)
+        lines.append(f"  {name:<18} {method.about}")
+        lines.append(f"  {'':<18}   {envs}")
+    return "\n".join(lines)
+
+
+def _parse(name: str, method: Method, args: list[str]) -> Any:
+    """The command with the method's own settings as flags; its defaults are those of the environment named."""
+    setting = method.setting(value_of(args, "--env"))
+    cls = dataclasses.make_dataclass(
+        f"{type(setting.config).__name__}Command", [], bases=(ClassicCommand, type(setting.config)), frozen=True
+    )
+    cls.__doc__ = type(setting.config).__doc__
+    default = cls(
+        env=setting.env.id,
+        env_kwargs=setting.env.kwargs,
+        max_episode_steps=setting.env.max_episode_steps,
+        test_episodes=setting.episodes,
+        **{f.name: getattr(setting.config, f.name) for f in dataclasses.fields(setting.config)},
+    )
+    command = parse(cls, args, default, f"qfleet classic {name}")
+    for flag, value in (("--test-episodes", command.test_episodes), ("--threads", command.threads)):
+        if value < 1:
+            raise BadInput(f"{flag} is {value}: write at least 1")
+    if not command.seeds or len(set(command.seeds)) < len(command.seeds) or min(command.seeds) < 0:
+        raise BadInput(f"--seeds is {list(command.seeds)}: write one or more different numbers from 0")
+    return command
+
+
+def _setting(command: Any, method: Method) -> Setting:
+    """What is to be learned, out of the flags."""
+    env = EnvConfig(id=command.env, kwargs=command.env_kwargs, max_episode_steps=command.max_episode_steps)
+    config_type = type(method.settings[0].config)
+    config = config_type(**{f.name: getattr(command, f.name) for f in dataclasses.fields(config_type)})
+    return Setting(env, config, command.test_episodes)
+
+
+def _folder(command: Any, name: str) -> Path:
+    if command.run_dir is not None:
+        return Path(command.run_dir)
+    env = command.env.split("/")[-1].lower()
+    return Path("runs") / f"{name}-{env}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _claim(job: Job) -> RunDir:
+    """The directory, locked: a new one, or one of the same settings. Raises BadInput."""
+    text = yaml.safe_dump({"method": job.name, **dataclasses.asdict(job.setting)}, sort_keys=False)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--run-dir {job.folder} cannot be written: {error.strerror}") from error
+    directory, config = RunDir(job.folder), job.folder / CONFIG
+    if config.is_file() and config.read_text() != text:
+        raise BadInput(f"--run-dir {job.folder} holds a run of other settings: write another directory")
+    directory.lock()
+    directory.write(CONFIG, text)
+    return directory
+
+
+def _learn(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
+    """Learn with every seed that is not done, and draw them together; returns the figures over all."""
+    done = []
+    for index, seed in enumerate(seeds):
+        one = dataclasses.replace(job, video=job.video and index == 0)
+        summary = job.summary(seed) or learn_seed(one, seed)
+        done.append(summary)
+        if len(seeds) > 1:
+            print(
+                f"seed {seed}: mean return {summary['mean_return']:.4g} in {summary['wall_seconds']:.0f} s", flush=True
+            )
+    _draw(job, seeds)
+    return summed(job, done)
+
+
+def summed(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures over seeds: the means of those of each seed, and the worst seed's return."""
+    returns = [float(s["mean_return"]) for s in done]
+    numbers = [
+        k for k, v in done[0].items() if type(v) in (int, float) and k not in ("seed", "mean_return", "worst_return")
+    ]
+    means = {k: float(np.mean([s[k] for s in done])) for k in numbers if all(k in s for s in done)}
+    return {
+        "method": job.name,
+        "env": job.setting.env.id,
+        "mean_return": float(np.mean(returns)),
+        "worst_return": min(returns),
+        "seeds": [s["seed"] for s in done],
+        "returns": returns,
+        **means,
+        "run_dir": str(job.folder),
+    }
+
+
+def _draw(job: Job, seeds: Sequence[int]) -> None:
+    """Learning curves over all seeds."""
+    episodes = [table(job.seed_folder(s) / EPISODES) for s in seeds]
+    if all(len(columns["episode"]) > 1 for columns in episodes):
+        plot_learning(episodes, job.title, job.folder / "curves.png")
+    progress = [_progress(job.seed_folder(s) / PROGRESS) for s in seeds]
+    if all(progress):
+        plot_progress(progress, job.title, job.folder / "progress.png")
+
+
+def _progress(file: Path) -> dict[str, Curve]:
+    """Each figure of progress.csv over what it was reported at."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    with file.open(newline="") as opened:
+        for row in csv.DictReader(opened):
+            at, values = found.setdefault(row["name"], ([], []))
+            at.append(float(row["at"]))
+            values.append(float(row["value"]))
+    return {name: (np.array(at), np.array(values)) for name, (at, values) in found.items() if len(at) > 1}
+
+
+def _say(s: dict[str, Any]) -> None:
+    seeds = (
+        f"{len(s['seeds'])} seeds (worst {s['worst_return']:.4g})" if len(s["seeds"]) > 1 else f"seed {s['seeds'][0]}"
+    )
+    print(
+        f"{s['method']} on {s['env']}: mean return {s['mean_return']:.4g} over {seeds}, {s['test_episodes']:,.0f} greedy "
+        f"episodes each; learned in {s['wall_seconds']:.1f} s; everything is in {s['run_dir']}"
+    )

@@ -1,0 +1,82 @@
+"""Values as pictures: heat maps with the policy's arrows, surfaces over two numbers, states side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from report.learning import save
+from rl.types import Array
+
+
+class Panel(NamedTuple):
+    """One heat map: a value and a sign a cell."""
+
+    title: str
+    values: Array  # [R, C], NaN: no state
+    signs: Sequence[Sequence[str]]  # [R][C], an arrow or a letter
+
+
+def plot_values(panels: Sequence[Panel], title: str, to: Path) -> Path:
+    """Values of the cells by colour and number, the greedy action as an arrow; one colour scale for all panels."""
+    rows, columns = panels[0].values.shape
+    cell = 0.95 if columns <= 8 else 0.75
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(max(4.5, columns * cell * len(panels) + 1.2), max(3.0, rows * cell + 1.0)),
+        squeeze=False,
+    )
+    known = np.concatenate([panel.values[np.isfinite(panel.values)] for panel in panels])
+    low, high = float(known.min()), float(known.max())
+    for axis, panel in zip(axes[0], panels, strict=True):
+        image = axis.imshow(panel.values, cmap="viridis", vmin=low, vmax=high)
+        for (r, c), value in np.ndenumerate(panel.values):
+            if np.isfinite(value):
+                ink = "black" if value > low + 0.6 * (high - low) else "white"
+                axis.text(c, r - 0.12, panel.signs[r][c], ha="center", va="center", color=ink, fontsize=13)
+                axis.text(c, r + 0.3, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=7)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_title(panel.title, fontsize=9)
+    figure.colorbar(image, ax=axes[0].tolist(), shrink=0.8, label="value of the state")
+    figure.suptitle(title, fontsize=10)
+    return save(figure, to)
+
+
+def plot_surface(
+    x: Array, y: Array, layers: Sequence[tuple[str, Array]], labels: tuple[str, str], title: str, to: Path
+) -> Path:
+    """Numbers over two others: each layer (name, [len(y), len(x)]) as a coloured map."""
+    figure, axes = plt.subplots(1, len(layers), figsize=(5.2 * len(layers), 4.0), squeeze=False)
+    for axis, (name, values) in zip(axes[0], layers, strict=True):
+        mesh = axis.pcolormesh(x, y, values, cmap="viridis", shading="auto")
+        figure.colorbar(mesh, ax=axis)
+        axis.set_xlabel(labels[0])
+        axis.set_ylabel(labels[1])
+        axis.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    return save(figure, to)
+
+
+def plot_states(rows: Sequence[tuple[str, Sequence[Array], Sequence[str]]], title: str, to: Path) -> Path:
+    """Pictures of states, a row a kind: (name, images [H, W, 3], captions)."""
+    columns = max(len(images) for _, images, _ in rows)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(3.0 * columns, 3.4 * len(rows)), squeeze=False)
+    for axis in axes.ravel():
+        axis.axis("off")
+    for own, (name, images, captions) in zip(axes, rows, strict=True):
+        for axis, image, caption in zip(own, images, captions, strict=False):
+            axis.imshow(image)
+            axis.set_title(f"{name}\n{caption}", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    return save(figure, to)
