@@ -207,6 +207,12 @@ CLIFF_CONTROL = QLearningConfig(
     episodes=1_000, gamma=1.0, alpha=0.5, alpha_end=0.05, epsilon=0.1, epsilon_end=0.1, epsilon_decay=1.0
 )
 CLIFF = (Setting(EnvConfig(id="CliffWalking-v1", max_episode_steps=200), CLIFF_CONTROL, episodes=10),)
+# Sutton & Barto 2018, figure 6.5: how often a method goes left, where it never should
+BIAS = Setting(
+    EnvConfig(id="qfleet/MaximizationBias-v0"),
+    QLearningConfig(300, gamma=1.0, alpha=0.1, alpha_end=0.1, epsilon=0.1, epsilon_end=0.1, epsilon_decay=1.0),
+    episodes=100,
+)
 
 METHODS = {
     "q-learning": Method(
@@ -217,9 +223,10 @@ METHODS = {
             Setting(EnvConfig(id="FrozenLake-v1"), QLearningConfig()),
             Setting(EnvConfig(id="Taxi-v4"), QLearningConfig()),
             *CLIFF,
+            BIAS,
         ),
     ),
-    "double-q-learning": Method("two tables against overestimation", double_q_learning, "table", CLIFF),
+    "double-q-learning": Method("two tables against overestimation", double_q_learning, "table", (*CLIFF, BIAS)),
     "sarsa": Method("on-policy: values of the policy that explores", sarsa, "table", CLIFF),
     "expected-sarsa": Method("SARSA without the luck of the next action", expected_sarsa, "table", CLIFF),
     "n-step-q": Method("Q-learning over several steps of reward", n_step_q, "table", CLIFF),

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+import rl.bias_example  # noqa: F401  (registers its environment)
 from rl.errors import BadInput, nearest
 
 Takes = Literal["network", "table", "continuous"]
