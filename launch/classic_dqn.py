@@ -36,7 +36,7 @@ def dqn(config: DqnConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learn
     if summary["interrupted_by"]:
         raise SystemExit(128 + summary["interrupted_by"])
     policy = load_policy(monitor.folder / "run")
-    figures = {name: summary[name] for name in ("solved", "updates")}
+    figures = {name: summary[name] for name in ("solved", "agent_steps", "updates")}
     return Learned(lambda observations: policy.act(observations), policy.values, {}, figures)
 
 

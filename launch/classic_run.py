@@ -66,10 +66,10 @@ def learn_seed(job: Job, seed: int) -> dict[str, Any]:
         "method": job.name,
         "env": job.setting.env.id,
         "seed": seed,
-        **figures,
-        "agent_steps": log.agent_steps,
         "wall_seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
+        "agent_steps": log.agent_steps,
+        **figures,
         "versions": versions(),
     }
     RunDir(folder).write_json(SUMMARY, summary)

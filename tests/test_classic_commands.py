@@ -1,0 +1,105 @@
+"""`qfleet classic`: one command learns, evaluates, logs, draws and records; bad input is one line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch.cli import main
+from launch.classic_commands import METHODS
+from launch.classic_log import EPISODES, table
+from rl.parameters import from_bytes
+
+
+def run(capsys, *words):
+    """(exit status, standard output, standard error) of a command."""
+    status = main(["classic", *map(str, words)])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def cliff(capsys, folder, *words, seeds=(1, 2)):
+    common = ("q-learning", "--env", "CliffWalking-v1", "--episodes", 120, "--run-dir", folder, "--json")
+    status, out, err = run(capsys, *common, "--seeds", *seeds, *words)
+    assert status == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def test_one_command_learns_evaluates_logs_draws_and_records(capsys, tmp_path):
+    folder = tmp_path / "cliff"
+    figures = cliff(capsys, folder)
+    assert {"method", "env", "mean_return", "worst_return", "seeds", "wall_seconds"} <= set(figures)
+    assert (figures["method"], figures["env"], figures["seeds"]) == ("q-learning", "CliffWalking-v1", [1, 2])
+    assert figures["worst_return"] <= figures["mean_return"] == np.mean(figures["returns"])
+    episodes = table(folder / "seed-1" / EPISODES)
+    assert len(episodes["return"]) == 120
+    assert (np.diff(episodes["agent_steps"]) == episodes["length"][1:]).all()
+    assert from_bytes((folder / "seed-1" / "values.safetensors").read_bytes())["q"].shape == (48, 4)
+    assert Image.open(folder / "curves.png").size[0] > 800
+    assert (folder / "seed-1" / "videos" / "rl-video-episode-0.mp4").stat().st_size > 1_000
+    with Image.open(folder / "seed-1" / "videos" / "rl-video-episode-0.gif") as gif:
+        assert gif.n_frames > 5
+    assert not (folder / "seed-2" / "videos").exists()
+    (events,) = (folder / "seed-1" / "tensorboard").iterdir()
+    content = events.read_bytes()
+    for tag in (b"train/return", b"train/length", b"evaluation/mean_return"):
+        assert tag in content
+
+
+def test_seeds_that_are_done_are_kept_and_other_settings_are_refused(capsys, tmp_path):
+    folder = tmp_path / "cliff"
+    first = cliff(capsys, folder, "--no-video", seeds=(1,))
+    before = (folder / "seed-1" / "summary.json").stat().st_mtime_ns
+    both = cliff(capsys, folder, "--no-video", seeds=(1, 2))
+    assert (folder / "seed-1" / "summary.json").stat().st_mtime_ns == before
+    assert both["returns"][0] == first["returns"][0]
+    assert len(both["returns"]) == 2
+    status, _, err = run(capsys, "q-learning", "--env", "CliffWalking-v1", "--run-dir", folder, "--no-video")
+    assert status == 2
+    assert "holds a run of other settings" in err
+
+
+def test_the_list_names_every_method_and_its_environments(capsys):
+    status, out, _ = run(capsys)
+    assert status == 0
+    for name, method in METHODS.items():
+        assert name in out
+        assert method.settings[0].env.id in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("q-lerning",), "unknown method 'q-lerning': did you mean 'q-learning'?"),
+        (("q-learning", "--env", "CartPole-v1"), "a table needs Discrete ones, such as FrozenLake-v1's"),
+        (("q-learning", "--env", "Pendulum-v1"), "needs a Discrete action space"),
+        (("q-learning", "--env", "FrozenLake-v9"), "did you mean 'FrozenLake-v1'?"),
+        (("q-learning", "--alpha", "2"), "--alpha is 2.0: write a number from 0 to 1"),
+        (("q-learning", "--alfa", "0.1"), "unknown flag --alfa: did you mean --alpha?"),
+        (("q-learning", "--seeds", "1", "1"), "write one or more different numbers"),
+        (("q-learning", "--test-episodes", "0"), "--test-episodes is 0: write at least 1"),
+        (("q-learning", "--env-kwargs", "slippery"), "write a JSON object"),
+        (("q-learning", "--env-kwargs", '{"slippery": 1}'), "cannot be made"),
+        (("dqn", "--preset", "pung"), "unknown preset 'pung': did you mean 'pong'?"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_starts(capsys, tmp_path, words, said):
+    status, out, err = run(capsys, *words, "--run-dir", tmp_path / "run")
+    assert status == 2
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+    assert not out
+    assert not (tmp_path / "run").exists()
+
+
+def test_dqn_is_the_last_rung(capsys, tmp_path):
+    words = ("dqn", "--max-steps", 1500, "--test-episodes", 5, "--run-dir", tmp_path / "dqn", "--no-video", "--json")
+    status, out, err = run(capsys, *words)
+    assert status == 0, err
+    figures = json.loads(out.splitlines()[-1])
+    assert figures["method"] == "dqn"
+    assert figures["agent_steps"] >= 1500
+    assert (tmp_path / "dqn" / "curves.png").is_file()
