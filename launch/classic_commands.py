@@ -168,15 +168,15 @@ def summed(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
     numbers = [
         k for k, v in done[0].items() if type(v) in (int, float) and k not in ("seed", "mean_return", "worst_return")
     ]
-    means = {k: float(np.mean([s[k] for s in done])) for k in numbers if all(k in s for s in done)}
+    each = {k: [s[k] for s in done] for k in ("mean_return", *numbers) if all(k in s for s in done)}
     return {
         "method": job.name,
         "env": job.setting.env.id,
         "mean_return": float(np.mean(returns)),
         "worst_return": min(returns),
         "seeds": [s["seed"] for s in done],
-        "returns": returns,
-        **means,
+        **{k: float(np.mean(each[k])) for k in numbers if k in each},
+        "each": each,
         "run_dir": str(job.folder),
     }
 

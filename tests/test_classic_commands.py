@@ -33,7 +33,7 @@ def test_one_command_learns_evaluates_logs_draws_and_records(capsys, tmp_path):
     figures = cliff(capsys, folder)
     assert {"method", "env", "mean_return", "worst_return", "seeds", "wall_seconds"} <= set(figures)
     assert (figures["method"], figures["env"], figures["seeds"]) == ("q-learning", "CliffWalking-v1", [1, 2])
-    assert figures["worst_return"] <= figures["mean_return"] == np.mean(figures["returns"])
+    assert figures["worst_return"] <= figures["mean_return"] == np.mean(figures["each"]["mean_return"])
     episodes = table(folder / "seed-1" / EPISODES)
     assert len(episodes["return"]) == 120
     assert (np.diff(episodes["agent_steps"]) == episodes["length"][1:]).all()
@@ -55,8 +55,8 @@ def test_seeds_that_are_done_are_kept_and_other_settings_are_refused(capsys, tmp
     before = (folder / "seed-1" / "summary.json").stat().st_mtime_ns
     both = cliff(capsys, folder, "--no-video", seeds=(1, 2))
     assert (folder / "seed-1" / "summary.json").stat().st_mtime_ns == before
-    assert both["returns"][0] == first["returns"][0]
-    assert len(both["returns"]) == 2
+    assert both["each"]["mean_return"][0] == first["mean_return"]
+    assert len(both["each"]["mean_return"]) == 2
     status, _, err = run(capsys, "q-learning", "--env", "CliffWalking-v1", "--run-dir", folder, "--no-video")
     assert status == 2
     assert "holds a run of other settings" in err

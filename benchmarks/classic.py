@@ -1,0 +1,135 @@
+"""`qfleet bench classic` (`make results`): every rung of the ladder on its environments, over seeds; writes docs/classic.md's table.
+
+Each (row, seed) is kept under runs/results/ROW/seed-S once it is done, and not done again; to measure one afresh, remove it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.classic_rows import ROWS, Row
+from benchmarks.measure import at_least_1
+from benchmarks.pictures import draw_ladder
+from rl.errors import BadInput, RunFault, nearest
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results: written by `make results` -->", "<!-- results: end -->"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Every row of the ladder's table, over seeds; goes on where it stopped."""
+
+    rows: tuple[str, ...] = ()
+    """Rows to run; all by default."""
+    jobs: int = 1
+    """Rows that run side by side, each in a process of one thread."""
+    folder: str = "runs/results"
+    """Where each row is kept."""
+    write: bool = True
+    """Write the table and the pictures into docs/."""
+    json: bool = False
+    """The last line of output is a JSON object with the figures."""
+
+    def __post_init__(self) -> None:
+        at_least_1(self, "jobs")
+        for name in self.rows:
+            if name not in ROWS:
+                raise BadInput(f"--rows: unknown row {name!r}: {nearest(name, ROWS)}")
+
+
+def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run what is missing and write the table; returns the figures of every row."""
+    folder, names = Path(c.folder), list(c.rows or ROWS)
+    began, failed = time.monotonic(), []
+    with concurrent.futures.ThreadPoolExecutor(c.jobs) as pool:
+        waiting = {pool.submit(_run_row, ROWS[name], folder / name): name for name in names}
+        for count, future in enumerate(concurrent.futures.as_completed(waiting), 1):
+            name = waiting[future]
+            try:
+                say(f"[{time.monotonic() - began:,.0f} s] {count} of {len(names)}  {line(ROWS[name], future.result())}")
+            except RunFault as fault:
+                failed.append(name)
+                say(f"[{time.monotonic() - began:,.0f} s] {count} of {len(names)}  {fault}")
+    figures = {name: summary for name in ROWS if (summary := _summary(folder / name)) is not None}
+    if c.write:
+        write_table(figures, ROOT / "docs" / "classic.md")
+        write_figures(figures, ROOT / "docs" / "results" / "classic.jsonl")
+        draw_ladder(figures, folder, ROOT / "docs" / "results" / "classic")
+    if failed:
+        raise RunFault(f"rows that failed: {', '.join(failed)}: their log.txt under {folder} says why")
+    return {"passed": all(reached(ROWS[name], figures[name]) for name in names), "rows": figures}
+
+
+def _run_row(row: Row, folder: Path) -> dict[str, Any]:
+    """`qfleet classic` in a process of its own; the seeds done before cost nothing. Raises RunFault."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [*row.words, "--run-dir", str(folder), "--json"]
+    with (folder / "log.txt").open("a") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.cli", *words],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        log.write(done.stdout)
+    if done.returncode != 0:
+        raise RunFault(f"{row.name}: `qfleet {' '.join(row.words)}` ended with status {done.returncode}: see {folder}/log.txt")
+    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return summary
+
+
+def _summary(folder: Path) -> dict[str, Any] | None:
+    file = folder / "summary.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def reached(row: Row, s: dict[str, Any]) -> bool:
+    """Whether the mean over seeds meets the row's bar."""
+    value = s[row.figure]
+    return bool(value >= row.bar if row.at_least else value <= row.bar)
+
+
+def line(row: Row, s: dict[str, Any]) -> str:
+    """A row's outcome in words."""
+    verdict = "reached" if reached(row, s) else "NOT reached"
+    return f"{row.name}: {row.figure} {s[row.figure]:.4g}, bar {row.bar:g} {verdict}, {s['wall_seconds']:.0f} s a seed"
+
+
+def write_table(figures: dict[str, dict[str, Any]], page: Path) -> None:
+    """Put the table between the page's two marks."""
+    head = ["| command | must reach | mean over seeds | worst seed | each seed | seconds a seed |", "|---|---|---|---|---|---|"]
+    rows = [_table_row(ROWS[name], summary) for name, summary in figures.items()]
+    text = page.read_text()
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(before + "\n".join([BEGIN, *head, *rows, END]) + after)
+
+
+def _table_row(row: Row, s: dict[str, Any]) -> str:
+    each: Sequence[float] = s["each"][row.figure]
+    worst = min(each) if row.at_least else max(each)
+    what = "" if row.figure == "mean_return" else f" {row.figure.replace('_', ' ')}"
+    bar = f"{'at least' if row.at_least else 'at most'} {row.bar:g}{what}"
+    listed = ", ".join(f"{value:.4g}" for value in each)
+    verdict = "" if reached(row, s) else " (missed)"
+    return (
+        f"| `qfleet {' '.join(row.words)}` | {bar} | {s[row.figure]:.4g}{verdict} | {worst:.4g} | {listed} "
+        f"| {s['wall_seconds']:,.0f} |"
+    )
+
+
+def write_figures(figures: dict[str, dict[str, Any]], file: Path) -> None:
+    """One JSON object a row."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps({"row": name, **summary}) + "\n" for name, summary in figures.items()))
