@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-dev
 RUN    := $(VENV)/.installed
 
-.PHONY: train test test-slow check format protos clean
+.PHONY: train test test-slow results check format protos clean
 
 train: $(RUN)
 	$(BIN)/qfleet train $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -15,6 +15,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+results: $(STAMP)
+	$(BIN)/qfleet bench classic $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Q-learning in a table, and its siblings: the same loop, another value of the successor.
 
-Legend: ``q`` [S, A]; ``a_next`` the action that behaviour takes in the successor; ``epsilon`` behaviour's. Every rule moves
-q(s, a) towards a target by the step size alpha: q(s, a) += alpha (target - q(s, a)), target = r + gamma * bootstrap. A
-terminal state does not bootstrap; a truncated episode does.
+Legend: ``q`` [S, A]; ``behaviour`` is who acts while learning, ``a_next`` the action that it takes in the successor. Every
+rule moves q(s, a) towards a target by the step size alpha: q(s, a) += alpha (target - q(s, a)), target = r + gamma *
+bootstrap. A terminal state does not bootstrap; a truncated episode does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.tables import QTable
 from rl.envs import EnvConfig, single
 from rl.errors import BadInput
-from rl.policies import epsilon_greedy
+from rl.policies import epsilon_greedy, epsilon_greedy_probabilities, softmax, softmax_probabilities
 from rl.schedules import decayed
 from rl.types import Array, EpisodeResult, Float64
 
@@ -42,8 +42,10 @@ class QLearningConfig:
     """Probability of a random action that epsilon never falls below."""
     epsilon_decay: float = 0.999
     """Factor on epsilon after each episode; 1: constant."""
-    behaviour: Literal["epsilon-greedy", "random"] = "epsilon-greedy"
+    behaviour: Literal["epsilon-greedy", "softmax", "random"] = "epsilon-greedy"
     """Who acts while learning; random: every action uniformly; Q-learning learns the greedy policy all the same."""
+    temperature: float = 1.0
+    """Units of value that softmax tells apart: the lower, the greedier."""
     initial: float = 0.0
     """Value of what was never tried; above the true ones it makes exploring greedy."""
     n_step: int = 3
@@ -53,6 +55,8 @@ class QLearningConfig:
         for name in ("gamma", "alpha", "alpha_end", "epsilon", "epsilon_end", "epsilon_decay"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write a number from 0 to 1")
+        if not self.temperature > 0.0:
+            raise BadInput(f"--temperature is {self.temperature}: write a number above 0")
         for name in ("episodes", "n_step"):
             if getattr(self, name) < 1:
                 raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least 1")
@@ -68,25 +72,47 @@ class QLearningConfig:
         return self.alpha + (self.alpha_end - self.alpha) * episode / self.episodes
 
 
-Bootstrap = Callable[[Float64, Float64, int, float], float]  # (selector, value, a', epsilon) -> value of the successor
+@dataclass(frozen=True)
+class Behaviour:
+    """From the action values of one state, [A], to actions: epsilon-greedy, or softmax where a temperature is given."""
+
+    epsilon: float
+    temperature: float | None = None
+
+    def act(self, q: Float64, rng: np.random.Generator) -> int:
+        """An action."""
+        if self.temperature is not None:
+            return int(softmax(q[None], self.temperature, rng)[0])
+        return int(epsilon_greedy(q[None], self.epsilon, rng)[0])
+
+    def probabilities(self, q: Float64) -> Float64:
+        """Of each action, [A]."""
+        if self.temperature is not None:
+            return softmax_probabilities(q[None], self.temperature).ravel()
+        return epsilon_greedy_probabilities(q[None], self.epsilon).ravel()
 
 
-def greedy_value(selector: Float64, value: Float64, a_next: int, epsilon: float) -> float:
+Bootstrap = Callable[
+    [Float64, Float64, int, Behaviour], float
+]  # (selector, value, a', behaviour) -> the successor's value
+
+
+def greedy_value(selector: Float64, value: Float64, a_next: int, behaviour: Behaviour) -> float:
     """value(argmax_a selector(a)), both [A]: max_a value(a) for one table (Watkins 1989); two: van Hasselt 2010."""
-    del a_next, epsilon
+    del a_next, behaviour
     return float(value[selector.argmax()])
 
 
-def taken_value(selector: Float64, value: Float64, a_next: int, epsilon: float) -> float:
+def taken_value(selector: Float64, value: Float64, a_next: int, behaviour: Behaviour) -> float:
     """value(a'), of the action that behaviour takes next: SARSA (Sutton & Barto 2018, 6.4)."""
-    del selector, epsilon
+    del selector, behaviour
     return float(value[a_next])
 
 
-def expected_value(selector: Float64, value: Float64, a_next: int, epsilon: float) -> float:
-    """sum_a pi(a) value(a) under the epsilon-greedy behaviour: Expected SARSA (Sutton & Barto 2018, 6.6)."""
+def expected_value(selector: Float64, value: Float64, a_next: int, behaviour: Behaviour) -> float:
+    """sum_a pi(a) value(a) under the behaviour pi: Expected SARSA (Sutton & Barto 2018, 6.6)."""
     del a_next
-    return float((1.0 - epsilon) * value[selector.argmax()] + epsilon * value.mean())
+    return float(behaviour.probabilities(selector) @ value)
 
 
 def n_step_target(rewards: Sequence[float], gamma: float, bootstrap: float) -> float:
@@ -115,16 +141,16 @@ class _Learner:
         q: Array = np.mean([table(observations) for table in self.tables], axis=0)
         return q
 
-    def act(self, observation: Any, epsilon: float) -> int:
-        """An epsilon-greedy action by the sum of the tables."""
-        q = np.sum([table.values(observation) for table in self.tables], axis=0)
-        return int(epsilon_greedy(q[None], epsilon, self.rng)[0])
+    def act(self, observation: Any, behaviour: Behaviour) -> int:
+        """An action of the behaviour by the mean of the tables."""
+        return behaviour.act(np.mean([table.values(observation) for table in self.tables], axis=0), self.rng)
 
     def episode(self, number: int, seed: int | None) -> EpisodeResult:
         """Play one episode and learn from each of its steps."""
         epsilon, alpha = self.c.epsilon_at(number), self.c.alpha_at(number)
+        behaviour = Behaviour(epsilon, self.c.temperature if self.c.behaviour == "softmax" else None)
         observation, _ = self.env.reset(seed=seed)
-        action, total, length, done = self.act(observation, epsilon), 0.0, 0, False
+        action, total, length, done = self.act(observation, behaviour), 0.0, 0, False
         window: deque[tuple[Any, int, float]] = (
             deque()
         )  # (observation, action, reward) of steps that wait for their target
@@ -132,10 +158,10 @@ class _Learner:
             successor, reward, terminated, truncated, _ = self.env.step(action + self.first_action)
             done = terminated or truncated
             window.append((observation, action, float(reward)))
-            observation, action = successor, self.act(successor, epsilon)
+            observation, action = successor, self.act(successor, behaviour)
             total, length = total + float(reward), length + 1
             while len(window) == self.n or (done and window):
-                self.update(window, observation, action, terminated, epsilon, alpha)
+                self.update(window, observation, action, terminated, behaviour, alpha)
                 window.popleft()
         return EpisodeResult(total, length, epsilon, truncated and not terminated)
 
@@ -145,7 +171,7 @@ class _Learner:
         successor: Any,
         a_next: int,
         terminated: bool,
-        epsilon: float,
+        behaviour: Behaviour,
         alpha: float,
     ) -> None:
         """Move q of the oldest step of ``window`` towards its target. Of two tables a coin says which one learns."""
@@ -156,7 +182,7 @@ class _Learner:
         bootstrap = 0.0
         if not terminated:
             selector, value = learning.values(successor), judging.values(successor)
-            bootstrap = self.bootstrap(selector, value, a_next, epsilon)
+            bootstrap = self.bootstrap(selector, value, a_next, behaviour)
         target = n_step_target([reward for *_, reward in window], self.c.gamma, bootstrap)
         q = learning.values(observation)
         q[action] += alpha * (target - q[action])

@@ -19,6 +19,13 @@ def epsilon_greedy(q: Array, epsilons: Array | float, rng: np.random.Generator) 
     return np.where(rng.random(count) < epsilons, random, greedy(q))
 
 
+def epsilon_greedy_probabilities(q: Array, epsilon: float) -> Float64:
+    """(1 - epsilon) for the greedy action and epsilon / A for each, row by row, [N, A]."""
+    probabilities = np.full(q.shape, epsilon / q.shape[-1])
+    probabilities[np.arange(len(q)), greedy(q)] += 1.0 - epsilon
+    return probabilities
+
+
 def softmax_probabilities(q: Array, temperature: float) -> Float64:
     """Boltzmann: exp(q / T) / sum exp(q / T), row by row, [N, A]; T > 0 in units of reward."""
     if temperature <= 0.0:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch.cli import main
 from launch.classic_commands import METHODS
 from launch.classic_log import EPISODES, table
+from launch.cli import main
 from rl.parameters import from_bytes
 
 

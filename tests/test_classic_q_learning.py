@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 from classic.interface import Silent
 from classic.methods import METHODS
-from classic.q_learning import QLearningConfig, expected_value, greedy_value, n_step_target, taken_value
+from classic.q_learning import Behaviour, QLearningConfig, expected_value, greedy_value, n_step_target, taken_value
 from classic.tables import UNKNOWN, QTable, States
 from rl.envs import EnvConfig, make_environments
 from rl.errors import BadInput
@@ -67,11 +67,21 @@ def greedy_path(method, seed=1):
 
 
 def test_the_three_values_of_a_successor():
-    q, other = np.array([1.0, 4.0, 2.0]), np.array([10.0, 20.0, 30.0])
-    assert greedy_value(q, q, 2, 0.3) == 4.0
-    assert greedy_value(q, other, 2, 0.3) == 20.0  # chosen by one table, judged by the other
-    assert taken_value(q, q, 2, 0.3) == 2.0
-    assert expected_value(q, q, 2, 0.3) == pytest.approx(0.7 * 4 + 0.1 * (1 + 4 + 2))
+    q, other, greedy = np.array([1.0, 4.0, 2.0]), np.array([10.0, 20.0, 30.0]), Behaviour(0.3)
+    assert greedy_value(q, q, 2, greedy) == 4.0
+    assert greedy_value(q, other, 2, greedy) == 20.0  # chosen by one table, judged by the other
+    assert taken_value(q, q, 2, greedy) == 2.0
+    assert expected_value(q, q, 2, greedy) == pytest.approx(0.7 * 4 + 0.1 * (1 + 4 + 2))
+    e = np.exp([1 / 2, 4 / 2, 2 / 2])
+    assert expected_value(q, q, 2, Behaviour(0.3, 2.0)) == pytest.approx((e[0] * 1 + e[1] * 4 + e[2] * 2) / e.sum())
+
+
+def test_behaviour_acts_as_often_as_its_probabilities_say(rng):
+    q = np.array([1.0, 3.0, 2.0])
+    for behaviour in (Behaviour(0.4), Behaviour(0.0, 0.7)):
+        counts = np.bincount([behaviour.act(q, rng) for _ in range(4_000)], minlength=3)
+        assert counts / 4_000 == pytest.approx(behaviour.probabilities(q), abs=0.03)
+        assert behaviour.probabilities(q).sum() == pytest.approx(1)
 
 
 def test_an_n_step_target_is_the_discounted_sum_and_the_bootstrap():
@@ -174,6 +184,7 @@ def test_a_method_reaches_its_bar_on_blackjack_sized_states():
         ({"alpha": 1.5}, "--alpha is 1.5: write a number from 0 to 1"),
         ({"episodes": 0}, "--episodes is 0: write at least 1"),
         ({"gamma": float("nan")}, "--gamma is nan"),
+        ({"temperature": 0.0}, "--temperature is 0.0: write a number above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, words):
