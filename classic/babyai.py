@@ -37,7 +37,7 @@ class MakeDatasetConfig:
     first_seed: int = 0
     """Seed of the first episode; each later one has the next that the bot solves."""
     to: str = ""
-    """The dataset: a Minari id, or a directory such as ./pickup-v0; unless told, qfleet/babyai-pickup-fullobs-v0, after env."""
+    """The dataset: a Minari id, or a directory such as ./pickup-v0; empty: qfleet/babyai-pickup-fullobs-v0, after env."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"BabyAI-.+-v\d+", self.env):

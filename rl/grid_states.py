@@ -56,10 +56,12 @@ def grid_space(space: spaces.Dict) -> spaces.Box:
 
 
 def pack(observation: Any) -> Array:
-    """The dict of one observation -> uint8 [3 + MISSION + W H 3]. Raises ValueError where the mission is too long."""
+    """The dict of one observation -> uint8 [3 + MISSION + W H 3]. Raises ValueError where that is not all there is."""
     image, mission = np.asarray(observation["image"], np.uint8), str(observation["mission"]).encode()
     if len(mission) > MISSION:
         raise ValueError(f"a mission has {len(mission)} bytes, more than {MISSION}")
+    if not (image[:, :, 0] == AGENT).any():
+        raise ValueError("no agent in the image: it shows what the agent sees, not the whole grid")
     head = bytes([image.shape[0], image.shape[1], int(observation["direction"])]) + mission.ljust(MISSION, b"\0")
     return np.frombuffer(head + image.tobytes(), np.uint8)
 
