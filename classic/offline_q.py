@@ -180,19 +180,20 @@ def on_training_seeds(policy: Policy, data: TableData, env: EnvConfig, most: int
     """Play ``policy`` once from the seed of each of the first ``most`` episodes that have one.
 
     Figures: training_episodes; training_return, the mean, undiscounted; training_data_return, of the data's own episodes;
-    training_unknown, the share of its steps in states that the data never saw; training_other_starts, how many seeds begin
-    elsewhere here than in the data (an environment of another version). None where no episode has a seed.
+    training_unknown, the share of its steps in states in which the data never act; training_other_starts, how many seeds
+    begin elsewhere here than in the data (an environment of another version). None where no episode has a seed.
     """
     chosen = [k for k, seed in enumerate(data.seeds) if seed is not None][:most]
     if not chosen:
         monitor.note("no seeds to play on" if most else "not played on the training seeds")
         return {}
-    returns, lengths, unknown, elsewhere = [], 0, 0, 0
+    acted_in = set(data.s_tm1.tolist())
+    returns, visited, elsewhere = [], [], 0
     environment = single(env, "table")
     for k in chosen:
         total, rows = play(policy, environment, int(data.seeds[k] or 0), data.states.rows)
         returns.append(total)
-        lengths, unknown = lengths + len(rows), unknown + rows.count(UNKNOWN)
+        visited += rows
         elsewhere += rows[0] != data.starts[k]
         if len(returns) % SAY_EVERY == 0:
             monitor.note(f"greedy policy played on {len(returns):,} of {len(chosen):,} training seeds")
@@ -205,7 +206,7 @@ def on_training_seeds(policy: Policy, data: TableData, env: EnvConfig, most: int
         "training_episodes": len(chosen),
         "training_return": float(np.mean(returns)),
         "training_data_return": float(data.returns[chosen].mean()),
-        "training_unknown": unknown / lengths,
+        "training_unknown": float(np.mean([s not in acted_in for s in visited])),
         "training_other_starts": int(elsewhere),
     }
 
