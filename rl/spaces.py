@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from gymnasium import spaces
 
 import rl.bias_example  # noqa: F401  (registers its environment)
 from rl.errors import BadInput, nearest
+from rl.grid_states import WholeGrid, grid_space, is_grid, pack
 
 Takes = Literal["network", "table", "continuous"]
 AnyEnv = gym.Env[Any, Any]
@@ -28,10 +30,9 @@ PROVIDERS = {
 def make_single(env_id: str, takes: Takes, kwargs: str = "{}", max_episode_steps: int = 0, **more: Any) -> AnyEnv:
     """One environment with spaces that suit ``takes``; raises BadInput, naming what would fit.
 
-    network: observations Box (Discrete ones become one-hot vectors), actions Discrete. table: observations Discrete (also
-    tuples of such, as one number) or an integer Box whose bytes tell the state, actions Discrete. continuous: both Box, the
-    actions scaled to [-1, 1]. ``kwargs``: a JSON object for the environment's constructor; ``max_episode_steps`` 0: as
-    registered.
+    network: observations Box (Discrete ones become one-hot vectors), actions Discrete. table: observations as `table_states`
+    makes them, of MiniGrid's worlds the whole grid; actions Discrete. continuous: both Box, the actions scaled to [-1, 1].
+    ``kwargs``: a JSON object for the environment's constructor; ``max_episode_steps`` 0: as registered.
     """
     env = _make(env_id, {**kwargs_of(kwargs), **more}, max_episode_steps)
     try:
@@ -104,16 +105,32 @@ def _fitted(env: AnyEnv, env_id: str, takes: Takes) -> AnyEnv:
 
 
 def _numbered(env: AnyEnv, env_id: str) -> AnyEnv:
-    """States as numbers from 0: Discrete and tuples of Discrete; an integer Box stays as it is."""
-    space = env.observation_space
+    """The environment with observations as `table_states` has them; of MiniGrid's the whole grid."""
+    if is_grid(env.observation_space):
+        env = WholeGrid(env)
+    fitted = table_states(env.observation_space)
+    if fitted is None:
+        raise BadInput(
+            f"env.id {env_id!r} has observations {env.observation_space}: a table needs Discrete ones, such as "
+            "FrozenLake-v1's; for a Box write fitted-q, neural-fitted-q or dqn"
+        )
+    space, convert = fitted
+    return env if space is env.observation_space else gym.wrappers.TransformObservation(env, convert, space)
+
+
+def table_states(space: gym.Space[Any]) -> tuple[gym.Space[Any], Callable[[Any], Any]] | None:
+    """The space of a table's states, and what makes an observation one; None where a table cannot have them.
+
+    Discrete, and tuples of such: one number from 0. MiniGrid's dict: uint8 [D] (`grid_states.pack`). An integer Box stays as
+    it is: its bytes tell the state.
+    """
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
-        return env
+        return space, lambda observation: observation
+    if isinstance(space, spaces.Dict) and is_grid(space):
+        return grid_space(space), pack
     parts = space.spaces if isinstance(space, spaces.Tuple) else (space,)
     if not all(isinstance(part, spaces.Discrete) for part in parts):
-        raise BadInput(
-            f"env.id {env_id!r} has observations {space}: a table needs Discrete ones, such as FrozenLake-v1's; "
-            "for a Box write fitted-q, neural-fitted-q or dqn"
-        )
+        return None
     sizes = tuple(int(part.n) for part in parts if isinstance(part, spaces.Discrete))
     starts = tuple(int(part.start) for part in parts if isinstance(part, spaces.Discrete))
 
@@ -121,4 +138,4 @@ def _numbered(env: AnyEnv, env_id: str) -> AnyEnv:
         values = observation if isinstance(space, spaces.Tuple) else (observation,)
         return np.int64(np.ravel_multi_index([int(v) - s for v, s in zip(values, starts, strict=True)], sizes))
 
-    return gym.wrappers.TransformObservation(env, number, spaces.Discrete(math.prod(sizes)))
+    return spaces.Discrete(math.prod(sizes)), number

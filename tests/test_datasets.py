@@ -19,7 +19,7 @@ from launch.config import to_yaml
 from launch.offline import offline_preset
 from launch.presets import cartpole
 from protos.codec import pack_segment
-from replay.datasets import Dataset, dataset_path
+from replay.datasets import Dataset
 from replay.episodes import episode_runs
 from replay.export import DatasetWriter
 from replay.local import LocalReplay
@@ -28,6 +28,7 @@ from replay.selectors import SelectorConfig
 from replay.shard import Shard
 from replay.snapshot import Snapshots
 from replay.weights import BetaConfig
+from rl.datasets import dataset_path
 from rl.envs import EnvConfig
 from rl.errors import BadInput
 from rl.returns import ReturnConfig, SegmentBuilder, stack_frames
