@@ -81,6 +81,7 @@ class Method:
     learn: Callable[[Any, EnvConfig, int, Monitor], Learned]  # (config, env, seed, monitor)
     takes: Takes
     settings: Sequence[Setting]
+    check: Callable[[Any, EnvConfig], None] = lambda config, env: None  # raises BadInput, before anything is started
 
     def setting(self, env_id: str | None) -> Setting:
         """The settings for an environment: its own, or the first ones."""

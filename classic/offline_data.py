@@ -5,9 +5,11 @@ Legend: T transitions, E episodes, S rows of the table (some may be of states th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from classic.tables import States
@@ -68,26 +70,32 @@ class TableData:
         return found
 
 
-def read(name: str, env: EnvConfig) -> TableData:
-    """Read a whole dataset whose states suit a table and are those of ``env``; raises BadInput where it does not fit."""
+def opened(name: str, env: EnvConfig) -> tuple[Any, gym.Space[Any], Callable[[Any], Any]]:
+    """A dataset, its states' space and how an observation becomes one; raises BadInput unless it suits a table and ``env``."""
     data = open_dataset(name)
-    space, actions = data.observation_space, data.action_space
-    fitted = table_states(space)
+    fitted = table_states(data.observation_space)
     if fitted is None:
         raise BadInput(
-            f"dataset {name} has observations {' '.join(str(space).split())[:80]}: a table would see each state once; write "
-            f"fitted-q, or `qfleet train --offline {name}`"
+            f"dataset {name} has observations {' '.join(str(data.observation_space).split())[:80]}: a table would see each "
+            f"state once; write fitted-q, or `qfleet train --offline {name}`"
         )
     played = single(env, "table")
     played.close()
     _check_fit(name, data, fitted[0], played)
-    states, first, metadata = States(fitted[0]), int(actions.start), data.storage.get_episode_metadata
+    return data, *fitted
+
+
+def read(name: str, env: EnvConfig) -> TableData:
+    """Read a whole dataset whose states suit a table and are those of ``env``; raises BadInput where it does not fit."""
+    data, space, state = opened(name, env)
+    actions = data.action_space
+    states, first, metadata = States(space), int(actions.start), data.storage.get_episode_metadata
     rows: list[list[int]] = []
     columns: list[tuple[Array, Array, Array]] = []
     try:
         seeds = tuple(kept.get("seed") for kept in metadata(data.episode_indices))
         for index, episode in enumerate(data.iterate_episodes()):
-            observations = [fitted[1](o) for o in _steps(episode.observations)]
+            observations = [state(o) for o in _steps(episode.observations)]
             check_episode(
                 replace(episode, observations=observations), f"dataset {name}, episode {index}", first, int(actions.n)
             )
@@ -98,7 +106,7 @@ def read(name: str, env: EnvConfig) -> TableData:
     a_tm1, r_t, terminated = (np.concatenate(column) for column in zip(*columns, strict=True))
     return TableData(
         states,
-        is_grid(space),
+        is_grid(data.observation_space),
         int(actions.n),
         np.concatenate([own[:-1] for own in rows]),
         a_tm1.astype(np.int64),

@@ -20,13 +20,13 @@ import gymnasium as gym
 import numpy as np
 
 from classic.interface import Learned, Method, Monitor, Setting, from_values
-from classic.offline_data import TableData, read
+from classic.offline_data import TableData, opened, read
 from classic.tables import UNKNOWN
 from rl.envs import EnvConfig, single
 from rl.errors import BadInput
 from rl.evaluation import Policy
 from rl.grid_states import picture, unpack
-from rl.policies import greedy
+from rl.policies import epsilon_greedy_probabilities, greedy
 from rl.schedules import decayed
 from rl.types import Array, Float64, Int64
 
@@ -89,11 +89,9 @@ def sweep(q: Float64, counts: Int64, data: TableData, gamma: float, alpha: float
     return float(np.abs(change).max())
 
 
-def policy_table(q: Float64, epsilon: float) -> Float64:
-    """pi(a|s) = epsilon / A, and 1 - epsilon more for the greedy action; q [S, A] as of `taken_values` -> [S, A]."""
-    table = np.full(q.shape, epsilon / q.shape[1])
-    table[np.arange(len(q)), greedy(q)] += 1.0 - epsilon
-    return table
+def check(config: OfflineQConfig, env: EnvConfig) -> None:
+    """Raise BadInput unless the dataset is there and suits a table and the environment."""
+    opened(config.dataset, env)
 
 
 def offline_q(config: OfflineQConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
@@ -124,7 +122,7 @@ def offline_q(config: OfflineQConfig, env: EnvConfig, seed: int, monitor: Monito
         "q": q,
         "counts": counts,
         "first_seen": data.first_seen,
-        "policy": policy_table(known, epsilon),
+        "policy": epsilon_greedy_probabilities(known, epsilon),
         **pictures,
     }
     figures = {"sweeps": done, "max_change": change, "epsilon": epsilon, **statistics(data, known), **where}
@@ -179,7 +177,7 @@ def statistics(data: TableData, q: Float64) -> dict[str, Any]:
 def on_training_seeds(policy: Policy, data: TableData, env: EnvConfig, most: int, monitor: Monitor) -> dict[str, Any]:
     """Play ``policy`` once from the seed of each of the first ``most`` episodes that have one.
 
-    Figures: training_episodes; training_return, the mean, undiscounted; training_data_return, of the data's own episodes;
+    Figures: training_episodes; mean_return, undiscounted; training_data_return, of the data's own episodes;
     training_unknown, the share of its steps in states in which the data never act; training_other_starts, how many seeds
     begin elsewhere here than in the data (an environment of another version). None where no episode has a seed.
     """
@@ -204,7 +202,7 @@ def on_training_seeds(policy: Policy, data: TableData, env: EnvConfig, most: int
         )
     return {
         "training_episodes": len(chosen),
-        "training_return": float(np.mean(returns)),
+        "mean_return": float(np.mean(returns)),
         "training_data_return": float(data.returns[chosen].mean()),
         "training_unknown": float(np.mean([s not in acted_in for s in visited])),
         "training_other_starts": int(elsewhere),
@@ -230,5 +228,6 @@ METHODS: Mapping[str, Method] = {
         offline_q,
         "table",
         (Setting(EnvConfig(id="BabyAI-Pickup-v0"), OfflineQConfig(), episodes=30),),
+        check,
     )
 }

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import yaml
 
-from classic.interface import Method, Setting
+from classic.babyai import MakeDatasetConfig, make_dataset
+from classic.interface import Method, Setting, Silent
 from classic.methods import METHODS as CLASSIC
 from launch import classic_dqn
 from launch.classic_log import EPISODES, PROGRESS, table
@@ -29,6 +30,7 @@ from rl.envs import EnvConfig, check_env
 from rl.errors import BadInput, nearest
 from rl.recording import check_recording
 
+MAKE_DATASET = "make-dataset"
 METHODS: dict[str, Method] = {**CLASSIC, **classic_dqn.METHODS}
 
 
@@ -56,17 +58,35 @@ class ClassicCommand:
     """The last line of output is a JSON object with the figures."""
 
 
+@dataclass(frozen=True)
+class MakeDatasetCommand(MakeDatasetConfig):
+    """Write a Minari dataset of BabyAI worlds, seen whole, that MiniGrid's bot solves."""
+
+    json: bool = False
+    """The last line of output is a JSON object with the figures."""
+
+
+class _Spoken(Silent):
+    """A monitor that says its notes on standard error."""
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
 def classic_command(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(overview())
         return 0
     name = args[0]
+    if name == MAKE_DATASET:
+        return make_dataset_command(args[1:])
     if name not in METHODS:
-        raise BadInput(f"unknown method {name!r}: {nearest(name, METHODS)}")
+        raise BadInput(f"unknown method {name!r}: {nearest(name, [*METHODS, MAKE_DATASET])}")
     method = METHODS[name]
     command = _parse(name, method, args[1:])
     setting = _setting(command, method)
     check_env(setting.env, method.takes)
+    method.check(setting.config, setting.env)
     if command.video:
         check_recording(setting.env, method.takes)
     torch.set_num_threads(command.threads)
@@ -84,6 +104,19 @@ def classic_command(args: list[str]) -> int:
     return 0
 
 
+def make_dataset_command(args: list[str]) -> int:
+    command = parse(MakeDatasetCommand, args, prog=f"qfleet classic {MAKE_DATASET}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    figures = make_dataset(command, _Spoken())
+    print(
+        f"{figures['dataset']}: {figures['episodes']:,} episodes, {figures['steps']:,} steps, mean return "
+        f"{figures['mean_return']:.4g}, {figures['bytes'] / 1e6:,.1f} MB in {figures['path']}"
+    )
+    if command.json:
+        print(json.dumps(figures))
+    return 0
+
+
 def overview() -> str:
     """Every method with its environments."""
     lines = ["usage: qfleet classic METHOD [--env ID] [flags]; qfleet classic METHOD --help lists the flags", ""]
@@ -91,6 +124,7 @@ def overview() -> str:
         envs = ", ".join(s.env.id for s in method.settings)
         lines.append(f"  {name:<18} {method.about}")
         lines.append(f"  {'':<18}   {envs}")
+    lines.append(f"  {MAKE_DATASET:<18} a Minari dataset of BabyAI, for offline-q")
     return "\n".join(lines)
 
 

@@ -53,7 +53,10 @@ def learn_seed(job: Job, seed: int) -> dict[str, Any]:
     try:
         learned = job.method.learn(job.setting.config, job.setting.env, seed, log)
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
-        figures = {**_evaluated(job, learned, seed), **learned.figures}
+        figures = _evaluated(job, learned, seed)
+        if "mean_return" in learned.figures:  # of episodes that the method itself is judged by
+            figures = {"fresh_return": figures["mean_return"], "test_episodes": figures["test_episodes"]}
+        figures |= learned.figures
         log.evaluation(figures["mean_return"])
     finally:
         log.close()

@@ -13,13 +13,14 @@ from classic import babyai
 from classic.babyai import MakeDatasetConfig, make_dataset
 from classic.interface import Silent
 from classic.offline_data import read
-from classic.offline_q import OfflineQConfig, offline_q, policy_table, taken_values
+from classic.offline_q import OfflineQConfig, offline_q, taken_values
 from classic.tables import States
 from rl.datasets import NewDataset, open_dataset
 from rl.envs import EnvConfig, make_environments, make_rendered, single
 from rl.errors import BadInput, RunFault
 from rl.evaluation import evaluate
 from rl.grid_states import MISSION, is_grid, pack, picture, unpack
+from rl.policies import epsilon_greedy_probabilities
 
 minari = pytest.importorskip("minari")
 pytest.importorskip("minigrid")
@@ -144,11 +145,11 @@ def test_no_action_is_chosen_because_nobody_tried_it(tmp_path):
 
 def test_the_policy_table_is_epsilon_greedy():
     q = taken_values(np.array([[1.0, 3.0, 2.0, 0.0], [0.0] * 4]), np.array([[1, 1, 1, 0], [0] * 4]))
-    assert policy_table(q, 0.1)[0] == pytest.approx([0.025, 0.9 + 0.025, 0.025, 0.025])
-    assert policy_table(q, 0.1)[1] == pytest.approx([0.9 + 0.025, 0.025, 0.025, 0.025])
-    assert policy_table(q, 0.0)[0].tolist() == [0, 1, 0, 0]
+    assert epsilon_greedy_probabilities(q, 0.1)[0] == pytest.approx([0.025, 0.9 + 0.025, 0.025, 0.025])
+    assert epsilon_greedy_probabilities(q, 0.1)[1] == pytest.approx([0.9 + 0.025, 0.025, 0.025, 0.025])
+    assert epsilon_greedy_probabilities(q, 0.0)[0].tolist() == [0, 1, 0, 0]
     for epsilon in (0.0, 0.3, 1.0):
-        assert policy_table(q, epsilon).sum(axis=1) == pytest.approx([1, 1])
+        assert epsilon_greedy_probabilities(q, epsilon).sum(axis=1) == pytest.approx([1, 1])
 
 
 def test_epsilon_is_fixed_or_falls_with_each_episode(tmp_path):
@@ -177,12 +178,12 @@ def test_the_training_seeds_are_played_greedily(tmp_path):
     rows, actions = [36, *range(24, 36), 47], [0] + [1] * 11 + [2]
     name = write(str(tmp_path / "d-v0"), [(rows, actions, [-1.0] * 13, "terminated")], seeds=[5])
     figures = learn(name, EnvConfig(id="CliffWalking-v1", max_episode_steps=50)).figures
-    assert figures["training_return"] == figures["training_data_return"] == -13
+    assert figures["mean_return"] == figures["training_data_return"] == -13
     assert (figures["training_episodes"], figures["training_unknown"], figures["training_other_starts"]) == (1, 0, 0)
     elsewhere = write(str(tmp_path / "e-v0"), [([5, 6], [1], [-1.0], "terminated")], seeds=[5])
     figures = learn(elsewhere, EnvConfig(id="CliffWalking-v1", max_episode_steps=50)).figures
     assert (figures["training_unknown"], figures["training_other_starts"]) == (1, 1)
-    assert "training_return" not in learn(name, training_seeds=0).figures
+    assert "mean_return" not in learn(name, training_seeds=0).figures
 
 
 @pytest.mark.parametrize(
@@ -290,7 +291,7 @@ def test_in_the_states_of_highest_value_the_target_can_be_picked_up(learned, pic
 def test_the_greedy_policy_solves_the_bots_levels_as_well_as_the_bot(learned, pickup):
     figures = learned.figures
     assert figures["training_data_return"] == pytest.approx(pickup[1]["mean_return"])
-    assert figures["training_return"] >= figures["training_data_return"]
+    assert figures["mean_return"] >= figures["training_data_return"]
     assert (figures["training_episodes"], figures["training_unknown"], figures["training_other_starts"]) == (
         EPISODES,
         0,
