@@ -71,7 +71,7 @@ class TableData:
 
 
 def opened(name: str, env: EnvConfig) -> tuple[Any, gym.Space[Any], Callable[[Any], Any]]:
-    """A dataset, its states' space and how an observation becomes one; raises BadInput unless it suits a table and ``env``."""
+    """A dataset, its states' space and how an observation becomes one; BadInput unless it suits a table and ``env``."""
     data = open_dataset(name)
     fitted = table_states(data.observation_space)
     if fitted is None:
