@@ -11,7 +11,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rl import grid_worlds
 from rl.errors import BadInput, nearest
+
+gym.register_envs(grid_worlds)
 
 Takes = Literal["network", "table", "continuous"]
 AnyEnv = gym.Env[Any, Any]
