@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from classic import q_learning
+from classic import q_learning, value_iteration
 from classic.interface import Method
 
-METHODS: dict[str, Method] = {**q_learning.METHODS}
+METHODS: dict[str, Method] = {**value_iteration.METHODS, **q_learning.METHODS}

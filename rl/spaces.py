@@ -110,6 +110,8 @@ def _numbered(env: AnyEnv, env_id: str) -> AnyEnv:
     space = env.observation_space
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
         return env
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return env
     parts = space.spaces if isinstance(space, spaces.Tuple) else (space,)
     if not all(isinstance(part, spaces.Discrete) for part in parts):
         raise BadInput(
