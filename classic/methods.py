@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from classic import q_learning, value_iteration
+from classic import monte_carlo, prediction, q_learning, value_iteration
 from classic.interface import Method
 
-METHODS: dict[str, Method] = {**value_iteration.METHODS, **q_learning.METHODS}
+METHODS: dict[str, Method] = {
+    **value_iteration.METHODS,
+    **prediction.METHODS,
+    **monte_carlo.METHODS,
+    **q_learning.METHODS,
+}

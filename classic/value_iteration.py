@@ -96,9 +96,9 @@ def value_iteration(model: Model, gamma: float, tolerance: float, v: Float64 | N
 
 
 def q_iteration(model: Model, gamma: float, tolerance: float, q: Float64 | None = None) -> Float64:
-    """q(s, a) <- r(s, a) + gamma sum_s' p(s' | s, a) max_a' q(s', a') from ``q`` (or 0) on, until q is exact to ``tolerance``.
+    """q(s, a) <- r(s, a) + gamma sum_s' p(s' | s, a) max_a' q(s', a') from ``q`` (or 0) on, until exact to ``tolerance``.
 
-    Sutton & Barto 2018, equation 4.2 as an update.
+    The optimality equation (Sutton & Barto 2018, 4.2) as an update.
     """
     start = np.zeros_like(model.rewards) if q is None else q
     return _fixed_point(lambda q: lookahead(model, q.max(axis=1), gamma), start, gamma, tolerance)
