@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from classic import offline_q, q_learning
+from classic import monte_carlo, offline_q, prediction, q_learning, value_iteration
 from classic.interface import Method
 
-METHODS: dict[str, Method] = {**q_learning.METHODS, **offline_q.METHODS}
+METHODS: dict[str, Method] = {
+    **value_iteration.METHODS,
+    **prediction.METHODS,
+    **monte_carlo.METHODS,
+    **q_learning.METHODS,
+    **offline_q.METHODS,
+}

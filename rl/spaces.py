@@ -12,9 +12,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-import rl.bias_example  # noqa: F401  (registers its environment)
+from rl import bias_example, grid_worlds
 from rl.errors import BadInput, nearest
 from rl.grid_states import WholeGrid, grid_space, is_grid, pack
+
+gym.register_envs(bias_example)
+gym.register_envs(grid_worlds)
 
 Takes = Literal["network", "table", "continuous"]
 AnyEnv = gym.Env[Any, Any]
@@ -125,6 +128,8 @@ def table_states(space: gym.Space[Any]) -> tuple[gym.Space[Any], Callable[[Any],
     it is: its bytes tell the state.
     """
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
+        return space, lambda observation: observation
+    if isinstance(space, spaces.Discrete) and space.start == 0:
         return space, lambda observation: observation
     if isinstance(space, spaces.Dict) and is_grid(space):
         return grid_space(space), pack
