@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from classic import q_learning
+from classic import continuous, q_learning
 from classic.interface import Method
 
-METHODS: dict[str, Method] = {**q_learning.METHODS}
+METHODS: dict[str, Method] = {**q_learning.METHODS, **continuous.METHODS}
