@@ -6,6 +6,7 @@ Legend: ``s`` observations [B, O], ``a`` actions [B, D] in the box [-1, 1]^D, ``
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ Values = Callable[[Tensor, Tensor], Tensor]  # (s [..., O], a [..., D]) -> q [..
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     """Fully connected ReLU layers, and a linear one at the end."""
     sizes = (inputs, *hidden)
-    body = [x for i, o in zip(sizes[:-1], sizes[1:], strict=True) for x in (nn.Linear(i, o), nn.ReLU())]
+    body = [x for i, o in pairwise(sizes) for x in (nn.Linear(i, o), nn.ReLU())]
     return nn.Sequential(*body, nn.Linear(sizes[-1], outputs))
 
 
@@ -56,8 +57,8 @@ def cross_entropy_search(q: Values, s: Tensor, uniform: Tensor, normal: Tensor, 
     """The best of sampled actions, [B, D]: the cross-entropy method (Rubinstein 1999; QT-Opt, Kalashnikov et al. 2018, 4.2).
 
     The first M candidates are ``uniform`` [M, D], in the box. Each refinement fits a normal distribution to the ``elites``
-    best and draws M new ones from it: mean + std * ``normal`` [K, M, D], clipped to the box. The answer is the best candidate
-    of all, so that refining never loses; K = 0 is plain sampling. One set of draws serves all of s.
+    best and draws M new ones from it: mean + std * ``normal`` [K, M, D], clipped to the box. The answer is the best of all
+    candidates, so that refining never loses; K = 0 is plain sampling. One set of draws serves every s.
     """
     candidates = uniform.expand(len(s), *uniform.shape)  # [B, M, D]
     every, values = candidates, _judged(q, s, candidates)

@@ -1,7 +1,7 @@
 """Experience replay in one process: a ring of single transitions, drawn uniformly (Lin 1992; Mnih et al. 2015).
 
-Legend: ``s`` [B, *observation], ``a`` [B, *action], ``r`` [B] raw, ``terminated`` [B], ``s_next`` [B, *observation], the true
-successor also where an episode was truncated.
+Legend: ``s`` [B, *observation], ``a`` [B, *action], ``r`` [B] raw, ``terminated`` [B], ``s_next`` [B, *observation], the
+true successor also where an episode was truncated.
 """
 
 from __future__ import annotations
@@ -54,4 +54,4 @@ class Memory:
     def sample(self, rng: np.random.Generator, batch: int) -> Batch:
         """``batch`` transitions, each uniformly of those kept, with replacement; raises ValueError while there is none."""
         rows = rng.integers(0, self.size, batch)
-        return Batch(*(column[rows] for column in self._columns))
+        return Batch._make(column[rows] for column in self._columns)
