@@ -46,6 +46,7 @@ class ContinuousConfig:
     """Discount a step."""
     reward_scale: float = 0.1
     """Factor on rewards as q counts them: it starts near 0, and should not have far to go."""
+    # Else v sinks slowly, NAF's quadratic takes the difference meanwhile, and its mu is driven into tanh's flat ends.
     batch: int = 128
     """Transitions a gradient step."""
     capacity: int = 100_000
@@ -106,7 +107,10 @@ class _Learner:
         self.optimizer = torch.optim.Adam(self.online.parameters(), lr=config.learning_rate, fused=True)
 
     def update(self, batch: Batch) -> tuple[float, float]:
-        """One gradient step on td^2 / 2, td = target - q(s, a), and on the maximizer's own loss; returns mean td^2 / 2 and q."""
+        """One gradient step on the mean of td^2 / 2, td = target - q(s, a), and on the maximizer's own loss.
+
+        Returns the means of td^2 / 2 and of q(s, a).
+        """
         s, a, r, terminated, s_next = (torch.from_numpy(x) for x in batch)
         with torch.no_grad():
             target = td_target(self.c.reward_scale * r, terminated, self.target.maximum(s_next), self.c.gamma)

@@ -22,6 +22,7 @@ from launch.flags import parse
 from rl.envs import EnvConfig, make_environments
 from rl.errors import BadInput
 from rl.evaluation import evaluate
+from rl.parameters import load_weights
 
 WAYS = ("cem", "naf", "ddpg")
 SMALL = ContinuousConfig(steps=400, warm_up=100, environments=4, updates=1, batch=16, hidden=(8,), samples=8, elites=3)
@@ -53,7 +54,7 @@ def grid(points, dimensions):
     return torch.from_numpy(np.array(list(itertools.product(axis, repeat=dimensions))))
 
 
-@pytest.mark.parametrize(("dimensions", "points"), [(1, 2001), (2, 201)])
+@pytest.mark.parametrize(("dimensions", "points"), [(1, 1001), (2, 101)])
 def test_nafs_maximum_is_what_a_grid_search_finds(dimensions, points):
     naf = make_maximizer(ContinuousConfig(maximizer="naf", hidden=(16,)), 3, dimensions, seed=1)
     with torch.no_grad():
@@ -188,12 +189,30 @@ def test_one_seed_gives_the_same_numbers(way):
 def test_a_small_task_is_learned(way):
     """A random policy gets 10 * (1 - (3 + 1 / 3)) = -23 an episode, standing still 10 * (1 - 1 / 3) = 6.7, the best 10."""
     config = ContinuousConfig(
-        maximizer=way, steps=2_000, warm_up=500, updates=3, batch=32, hidden=(32,), gamma=0.5, learning_rate=3e-3
+        maximizer=way, steps=2_000, warm_up=500, updates=2, batch=32, hidden=(32,), gamma=0.5, learning_rate=3e-3
     )
     monitor = Silent()
     learned = learn(config, AIM, 1, monitor)
     assert len(monitor.episodes) == 200
     assert evaluate(learned.policy, make_environments(AIM, 10, takes="continuous"), 50, 0.0, 1).mean_return > 9.3
+
+
+def test_the_pendulum_is_drawn_from_its_own_observations():
+    learned = learn(replace(SMALL, maximizer="naf"), EnvConfig(id="Pendulum-v1"), 1, Silent())
+    x = learned.arrays
+    row, column = 60, 30
+    angle, velocity = x["surface_angle"][column], x["surface_velocity"][row]
+    assert x["surface_value"].shape == x["surface_action"].shape == (81, 81)
+    assert (angle, velocity) == (pytest.approx(-np.pi / 4), pytest.approx(4.0))
+    s = np.array([[np.cos(angle), np.sin(angle), velocity]], np.float32)
+    assert x["surface_action"][row, column] == pytest.approx(learned.policy(s)[0, 0], abs=1e-5)
+    naf = make_maximizer(replace(SMALL, maximizer="naf"), 3, 1, seed=1)
+    load_weights(naf, {name: array for name, array in x.items() if not name.startswith("surface_")})
+    with torch.no_grad():
+        v = naf.maximum(torch.from_numpy(s)).item()
+    assert x["surface_value"][row, column] == pytest.approx(
+        v / SMALL.reward_scale, rel=1e-4
+    )  # in the rewards' own unit
 
 
 def test_bad_input_is_one_line():
