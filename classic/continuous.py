@@ -185,7 +185,7 @@ def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor)
         for result in tally.ended(step):
             monitor.episode(result)
         s = environments.restart(step.done, seeds.draw(int(step.done.sum()))) if step.done.any() else step.observation
-        if len(figures) >= REPORT_PERIOD:
+        if len(figures) >= REPORT_PERIOD or (figures and t + count >= c.steps):
             _report(monitor, t + count, figures, c.reward_scale)
             figures = []
     environments.close()

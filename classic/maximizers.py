@@ -157,6 +157,5 @@ class Ddpg(Maximizer):
     def own_loss(self, s: Tensor) -> Tensor:
         """Its gradient is -grad_a q(s, a)|a=mu(s) * grad_theta mu(s), averaged over s: mu climbs, and q is left alone."""
         mu = self.best(s)
-        a = mu.detach().requires_grad_()
-        (uphill,) = torch.autograd.grad(self.q(s, a).sum(), a)
+        (uphill,) = torch.autograd.grad(self.q(s, mu).sum(), mu)  # a constant from here on
         return -(uphill * mu).sum(-1).mean()

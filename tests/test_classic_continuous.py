@@ -20,7 +20,7 @@ from classic.memory import Batch, Memory
 from classic.methods import METHODS
 from launch.flags import parse
 from rl.envs import EnvConfig, make_environments
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 from rl.evaluation import evaluate
 from rl.parameters import load_weights
 
@@ -194,6 +194,9 @@ def test_a_small_task_is_learned(way):
     monitor = Silent()
     learned = learn(config, AIM, 1, monitor)
     assert len(monitor.episodes) == 200
+    assert [at for at, _ in monitor.rows] == [
+        500 + 10 * 150
+    ]  # the end; a report each 500 gradient steps would be later
     assert evaluate(learned.policy, make_environments(AIM, 10, takes="continuous"), 50, 0.0, 1).mean_return > 9.3
 
 
@@ -231,6 +234,11 @@ def test_bad_input_is_one_line():
         with pytest.raises(BadInput) as error:
             replace(SMALL, **{field: value})
         assert str(error.value) == says
+
+
+def test_a_run_that_diverges_says_so():
+    with pytest.raises(RunFault, match=r"q diverged within 400 agent steps: write a smaller --learning-rate"):
+        learn(replace(SMALL, learning_rate=1e30), AIM, 1, Silent())
 
 
 def test_the_ladder_names_it():
