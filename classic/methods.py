@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from classic import monte_carlo, offline_q, prediction, q_learning, value_iteration
+from classic import continuous, monte_carlo, offline_q, prediction, q_learning, value_iteration
 from classic.interface import Method
 
 METHODS: dict[str, Method] = {
@@ -11,4 +11,5 @@ METHODS: dict[str, Method] = {
     **monte_carlo.METHODS,
     **q_learning.METHODS,
     **offline_q.METHODS,
+    **continuous.METHODS,
 }

@@ -99,7 +99,7 @@ def test_the_model_holds_the_means_of_what_was_counted():
 
 def test_a_counted_model_comes_near_the_true_one():
     env = single(LAKE, "table")
-    model, q = model_and_optimum(LAKE.id, 0.9)
+    model, _ = model_and_optimum(LAKE.id, 0.9)
     rng, counts = np.random.default_rng(1), Counts(16, 4)
     counts.add(islice(steps(env, lambda _: int(rng.integers(4)), 1), 100_000))
     estimated = estimated_model(counts.counts, counts.reward_sums, counts.endings)
