@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from classic import fitted_q, neural_fitted_q, q_learning
+from classic import continuous, fitted_q, neural_fitted_q, q_learning
 from classic.interface import Method
 
-METHODS: dict[str, Method] = {**q_learning.METHODS, **fitted_q.METHODS, **neural_fitted_q.METHODS}
+METHODS: dict[str, Method] = {
+    **q_learning.METHODS,
+    **fitted_q.METHODS,
+    **neural_fitted_q.METHODS,
+    **continuous.METHODS,
+}
