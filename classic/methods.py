@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from classic import continuous, fitted_q, neural_fitted_q, q_learning
+from classic import continuous, fitted_q, neural_fitted_q, q_learning, value_iteration
 from classic.interface import Method
 
 METHODS: dict[str, Method] = {
+    **value_iteration.METHODS,
     **q_learning.METHODS,
     **fitted_q.METHODS,
     **neural_fitted_q.METHODS,

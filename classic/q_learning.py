@@ -217,6 +217,7 @@ METHODS = {
             Setting(EnvConfig(id="FrozenLake-v1"), QLearningConfig()),
             Setting(EnvConfig(id="Taxi-v4"), QLearningConfig()),
             *CLIFF,
+            Setting(EnvConfig(id="qfleet/WindyGridWorld-v0", max_episode_steps=200), CLIFF_CONTROL, episodes=10),
         ),
     ),
     "double-q-learning": Method("two tables against overestimation", double_q_learning, "table", CLIFF),

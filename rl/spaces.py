@@ -11,7 +11,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rl import grid_worlds
 from rl.errors import BadInput, nearest
+
+gym.register_envs(grid_worlds)
 
 Takes = Literal["network", "table", "continuous"]
 AnyEnv = gym.Env[Any, Any]
@@ -106,6 +109,8 @@ def _numbered(env: AnyEnv, env_id: str) -> AnyEnv:
     """States as numbers from 0: Discrete and tuples of Discrete; an integer Box stays as it is."""
     space = env.observation_space
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
+        return env
+    if isinstance(space, spaces.Discrete) and space.start == 0:
         return env
     parts = space.spaces if isinstance(space, spaces.Tuple) else (space,)
     if not all(isinstance(part, spaces.Discrete) for part in parts):
