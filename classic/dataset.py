@@ -84,7 +84,9 @@ def load(file: str, env: EnvConfig) -> Dataset:
                 "write a file that --save-dataset wrote for this environment"
             )
     if columns["a"].min() < 0 or columns["a"].max() >= actions:
-        raise BadInput(f"--dataset {file}: a is not from 0 to {actions - 1}, the actions of {env.id}: write another file")
+        raise BadInput(
+            f"--dataset {file}: a is not from 0 to {actions - 1}, the actions of {env.id}: write another file"
+        )
     if not all(np.isfinite(columns[name]).all() for name in ("s", "r", "s_next")):
         raise BadInput(f"--dataset {file} holds numbers that are not finite: write another file")
     return Dataset(

@@ -37,7 +37,7 @@ class BatchConfig:
     """Regressions, each upon the values of the one before."""
     gamma: float = 0.98
     """Discount a step."""
-    evaluate_every: int = 5
+    evaluate_every: int = 3
     """Iterations between evaluations of fresh episodes, of which the best one's values are kept; 0: no evaluation, the last
     iteration's values are kept."""
     evaluation_episodes: int = 10
@@ -52,7 +52,9 @@ class BatchConfig:
         if self.evaluate_every < 0:
             raise BadInput(f"--evaluate-every is {self.evaluate_every}: write iterations, or 0")
         if self.dataset and self.save_dataset:
-            raise BadInput("--dataset and --save-dataset: write the first to learn from a file, or the second to collect one")
+            raise BadInput(
+                "--dataset and --save-dataset: write the first to learn from a file, or the second to collect one"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from classic import continuous, fitted_q, neural_fitted_q, q_learning, value_iteration
+from classic import continuous, fitted_q, n_step, neural_fitted_q, online_q, q_learning, value_iteration
 from classic.interface import Method
 
 METHODS: dict[str, Method] = {
     **value_iteration.METHODS,
     **q_learning.METHODS,
+    **n_step.METHODS,
     **fitted_q.METHODS,
     **neural_fitted_q.METHODS,
+    **online_q.METHODS,
     **continuous.METHODS,
 }
