@@ -1,0 +1,125 @@
+"""Datasets of single transitions: collected once by random actions, learned from in batch, kept as NPZ.
+
+Legend: ``s``, ``s_next`` [N, *observation], ``a`` [N] actions counted from 0, ``r`` [N], ``terminated``, ``truncated`` [N].
+``s_next`` is the true successor, also where the episode ended.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rl.envs import EnvConfig, SeedSequence, describe, make_environments
+from rl.errors import BadInput
+from rl.types import Array, Bool, Float64, Int64
+
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
+COLUMNS = ("s", "a", "r", "terminated", "truncated", "s_next")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Transitions of one environment."""
+
+    env_id: str
+    s: Array  # [N, *observation]
+    a: Int64  # [N]
+    r: Float64  # [N]
+    terminated: Bool  # [N]
+    truncated: Bool  # [N]
+    s_next: Array  # [N, *observation]
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+
+def collect(env: EnvConfig, steps: int, seed: int) -> Dataset:
+    """``steps`` steps of uniformly random actions, the same for the same seed; raises BadInput."""
+    environments, seeds = make_environments(env, 1), SeedSequence(seed, 0)
+    a = np.random.default_rng([seed, 1]).integers(0, environments.actions, steps)
+    s, s_next = (np.zeros((steps, *environments.spec.shape), environments.spec.dtype) for _ in range(2))
+    r, terminated, truncated = np.zeros(steps), np.zeros(steps, np.bool_), np.zeros(steps, np.bool_)
+    observation = environments.reset(seeds.draw(1))
+    for i in range(steps):
+        step = environments.step(a[i : i + 1])
+        s[i], s_next[i] = observation[0], step.observation[0]
+        r[i], terminated[i], truncated[i] = step.reward[0], step.terminated[0], step.truncated[0]
+        observation = environments.restart(step.done, seeds.draw(1)) if step.done[0] else step.observation
+    environments.close()
+    return Dataset(env.id, s, a, r, terminated, truncated, s_next)
+
+
+def save(dataset: Dataset, file: str) -> None:
+    """Write ``dataset`` as compressed NPZ; raises BadInput where the file cannot be written."""
+    columns = {name: getattr(dataset, name) for name in COLUMNS}
+    try:
+        with open(file, "wb") as opened:
+            np.savez_compressed(opened, env_id=np.array(dataset.env_id), **columns)
+    except OSError as error:
+        raise BadInput(f"--save-dataset {file}: {error.strerror}: write a file in a directory that exists") from error
+
+
+def load(file: str, env: EnvConfig) -> Dataset:
+    """The dataset that `save` wrote, for learning on ``env``; raises BadInput where the two do not fit. No pickles."""
+    spec, actions = describe(env)
+    columns = _read(file)
+    env_id = str(columns.pop("env_id"))
+    if env_id != env.id:
+        raise BadInput(f"--dataset {file} is of {env_id}, not of {env.id}: write --env {env_id}, or another file")
+    steps = columns["a"].shape[:1]
+    if steps in ((), (0,)):
+        raise BadInput(f"--dataset {file} holds no transitions: write another file")
+    kinds = {"s": "f", "s_next": "f", "a": "iu", "r": "fiu", "terminated": "b", "truncated": "b"}
+    if spec.dtype == "uint8":
+        kinds |= {"s": "u", "s_next": "u"}
+    for name, column in columns.items():
+        shape = steps + (spec.shape if name.startswith("s") else ())
+        if column.shape != shape or column.dtype.kind not in kinds[name]:
+            raise BadInput(
+                f"--dataset {file}: {name} is {column.dtype} {column.shape}, {env.id} has {shape}: "
+                "write a file that --save-dataset wrote for this environment"
+            )
+    if columns["a"].min() < 0 or columns["a"].max() >= actions:
+        raise BadInput(
+            f"--dataset {file}: a is not from 0 to {actions - 1}, the actions of {env.id}: write another file"
+        )
+    if not all(np.isfinite(columns[name]).all() for name in ("s", "r", "s_next")):
+        raise BadInput(f"--dataset {file} holds numbers that are not finite: write another file")
+    return Dataset(
+        env_id,
+        columns["s"].astype(spec.dtype),
+        columns["a"].astype(np.int64),
+        columns["r"].astype(np.float64),
+        columns["terminated"],
+        columns["truncated"] & ~columns["terminated"],
+        columns["s_next"].astype(spec.dtype),
+    )
+
+
+def _read(file: str) -> dict[str, Array]:
+    if not Path(file).is_file():
+        raise BadInput(f"--dataset {file} is not there: write --save-dataset {file} to collect and keep one")
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            columns = {name: archive[name] for name in ("env_id", *COLUMNS)}
+    except UNREADABLE as error:
+        raise BadInput(
+            f"--dataset {file} is no dataset of transitions: write an NPZ file with env_id, {', '.join(COLUMNS)}"
+        ) from error
+    return columns
+
+
+def transitions(env: EnvConfig, steps: int, seed: int, dataset: str, save_dataset: str) -> Dataset:
+    """What a batch method learns from: the file ``dataset``, or ``steps`` random steps, kept in ``save_dataset`` if named."""
+    if dataset:
+        return load(dataset, env)
+    if save_dataset and not Path(save_dataset).absolute().parent.is_dir():
+        raise BadInput(f"--save-dataset {save_dataset}: its directory is not there: write one that exists")
+    collected = collect(env, steps, seed)
+    if save_dataset:
+        save(collected, save_dataset)
+    return collected

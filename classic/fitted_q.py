@@ -1,0 +1,180 @@
+"""Fitted Q-iteration: Q-learning as a sequence of regressions over one dataset (Ernst, Geurts & Wehenkel 2005, figure 1).
+
+    Q_1 is fitted to r,   Q_k+1 to r + gamma max_a Q_k(s', a),   r alone where s' is terminal
+
+Legend: columns of the dataset as in `classic.dataset`; ``q`` [N, A]; ``target`` [N]. Q_k looks k steps ahead.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from classic.dataset import Dataset, transitions
+from classic.interface import ActionValues, Learned, Method, Monitor, Setting, from_values
+from classic.regressors import Regressor, check_regressor, make_regressor
+from rl.envs import EnvConfig, describe, make_environments
+from rl.errors import BadInput
+from rl.evaluation import evaluate
+from rl.policies import greedy
+from rl.types import Array, Float64, Int64
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Learning from one dataset of random steps, an iteration at a time."""
+
+    steps: int = 50_000
+    """Uniformly random steps collected before learning begins."""
+    dataset: str = ""
+    """NPZ file of transitions to learn from, instead of collecting them."""
+    save_dataset: str = ""
+    """NPZ file to keep the collected transitions in."""
+    iterations: int = 30
+    """Regressions, each upon the values of the one before."""
+    gamma: float = 0.98
+    """Discount a step."""
+    evaluate_every: int = 3
+    """Iterations between evaluations of fresh episodes, of which the best one's values are kept; 0: no evaluation, the last
+    iteration's values are kept."""
+    evaluation_episodes: int = 10
+    """Episodes of such an evaluation."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "iterations", "evaluation_episodes"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least 1")
+        if not 0.0 <= self.gamma <= 1.0:
+            raise BadInput(f"--gamma is {self.gamma}: write a number from 0 to 1")
+        if self.evaluate_every < 0:
+            raise BadInput(f"--evaluate-every is {self.evaluate_every}: write iterations, or 0")
+        if self.dataset and self.save_dataset:
+            raise BadInput(
+                "--dataset and --save-dataset: write the first to learn from a file, or the second to collect one"
+            )
+
+
+@dataclass(frozen=True)
+class FittedQConfig(BatchConfig):
+    """Fitted Q-iteration with a regressor of scikit-learn."""
+
+    regressor: str = "extra-trees"
+    """k-nearest, linear, polynomial, tree, forest, extra-trees, or boosting."""
+    jobs: int = 1
+    """Threads of k-nearest, forest and extra-trees (boosting obeys OMP_NUM_THREADS)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_regressor(self.regressor)
+        if self.jobs < 1:
+            raise BadInput(f"--jobs is {self.jobs}: write at least 1 thread")
+
+
+class Model(Protocol):
+    """Action values that are fitted to targets; calls as `ActionValues`."""
+
+    def fit(self, s: Array, a: Int64, target: Float64) -> float:
+        """Fit q(s, a) to the targets; returns R^2, the share of their variance that is explained."""
+
+    def __call__(self, s: Array) -> Array:
+        """q [N, A]."""
+
+
+def targets(data: Dataset, q_next: Array, gamma: float) -> Float64:
+    """r + gamma max_a q(s', a), r alone where terminated; q_next [N, A]. A truncated step bootstraps as any other does."""
+    return data.r + gamma * np.where(data.terminated, 0.0, q_next.max(axis=1))
+
+
+def inputs(s: Array, a: Int64, actions: int) -> Array:
+    """What a regressor sees of (s, a), [N, D] float32: s flat, then a as 0 or 1, or one-hot where there are more than two."""
+    columns = a[:, None] if actions == 2 else np.eye(actions)[a]
+    return np.concatenate([s.reshape(len(s), -1), columns], axis=1).astype(np.float32)
+
+
+class Regression:
+    """q(s, a) by a regressor over states and actions."""
+
+    def __init__(self, regressor: Regressor, actions: int) -> None:
+        self._regressor, self._actions = regressor, actions
+
+    def fit(self, s: Array, a: Int64, target: Float64) -> float:
+        x = inputs(s, a, self._actions)
+        self._regressor.fit(x, target)
+        return float(self._regressor.score(x, target))
+
+    def __call__(self, s: Array) -> Array:
+        a = np.arange(self._actions).repeat(len(s))
+        every = inputs(np.concatenate([s] * self._actions), a, self._actions)
+        return self._regressor.predict(every).reshape(self._actions, -1).T
+
+
+def iterate(config: BatchConfig, env: EnvConfig, seed: int, monitor: Monitor, model: Model, data: Dataset) -> Learned:
+    """Fit ``model`` again and again, and keep the best of the iterations that were evaluated (the last, if none was).
+
+    The evaluations are the only steps in the environment that learning from a dataset takes.
+    """
+    draws = np.random.default_rng([seed, 2])
+    best, best_return, best_at = model, -np.inf, config.iterations
+    scores, evaluated = np.zeros(config.iterations), []
+    target = data.r
+    for k in range(1, config.iterations + 1):
+        scores[k - 1] = model.fit(data.s, data.a, target)
+        figures = {"score": float(scores[k - 1])}
+        if config.evaluate_every and k % config.evaluate_every == 0:
+            figures["mean_return"] = play(model, env, config.evaluation_episodes, int(draws.integers(2**31)))
+            evaluated.append((k, figures["mean_return"]))
+            if figures["mean_return"] > best_return:
+                best, best_return, best_at = copy.deepcopy(model), figures["mean_return"], k
+        monitor.report(k, figures)
+        if k < config.iterations:
+            target = targets(data, model(data.s_next), config.gamma)
+    arrays = {"score": scores, "evaluations": np.array(evaluated).reshape(-1, 2)}
+    if env.id.startswith("CartPole-"):
+        arrays |= surface(best)
+    return from_values(best, arrays, transitions=len(data), best_iteration=best_at, score=float(scores[best_at - 1]))
+
+
+def play(values: ActionValues, env: EnvConfig, episodes: int, seed: int) -> float:
+    """Mean return of the greedy policy."""
+    environments = make_environments(env, min(episodes, 10))
+    result = evaluate(lambda s: greedy(values(s)), environments, episodes, 0.0, seed)
+    environments.close()
+    return result.mean_return
+
+
+def surface(values: ActionValues, points: int = 61) -> dict[str, Array]:
+    """max_a q and the greedy action over CartPole's pole angle (rad) and angular velocity (rad/s), cart at rest at 0.
+
+    Value and action are [angle, velocity]; the angles end where the pole counts as fallen.
+    """
+    angle, velocity = np.linspace(-0.21, 0.21, points), np.linspace(-2.0, 2.0, points)
+    s = np.zeros((points, points, 4), np.float32)
+    s[..., 2], s[..., 3] = angle[:, None], velocity[None]
+    q = values(s.reshape(-1, 4)).astype(np.float64)
+    return {
+        "surface_angle": angle,
+        "surface_velocity": velocity,
+        "surface_value": q.max(axis=1).reshape(points, points),
+        "surface_action": greedy(q).reshape(points, points),
+    }
+
+
+def fitted_q(config: FittedQConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
+    """Fitted Q-iteration by trees, neighbours or polynomials (Ernst, Geurts & Wehenkel 2005)."""
+    _, actions = describe(env)
+    model = Regression(make_regressor(config.regressor, seed, config.jobs), actions)
+    data = transitions(env, config.steps, seed, config.dataset, config.save_dataset)
+    return iterate(config, env, seed, monitor, model, data)
+
+
+METHODS = {
+    "fitted-q": Method(
+        "a regression after another over one dataset of random steps",
+        fitted_q,
+        "network",
+        (Setting(EnvConfig(id="CartPole-v1"), FittedQConfig(), episodes=10),),
+    ),
+}

@@ -1,0 +1,203 @@
+"""Multi-step Q-learning off policy, three ways: the steps between were behaviour's, not the greedy policy's.
+
+    G = r_1 + gamma r_2 + ... + gamma^(m-1) r_m + gamma^m max_a q(s_m, a),   q(s_0, a_0) += alpha rho (G - q(s_0, a_0))
+
+- ignored: m = n, rho = 1. What DQN does with n > 1; its fixed point is the value of n - 1 more steps of behaviour, not q*
+  (Hernandez-Garcia & Sutton 2019 find that it pays all the same while behaviour is nearly greedy).
+- cut: m ends before the first action a_1, a_2, ... that is not greedy, rho = 1 (Watkins 1989; Sutton & Barto 2018, 12.10).
+- weighted: m = n, rho = prod_{k=1}^{n-1} pi(a_k | s_k) / mu(a_k | s_k), pi greedy, mu behaviour (Sutton & Barto 2018, 7.3):
+  0 where any of them is not greedy, else above 1.
+
+Legend: ``q`` [S, A]; ``window`` the steps from s_0 on, at most n, fewer at an episode's end; ``mu`` behaviour's probability
+of the action it took. A truncated episode bootstraps. All three learn side by side, each from its own behaviour, and are
+judged by the true values, which the environment's model gives.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from classic.interface import Learned, Method, Monitor, Setting, from_values
+from classic.q_learning import n_step_target
+from classic.steps import Step, episode, result, steps
+from classic.value_iteration import Model, exact_values, q_iteration, true_model
+from rl.envs import EnvConfig, single
+from rl.errors import BadInput
+from rl.policies import epsilon_greedy, greedy
+from rl.spaces import AnyEnv
+from rl.types import Array, Bool, EpisodeResult, Float64
+
+
+@dataclass(frozen=True)
+class NStepConfig:
+    """Three corrections of multi-step returns, compared."""
+
+    episodes: int = 500
+    """Episodes of training, of each of the three."""
+    gamma: float = 0.99
+    """Discount a step, below 1."""
+    alpha: float = 0.1
+    """Step size; alpha rho is held to at most 1."""
+    epsilon: float = 0.4
+    """Probability that behaviour acts at random, at all times."""
+    n: int = 4
+    """Steps of reward before bootstrapping."""
+    keep: Literal["ignored", "cut", "weighted"] = "cut"
+    """Whose table becomes the policy."""
+    measure_every: int = 5
+    """Episodes between comparisons with the true values."""
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "n", "measure_every"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least 1")
+        for name in ("alpha", "epsilon"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise BadInput(f"--{name} is {getattr(self, name)}: write a number above 0, up to 1")
+        if not 0.0 <= self.gamma < 1.0:
+            raise BadInput(f"--gamma is {self.gamma}: write a number from 0 to below 1")
+
+
+class Taken(NamedTuple):
+    """A step, and how probable its action was."""
+
+    step: Step
+    mu: float
+
+
+Way = Callable[[Sequence[Taken], Float64], tuple[int, float]]  # (window, q) -> (m, rho)
+
+
+def ignored(window: Sequence[Taken], q: Float64) -> tuple[int, float]:
+    """All the steps, as if they were greedy."""
+    del q
+    return len(window), 1.0
+
+
+def cut(window: Sequence[Taken], q: Float64) -> tuple[int, float]:
+    """The first step, and those after it as long as they are greedy."""
+    m = 1
+    while m < len(window) and _is_greedy(window[m], q):
+        m += 1
+    return m, 1.0
+
+
+def weighted(window: Sequence[Taken], q: Float64) -> tuple[int, float]:
+    """All the steps, by how much more probable they are under the greedy policy than under behaviour."""
+    return len(window), float(np.prod([_is_greedy(taken, q) / taken.mu for taken in window[1:]]))
+
+
+def _is_greedy(taken: Taken, q: Float64) -> bool:
+    return bool(taken.step.a == q[taken.step.s].argmax())
+
+
+WAYS: dict[str, Way] = {"ignored": ignored, "cut": cut, "weighted": weighted}
+
+
+def update(q: Float64, window: Sequence[Taken], way: Way, gamma: float, alpha: float) -> None:
+    """Move q(s_0, a_0) by min(1, alpha rho) of the way to G: a longer step would overshoot its own target."""
+    m, rho = way(window, q)
+    first, last = window[0].step, window[m - 1].step
+    bootstrap = 0.0 if last.terminated else float(q[last.s_next].max())
+    target = n_step_target([taken.step.reward for taken in window[:m]], gamma, bootstrap)
+    q[first.s, first.a] += min(1.0, alpha * rho) * (target - q[first.s, first.a])
+
+
+class _Learner:
+    """One table, and the behaviour that fills it."""
+
+    def __init__(self, config: NStepConfig, env: EnvConfig, seed: int, way: Way, shape: tuple[int, int]) -> None:
+        self.c, self.way, self.q = config, way, np.zeros(shape)
+        self._rng = np.random.default_rng([seed, 0])
+        self.env = single(env, "table")
+        self._stream = steps(self.env, self._act, seed)
+
+    def _act(self, s: int) -> int:
+        return int(epsilon_greedy(self.q[s][None], self.c.epsilon, self._rng)[0])
+
+    def _taken(self, step: Step) -> Taken:
+        random = self.c.epsilon / self.q.shape[1]
+        return Taken(step, random + (1.0 - self.c.epsilon) * (step.a == self.q[step.s].argmax()))
+
+    def episode(self) -> EpisodeResult:
+        """Play one episode and learn from each of its steps."""
+        window: deque[Taken] = deque()
+        played = []
+        for step in episode(self._stream):
+            played.append(step)
+            window.append(self._taken(step))
+            done = step.terminated or step.truncated
+            while len(window) == self.c.n or (done and window):
+                update(self.q, list(window), self.way, self.c.gamma, self.c.alpha)
+                window.popleft()
+        return result(played, self.c.epsilon)
+
+
+class Truth:
+    """The true values, and what a table is worth beside them, both over the states that can be reached from the start."""
+
+    def __init__(self, env: AnyEnv, env_id: str, gamma: float) -> None:
+        self.model, self._gamma = true_model(env, env_id), gamma
+        self.v = q_iteration(self.model, gamma, 1e-9).max(axis=1)
+        self.counted = reachable(self.model, int(env.reset(seed=0)[0]))
+
+    def error(self, q: Float64) -> float:
+        """sqrt mean_s (max_a q(s, a) - v*(s))^2, in units of return."""
+        return float(np.sqrt(np.mean((q.max(axis=1) - self.v)[self.counted] ** 2)))
+
+    def regret(self, q: Float64) -> float:
+        """mean_s (v*(s) - v_greedy(s)): what acting greedily by ``q`` costs, in units of (discounted) return."""
+        policy = np.eye(q.shape[1])[greedy(q)]
+        return float(np.mean((self.v - exact_values(self.model, policy, self._gamma))[self.counted]))
+
+
+def reachable(model: Model, start: int) -> Bool:
+    """The states [S] that some actions lead to from ``start`` before the episode ends."""
+    leads = model.transitions.sum(axis=1) > 0.0
+    found = np.arange(len(leads)) == start
+    for _ in range(len(leads)):
+        found |= leads[found].any(axis=0)
+    return found
+
+
+def n_step(config: NStepConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
+    """Off-policy n-step Q-learning with the steps between ignored, cut or weighted (Sutton & Barto 2018, 7.3 and 12.10)."""
+    made = single(env, "table")
+    truth = Truth(made, env.id, config.gamma)
+    made.close()
+    learners = {name: _Learner(config, env, seed, way, truth.model.rewards.shape) for name, way in WAYS.items()}
+    rows: list[dict[str, float]] = []
+    for number in range(1, config.episodes + 1):
+        results = {name: learner.episode() for name, learner in learners.items()}
+        monitor.episode(results[config.keep])
+        if number % config.measure_every == 0:
+            rows.append({f"{name}_error": truth.error(learner.q) for name, learner in learners.items()})
+            rows[-1] |= {f"{name}_regret": truth.regret(learner.q) for name, learner in learners.items()}
+            monitor.report(number, rows[-1])
+    q = learners[config.keep].q
+    for learner in learners.values():
+        learner.env.close()
+    curves = {key: np.array([row[key] for row in rows]) for key in (rows[0] if rows else ())}
+    measured = np.arange(1, len(rows) + 1) * config.measure_every
+    means = {f"mean_{key}": float(curve.mean()) for key, curve in curves.items()}
+    last = {f"last_{key}": float(curve[-1]) for key, curve in curves.items()}
+
+    def values(observations: Array) -> Array:
+        return q[observations.astype(np.int64)]
+
+    return from_values(values, {"q": q, "measured_at": measured, **curves}, **means, **last)
+
+
+METHODS = {
+    "n-step": Method(
+        "multi-step returns off policy: ignored, cut, or weighted",
+        n_step,
+        "table",
+        (Setting(EnvConfig(id="CliffWalking-v1", max_episode_steps=200), NStepConfig(), episodes=10),),
+    ),
+}

@@ -1,0 +1,108 @@
+"""Neural fitted Q-iteration: the regressor is a network (Riedmiller 2005).
+
+Legend as in `classic.fitted_q`. The network gives q of every action at once, [N, A]; an iteration fits q(s, a) of the action
+taken, and goes on from the weights of the iteration before. Riedmiller trains by Rprop over the whole dataset; minibatches and
+Adam get there sooner, with a step size that falls to almost nothing within each iteration: one action is worth so little
+more than another that the noise of the last gradient steps would choose between them. That its targets stand still during
+an iteration is what DQN's target network keeps of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from classic.dataset import Dataset, transitions
+from classic.fitted_q import BatchConfig, iterate
+from classic.interface import Learned, Method, Monitor, Setting
+from rl.envs import EnvConfig, describe
+from rl.errors import BadInput
+from rl.networks import NetworkConfig, make_network
+from rl.schedules import linear
+from rl.td import squared, td_error, weighted_loss
+from rl.types import Array, Float64, Int64, ObservationSpec
+
+ROWS = 10_000  # of a pass that needs no gradient
+
+
+@dataclass(frozen=True)
+class NeuralFittedQConfig(BatchConfig):
+    """Fitted Q-iteration with a network."""
+
+    gamma: float = 0.95
+    """Discount a step."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of the fully connected layers."""
+    epochs: int = 2
+    """Passes over the dataset in an iteration."""
+    batch: int = 512
+    """Transitions a gradient step."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the start of each iteration; it falls to a hundredth of it, on a straight line."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name} is {getattr(self, name)}: write at least 1")
+        if not self.hidden or min(self.hidden) < 1:
+            raise BadInput(f"--hidden is {self.hidden}: write at least one layer of at least 1 unit")
+        if self.learning_rate <= 0.0:
+            raise BadInput(f"--learning-rate is {self.learning_rate}: write a positive number")
+
+
+class Network:
+    """q by a network of observations divided by their deviations over the dataset."""
+
+    def __init__(self, config: NeuralFittedQConfig, data: Dataset, actions: int, seed: int) -> None:
+        self._c = config
+        deviation = data.s.std(axis=0, dtype=np.float64)
+        self._scale = np.where(deviation > 0.0, deviation, 1.0).astype(np.float32)
+        spec = ObservationSpec(data.s.shape[1:], "float32")
+        self._network = make_network(NetworkConfig("mlp", config.hidden, dueling=False), spec, actions, seed)
+        self._optimizer = torch.optim.Adam(self._network.parameters(), lr=config.learning_rate)
+        self._rng = np.random.default_rng([seed, 3])
+
+    def _scaled(self, s: Array) -> torch.Tensor:
+        return torch.from_numpy(s / self._scale)
+
+    def fit(self, s: Array, a: Int64, target: Float64) -> float:
+        x, a_tm1, y = self._scaled(s), torch.from_numpy(a), torch.from_numpy(target.astype(np.float32))
+        batches = [
+            rows
+            for _ in range(self._c.epochs)
+            for rows in torch.from_numpy(self._rng.permutation(len(x))).split(self._c.batch)
+        ]
+        rate = self._c.learning_rate
+        for i, rows in enumerate(batches):
+            self._optimizer.param_groups[0]["lr"] = linear(rate, rate / 100, len(batches), i)
+            losses = squared(td_error(self._network(x[rows]), a_tm1[rows], y[rows]))
+            loss = weighted_loss(losses, torch.ones_like(losses))
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+        rest = target - self(s)[np.arange(len(a)), a]
+        return float(1.0 - (rest**2).sum() / max(((target - target.mean()) ** 2).sum(), 1e-12))
+
+    @torch.no_grad()
+    def __call__(self, s: Array) -> Array:
+        return np.concatenate([self._network(x).numpy() for x in self._scaled(s).split(ROWS)])
+
+
+def neural_fitted_q(config: NeuralFittedQConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
+    """Fitted Q-iteration by a network that keeps its weights from an iteration to the next (after Riedmiller 2005)."""
+    _, actions = describe(env)
+    data = transitions(env, config.steps, seed, config.dataset, config.save_dataset)
+    return iterate(config, env, seed, monitor, Network(config, data, actions, seed), data)
+
+
+METHODS = {
+    "neural-fitted-q": Method(
+        "fitted Q-iteration with a network",
+        neural_fitted_q,
+        "network",
+        (Setting(EnvConfig(id="CartPole-v1"), NeuralFittedQConfig(), episodes=10),),
+    ),
+}
