@@ -94,6 +94,30 @@ def cartpole() -> TrainConfig:
     )
 
 
+def flappybird() -> TrainConfig:
+    """FlappyBird-v0 from 12 features."""
+    return TrainConfig(
+        env=EnvConfig(id="FlappyBird-v0", kwargs='{"use_lidar": false}', max_episode_steps=4_000),
+        network=NetworkConfig(kind="mlp", hidden=(256, 256), dueling=False, layer_norm=True),
+        returns=ReturnConfig(n_step=3),
+        exploration=ExplorationConfig(kind="linear", start=0.1, end=0.0, steps=100_000, greedy_below=0.01),
+        actors=ActorConfig(count=1, environments=8, segment_items=40),
+        replay=ReplayConfig(
+            capacity=100_000, limiter=LimiterConfig(samples_per_insert=8.0, min_size=2_000, slack=4_000)
+        ),
+        learner=LearnerConfig(
+            batch_size=64,
+            threads=1,
+            learning_rate=1e-3,
+            target_update_period=200,
+        ),
+        evaluation=EvaluationConfig(
+            episodes=20, epsilon=0.0, environments=20, goal=200.0, margin=100.0, period=20_000, quick_episodes=10
+        ),
+        max_steps=500_000,
+    )
+
+
 def generic() -> TrainConfig:
     """Where `--env.id` names an environment and no preset was asked for: small fully connected network, a schedule."""
     return TrainConfig(
@@ -115,7 +139,7 @@ def generic() -> TrainConfig:
     )
 
 
-PRESETS = {"pong": pong, "cartpole": cartpole, "breakout": breakout, "atari": atari, "generic": generic}
+PRESETS = {"pong": pong, "cartpole": cartpole, "flappybird": flappybird, "breakout": breakout, "atari": atari, "generic": generic}
 
 
 def preset(name: str) -> TrainConfig:
