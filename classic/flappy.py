@@ -1,8 +1,8 @@
 """FlappyBird's score: pipes, as the game itself counts them.
 
-FlappyBird-v0 (flappy-bird-gymnasium, Kubovcik 2023, without its lidar) rewards +0.1 a step, +1 instead where a pipe is passed,
--0.5 where the bird touches the top and -1 where it dies. The first pipe is passed at step 61, the others 36 to 42 steps after
-one another, so that an episode of P pipes has fewer than 61 + 42 P steps and
+FlappyBird-v0 (flappy-bird-gymnasium, Kubovcik 2023, without its lidar) rewards +0.1 a step, +1 instead where a pipe is
+passed, -0.5 where the bird touches the top and -1 where it dies. The first pipe is passed at step 61, each other one 36 to
+42 steps after the last, so that an episode of P pipes has fewer than 61 + 42 P steps and
 
     return <= 0.1 * (60 + 42 P - P) + P = 6 + 5.1 P.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +21,7 @@ FLAPPY = preset("flappybird")
 
 
 def hover(observations):
-    """Flaps less than 15 pixels above the lower edge of the next gap: a fair player. (The bird is at x = 57, 24 pixels high.)"""
+    """A fair player: flaps where the bird (at x = 57, 24 pixels high) is less than 15 above the next gap's lower edge."""
     o = observations
     behind = o[:, 0] * 288 + 52 < 57
     lower_edge = np.where(behind, o[:, 5], o[:, 2]) * 512
@@ -37,15 +36,14 @@ def limited(steps, **kwargs) -> EnvConfig:
     return replace(FLAPPY.env, max_episode_steps=steps, kwargs=json.dumps({"use_lidar": False, **kwargs}))
 
 
-def short(seed=1) -> TrainConfig:
+def short() -> TrainConfig:
     """The preset, cut to some hundred steps."""
     return replace(
         FLAPPY,
         replay=replace(FLAPPY.replay, limiter=replace(FLAPPY.replay.limiter, min_size=200)),
         learner=replace(FLAPPY.learner, device="cpu"),
-        evaluation=replace(FLAPPY.evaluation, period=400, quick_episodes=4, environments=2),
-        seed=seed,
-        max_steps=800,
+        evaluation=replace(FLAPPY.evaluation, period=300, quick_episodes=4, environments=2),
+        max_steps=600,
     )
 
 
@@ -69,27 +67,26 @@ def test_a_return_proves_pipes():
         played = evaluate(hover, make_environments(limited(steps), 1), 6, 0.0, seed=1)
         for episode, count in zip(played.episodes, pipes(hover, limited(steps), 6, seed=1), strict=True):
             assert episode.episode_return <= 6 + 5.1 * count + 1e-3
-            assert episode.episode_return >= 0.1 * (episode.length - count - 1) + count - 1.001  # the bird never rose to the top
+            exactly = 0.1 * (episode.length - count) + count  # of this player, who never touches the top
+            assert episode.episode_return == pytest.approx(exactly if episode.truncated else exactly - 1.1, abs=1e-3)
     assert FLAPPY.evaluation.goal >= 6 + 5.1 * 20
     assert FLAPPY.evaluation.episodes >= 20
 
 
 def test_the_preset_learns_serially_and_repeats(tmp_path):
-    """Whole runs: the same seed ends with the same weights, another one with others."""
+    """Two whole runs of one seed end with the same figures and the same weights."""
     summaries, weights = [], []
-    for name, seed in (("one", 1), ("two", 1), ("other", 2)):
-        summaries.append(train(short(seed), run_dir=tmp_path / name, serial=True))
+    for name in ("one", "two"):
+        summaries.append(train(short(), run_dir=tmp_path / name, serial=True))
         state = load_policy(tmp_path / name, "last").network.state_dict()
         weights.append(np.concatenate([x.numpy().ravel() for x in state.values()]))
-    one, two, other = summaries
+    one, two = summaries
     assert one["updates"] > 10
     assert one["mean_return"] is not None
     figures = ("agent_steps", "updates", "episodes", "mean_return", "best_return")
     assert [one[k] for k in figures] == [two[k] for k in figures]
     np.testing.assert_array_equal(weights[0], weights[1])
-    assert not np.array_equal(weights[0], weights[2])
     assert len(pipes(load_policy(tmp_path / "one").act, FLAPPY.env, 2, seed=1)) == 2
-    assert other["seed"] == 2
 
 
 def test_it_is_drawn_without_a_display(monkeypatch):
@@ -102,12 +99,17 @@ def test_it_is_drawn_without_a_display(monkeypatch):
 
 
 @pytest.mark.parametrize("blocked", ["flappy_bird_gymnasium", "pygame"])
-def test_the_missing_extra_is_one_line(blocked, tmp_path):
-    program = f"import sys; sys.modules[{blocked!r}] = None; from launch.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "train", "flappybird", "--serial", "--run-dir", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.strip().splitlines() == [
-        "qfleet: FlappyBird-v0 needs the extra `classic`: pip install 'qfleet[classic]'"
-    ]
-    assert not (tmp_path / "run").exists()
+def test_the_missing_extra_is_one_line(blocked):
+    """In a process of its own: here the package is imported already."""
+    program = f"""
+import sys
+sys.modules[{blocked!r}] = None  # importing it raises ImportError
+from rl.envs import EnvConfig, check_env
+from rl.errors import BadInput
+try:
+    check_env(EnvConfig(id="FlappyBird-v0"))
+except BadInput as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "FlappyBird-v0 needs the extra `classic`: pip install 'qfleet[classic]'\n", done.stderr
