@@ -148,11 +148,11 @@ def play(values: ActionValues, env: EnvConfig, episodes: int, seed: int) -> floa
 def surface(values: ActionValues, points: int = 61) -> dict[str, Array]:
     """max_a q and the greedy action over CartPole's pole angle (rad) and angular velocity (rad/s), cart at rest at 0.
 
-    Value and action are [angle, velocity]; the angles end where the pole counts as fallen.
+    Value and action are [velocity, angle]; the angles end where the pole counts as fallen.
     """
     angle, velocity = np.linspace(-0.21, 0.21, points), np.linspace(-2.0, 2.0, points)
     s = np.zeros((points, points, 4), np.float32)
-    s[..., 2], s[..., 3] = angle[:, None], velocity[None]
+    s[..., 2], s[..., 3] = angle[None], velocity[:, None]
     q = values(s.reshape(-1, 4)).astype(np.float64)
     return {
         "surface_angle": angle,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import signal
@@ -21,11 +20,10 @@ from classic.babyai import MakeDatasetConfig, make_dataset
 from classic.interface import Method, Setting, Silent
 from classic.methods import METHODS as CLASSIC
 from launch import classic_dqn
-from launch.classic_log import EPISODES, PROGRESS, table
+from launch.classic_pictures import draw_seeds
 from launch.classic_run import Job, learn_seed
 from launch.flags import parse, value_of
 from launch.run_dir import CONFIG, SUMMARY, RunDir
-from report.learning import Curve, plot_learning, plot_progress
 from rl.envs import EnvConfig, check_env
 from rl.errors import BadInput, nearest
 from rl.recording import check_recording
@@ -46,7 +44,7 @@ class ClassicCommand:
     """Agent steps until an episode is truncated; 0: as registered."""
     seeds: tuple[int, ...] = (1,)
     """Seeds to learn with, one after the other."""
-    test_episodes: int = 1_000
+    final_episodes: int = 1_000
     """Episodes that the greedy policy is evaluated on after learning."""
     run_dir: str | None = None
     """Directory of all that is kept, a fresh dated one under runs/ by default; seeds done there are not done again."""
@@ -139,11 +137,11 @@ def _parse(name: str, method: Method, args: list[str]) -> Any:
         env=setting.env.id,
         env_kwargs=setting.env.kwargs,
         max_episode_steps=setting.env.max_episode_steps,
-        test_episodes=setting.episodes,
+        final_episodes=setting.episodes,
         **{f.name: getattr(setting.config, f.name) for f in dataclasses.fields(setting.config)},
     )
     command = parse(cls, args, default, f"qfleet classic {name}")
-    for flag, value in (("--test-episodes", command.test_episodes), ("--threads", command.threads)):
+    for flag, value in (("--final-episodes", command.final_episodes), ("--threads", command.threads)):
         if value < 1:
             raise BadInput(f"{flag} is {value}: write at least 1")
     if not command.seeds or len(set(command.seeds)) < len(command.seeds) or min(command.seeds) < 0:
@@ -156,7 +154,7 @@ def _setting(command: Any, method: Method) -> Setting:
     env = EnvConfig(id=command.env, kwargs=command.env_kwargs, max_episode_steps=command.max_episode_steps)
     config_type = type(method.settings[0].config)
     config = config_type(**{f.name: getattr(command, f.name) for f in dataclasses.fields(config_type)})
-    return Setting(env, config, command.test_episodes)
+    return Setting(env, config, command.final_episodes)
 
 
 def _folder(command: Any, name: str) -> Path:
@@ -192,7 +190,7 @@ def _learn(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
             print(
                 f"seed {seed}: mean return {summary['mean_return']:.4g} in {summary['wall_seconds']:.0f} s", flush=True
             )
-    _draw(job, seeds)
+    draw_seeds([job.seed_folder(seed) for seed in seeds], job.title, job.folder)
     return summed(job, done)
 
 
@@ -215,32 +213,11 @@ def summed(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _draw(job: Job, seeds: Sequence[int]) -> None:
-    """Learning curves over all seeds."""
-    episodes = [table(job.seed_folder(s) / EPISODES) for s in seeds]
-    if all(len(columns["episode"]) > 1 for columns in episodes):
-        plot_learning(episodes, job.title, job.folder / "curves.png")
-    progress = [_progress(job.seed_folder(s) / PROGRESS) for s in seeds]
-    if all(progress):
-        plot_progress(progress, job.title, job.folder / "progress.png")
-
-
-def _progress(file: Path) -> dict[str, Curve]:
-    """Each figure of progress.csv over what it was reported at."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    with file.open(newline="") as opened:
-        for row in csv.DictReader(opened):
-            at, values = found.setdefault(row["name"], ([], []))
-            at.append(float(row["at"]))
-            values.append(float(row["value"]))
-    return {name: (np.array(at), np.array(values)) for name, (at, values) in found.items() if len(at) > 1}
-
-
 def _say(s: dict[str, Any]) -> None:
     seeds = (
         f"{len(s['seeds'])} seeds (worst {s['worst_return']:.4g})" if len(s["seeds"]) > 1 else f"seed {s['seeds'][0]}"
     )
     print(
-        f"{s['method']} on {s['env']}: mean return {s['mean_return']:.4g} over {seeds}, {s['test_episodes']:,.0f} greedy "
+        f"{s['method']} on {s['env']}: mean return {s['mean_return']:.4g} over {seeds}, {s['final_episodes']:,.0f} greedy "
         f"episodes each; learned in {s['wall_seconds']:.1f} s; everything is in {s['run_dir']}"
     )

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -15,7 +14,7 @@ from rich.status import Status
 from tensorboardX import SummaryWriter
 
 from launch.progress import PLAIN_EVERY, duration
-from rl.types import EpisodeResult
+from rl.types import Array, EpisodeResult
 
 EPISODES, PROGRESS = "episodes.csv", "progress.csv"
 ROWS = 2_000  # of episodes.csv at most; a row is the mean of several episodes where there are more
@@ -109,7 +108,18 @@ class ClassicLog:
             file.close()
 
 
-def table(file: Path) -> dict[str, Any]:
+def series(file: Path) -> dict[str, tuple[Array, Array]]:
+    """Each figure of progress.csv that was reported more than once: (at, values)."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    with file.open(newline="") as opened:
+        for row in csv.DictReader(opened):
+            at, values = found.setdefault(row["name"], ([], []))
+            at.append(float(row["at"]))
+            values.append(float(row["value"]))
+    return {name: (np.array(at), np.array(values)) for name, (at, values) in found.items() if len(at) > 1}
+
+
+def table(file: Path) -> dict[str, Array]:
     """The columns of episodes.csv as arrays."""
     with file.open(newline="") as opened:
         header, *rows = list(csv.reader(opened))

@@ -55,14 +55,14 @@ def learn_seed(job: Job, seed: int) -> dict[str, Any]:
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         figures = _evaluated(job, learned, seed)
         if "mean_return" in learned.figures:  # of episodes that the method itself is judged by
-            figures = {"fresh_return": figures["mean_return"], "test_episodes": figures["test_episodes"]}
+            figures = {"fresh_return": figures["mean_return"], "final_episodes": figures["final_episodes"]}
         figures |= learned.figures
         log.evaluation(figures["mean_return"])
     finally:
         log.close()
     if learned.arrays:
         (folder / "values.safetensors").write_bytes(to_bytes({k: np.asarray(v) for k, v in learned.arrays.items()}))
-    draw(learned, job.setting.env, folder, f"{job.title}, seed {seed}")
+    draw(learned, job.setting.env, job.method.takes, folder, f"{job.title}, seed {seed}")
     if job.video:
         record(learned.policy, job.setting.env, folder / "videos", 1, 0.0, seed, job.method.takes, gif=True)
     summary = {
@@ -91,5 +91,5 @@ def _evaluated(job: Job, learned: Learned, seed: int) -> dict[str, Any]:
         "mean_return": result.mean_return,
         "std_return": result.std_return,
         "worst_return": result.worst_return,
-        "test_episodes": episodes,
+        "final_episodes": episodes,
     }

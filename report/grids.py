@@ -17,34 +17,33 @@ from rl.types import Array
 
 
 class Panel(NamedTuple):
-    """One heat map: a value and a sign a cell."""
+    """One heat map: a value, a sign and a label a cell."""
 
     title: str
-    values: Array  # [R, C], NaN: no state
-    signs: Sequence[Sequence[str]]  # [R][C], an arrow or a letter
+    values: Array  # [R, C]
+    signs: Array  # [R, C] str, an arrow or a word
+    labels: Array  # [R, C] str, the cell's own letter
+    row_names: Sequence[str] = ()
+    column_names: Sequence[str] = ()
 
 
 def plot_values(panels: Sequence[Panel], title: str, to: Path) -> Path:
-    """Values of the cells by colour and number, the greedy action as an arrow; one colour scale for all panels."""
+    """Values of the cells by colour and number, the greedy action as a sign; one colour scale for all panels."""
     rows, columns = panels[0].values.shape
-    cell = 0.95 if columns <= 8 else 0.75
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(max(4.5, columns * cell * len(panels) + 1.2), max(3.0, rows * cell + 1.0)),
-        squeeze=False,
-    )
-    known = np.concatenate([panel.values[np.isfinite(panel.values)] for panel in panels])
-    low, high = float(known.min()), float(known.max())
+    size = (max(4.5, columns * 0.8 * len(panels) + 1.4), max(3.0, rows * 0.8 + 1.0))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    low = float(min(panel.values.min() for panel in panels))
+    high = float(max(panel.values.max() for panel in panels))
     for axis, panel in zip(axes[0], panels, strict=True):
         image = axis.imshow(panel.values, cmap="viridis", vmin=low, vmax=high)
         for (r, c), value in np.ndenumerate(panel.values):
-            if np.isfinite(value):
-                ink = "black" if value > low + 0.6 * (high - low) else "white"
-                axis.text(c, r - 0.12, panel.signs[r][c], ha="center", va="center", color=ink, fontsize=13)
-                axis.text(c, r + 0.3, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=7)
-        axis.set_xticks([])
-        axis.set_yticks([])
+            ink = "black" if value > low + 0.6 * (high - low) else "white"
+            sign = str(panel.signs[r, c])
+            axis.text(c, r, sign, ha="center", va="center", color=ink, fontsize=13 if len(sign) == 1 else 7)
+            axis.text(c, r + 0.36, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=6.5)
+            axis.text(c - 0.42, r - 0.32, str(panel.labels[r, c]), ha="left", va="center", color=ink, fontsize=7)
+        axis.set_xticks(range(len(panel.column_names)), panel.column_names)
+        axis.set_yticks(range(len(panel.row_names)), panel.row_names)
         axis.set_title(panel.title, fontsize=9)
     figure.colorbar(image, ax=axes[0].tolist(), shrink=0.8, label="value of the state")
     figure.suptitle(title, fontsize=10)
@@ -54,7 +53,7 @@ def plot_values(panels: Sequence[Panel], title: str, to: Path) -> Path:
 def plot_surface(
     x: Array, y: Array, layers: Sequence[tuple[str, Array]], labels: tuple[str, str], title: str, to: Path
 ) -> Path:
-    """Numbers over two others: each layer (name, [len(y), len(x)]) as a coloured map."""
+    """Numbers over two others: each layer (name, [Y, X]) as a coloured map over ``x`` [X] and ``y`` [Y]."""
     figure, axes = plt.subplots(1, len(layers), figsize=(5.2 * len(layers), 4.0), squeeze=False)
     for axis, (name, values) in zip(axes[0], layers, strict=True):
         mesh = axis.pcolormesh(x, y, values, cmap="viridis", shading="auto")

@@ -80,7 +80,7 @@ def test_the_list_names_every_method_and_its_environments(capsys):
         (("q-learning", "--alpha", "2"), "--alpha is 2.0: write a number from 0 to 1"),
         (("q-learning", "--alfa", "0.1"), "unknown flag --alfa: did you mean --alpha?"),
         (("q-learning", "--seeds", "1", "1"), "write one or more different numbers"),
-        (("q-learning", "--test-episodes", "0"), "--test-episodes is 0: write at least 1"),
+        (("q-learning", "--final-episodes", "0"), "--final-episodes is 0: write at least 1"),
         (("q-learning", "--env-kwargs", "slippery"), "write a JSON object"),
         (("q-learning", "--env-kwargs", '{"slippery": 1}'), "cannot be made"),
         (("dqn", "--preset", "pung"), "unknown preset 'pung': did you mean 'pong'?"),
@@ -96,7 +96,7 @@ def test_bad_input_is_one_line_before_anything_starts(capsys, tmp_path, words, s
 
 
 def test_dqn_is_the_last_rung(capsys, tmp_path):
-    words = ("dqn", "--max-steps", 1500, "--test-episodes", 5, "--run-dir", tmp_path / "dqn", "--no-video", "--json")
+    words = ("dqn", "--max-steps", 1500, "--final-episodes", 5, "--run-dir", tmp_path / "dqn", "--no-video", "--json")
     status, out, err = run(capsys, *words)
     assert status == 0, err
     figures = json.loads(out.splitlines()[-1])
