@@ -45,7 +45,8 @@ def _filled(learned: Learned, panel: Any) -> Panel:
         values, signs = learned.arrays["v"][panel.observations], np.full(len(panel.observations), "")
     else:
         q = learned.values(panel.observations)
-        values, signs = q.max(axis=1), np.array(panel.actions)[greedy(q)]
+        prefers = q.min(axis=1) < q.max(axis=1)  # not where an episode ends, nor where nothing was learned
+        values, signs = q.max(axis=1), np.where(prefers, np.array(panel.actions)[greedy(q)], "")
     values, signs, labels = (np.asarray(x).reshape(panel.shape) for x in (values, signs, panel.labels))
     return Panel(panel.title, values, signs, labels, panel.row_names, panel.column_names)
 

@@ -40,10 +40,7 @@ def short() -> TrainConfig:
     """The preset, cut to some hundred steps."""
     return replace(
         FLAPPY,
-<<<<<<< HEAD
-=======
         actors=replace(FLAPPY.actors, environments=4),
->>>>>>> h5
         replay=replace(FLAPPY.replay, limiter=replace(FLAPPY.replay.limiter, min_size=200)),
         learner=replace(FLAPPY.learner, device="cpu"),
         evaluation=replace(FLAPPY.evaluation, period=300, quick_episodes=4, environments=2),
