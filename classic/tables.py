@@ -32,8 +32,10 @@ class States:
         return zlib.compress(np.asarray(observation, self._dtype).tobytes())
 
     def row(self, observation: Any) -> int:
-        """The row of a state, a new one where it was never seen."""
+        """The row of a state, a new one where it was never seen. Raises ValueError outside the space."""
         if self.by_bytes is None:
+            if not 0 <= observation < self.count:
+                raise ValueError(f"state {observation} is not one of {self.count}")
             return int(observation)
         row = self.by_bytes.setdefault(self._key(observation), self.count)
         self.count = max(self.count, row + 1)
