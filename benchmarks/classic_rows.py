@@ -25,16 +25,38 @@ class Row:
         return ["classic", self.method, *env, *self.flags, "--seeds", *(str(s) for s in range(1, self.seeds + 1))]
 
 
+LAKE, GRID, CLIFF, CARTPOLE = "FrozenLake-v1", "qfleet/GridWorld-v0", "CliffWalking-v1", "CartPole-v1"
+BIAS, BLACKJACK, PENDULUM = "qfleet/MaximizationBias-v0", "Blackjack-v1", "Pendulum-v1"
+
 ROWS = {
     row.name: row
     for row in (
-        Row("q-learning-frozenlake", "q-learning", "FrozenLake-v1", 0.70),
+        Row("value-iteration", "value-iteration", LAKE, 0.70),
+        Row("q-iteration", "q-iteration", LAKE, 0.70),
+        Row("mc-prediction", "mc-prediction", LAKE, 0.05, figure="max_error", at_least=False),
+        Row("td0", "td0", LAKE, 0.05, figure="max_error", at_least=False),
+        Row("monte-carlo-grid", "monte-carlo", GRID, 1.0, figure="shortest_paths"),
+        Row("monte-carlo-blackjack", "monte-carlo", BLACKJACK, -0.06),
+        Row("q-learning-frozenlake", "q-learning", LAKE, 0.70),
         Row("q-learning-taxi", "q-learning", "Taxi-v4", 7.5),
-        Row("q-learning-cliff", "q-learning", "CliffWalking-v1", -13),
-        Row("double-q-cliff", "double-q-learning", "CliffWalking-v1", -13),
-        Row("sarsa-cliff", "sarsa", "CliffWalking-v1", -20),
-        Row("expected-sarsa-cliff", "expected-sarsa", "CliffWalking-v1", -17),
-        Row("n-step-q-cliff", "n-step-q", "CliffWalking-v1", -20),
-        Row("dqn-cartpole", "dqn", "CartPole-v1", 475),
+        Row("q-learning-cliff", "q-learning", CLIFF, -13),
+        Row("q-learning-windy", "q-learning", "qfleet/WindyGridWorld-v0", -15),
+        Row("double-q-cliff", "double-q-learning", CLIFF, -17),
+        Row("sarsa-cliff", "sarsa", CLIFF, -17),
+        Row("expected-sarsa-cliff", "expected-sarsa", CLIFF, -17),
+        Row("n-step-q-cliff", "n-step-q", CLIFF, -17),
+        Row("q-learning-bias", "q-learning", BIAS, -0.1, seeds=100),
+        Row("double-q-bias", "double-q-learning", BIAS, -0.1, seeds=100),
+        Row("n-step", "n-step", CLIFF, -17),
+        Row("fitted-q", "fitted-q", CARTPOLE, 200),
+        Row("neural-fitted-q", "neural-fitted-q", CARTPOLE, 400),
+        Row("online-q-grid", "online-q", GRID, 7.0),
+        Row("online-q-cartpole", "online-q", CARTPOLE, 0),
+        Row("offline-q", "offline-q", "BabyAI-Pickup-v0", 0.9, seeds=1),
+        Row("dqn-cartpole", "dqn", CARTPOLE, 475),
+        Row("dqn-flappybird", "dqn", "FlappyBird-v0", 20, seeds=3, figure="pipes"),
+        Row("continuous-cem", "continuous", PENDULUM, -200, seeds=3, flags=("--maximizer", "cem")),
+        Row("continuous-naf", "continuous", PENDULUM, -200, seeds=3, flags=("--maximizer", "naf")),
+        Row("continuous-ddpg", "continuous", PENDULUM, -200, seeds=3, flags=("--maximizer", "ddpg")),
     )
 }

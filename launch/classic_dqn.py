@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from classic.flappy import pipes
 from classic.interface import Learned, Method, Monitor, Setting
 from launch.api import load_policy, train
 from launch.classic_log import ClassicLog
 from launch.presets import PRESETS, preset
 from rl.envs import EnvConfig
 from rl.errors import BadInput
-
-PIPES_EPISODES = 20  # of FlappyBird in which pipes are counted
 
 
 @dataclass(frozen=True)
@@ -42,9 +37,6 @@ def dqn(config: DqnConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learn
         raise SystemExit(128 + summary["interrupted_by"])
     policy = load_policy(monitor.folder / "run")
     figures = {name: summary[name] for name in ("solved", "agent_steps", "updates")}
-    if env.id.startswith("FlappyBird"):
-        passed = pipes(policy.act, env, PIPES_EPISODES, seed)
-        figures |= {"pipes": float(np.mean(passed)), "worst_pipes": min(passed)}
     return Learned(lambda observations: policy.act(observations), policy.values, {}, figures)
 
 

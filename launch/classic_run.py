@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from classic.interface import Learned, Method, Setting
+from classic.scores import scores
 from launch.classic_log import ClassicLog
 from launch.classic_pictures import draw
 from launch.run_dir import SUMMARY, RunDir, versions
@@ -56,7 +57,7 @@ def learn_seed(job: Job, seed: int) -> dict[str, Any]:
         figures = _evaluated(job, learned, seed)
         if "mean_return" in learned.figures:  # of episodes that the method itself is judged by
             figures = {"fresh_return": figures["mean_return"], "final_episodes": figures["final_episodes"]}
-        figures |= learned.figures
+        figures |= {**scores(learned.policy, job.setting.env, job.method.takes, TEST_SEED + seed), **learned.figures}
         log.evaluation(figures["mean_return"])
     finally:
         log.close()

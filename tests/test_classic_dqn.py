@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from classic.flappy import pipes
+from classic.scores import pipes
 from launch.api import load_policy, train
 from launch.config import TrainConfig, check
 from launch.presets import preset
