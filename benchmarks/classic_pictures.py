@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
 from benchmarks.classic_rows import ROWS
-from launch.classic_log import EPISODES, table
-from report.learning import Curve, plot_compared
+from launch.classic_log import EPISODES, PROGRESS, series, table
+from report.learning import Curve, plot_compared, save
+from rl.parameters import from_bytes
+from rl.types import Array
 
 # picture of the page: where it lies under the folder of all rows
 SINGLE = {
+    "value-iteration-values.png": "value-iteration/seed-1/values.png",
+    "monte-carlo-blackjack-values.png": "monte-carlo-blackjack/seed-1/values.png",
     "q-learning-taxi-curves.png": "q-learning-taxi/curves.png",
+    "q-learning-taxi-values.png": "q-learning-taxi/seed-1/values.png",
+    "n-step.png": "n-step/compared.png",
+    "fitted-q-surface.png": "fitted-q/seed-1/surface.png",
+    "offline-q-states.png": "offline-q/seed-1/states.png",
+    "dqn-flappybird.gif": "dqn-flappybird/seed-1/videos/rl-video-episode-0.gif",
+    "continuous-surface.png": "continuous-ddpg/seed-1/surface.png",
 }
 
 
@@ -33,20 +49,76 @@ def draw_all(folder: Path, to: Path) -> list[str]:
     return missing
 
 
-def _curves(folder: Path, row: str, x: str, y: Callable[[dict], object]) -> list[Curve]:
-    """One curve a seed of a row: ``y`` of the columns of episodes.csv over the column ``x``."""
-    files = [folder / row / f"seed-{seed}" / EPISODES for seed in range(1, ROWS[row].seeds + 1)]
-    return [(columns[x], y(columns)) for columns in map(table, files)]
+def _seeds(folder: Path, row: str) -> list[Path]:
+    return [folder / row / f"seed-{seed}" for seed in range(1, ROWS[row].seeds + 1)]
+
+
+def _episodes(folder: Path, row: str, x: str, y: Callable[[Mapping[str, Array]], Array]) -> list[Curve]:
+    """One curve a seed: ``y`` of the columns of episodes.csv over the column ``x``."""
+    found = [table(seed / EPISODES) for seed in _seeds(folder, row)]
+    return [(columns[x], y(columns)) for columns in found]
 
 
 def _bias(folder: Path, to: Path) -> None:
+    rows = {"Q-learning": "q-learning-bias", "double Q-learning": "double-q-bias"}
+    groups = {name: _episodes(folder, row, "episode", lambda c: c["length"] - 1.0) for name, row in rows.items()}
+    groups = {name: [_mean(curves)] for name, curves in groups.items()}
+    plot_compared(groups, ("episode", "share of 100 seeds that go left"), "a maximum over noise", to)
+
+
+def _mean(curves: Sequence[Curve]) -> Curve:
+    """Curves over the same x as their mean."""
+    return curves[0][0], np.mean([y for _, y in curves], axis=0)
+
+
+def _prediction(folder: Path, to: Path) -> None:
+    rows = {"Monte-Carlo": "mc-prediction", "TD(0)": "td0"}
     groups = {
-        method: _curves(folder, row, "episode", lambda c: c["length"] - 1.0)
-        for method, row in (("Q-learning", "q-learning-bias"), ("double Q-learning", "double-q-bias"))
+        f"{name}, {figure.replace('_', ' ')}": [series(seed / PROGRESS)[figure] for seed in _seeds(folder, row)]
+        for name, row in rows.items()
+        for figure in ("max_error", "rms_error")
     }
-    plot_compared(groups, ("episode", "share of episodes that go left"), "a maximum over noise", to)
+    labels = ("episode", "distance from the exact values")
+    plot_compared(groups, labels, "FrozenLake: values of the random policy", to)
+
+
+def _online(folder: Path, to: Path) -> None:
+    rows = {"online, no replay, no target network": "online-q-cartpole", "DQN": "dqn-cartpole"}
+    groups = {name: _episodes(folder, row, "agent_steps", lambda c: c["return"]) for name, row in rows.items()}
+    plot_compared(groups, ("agent steps", "return of a training episode"), "CartPole-v1", to)
+
+
+def _cliff(folder: Path, to: Path) -> None:
+    """The greedy paths of Q-learning and SARSA on the cliff's 4x12 cells."""
+    figure, axis = plt.subplots(figsize=(8, 2.6))
+    for name, row, aside in (("Q-learning", "q-learning-cliff", 0.04), ("SARSA", "sarsa-cliff", -0.04)):
+        q = from_bytes((_seeds(folder, row)[0] / "values.safetensors").read_bytes())["q"]
+        path = np.array(_path(q))
+        axis.plot(path % 12, path // 12 + aside, "o-", ms=4, label=name)
+    axis.fill_between([0.55, 10.45], 2.55, 3.45, color="0.7", lw=0)
+    axis.text(5.5, 3, "the cliff", ha="center", va="center")
+    axis.set(
+        xlim=(-0.5, 11.5), ylim=(3.5, -0.5), xticks=range(12), yticks=range(4), title="greedy paths after learning"
+    )
+    axis.legend(fontsize=8, loc="upper left")
+    figure.tight_layout()
+    save(figure, to)
+
+
+def _path(q: Array) -> list[int]:
+    """The cells that the greedy policy walks from the start, at most 40."""
+    cell, path = 36, [36]
+    while cell != 47 and len(path) < 40:
+        down, right = ((-1, 0), (0, 1), (1, 0), (0, -1))[int(q[cell].argmax())]
+        row, column = min(max(cell // 12 + down, 0), 3), min(max(cell % 12 + right, 0), 11)
+        cell = 12 * row + column
+        path.append(cell)
+    return path
 
 
 COMPARED: dict[str, tuple[Sequence[str], Callable[[Path, Path], None]]] = {
+    "prediction.png": (("mc-prediction", "td0"), _prediction),
+    "cliff.png": (("q-learning-cliff", "sarsa-cliff"), _cliff),
     "bias.png": (("q-learning-bias", "double-q-bias"), _bias),
+    "online-q-and-dqn.png": (("online-q-cartpole", "dqn-cartpole"), _online),
 }

@@ -95,7 +95,7 @@ def cartpole() -> TrainConfig:
 
 
 def flappybird() -> TrainConfig:
-    """FlappyBird-v0, its 12 features, to 40 pipes or more in some minutes (a return of 6 + 5.1 * 40: classic/flappy.py).
+    """FlappyBird-v0, its 12 features, to 40 pipes or more in some minutes (a return of 6 + 5.1 * 40: classic/scores.py).
 
     A random action flaps half the time, and one flap in 19 steps keeps the bird at its height: epsilon begins small.
     """

@@ -13,6 +13,8 @@ from rl.errors import BadInput
 from rl.evaluation import Policy
 from rl.spaces import Takes
 
+GIF_SECONDS, GIF_SIDE, GIF_FPS = 30.0, 320, 15  # at most; pixels, frames/s
+
 
 def record(
     act: Policy,
@@ -66,10 +68,12 @@ def check_recording(config: EnvConfig, takes: Takes = "network") -> None:
 
 
 def _gif(video: Path) -> Path:
-    """The same pictures as a GIF beside the mp4."""
+    """The same pictures as a GIF beside the mp4, its first half minute and not too large for a page."""
     from moviepy import VideoFileClip
 
     to = video.with_suffix(".gif")
     with VideoFileClip(str(video)) as clip:
-        clip.write_gif(str(to), fps=min(clip.fps, 25), logger=None)
+        shown = clip.subclipped(0, min(clip.duration, GIF_SECONDS))
+        shown = shown.resized(GIF_SIDE / max(clip.size)) if max(clip.size) > GIF_SIDE else shown
+        shown.write_gif(str(to), fps=min(clip.fps, GIF_FPS), logger=None)
     return to
