@@ -129,9 +129,7 @@ def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor)
     c, environments = config, make_environments(env, config.environments, takes="continuous")
     if len(environments.spec.shape) != 1:
         environments.close()
-        raise BadInput(
-            f"env.id {env.id!r} has observations of shape {environments.spec.shape}: write one with a vector"
-        )
+        raise BadInput(f"env.id {env.id!r} has observations of shape {environments.spec.shape}: write one with a vector")
     count, (observation,), action = environments.count, environments.spec.shape, environments.actions
     learner = _Learner(c, observation, action, seed)
     memory = Memory(min(c.capacity, c.steps + count), (observation,), (action,), np.float32, np.float32)

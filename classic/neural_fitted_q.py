@@ -1,10 +1,10 @@
 """Neural fitted Q-iteration: the regressor is a network (Riedmiller 2005).
 
 Legend as in `classic.fitted_q`. The network gives q of every action at once, [N, A]; an iteration fits q(s, a) of the action
-taken, and goes on from the weights of the iteration before. Riedmiller trains by Rprop over the whole dataset; minibatches and
-Adam get there sooner, with a step size that falls to almost nothing within each iteration: one action is worth so little
-more than another that the noise of the last gradient steps would choose between them. That its targets stand still during
-an iteration is what DQN's target network keeps of it.
+taken, and goes on from the weights of the iteration before. Riedmiller trains by Rprop over the whole dataset; minibatches
+and Adam get there sooner, with a step size that falls to almost nothing within each iteration: one action is worth so
+little more than another that the noise of the last gradient steps would choose between them. That its targets stand still
+during an iteration is what DQN's target network keeps of it.
 """
 
 from __future__ import annotations
