@@ -31,8 +31,15 @@ ROWS = 10_000  # of a pass that needs no gradient
 class NeuralFittedQConfig(BatchConfig):
     """Fitted Q-iteration with a network."""
 
+    steps: int = 100_000
+    """Uniformly random steps collected before learning begins."""
+    iterations: int = 20
+    """Regressions, each upon the values of the one before."""
     gamma: float = 0.95
     """Discount a step."""
+    evaluate_every: int = 1
+    """Iterations between evaluations of fresh episodes, of which the best one's values are kept; 0: no evaluation, the last
+    iteration's values are kept."""
     hidden: tuple[int, ...] = (64, 64)
     """Units of the fully connected layers."""
     epochs: int = 2

@@ -1,4 +1,4 @@
-"""Fitted Q-iteration: targets written out, every regressor, datasets in files, and a dataset small enough to solve exactly."""
+"""Fitted Q-iteration: targets written out, every regressor, datasets in files, and one small enough to solve."""
 
 from __future__ import annotations
 

@@ -36,9 +36,7 @@ def linear_q():
     return network
 
 
-@pytest.mark.parametrize(
-    ("terminated", "td"), [(False, 1 + 0.9 * max(0.5 * 4, 2 * 4) - 0.5 * 3), (True, 1 - 0.5 * 3)]
-)
+@pytest.mark.parametrize(("terminated", "td"), [(False, 1 + 0.9 * max(0.5 * 4, 2 * 4) - 0.5 * 3), (True, 1 - 0.5 * 3)])
 def test_an_update_is_the_semi_gradient_of_one_step(terminated, td):
     learner = OnlineLearner(OnlineQConfig(gamma=0.9, loss="squared"), linear_q())
     loss = learner.update(step(3.0, 0, 1.0, terminated, 4.0))
