@@ -114,7 +114,7 @@ def _read(file: str) -> dict[str, Array]:
 
 
 def transitions(env: EnvConfig, steps: int, seed: int, dataset: str, save_dataset: str) -> Dataset:
-    """What a batch method learns from: the file ``dataset``, or ``steps`` random steps, kept in ``save_dataset`` if named."""
+    """What is learned from: the file ``dataset``, or ``steps`` random steps, kept in ``save_dataset`` if named."""
     if dataset:
         return load(dataset, env)
     if save_dataset and not Path(save_dataset).absolute().parent.is_dir():

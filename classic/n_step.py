@@ -159,7 +159,7 @@ class Truth:
 def reachable(model: Model, start: int) -> Bool:
     """The states [S] that some actions lead to from ``start`` before the episode ends."""
     leads = model.transitions.sum(axis=1) > 0.0
-    found = np.arange(len(leads)) == start
+    found: Bool = np.arange(len(leads)) == start
     for _ in range(len(leads)):
         found |= leads[found].any(axis=0)
     return found

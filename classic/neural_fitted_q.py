@@ -1,10 +1,10 @@
 """Neural fitted Q-iteration: the regressor is a network (Riedmiller 2005).
 
 Legend as in `classic.fitted_q`. The network gives q of every action at once, [N, A]; an iteration fits q(s, a) of the action
-taken, and goes on from the weights of the iteration before. Riedmiller trains by Rprop over the whole dataset; minibatches and
-Adam get there sooner, with a step size that falls to almost nothing within each iteration: one action is worth so little
-more than another that the noise of the last gradient steps would choose between them. That its targets stand still during
-an iteration is what DQN's target network keeps of it.
+taken, and goes on from the weights of the iteration before. Riedmiller trains by Rprop over the whole dataset; minibatches
+and Adam get there sooner, with a step size that falls to almost nothing within each iteration: one action is worth so
+little more than another that the noise of the last gradient steps would choose between them. That its targets stand still
+during an iteration is what DQN's target network keeps of it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,15 @@ ROWS = 10_000  # of a pass that needs no gradient
 class NeuralFittedQConfig(BatchConfig):
     """Fitted Q-iteration with a network."""
 
+    steps: int = 100_000
+    """Uniformly random steps collected before learning begins."""
+    iterations: int = 20
+    """Regressions, each upon the values of the one before."""
     gamma: float = 0.95
     """Discount a step."""
+    evaluate_every: int = 1
+    """Iterations between evaluations of fresh episodes, of which the best one's values are kept; 0: no evaluation, the last
+    iteration's values are kept."""
     hidden: tuple[int, ...] = (64, 64)
     """Units of the fully connected layers."""
     epochs: int = 2
