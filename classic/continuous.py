@@ -26,6 +26,9 @@ from rl.types import Array, EpisodeResult
 REPORT_PERIOD = 500  # gradient steps
 
 
+MAXIMIZERS = ("cem", "naf", "ddpg")
+
+
 @dataclass(frozen=True)
 class ContinuousConfig:
     """Q-learning with continuous actions."""
@@ -68,6 +71,7 @@ class ContinuousConfig:
         for name in ("steps", "environments", "updates", "warm_up", "batch", "capacity", "samples", "elites"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         self._require(self.steps > self.warm_up, "steps", f"more than --warm-up, which is {self.warm_up}")
+        self._require(self.maximizer in MAXIMIZERS, "maximizer", "cem, naf or ddpg")
         self._require(self.refinements >= 0, "refinements", "0 or more")
         self._require(self.elites <= self.samples, "elites", f"at most --samples, which is {self.samples}")
         self._require(0.0 <= self.gamma <= 1.0, "gamma", "a number from 0 to 1")

@@ -81,7 +81,7 @@ def test_a_run_keeps_its_best_iteration_and_draws_its_surface():
     assert list(evaluated) == [2, 4]
     assert learned.figures["best_iteration"] == max(evaluated, key=evaluated.get)
     np.testing.assert_array_equal(learned.arrays["evaluations"], list(evaluated.items()))
-    q = learned.values(np.array([[0.0, 0.0, -0.21, 2.0]], np.float32))[0]
+    q = learned.values(np.array([[0.0, 0.0, 0.21, -2.0]], np.float32))[0]
     assert learned.arrays["surface_value"][0, -1] == q.max()
     assert learned.arrays["surface_action"][0, -1] == q.argmax()
     assert surface(learned.values, 5)["surface_value"].shape == (5, 5)
