@@ -75,7 +75,16 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
 def _run_row(row: Row, folder: Path) -> dict[str, Any]:
     """`qfleet classic` in a process of its own; the seeds done before cost nothing. Raises RunFault."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = [*row.words, "--run-dir", str(folder), "--json"]
+    if row.needs is not None and not (ROOT / row.needs[0]).exists():
+        _run(row.needs[1], folder)
+    summary: dict[str, Any] = json.loads(
+        _run([*row.words, "--run-dir", str(folder.resolve()), "--json"], folder).splitlines()[-1]
+    )
+    return summary
+
+
+def _run(words: Sequence[str], folder: Path) -> str:
+    """A command of qfleet, its complaints in the folder's log.txt; returns what it printed. Raises RunFault."""
     with (folder / "log.txt").open("a") as log:
         done = subprocess.run(
             [sys.executable, "-m", "launch.cli", *words],
@@ -87,11 +96,8 @@ def _run_row(row: Row, folder: Path) -> dict[str, Any]:
         )
         log.write(done.stdout)
     if done.returncode != 0:
-        raise RunFault(
-            f"{row.name}: `qfleet {' '.join(row.words)}` ended with status {done.returncode}: see {folder}/log.txt"
-        )
-    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return summary
+        raise RunFault(f"`qfleet {' '.join(words)}` ended with status {done.returncode}: see {folder}/log.txt")
+    return done.stdout
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ class Row:
     flags: tuple[str, ...] = ()
     figure: str = "mean_return"
     at_least: bool = True  # else at most
+    needs: tuple[str, tuple[str, ...]] | None = None  # a path, and the command that makes it where it is not there
 
     @property
     def words(self) -> list[str]:
@@ -27,6 +28,7 @@ class Row:
 
 LAKE, GRID, CLIFF, CARTPOLE = "FrozenLake-v1", "qfleet/GridWorld-v0", "CliffWalking-v1", "CartPole-v1"
 BIAS, BLACKJACK, PENDULUM = "qfleet/MaximizationBias-v0", "Blackjack-v1", "Pendulum-v1"
+BABYAI = "./runs/babyai-pickup-fullobs-v0"
 
 ROWS = {
     row.name: row
@@ -52,7 +54,15 @@ ROWS = {
         Row("neural-fitted-q", "neural-fitted-q", CARTPOLE, 400),
         Row("online-q-grid", "online-q", GRID, 7.0),
         Row("online-q-cartpole", "online-q", CARTPOLE, 0),
-        Row("offline-q", "offline-q", "BabyAI-Pickup-v0", 0.9, seeds=1),
+        Row(
+            "offline-q",
+            "offline-q",
+            "BabyAI-Pickup-v0",
+            0.9,
+            seeds=1,  # nothing is random
+            flags=("--dataset", BABYAI),
+            needs=(BABYAI, ("classic", "make-dataset", "--to", BABYAI)),
+        ),
         Row("dqn-cartpole", "dqn", CARTPOLE, 475),
         Row("dqn-flappybird", "dqn", "FlappyBird-v0", 20, seeds=3, figure="pipes"),
         Row("continuous-cem", "continuous", PENDULUM, -200, seeds=3, flags=("--maximizer", "cem")),
