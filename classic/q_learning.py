@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -233,6 +233,7 @@ CLIFF_CONTROL = QLearningConfig(
     episodes=1_000, gamma=1.0, alpha=0.5, alpha_end=0.05, epsilon=0.1, epsilon_end=0.1, epsilon_decay=1.0
 )
 CLIFF = (Setting(EnvConfig(id="CliffWalking-v1", max_episode_steps=200), CLIFF_CONTROL, episodes=10),)
+CLIFF_DOUBLE = replace(CLIFF[0], config=replace(CLIFF_CONTROL, episodes=3_000))  # half of the steps for each table
 # Sutton & Barto 2018, figure 6.5: how often a method goes left, where it never should
 BIAS = Setting(
     EnvConfig(id="qfleet/MaximizationBias-v0"),
@@ -253,7 +254,7 @@ METHODS = {
             BIAS,
         ),
     ),
-    "double-q-learning": Method("two tables against overestimation", double_q_learning, "table", (*CLIFF, BIAS)),
+    "double-q-learning": Method("two tables against overestimation", double_q_learning, "table", (CLIFF_DOUBLE, BIAS)),
     "sarsa": Method("on-policy: values of the policy that explores", sarsa, "table", CLIFF),
     "expected-sarsa": Method("SARSA without the luck of the next action", expected_sarsa, "table", CLIFF),
     "n-step-q": Method("Q-learning over several steps of reward", n_step_q, "table", CLIFF),
