@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ WORLDS = [
 
 @pytest.mark.parametrize("config", WORLDS, ids=lambda config: config.id)
 def test_arrows_point_where_actions_lead(config):
-    env = gym.make(config.id, **eval(config.kwargs.replace("false", "False"))).unwrapped
+    env = gym.make(config.id, **json.loads(config.kwargs)).unwrapped
     for panel in panels(config, "table"):
         rows, cols = panel.shape
         place = {int(state): divmod(i, cols) for i, state in enumerate(panel.observations)}
