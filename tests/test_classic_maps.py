@@ -69,6 +69,7 @@ def test_blackjack_lies_by_sum_and_card():
     without, with_ace = panels(EnvConfig(id="Blackjack-v1"), "table")
     assert (without.row_names[0], without.row_names[-1], without.column_names[0]) == ("21", "12", "A")
     assert without.observations[0] == np.ravel_multi_index((21, 1, 0), (32, 11, 2))
+    assert without.observations[1] == np.ravel_multi_index((21, 2, 0), (32, 11, 2))
     assert with_ace.observations[-1] == np.ravel_multi_index((12, 10, 1), (32, 11, 2))
 
 
