@@ -99,8 +99,9 @@ def monte_carlo(config: MonteCarloConfig, env: EnvConfig, seed: int, monitor: Mo
     return from_values(averages.q, {"q": averages.q.q})
 
 
+# Returns stay in the mean for ever: those of wild play at first would say for long that another card is a bad idea.
 BLACKJACK = MonteCarloConfig(
-    episodes=500_000, gamma=1.0, average="mean", epsilon=1.0, epsilon_end=0.05, epsilon_decay=0.99999
+    episodes=250_000, gamma=1.0, average="mean", epsilon=0.2, epsilon_end=0.1, epsilon_decay=0.999997
 )
 
 METHODS = {

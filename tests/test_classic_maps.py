@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ WORLDS = [
 
 @pytest.mark.parametrize("config", WORLDS, ids=lambda config: config.id)
 def test_arrows_point_where_actions_lead(config):
-    env = gym.make(config.id, **eval(config.kwargs.replace("false", "False"))).unwrapped
+    env = gym.make(config.id, **json.loads(config.kwargs)).unwrapped
     for panel in panels(config, "table"):
         rows, cols = panel.shape
         place = {int(state): divmod(i, cols) for i, state in enumerate(panel.observations)}
@@ -67,6 +69,7 @@ def test_blackjack_lies_by_sum_and_card():
     without, with_ace = panels(EnvConfig(id="Blackjack-v1"), "table")
     assert (without.row_names[0], without.row_names[-1], without.column_names[0]) == ("21", "12", "A")
     assert without.observations[0] == np.ravel_multi_index((21, 1, 0), (32, 11, 2))
+    assert without.observations[1] == np.ravel_multi_index((21, 2, 0), (32, 11, 2))
     assert with_ace.observations[-1] == np.ravel_multi_index((12, 10, 1), (32, 11, 2))
 
 
