@@ -15,6 +15,7 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(BIN)/python -m pytest -m "" --nbmake --nbmake-timeout 1200 --timeout 1300 docs/notebooks
 
 results: $(STAMP)
 	$(BIN)/qfleet bench classic $(ARGS)
