@@ -89,9 +89,9 @@ def targets(data: Dataset, q_next: Array, gamma: float) -> Float64:
 
 
 def inputs(s: Array, a: Int64, actions: int) -> Array:
-    """What a regressor sees of (s, a), [N, D] float32: s flat, then a as 0 or 1, one-hot where there are more."""
+    """What a regressor sees of (s, a), [N, D] float64: s flat, then a as 0 or 1, one-hot where there are more."""
     columns = a[:, None] if actions == 2 else np.eye(actions)[a]
-    return np.concatenate([s.reshape(len(s), -1), columns], axis=1).astype(np.float32)
+    return np.concatenate([s.reshape(len(s), -1), columns], axis=1, dtype=np.float64)
 
 
 class Regression:

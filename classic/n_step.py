@@ -37,7 +37,7 @@ from rl.types import Array, Bool, EpisodeResult, Float64
 class NStepConfig:
     """Three corrections of multi-step returns, compared."""
 
-    episodes: int = 500
+    episodes: int = 1_500
     """Episodes of training, of each of the three."""
     gamma: float = 0.99
     """Discount a step, below 1."""

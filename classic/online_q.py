@@ -35,13 +35,13 @@ REPORT_PERIOD = 1_000  # steps between reports of the loss
 class OnlineQConfig:
     """One step of the environment, one gradient step."""
 
-    steps: int = 25_000
+    steps: int = 40_000
     """Steps of training."""
     gamma: float = 0.95
     """Discount a step."""
     epsilon_end: float = 0.1
     """Probability of a random action that epsilon falls to, on a straight line from 1."""
-    epsilon_steps: int = 15_000
+    epsilon_steps: int = 20_000
     """Steps in which epsilon falls."""
     hidden: tuple[int, ...] = (128, 128)
     """Units of the fully connected layers."""

@@ -59,6 +59,7 @@ def test_a_tree_that_can_hold_every_pair_finds_the_true_values():
     assert learned.figures["best_iteration"] == 3
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_every_regressor_runs_and_repeats_itself(name):
     data = collect(CARTPOLE, 300, seed=1)
