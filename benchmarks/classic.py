@@ -134,11 +134,11 @@ def _table_row(row: Row, s: dict[str, Any]) -> str:
     worst = min(each) if row.at_least else max(each)
     what = "" if row.figure == "mean_return" else f" {row.figure.replace('_', ' ')}"
     bar = f"{'at least' if row.at_least else 'at most'} {row.bar:g}{what}"
-    listed = ", ".join(f"{value:.4g}" for value in each)
+    listed = ", ".join(f"{value:.4g}" for value in each) if len(each) <= 5 else f"{len(each)} seeds"
     verdict = "" if reached(row, s) else " (missed)"
     return (
         f"| `qfleet {' '.join(row.words)}` | {bar} | {s[row.figure]:.4g}{verdict} | {worst:.4g} | {listed} "
-        f"| {s['wall_seconds']:,.0f} |"
+        f"| {s['wall_seconds']:,.0f} ({s['cpu_seconds']:,.0f}) |"
     )
 
 
