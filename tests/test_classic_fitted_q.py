@@ -11,7 +11,7 @@ import pytest
 from classic.dataset import COLUMNS, Dataset, collect, load, save
 from classic.fitted_q import FittedQConfig, Regression, fitted_q, inputs, iterate, surface, targets
 from classic.interface import Silent
-from classic.neural_fitted_q import NeuralFittedQConfig, Network, neural_fitted_q
+from classic.neural_fitted_q import Network, NeuralFittedQConfig, neural_fitted_q
 from classic.regressors import REGRESSORS, make_regressor
 from rl.envs import EnvConfig
 from rl.errors import BadInput
