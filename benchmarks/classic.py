@@ -22,7 +22,7 @@ from benchmarks.measure import at_least_1
 from rl.errors import BadInput, RunFault, nearest
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- results: written by `make results` -->", "<!-- results: end -->"
+TABLES = ("results", "regressors", "parts")  # of docs/classic.md, each between two marks
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
                 say(f"[{time.monotonic() - began:,.0f} s] {count} of {len(names)}  {fault}")
     figures = {name: summary for name in ROWS if (summary := _summary(folder / name)) is not None}
     if c.write:
-        write_table(figures, ROOT / "docs" / "classic.md")
+        write_tables(figures, ROOT / "docs" / "classic.md")
         write_figures(figures, ROOT / "docs" / "results" / "classic.jsonl")
         missing = draw_all(folder, ROOT / "docs" / "results" / "classic")
         if missing:
@@ -106,38 +106,45 @@ def _summary(folder: Path) -> dict[str, Any] | None:
 
 
 def reached(row: Row, s: dict[str, Any]) -> bool:
-    """Whether the mean over seeds meets the row's bar."""
-    value = s[row.figure]
-    return bool(value >= row.bar if row.at_least else value <= row.bar)
+    """Whether the mean over seeds meets the row's bar, if it has one."""
+    if row.bar is None:
+        return True
+    return bool(s[row.figure] >= row.bar if row.at_least else s[row.figure] <= row.bar)
+
+
+def bar(row: Row) -> str:
+    """What a row must reach, in words."""
+    if row.bar is None:
+        return "-"
+    what = "" if row.figure == "mean_return" else f" {row.figure.replace('_', ' ')}"
+    return f"{'at least' if row.at_least else 'at most'} {row.bar:g}{what}"
 
 
 def line(row: Row, s: dict[str, Any]) -> str:
     """A row's outcome in words."""
-    verdict = "reached" if reached(row, s) else "NOT reached"
-    return f"{row.name}: {row.figure} {s[row.figure]:.4g}, bar {row.bar:g} {verdict}, {s['wall_seconds']:.0f} s a seed"
+    verdict = "" if row.bar is None else ", reached" if reached(row, s) else ", NOT reached"
+    return f"{row.name}: {row.figure} {s[row.figure]:.4g}, bar {bar(row)}{verdict}, {s['wall_seconds']:.0f} s a seed"
 
 
-def write_table(figures: dict[str, dict[str, Any]], page: Path) -> None:
-    """Put the table between the page's two marks."""
-    head = [
-        "| command | must reach | mean over seeds | worst seed | each seed | seconds a seed |",
-        "|---|---|---|---|---|---|",
-    ]
-    rows = [_table_row(ROWS[name], summary) for name, summary in figures.items()]
+def write_tables(figures: dict[str, dict[str, Any]], page: Path) -> None:
+    """Put each table between its two marks on the page."""
+    columns = ("command", "must reach", "mean over seeds", "worst seed", "each seed", "wall (CPU) seconds a seed")
+    head = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     text = page.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    page.write_text(before + "\n".join([BEGIN, *head, *rows, END]) + after)
+    for name in TABLES:
+        begin, end = f"<!-- {name}: written by `make results` -->", f"<!-- {name}: end -->"
+        rows = [_table_row(ROWS[row], summary) for row, summary in figures.items() if ROWS[row].table == name]
+        text = text.split(begin)[0] + "\n".join([begin, *head, *rows, end]) + text.split(end)[1]
+    page.write_text(text)
 
 
 def _table_row(row: Row, s: dict[str, Any]) -> str:
     each: Sequence[float] = s["each"][row.figure]
     worst = min(each) if row.at_least else max(each)
-    what = "" if row.figure == "mean_return" else f" {row.figure.replace('_', ' ')}"
-    bar = f"{'at least' if row.at_least else 'at most'} {row.bar:g}{what}"
     listed = ", ".join(f"{value:.4g}" for value in each) if len(each) <= 5 else f"{len(each)} seeds"
     verdict = "" if reached(row, s) else " (missed)"
     return (
-        f"| `qfleet {' '.join(row.words)}` | {bar} | {s[row.figure]:.4g}{verdict} | {worst:.4g} | {listed} "
+        f"| `qfleet {' '.join(row.words)}` | {bar(row)} | {s[row.figure]:.4g}{verdict} | {worst:.4g} | {listed} "
         f"| {s['wall_seconds']:,.0f} ({s['cpu_seconds']:,.0f}) |"
     )
 

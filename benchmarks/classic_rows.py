@@ -12,11 +12,12 @@ class Row:
     name: str
     method: str
     env: str
-    bar: float  # of the mean over seeds
+    bar: float | None  # of the mean over seeds
     seeds: int = 5
     flags: tuple[str, ...] = ()
     figure: str = "mean_return"
     at_least: bool = True  # else at most
+    table: str = "results"  # of the page that it stands in
     needs: tuple[str, tuple[str, ...]] | None = None  # a path, and the command that makes it where it is not there
 
     @property
@@ -53,7 +54,18 @@ ROWS = {
         Row("fitted-q", "fitted-q", CARTPOLE, 200),
         Row("neural-fitted-q", "neural-fitted-q", CARTPOLE, 400),
         Row("online-q-grid", "online-q", GRID, 7.0),
-        Row("online-q-cartpole", "online-q", CARTPOLE, 0),
+        Row("online-q-cartpole", "online-q", CARTPOLE, None, table="parts"),
+        Row("online-q-target", "online-q", CARTPOLE, None, 3, ("--target-period", "500"), table="parts"),
+        Row("online-q-replay", "online-q", CARTPOLE, None, 3, ("--replay", "10000"), table="parts"),
+        Row(
+            "online-q-both",
+            "online-q",
+            CARTPOLE,
+            None,
+            3,
+            ("--replay", "10000", "--target-period", "500"),
+            table="parts",
+        ),
         Row(
             "offline-q",
             "offline-q",
@@ -68,5 +80,9 @@ ROWS = {
         Row("continuous-cem", "continuous", PENDULUM, -200, seeds=3, flags=("--maximizer", "cem")),
         Row("continuous-naf", "continuous", PENDULUM, -200, seeds=3, flags=("--maximizer", "naf")),
         Row("continuous-ddpg", "continuous", PENDULUM, -200, seeds=3, flags=("--maximizer", "ddpg")),
+        *(
+            Row(f"fitted-q-{name}", "fitted-q", CARTPOLE, None, 2, ("--regressor", name), table="regressors")
+            for name in ("linear", "polynomial", "tree", "k-nearest", "forest", "boosting")
+        ),
     )
 }
