@@ -30,6 +30,7 @@ class Row:
 LAKE, GRID, CLIFF, CARTPOLE = "FrozenLake-v1", "qfleet/GridWorld-v0", "CliffWalking-v1", "CartPole-v1"
 BIAS, BLACKJACK, PENDULUM = "qfleet/MaximizationBias-v0", "Blackjack-v1", "Pendulum-v1"
 BABYAI = "./runs/babyai-pickup-fullobs-v0"
+SHORT = ("--steps", "20000")
 
 ROWS = {
     row.name: row
@@ -55,8 +56,8 @@ ROWS = {
         Row("neural-fitted-q", "neural-fitted-q", CARTPOLE, 400),
         Row("online-q-grid", "online-q", GRID, 7.0),
         Row("online-q-cartpole", "online-q", CARTPOLE, None, table="parts"),
-        Row("online-q-target", "online-q", CARTPOLE, None, 3, ("--target-period", "500"), table="parts"),
-        Row("online-q-replay", "online-q", CARTPOLE, None, 3, ("--replay", "10000"), table="parts"),
+        Row("online-q-target", "online-q", CARTPOLE, None, 3, (*SHORT, "--target-period", "500"), table="parts"),
+        Row("online-q-replay", "online-q", CARTPOLE, None, 3, (*SHORT, "--replay", "10000"), table="parts"),
         Row(
             "online-q-both",
             "online-q",
@@ -81,7 +82,7 @@ ROWS = {
         Row("continuous-naf", "continuous", PENDULUM, -200, seeds=3, flags=("--maximizer", "naf")),
         Row("continuous-ddpg", "continuous", PENDULUM, -200, seeds=3, flags=("--maximizer", "ddpg")),
         *(
-            Row(f"fitted-q-{name}", "fitted-q", CARTPOLE, None, 2, ("--regressor", name), table="regressors")
+            Row(f"fitted-q-{name}", "fitted-q", CARTPOLE, None, 1, ("--regressor", name), table="regressors")
             for name in ("linear", "polynomial", "tree", "k-nearest", "forest", "boosting")
         ),
     )

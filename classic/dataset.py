@@ -113,12 +113,18 @@ def _read(file: str) -> dict[str, Array]:
     return columns
 
 
+def check(env: EnvConfig, dataset: str, save_dataset: str) -> None:
+    """Raise BadInput unless ``dataset``, if named, suits the environment, and ``save_dataset`` has a directory."""
+    if dataset:
+        load(dataset, env)
+    if save_dataset and not Path(save_dataset).absolute().parent.is_dir():
+        raise BadInput(f"--save-dataset {save_dataset}: its directory is not there: write one that exists")
+
+
 def transitions(env: EnvConfig, steps: int, seed: int, dataset: str, save_dataset: str) -> Dataset:
     """What is learned from: the file ``dataset``, or ``steps`` random steps, kept in ``save_dataset`` if named."""
     if dataset:
         return load(dataset, env)
-    if save_dataset and not Path(save_dataset).absolute().parent.is_dir():
-        raise BadInput(f"--save-dataset {save_dataset}: its directory is not there: write one that exists")
     collected = collect(env, steps, seed)
     if save_dataset:
         save(collected, save_dataset)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from classic.dataset import Dataset, transitions
+from classic.dataset import Dataset, check, transitions
 from classic.interface import ActionValues, Learned, Method, Monitor, Setting, from_values
 from classic.regressors import Regressor, check_regressor, make_regressor
 from rl.envs import EnvConfig, describe, make_environments
@@ -71,6 +71,11 @@ class FittedQConfig(BatchConfig):
         check_regressor(self.regressor)
         if self.jobs < 1:
             raise BadInput(f"--jobs is {self.jobs}: write at least 1 thread")
+
+
+def check_files(config: BatchConfig, env: EnvConfig) -> None:
+    """Raise BadInput unless the dataset that is named is there and fits, and the one to be written can be."""
+    check(env, config.dataset, config.save_dataset)
 
 
 class Model(Protocol):
@@ -176,5 +181,6 @@ METHODS = {
         fitted_q,
         "network",
         (Setting(EnvConfig(id="CartPole-v1"), FittedQConfig(), episodes=10),),
+        check_files,
     ),
 }

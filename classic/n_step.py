@@ -25,7 +25,7 @@ import numpy as np
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.q_learning import n_step_target
 from classic.steps import Step, episode, result, steps
-from classic.value_iteration import Model, exact_values, q_iteration, true_model
+from classic.value_iteration import Model, check_model, exact_values, q_iteration, true_model
 from rl.envs import EnvConfig, single
 from rl.errors import BadInput
 from rl.policies import epsilon_greedy, greedy
@@ -199,5 +199,6 @@ METHODS = {
         n_step,
         "table",
         (Setting(EnvConfig(id="CliffWalking-v1", max_episode_steps=200), NStepConfig(), episodes=10),),
+        check_model,
     ),
 }

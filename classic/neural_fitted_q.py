@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from classic.dataset import Dataset, transitions
-from classic.fitted_q import BatchConfig, iterate
+from classic.fitted_q import BatchConfig, check_files, iterate
 from classic.interface import Learned, Method, Monitor, Setting
 from rl.envs import EnvConfig, describe
 from rl.errors import BadInput
@@ -111,5 +111,6 @@ METHODS = {
         neural_fitted_q,
         "network",
         (Setting(EnvConfig(id="CartPole-v1"), NeuralFittedQConfig(), episodes=10),),
+        check_files,
     ),
 }

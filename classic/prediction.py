@@ -15,7 +15,7 @@ import numpy as np
 from classic.interface import Learned, Method, Monitor, Setting
 from classic.monte_carlo import returns
 from classic.steps import Step, episode, result, steps
-from classic.value_iteration import Model, exact_values, q_iteration, true_model
+from classic.value_iteration import Model, check_model, exact_values, q_iteration, true_model
 from rl.envs import EnvConfig, single
 from rl.errors import BadInput
 from rl.policies import greedy
@@ -146,9 +146,17 @@ FROZEN_LAKE = EnvConfig(id="FrozenLake-v1")
 
 METHODS = {
     "mc-prediction": Method(
-        "values of a given policy by Monte-Carlo", mc_prediction, "table", (Setting(FROZEN_LAKE, PredictionConfig()),)
+        "values of a given policy by Monte-Carlo",
+        mc_prediction,
+        "table",
+        (Setting(FROZEN_LAKE, PredictionConfig()),),
+        check_model,
     ),
     "td0": Method(
-        "values of a given policy by TD(0)", td0, "table", (Setting(FROZEN_LAKE, PredictionConfig(power=0.8)),)
+        "values of a given policy by TD(0)",
+        td0,
+        "table",
+        (Setting(FROZEN_LAKE, PredictionConfig(power=0.8)),),
+        check_model,
     ),
 }

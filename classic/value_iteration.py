@@ -7,6 +7,7 @@ that the episode goes on in s'. A step that terminates goes on nowhere, so a ter
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -56,6 +57,18 @@ def true_model(env: AnyEnv, env_id: str) -> Model:
                 model.rewards[s, a] += p * reward
                 model.transitions[s, a, successor] += p * (not terminated)
     return model
+
+
+def check_numbered(config: Any, env: EnvConfig) -> None:
+    """Raise BadInput unless the environment's states can be counted."""
+    with closing(single(env, "table")) as made:
+        size(made, env.id)
+
+
+def check_model(config: Any, env: EnvConfig) -> None:
+    """Raise BadInput unless the environment states its model."""
+    with closing(single(env, "table")) as made:
+        true_model(made, env.id)
 
 
 class Counts:
@@ -233,6 +246,6 @@ def learn_q(config: PlanningConfig, env: EnvConfig, seed: int, monitor: Monitor)
 SETTINGS = (Setting(EnvConfig(id="FrozenLake-v1"), PlanningConfig()),)
 
 METHODS = {
-    "value-iteration": Method("V(s) in a model that random steps estimate", learn_v, "table", SETTINGS),
-    "q-iteration": Method("Q(s, a) in a model that random steps estimate", learn_q, "table", SETTINGS),
+    "value-iteration": Method("V(s) in a model that random steps estimate", learn_v, "table", SETTINGS, check_numbered),
+    "q-iteration": Method("Q(s, a) in a model that random steps estimate", learn_q, "table", SETTINGS, check_numbered),
 }

@@ -83,11 +83,26 @@ def test_the_list_names_every_method_and_its_environments(capsys):
         (("q-learning", "--final-episodes", "0"), "--final-episodes is 0: write at least 1"),
         (("q-learning", "--env-kwargs", "slippery"), "write a JSON object"),
         (("q-learning", "--env-kwargs", '{"slippery": 1}'), "cannot be made"),
+        (("value-iteration", "--env", "qfleet/GridWorld-v0"), "a model counts every (s, a, s')"),
+        (("td0", "--env", "Blackjack-v1"), "does not state its model"),
+        (("n-step", "--env", "qfleet/GridWorld-v0"), "does not state its model"),
+        (("fitted-q", "--regressor", "forrest"), "did you mean 'forest'?"),
+        (
+            ("fitted-q", "--dataset", "nothing.npz"),
+            "--dataset nothing.npz is not there: write --save-dataset nothing.npz",
+        ),
+        (("neural-fitted-q", "--save-dataset", "no/where.npz"), "its directory is not there"),
+        (("fitted-q", "--env", "Pendulum-v1"), "needs a Discrete action space"),
+        (("offline-q", "--dataset", "./nothing-v0"), "qfleet classic make-dataset --to ./nothing-v0"),
+        (("continuous", "--env", "CartPole-v1"), "for Discrete actions write dqn or q-learning"),
+        (("continuous", "--maximizer", "sgd"), "invalid choice 'sgd'"),
+        (("make-dataset", "--env", "CartPole-v1"), "the bot plays BabyAI's levels alone"),
         (("dqn", "--preset", "pung"), "unknown preset 'pung': did you mean 'pong'?"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_starts(capsys, tmp_path, words, said):
-    status, out, err = run(capsys, *words, "--run-dir", tmp_path / "run")
+    where = () if words[0] == "make-dataset" else ("--run-dir", tmp_path / "run")
+    status, out, err = run(capsys, *words, *where)
     assert status == 2
     assert said in err
     assert len(err.strip().splitlines()) == 1
