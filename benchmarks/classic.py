@@ -8,13 +8,14 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks.classic_pictures import draw_all
 from benchmarks.classic_rows import ROWS, Row
@@ -45,13 +46,20 @@ class Command:
         for name in self.rows:
             if name not in ROWS:
                 raise BadInput(f"--rows: unknown row {name!r}: {nearest(name, ROWS)}")
+        if len(set(self.rows)) < len(self.rows):
+            raise BadInput("--rows names a row twice: write each once")
 
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Run what is missing and write the table; returns the figures of every row."""
     folder, names = Path(c.folder), list(c.rows or ROWS)
     began, failed = time.monotonic(), []
-    with concurrent.futures.ThreadPoolExecutor(c.jobs) as pool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--folder {folder} cannot be written: {error.strerror}") from error
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with _Pool(c.jobs) as pool:
         waiting = {pool.submit(_run_row, ROWS[name], folder / name): name for name in names}
         for count, future in enumerate(concurrent.futures.as_completed(waiting), 1):
             name = waiting[future]
@@ -72,6 +80,19 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
     return {"passed": all(reached(ROWS[name], figures[name]) for name in names), "rows": figures}
 
 
+class _Pool(concurrent.futures.ThreadPoolExecutor):
+    """Threads that each wait for a command; whatever ends the wait early ends the commands, and starts no other."""
+
+    running: ClassVar[set[subprocess.Popen[str]]] = set()
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is not None:
+            self.shutdown(wait=False, cancel_futures=True)
+            for process in list(self.running):
+                process.terminate()
+        super().__exit__(kind, *rest)
+
+
 def _run_row(row: Row, folder: Path) -> dict[str, Any]:
     """`qfleet classic` in a process of its own; the seeds done before cost nothing. Raises RunFault."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +107,7 @@ def _run_row(row: Row, folder: Path) -> dict[str, Any]:
 def _run(words: Sequence[str], folder: Path) -> str:
     """A command of qfleet, its complaints in the folder's log.txt; returns what it printed. Raises RunFault."""
     with (folder / "log.txt").open("a") as log:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "launch.cli", *words],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -94,10 +115,13 @@ def _run(words: Sequence[str], folder: Path) -> str:
             stderr=log,
             text=True,
         )
-        log.write(done.stdout)
-    if done.returncode != 0:
-        raise RunFault(f"`qfleet {' '.join(words)}` ended with status {done.returncode}: see {folder}/log.txt")
-    return done.stdout
+        _Pool.running.add(process)
+        said, _ = process.communicate()
+        _Pool.running.discard(process)
+        log.write(said)
+    if process.returncode != 0:
+        raise RunFault(f"`qfleet {' '.join(words)}` ended with status {process.returncode}: see {folder}/log.txt")
+    return said
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:

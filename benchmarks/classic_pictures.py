@@ -82,21 +82,16 @@ def _prediction(folder: Path, to: Path) -> None:
     plot_compared(groups, labels, "FrozenLake: values of the random policy", to)
 
 
-def _online(folder: Path, to: Path) -> None:
-    rows = {"online, no replay, no target network": "online-q-cartpole", "DQN": "dqn-cartpole"}
-    groups = {name: _episodes(folder, row, "agent_steps", lambda c: c["return"]) for name, row in rows.items()}
-    plot_compared(groups, ("agent steps", "return of a training episode"), "CartPole-v1", to)
-
-
 def _parts(folder: Path, to: Path) -> None:
     rows = {
         "neither": "online-q-cartpole",
         "target network": "online-q-target",
         "replay": "online-q-replay",
         "both": "online-q-both",
+        "the rung dqn, with all of its parts": "dqn-cartpole",
     }
     groups = {name: _episodes(folder, row, "agent_steps", lambda c: c["return"]) for name, row in rows.items()}
-    plot_compared(groups, ("agent steps", "return of a training episode"), "CartPole-v1: what DQN adds", to)
+    plot_compared(groups, ("agent steps", "return of a training episode"), "CartPole-v1: what DQN adds to online-q", to)
 
 
 def _cliff(folder: Path, to: Path) -> None:
@@ -131,6 +126,8 @@ COMPARED: dict[str, tuple[Sequence[str], Callable[[Path, Path], None]]] = {
     "prediction.png": (("mc-prediction", "td0"), _prediction),
     "cliff.png": (("q-learning-cliff", "sarsa-cliff"), _cliff),
     "bias.png": (("q-learning-bias", "double-q-bias"), _bias),
-    "online-q-parts.png": (("online-q-cartpole", "online-q-target", "online-q-replay", "online-q-both"), _parts),
-    "online-q-and-dqn.png": (("online-q-cartpole", "dqn-cartpole"), _online),
+    "online-q-and-dqn.png": (
+        ("online-q-cartpole", "online-q-target", "online-q-replay", "online-q-both", "dqn-cartpole"),
+        _parts,
+    ),
 }

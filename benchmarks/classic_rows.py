@@ -37,8 +37,8 @@ ROWS = {
     for row in (
         Row("value-iteration", "value-iteration", LAKE, 0.70),
         Row("q-iteration", "q-iteration", LAKE, 0.70),
-        Row("mc-prediction", "mc-prediction", LAKE, 0.05, figure="max_error", at_least=False),
-        Row("td0", "td0", LAKE, 0.05, figure="max_error", at_least=False),
+        Row("mc-prediction", "mc-prediction", LAKE, 0.04, figure="max_error", at_least=False),
+        Row("td0", "td0", LAKE, 0.04, figure="max_error", at_least=False),
         Row("monte-carlo-grid", "monte-carlo", GRID, 1.0, figure="shortest_paths"),
         Row("monte-carlo-blackjack", "monte-carlo", BLACKJACK, -0.06),
         Row("q-learning-frozenlake", "q-learning", LAKE, 0.70),
@@ -54,7 +54,7 @@ ROWS = {
         Row("n-step", "n-step", CLIFF, -17),
         Row("fitted-q", "fitted-q", CARTPOLE, 200),
         Row("neural-fitted-q", "neural-fitted-q", CARTPOLE, 400),
-        Row("online-q-grid", "online-q", GRID, 7.0),
+        Row("online-q-grid", "online-q", GRID, 0.99, figure="shortest_paths"),
         Row("online-q-cartpole", "online-q", CARTPOLE, None, table="parts"),
         Row("online-q-target", "online-q", CARTPOLE, None, 3, (*SHORT, "--target-period", "500"), table="parts"),
         Row("online-q-replay", "online-q", CARTPOLE, None, 3, (*SHORT, "--replay", "10000"), table="parts"),
@@ -74,6 +74,7 @@ ROWS = {
             0.9,
             seeds=1,  # nothing is random
             flags=("--dataset", BABYAI),
+            figure="training_return",
             needs=(BABYAI, ("classic", "make-dataset", "--to", BABYAI)),
         ),
         Row("dqn-cartpole", "dqn", CARTPOLE, 475),

@@ -44,8 +44,8 @@ class MakeDatasetConfig:
             raise BadInput(f"--env is {self.env!r}: the bot plays BabyAI's levels alone, such as BabyAI-Pickup-v0")
         if self.episodes < 1:
             raise BadInput(f"--episodes is {self.episodes}: write at least 1")
-        if self.first_seed < 0:
-            raise BadInput(f"--first-seed is {self.first_seed}: write 0 or more")
+        if not 0 <= self.first_seed < 2**31:
+            raise BadInput(f"--first-seed is {self.first_seed}: write 0 to {2**31 - 1}")
 
     @property
     def name(self) -> str:

@@ -18,6 +18,7 @@ from rl.errors import BadInput
 from rl.types import Array, Bool, Float64, Int64
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
+LEAST = 30  # transitions to learn from: k-nearest has as many neighbours
 COLUMNS = ("s", "a", "r", "terminated", "truncated", "s_next")
 
 
@@ -73,6 +74,8 @@ def load(file: str, env: EnvConfig) -> Dataset:
     steps = columns["a"].shape[:1]
     if steps in ((), (0,)):
         raise BadInput(f"--dataset {file} holds no transitions: write another file")
+    if steps[0] < LEAST:
+        raise BadInput(f"--dataset {file} holds {steps[0]} transitions: write one of at least {LEAST}")
     kinds = {"s": "f", "s_next": "f", "a": "iu", "r": "fiu", "terminated": "b", "truncated": "b"}
     if spec.dtype == "uint8":
         kinds |= {"s": "u", "s_next": "u"}

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from classic.dataset import Dataset, check, transitions
+from classic.dataset import LEAST, Dataset, check, transitions
 from classic.interface import ActionValues, Learned, Method, Monitor, Setting, from_values
 from classic.regressors import Regressor, check_regressor, make_regressor
 from rl.envs import EnvConfig, describe, make_environments
@@ -21,6 +21,8 @@ from rl.errors import BadInput
 from rl.evaluation import evaluate
 from rl.policies import greedy
 from rl.types import Array, Float64, Int64
+
+MOST = 50_000_000  # transitions of a dataset, which rests in memory
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ class BatchConfig:
     """Episodes of such an evaluation."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "iterations", "evaluation_episodes"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least 1")
+        for name, least in (("steps", LEAST), ("iterations", 1), ("evaluation_episodes", 1)):
+            if getattr(self, name) < least:
+                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least {least}")
+        if self.steps > MOST:
+            raise BadInput(f"--steps is {self.steps}: write at most {MOST:,}")
         if not 0.0 <= self.gamma <= 1.0:
             raise BadInput(f"--gamma is {self.gamma}: write a number from 0 to 1")
         if self.evaluate_every < 0:

@@ -13,8 +13,11 @@ from typing import Any, Protocol
 from rl.envs import EnvConfig
 from rl.evaluation import Policy
 from rl.policies import greedy
-from rl.spaces import Takes
+from rl.spaces import Takes, has_limit
 from rl.types import Array, EpisodeResult
+
+STEP_LIMIT = 1_000  # of an episode, where the environment has no limit of its own: a policy may go round for ever
+STEP_LIMITS = {"CliffWalking-v1": 200, "CliffWalkingSlippery-v1": 200}
 
 ActionValues = Callable[[Array], Array]  # observations [N, ...] -> q [N, A]
 
@@ -82,11 +85,14 @@ class Method:
     takes: Takes
     settings: Sequence[Setting]
     check: Callable[[Any, EnvConfig], None] = lambda config, env: None  # raises BadInput, before anything is started
+    elsewhere: Any = None  # the settings for environments without their own; None: those of the first one
+    headline: str = "mean_return"  # the figure that says how good it is
 
     def setting(self, env_id: str | None) -> Setting:
-        """The settings for an environment: its own, or the first ones."""
+        """The settings for an environment: its own, or else the common ones, and a step limit where it has none."""
         first = self.settings[0]
         if env_id is None:
             return first
         own = (s for s in self.settings if s.env.id == env_id)
-        return next(own, Setting(EnvConfig(id=env_id), first.config, first.episodes))
+        env = EnvConfig(id=env_id, max_episode_steps=0 if has_limit(env_id) else STEP_LIMITS.get(env_id, STEP_LIMIT))
+        return next(own, Setting(env, self.elsewhere or first.config, first.episodes))

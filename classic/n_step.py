@@ -25,12 +25,12 @@ import numpy as np
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.q_learning import n_step_target
 from classic.steps import Step, episode, result, steps
-from classic.value_iteration import Model, check_model, exact_values, q_iteration, true_model
+from classic.value_iteration import check_model, exact_values, q_iteration, reachable, true_model
 from rl.envs import EnvConfig, single
 from rl.errors import BadInput
 from rl.policies import epsilon_greedy, greedy
 from rl.spaces import AnyEnv
-from rl.types import Array, Bool, EpisodeResult, Float64
+from rl.types import Array, EpisodeResult, Float64
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Truth:
     def __init__(self, env: AnyEnv, env_id: str, gamma: float) -> None:
         self.model, self._gamma = true_model(env, env_id), gamma
         self.v = q_iteration(self.model, gamma, 1e-9).max(axis=1)
-        self.counted = reachable(self.model, int(env.reset(seed=0)[0]))
+        self.counted = reachable(self.model, np.ones_like(self.model.rewards), int(env.reset(seed=0)[0]))
 
     def error(self, q: Float64) -> float:
         """sqrt mean_s (max_a q(s, a) - v*(s))^2, in units of return."""
@@ -154,15 +154,6 @@ class Truth:
         """mean_s (v*(s) - v_greedy(s)): what acting greedily by ``q`` costs, in units of (discounted) return."""
         policy = np.eye(q.shape[1])[greedy(q)]
         return float(np.mean((self.v - exact_values(self.model, policy, self._gamma))[self.counted]))
-
-
-def reachable(model: Model, start: int) -> Bool:
-    """The states [S] that some actions lead to from ``start`` before the episode ends."""
-    leads = model.transitions.sum(axis=1) > 0.0
-    found: Bool = np.arange(len(leads)) == start
-    for _ in range(len(leads)):
-        found |= leads[found].any(axis=0)
-    return found
 
 
 def n_step(config: NStepConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:

@@ -56,7 +56,7 @@ class NeuralFittedQConfig(BatchConfig):
                 raise BadInput(f"--{name} is {getattr(self, name)}: write at least 1")
         if not self.hidden or min(self.hidden) < 1:
             raise BadInput(f"--hidden is {self.hidden}: write at least one layer of at least 1 unit")
-        if self.learning_rate <= 0.0:
+        if not 0.0 < self.learning_rate < float("inf"):
             raise BadInput(f"--learning-rate is {self.learning_rate}: write a positive number")
 
 
@@ -91,7 +91,10 @@ class Network:
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
         rest = target - self(s)[np.arange(len(a)), a]
-        return float(1.0 - (rest**2).sum() / max(((target - target.mean()) ** 2).sum(), 1e-12))
+        variance = float(((target - target.mean()) ** 2).sum())
+        return (
+            float(1.0 - (rest**2).sum() / variance) if variance > 0.0 else 0.0
+        )  # one target for all: nothing to explain
 
     @torch.no_grad()
     def __call__(self, s: Array) -> Array:

@@ -71,7 +71,7 @@ class OfflineQConfig:
 
     def epsilon_at(self, episode: int) -> float:
         """Probability of a random action after ``episode`` episodes."""
-        return decayed(self.epsilon, min(self.epsilon, self.epsilon_end), self.epsilon_decay, episode)
+        return decayed(self.epsilon, self.epsilon_end, self.epsilon_decay, episode)
 
 
 def taken_values(q: Float64, counts: Int64) -> Float64:
@@ -177,7 +177,7 @@ def statistics(data: TableData, q: Float64) -> dict[str, Any]:
 def on_training_seeds(policy: Policy, data: TableData, env: EnvConfig, most: int, monitor: Monitor) -> dict[str, Any]:
     """Play ``policy`` once from the seed of each of the first ``most`` episodes that have one.
 
-    Figures: training_episodes; mean_return, undiscounted; training_data_return, of the data's own episodes;
+    Figures: training_episodes; training_return, undiscounted; training_data_return, of the data's own episodes;
     training_unknown, the share of its steps in states in which the data never act; training_other_starts, how many seeds
     begin elsewhere here than in the data (an environment of another version). None where no episode has a seed.
     """
@@ -202,7 +202,7 @@ def on_training_seeds(policy: Policy, data: TableData, env: EnvConfig, most: int
         )
     return {
         "training_episodes": len(chosen),
-        "mean_return": float(np.mean(returns)),
+        "training_return": float(np.mean(returns)),
         "training_data_return": float(data.returns[chosen].mean()),
         "training_unknown": float(np.mean([s not in acted_in for s in visited])),
         "training_other_starts": int(elsewhere),
@@ -229,5 +229,6 @@ METHODS: Mapping[str, Method] = {
         "table",
         (Setting(EnvConfig(id="BabyAI-Pickup-v0"), OfflineQConfig(), episodes=30),),
         check,
+        headline="training_return",
     )
 }

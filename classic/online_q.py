@@ -21,7 +21,7 @@ from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.memory import Batch, Memory
 from rl import td
 from rl.envs import EnvConfig, SeedSequence, make_environments
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 from rl.networks import NetworkConfig, QNetwork, make_network
 from rl.policies import epsilon_greedy
 from rl.schedules import linear
@@ -68,7 +68,7 @@ class OnlineQConfig:
                 raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write a number from 0 to 1")
         if not self.hidden or min(self.hidden) < 1:
             raise BadInput(f"--hidden is {self.hidden}: write at least one layer of at least 1 unit")
-        if self.learning_rate <= 0.0:
+        if not 0.0 < self.learning_rate < float("inf"):
             raise BadInput(f"--learning-rate is {self.learning_rate}: write a positive number")
 
 
@@ -142,6 +142,8 @@ def online_q(config: OnlineQConfig, env: EnvConfig, seed: int, monitor: Monitor)
     losses: list[float] = []
     for batch in batches(config, play(config, learner, env, seed, monitor), seed):
         losses.append(learner.update(batch))
+        if not np.isfinite(losses[-1]):
+            raise RunFault(f"q diverged after {len(losses):,} steps: write a lower --learning-rate")
         if len(losses) % REPORT_PERIOD == 0:
             monitor.report(len(losses), {"loss": float(np.mean(losses[-REPORT_PERIOD:]))})
     return from_values(learner.values, {"loss": np.array(losses)}, updates=learner.updates)

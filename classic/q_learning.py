@@ -55,6 +55,8 @@ class QLearningConfig:
         for name in ("gamma", "alpha", "alpha_end", "epsilon", "epsilon_end", "epsilon_decay"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write a number from 0 to 1")
+        if not np.isfinite(self.initial):
+            raise BadInput(f"--initial is {self.initial}: write a finite value")
         if not self.temperature > 0.0:
             raise BadInput(f"--temperature is {self.temperature}: write a number above 0")
         for name in ("episodes", "n_step"):
@@ -69,7 +71,7 @@ class QLearningConfig:
 
     def alpha_at(self, episode: int) -> float:
         """Step size in an episode."""
-        return self.alpha + (self.alpha_end - self.alpha) * episode / self.episodes
+        return self.alpha + min(self.alpha_end - self.alpha, 0.0) * episode / self.episodes
 
 
 @dataclass(frozen=True)

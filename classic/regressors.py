@@ -97,4 +97,4 @@ def make_regressor(name: str, seed: int, jobs: int) -> Regressor:
     try:
         return REGRESSORS[name](seed, jobs)
     except ImportError as error:
-        raise BadInput("fitted-q needs the extra `classic`: pip install 'qfleet[classic]'") from error
+        raise BadInput('fitted-q needs the extra `classic`: pip install -c constraints.txt -e ".[classic]"') from error

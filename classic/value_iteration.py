@@ -20,7 +20,7 @@ from classic.steps import Step, episode, steps
 from rl.envs import EnvConfig, single
 from rl.errors import BadInput
 from rl.spaces import AnyEnv
-from rl.types import Array, Float64
+from rl.types import Array, Bool, Float64
 
 LARGEST = 10_000_000  # S * A * S that is still counted
 
@@ -57,6 +57,15 @@ def true_model(env: AnyEnv, env_id: str) -> Model:
                 model.rewards[s, a] += p * reward
                 model.transitions[s, a, successor] += p * (not terminated)
     return model
+
+
+def reachable(model: Model, policy: Float64, start: int) -> Bool:
+    """The states [S] that ``policy`` [S, A] can lead to from ``start`` before the episode ends, itself among them."""
+    leads = np.einsum("sa,sat->st", policy, model.transitions) > 0.0
+    found: Bool = np.arange(len(leads)) == start
+    for _ in range(len(leads)):
+        found = found | leads[found].any(axis=0)
+    return found
 
 
 def check_numbered(config: Any, env: EnvConfig) -> None:
@@ -166,6 +175,9 @@ class PlanningConfig:
         for name in ("steps", "test_episodes", "confirm_episodes", "max_iterations"):
             if getattr(self, name) < 1:
                 raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least 1")
+        for name in ("goal", "confirm_goal"):
+            if not np.isfinite(getattr(self, name)):
+                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write a mean return")
         if not self.tolerance > 0.0:
             raise BadInput(f"--tolerance is {self.tolerance}: write a positive number, such as 1e-6")
 

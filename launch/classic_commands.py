@@ -25,10 +25,11 @@ from launch.classic_run import Job, learn_seed
 from launch.flags import parse, value_of
 from launch.run_dir import CONFIG, SUMMARY, RunDir
 from rl.envs import EnvConfig, check_env
-from rl.errors import BadInput, nearest
+from rl.errors import BadInput, RunFault, nearest
 from rl.recording import check_recording
 
 MAKE_DATASET = "make-dataset"
+MAX_SEED = 2**30
 METHODS: dict[str, Method] = {**CLASSIC, **classic_dqn.METHODS}
 
 
@@ -96,7 +97,7 @@ def classic_command(args: list[str]) -> int:
     finally:
         directory.unlock()
     directory.write_json(SUMMARY, summary)
-    _say(summary)
+    _say(summary, method.headline if method.headline in summary else "mean_return")
     if command.json:
         print(json.dumps(summary))
     return 0
@@ -141,11 +142,17 @@ def _parse(name: str, method: Method, args: list[str]) -> Any:
         **{f.name: getattr(setting.config, f.name) for f in dataclasses.fields(setting.config)},
     )
     command = parse(cls, args, default, f"qfleet classic {name}")
-    for flag, value in (("--final-episodes", command.final_episodes), ("--threads", command.threads)):
-        if value < 1:
-            raise BadInput(f"{flag} is {value}: write at least 1")
-    if not command.seeds or len(set(command.seeds)) < len(command.seeds) or min(command.seeds) < 0:
-        raise BadInput(f"--seeds is {list(command.seeds)}: write one or more different numbers from 0")
+    for flag, value, most in (
+        ("--final-episodes", command.final_episodes, 10**8),
+        ("--threads", command.threads, 256),
+    ):
+        if not 1 <= value <= most:
+            raise BadInput(f"{flag} is {value}: write 1 to {most:,}")
+    seeds: tuple[int, ...] = command.seeds
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED:
+        raise BadInput(f"--seeds is {list(seeds)}: write one or more different numbers from 0, as in --seeds 1 2")
+    if len(seeds) > 1 and getattr(command, "save_dataset", None):
+        raise BadInput("--save-dataset is one file: write one seed")
     return command
 
 
@@ -167,12 +174,16 @@ def _folder(command: Any, name: str) -> Path:
 def _claim(job: Job) -> RunDir:
     """The directory, locked: a new one, or one of the same settings. Raises BadInput."""
     text = yaml.safe_dump({"method": job.name, **dataclasses.asdict(job.setting)}, sort_keys=False)
+    if str(job.folder) == ".":
+        raise BadInput("--run-dir is empty, or this very directory: write a directory of the run's own")
+    if job.folder.exists() and not job.folder.is_dir():
+        raise BadInput(f"--run-dir {job.folder} is a file: write a directory")
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"--run-dir {job.folder} cannot be written: {error.strerror}") from error
     directory, config = RunDir(job.folder), job.folder / CONFIG
-    if config.is_file() and config.read_text() != text:
+    if config.is_file() and config.read_bytes() != text.encode():
         raise BadInput(f"--run-dir {job.folder} holds a run of other settings: write another directory")
     directory.lock()
     directory.write(CONFIG, text)
@@ -190,7 +201,12 @@ def _learn(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
             print(
                 f"seed {seed}: mean return {summary['mean_return']:.4g} in {summary['wall_seconds']:.0f} s", flush=True
             )
-    draw_seeds([job.seed_folder(seed) for seed in seeds], job.title, job.folder)
+    try:
+        draw_seeds([job.seed_folder(seed) for seed in seeds], job.title, job.folder)
+    except (OSError, ValueError) as error:
+        raise RunFault(
+            f"{job.folder} holds a damaged episodes.csv or progress.csv ({error}): remove its seed's folder"
+        ) from error
     return summed(job, done)
 
 
@@ -200,7 +216,9 @@ def summed(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
     numbers = [
         k for k, v in done[0].items() if type(v) in (int, float) and k not in ("seed", "mean_return", "worst_return")
     ]
-    each = {k: [s[k] for s in done] for k in ("mean_return", *numbers) if all(k in s for s in done)}
+    each = {
+        k: [s[k] for s in done] for k in ("mean_return", *numbers) if all(type(s.get(k)) in (int, float) for s in done)
+    }
     return {
         "method": job.name,
         "env": job.setting.env.id,
@@ -213,11 +231,12 @@ def summed(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _say(s: dict[str, Any]) -> None:
-    seeds = (
-        f"{len(s['seeds'])} seeds (worst {s['worst_return']:.4g})" if len(s["seeds"]) > 1 else f"seed {s['seeds'][0]}"
-    )
+def _say(s: dict[str, Any], headline: str) -> None:
+    """The outcome in a line."""
+    several = len(s["seeds"]) > 1
+    seeds = f"{len(s['seeds'])} seeds (worst {s['worst_return']:.4g})" if several else f"seed {s['seeds'][0]}"
+    first = "" if headline == "mean_return" else f"{headline.replace('_', ' ')} {s[headline]:.4g}; "
     print(
-        f"{s['method']} on {s['env']}: mean return {s['mean_return']:.4g} over {seeds}, {s['final_episodes']:,.0f} greedy "
-        f"episodes each; learned in {s['wall_seconds']:.1f} s; everything is in {s['run_dir']}"
+        f"{s['method']} on {s['env']}: {first}mean return {s['mean_return']:.4g} over {seeds}, {s['final_episodes']:,.0f} "
+        f"fresh episodes each; learned in {s['wall_seconds']:.1f} s; everything is in {s['run_dir']}"
     )

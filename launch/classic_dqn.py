@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 
 from classic.interface import Learned, Method, Monitor, Setting
 from launch.api import load_policy, train
 from launch.classic_log import ClassicLog
+from launch.config import check
 from launch.presets import PRESETS, preset
 from rl.envs import EnvConfig
 from rl.errors import BadInput
@@ -27,11 +29,24 @@ class DqnConfig:
             raise BadInput(f"--max-steps is {self.max_steps}: write agent steps, or 0 for the preset's")
 
 
+def check_preset(config: DqnConfig, env: EnvConfig) -> None:
+    """Raise BadInput unless the preset's network takes what the environment gives."""
+    base = preset(config.preset)
+    try:
+        check(replace(base, env=env))
+    except BadInput as error:
+        raise BadInput(
+            f"--preset {config.preset} does not suit {env.id}: write --env {base.env.id}, or another preset"
+        ) from error
+
+
 def dqn(config: DqnConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
     """Double-DQN with prioritized n-step replay (Mnih et al. 2015, van Hasselt et al. 2016), as `qfleet train --serial`."""
     assert isinstance(monitor, ClassicLog), "a run of DQN has a directory"
+    monitor.hand_over()
     base = preset(config.preset)
     settings = replace(base, env=env, seed=seed, max_steps=config.max_steps or base.max_steps)
+    shutil.rmtree(monitor.folder / "run", ignore_errors=True)  # of a seed that was stopped: it begins anew
     summary = train(settings, run_dir=monitor.folder / "run", serial=True, on_episode=monitor.episode)
     if summary["interrupted_by"]:
         raise SystemExit(128 + summary["interrupted_by"])
@@ -50,5 +65,7 @@ METHODS = {
         dqn,
         "network",
         (_setting("cartpole", 100), _setting("flappybird", 20)),
+        check_preset,
+        elsewhere=DqnConfig(),
     ),
 }

@@ -44,6 +44,8 @@ class ClassicLog:
         if self.console.is_terminal:
             self._status = self.console.status(title)
             self._status.start()
+        else:
+            self.note(f"{title}: {folder}")
 
     def episode(self, result: EpisodeResult) -> None:
         self.episodes += 1
@@ -70,7 +72,12 @@ class ClassicLog:
         self._show()
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def hand_over(self) -> None:
+        """Leave the screen to somebody else's display."""
+        if self._status is not None:
+            self._status.stop()
 
     def evaluation(self, mean_return: float) -> None:
         """The final evaluation's mean return."""

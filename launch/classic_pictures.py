@@ -46,7 +46,10 @@ def _filled(learned: Learned, panel: Any) -> Panel:
     else:
         q = learned.values(panel.observations)
         prefers = q.min(axis=1) < q.max(axis=1)  # not where an episode ends, nor where nothing was learned
-        values, signs = q.max(axis=1), np.where(prefers, np.array(panel.actions)[greedy(q)], "")
+        values, signs = (
+            np.where(prefers, q.max(axis=1), np.nan),
+            np.where(prefers, np.array(panel.actions)[greedy(q)], ""),
+        )
     values, signs, labels = (np.asarray(x).reshape(panel.shape) for x in (values, signs, panel.labels))
     return Panel(panel.title, values, signs, labels, panel.row_names, panel.column_names)
 

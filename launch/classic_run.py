@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from launch.classic_log import ClassicLog
 from launch.classic_pictures import draw
 from launch.run_dir import SUMMARY, RunDir, versions
 from rl.envs import make_environments
+from rl.errors import RunFault
 from rl.evaluation import evaluate
 from rl.parameters import to_bytes
 from rl.recording import record
@@ -41,22 +43,26 @@ class Job:
         return self.folder / f"seed-{seed}"
 
     def summary(self, seed: int) -> dict[str, Any] | None:
-        """The figures of a seed that is done."""
-        return RunDir(self.seed_folder(seed)).read_json(SUMMARY)
+        """The figures of a seed that is done; None where it is not, or where they cannot be read."""
+        try:
+            return RunDir(self.seed_folder(seed)).read_json(SUMMARY)
+        except (OSError, ValueError):
+            return None
 
 
 def learn_seed(job: Job, seed: int) -> dict[str, Any]:
     """Learn and evaluate with one seed; returns what summary.json holds, which is written last."""
     folder = job.seed_folder(seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFault(f"{folder} cannot be written: {error.strerror}") from error
     log = ClassicLog(folder, f"{job.title}, seed {seed}", int(getattr(job.setting.config, "episodes", 0)))
     began, cpu = time.monotonic(), time.process_time()
     try:
         learned = job.method.learn(job.setting.config, job.setting.env, seed, log)
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         figures = _evaluated(job, learned, seed)
-        if "mean_return" in learned.figures:  # of episodes that the method itself is judged by
-            figures = {"fresh_return": figures["mean_return"], "final_episodes": figures["final_episodes"]}
         figures |= {**scores(learned.policy, job.setting.env, job.method.takes, TEST_SEED + seed), **learned.figures}
         log.evaluation(figures["mean_return"])
     finally:
@@ -76,12 +82,15 @@ def learn_seed(job: Job, seed: int) -> dict[str, Any]:
         **figures,
         "versions": versions(),
     }
+    summary = {
+        name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in summary.items()
+    }  # JSON
     RunDir(folder).write_json(SUMMARY, summary)
     return summary
 
 
 def _evaluated(job: Job, learned: Learned, seed: int) -> dict[str, Any]:
-    """Raw returns of the greedy policy on episodes that training has never met."""
+    """Raw returns of the policy (greedy, but in prediction) on episodes that training has never met."""
     episodes = job.setting.episodes
     environments = make_environments(job.setting.env, min(episodes, SIDE_BY_SIDE), takes=job.method.takes)
     try:

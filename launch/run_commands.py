@@ -73,6 +73,8 @@ def status_command(args: list[str]) -> int:
         run = RunDir.open(Path(c.run))
         figures = run.read_json(STATUS) or {}
         summary = run.read_json(SUMMARY)
+        if summary is not None and "solved" not in summary:
+            raise BadInput(f"{c.run} is a run of qfleet classic: its figures are in {SUMMARY}")
     else:
         registry = _registry(c.run, c.address)
         figures, summary = dict(ray.get(registry.status.remote(), timeout=10.0)), None

@@ -17,7 +17,7 @@ from rl.types import Array
 
 
 class Panel(NamedTuple):
-    """One heat map: a value, a sign and a label a cell."""
+    """One heat map: a value (NaN where nothing is known), a sign and a label a cell."""
 
     title: str
     values: Array  # [R, C]
@@ -32,15 +32,24 @@ def plot_values(panels: Sequence[Panel], title: str, to: Path) -> Path:
     rows, columns = panels[0].values.shape
     size = (max(4.5, columns * 0.8 * len(panels) + 1.4), max(3.0, rows * 0.8 + 1.0))
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
-    low = float(min(panel.values.min() for panel in panels))
-    high = float(max(panel.values.max() for panel in panels))
+    known = np.concatenate([panel.values[np.isfinite(panel.values)] for panel in panels] + [np.zeros(1)])
+    low, high = float(known[:-1].min(initial=known[-1])), float(known[:-1].max(initial=known[-1]))
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="0.8")
     for axis, panel in zip(axes[0], panels, strict=True):
-        image = axis.imshow(panel.values, cmap="viridis", vmin=low, vmax=high)
+        image = axis.imshow(panel.values, cmap=colours, vmin=low, vmax=high)
         for (r, c), value in np.ndenumerate(panel.values):
-            ink = "black" if value > low + 0.6 * (high - low) else "white"
+            ink = "white" if value <= low + 0.6 * (high - low) else "black"
             sign = str(panel.signs[r, c])
             axis.text(c, r, sign, ha="center", va="center", color=ink, fontsize=13 if len(sign) == 1 else 7)
-            axis.text(c, r + 0.36, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=6.5)
+            axis.text(
+                c,
+                r + 0.36,
+                f"{value:.2f}" if np.isfinite(value) else "",
+                ha="center",
+                va="center",
+                color=ink,
+                fontsize=6.5,
+            )
             axis.text(c - 0.42, r - 0.32, str(panel.labels[r, c]), ha="left", va="center", color=ink, fontsize=7)
         axis.set_xticks(range(len(panel.column_names)), panel.column_names)
         axis.set_yticks(range(len(panel.row_names)), panel.row_names)
@@ -56,8 +65,10 @@ def plot_surface(
     """Numbers over two others: each layer (name, [Y, X]) as a coloured map over ``x`` [X] and ``y`` [Y]."""
     figure, axes = plt.subplots(1, len(layers), figsize=(5.2 * len(layers), 4.0), squeeze=False)
     for axis, (name, values) in zip(axes[0], layers, strict=True):
-        mesh = axis.pcolormesh(x, y, values, cmap="viridis", shading="auto")
-        figure.colorbar(mesh, ax=axis)
+        kinds = int(values.max()) + 1 if np.issubdtype(values.dtype, np.integer) else None  # actions, else numbers
+        colours = matplotlib.colormaps["viridis"].resampled(kinds) if kinds else "viridis"
+        mesh = axis.pcolormesh(x, y, values, cmap=colours, shading="auto")
+        figure.colorbar(mesh, ax=axis, ticks=range(kinds) if kinds else None)
         axis.set_xlabel(labels[0])
         axis.set_ylabel(labels[1])
         axis.set_title(name, fontsize=9)
@@ -69,7 +80,8 @@ def plot_surface(
 def plot_states(rows: Sequence[tuple[str, Sequence[Array], Sequence[str]]], title: str, to: Path) -> Path:
     """Pictures of states, a row a kind: (name, images [H, W, 3], captions)."""
     columns = max(len(images) for _, images, _ in rows)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(3.0 * columns, 3.4 * len(rows)), squeeze=False)
+    size = (3.0 * columns, 3.6 * len(rows) + 0.4)
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.ravel():
         axis.axis("off")
     for own, (name, images, captions) in zip(axes, rows, strict=True):
@@ -77,5 +89,4 @@ def plot_states(rows: Sequence[tuple[str, Sequence[Array], Sequence[str]]], titl
             axis.imshow(image)
             axis.set_title(f"{name}\n{caption}", fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
     return save(figure, to)

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rl.types import Array, Float64
 
@@ -50,7 +51,7 @@ def plot_learning(seeds: Sequence[Mapping[str, Array]], title: str, to: Path) ->
         draw_band(axis, [(columns["episode"], columns[name]) for columns in seeds])
         axis.set_xlabel("episode")
         axis.set_ylabel(f"{name} of an episode" + (" (agent steps)" if name == "length" else ""))
-    return _save(figure, f"{title}, training of {_seeds(len(seeds))}", to)
+    return _save(figure, f"{title}: training, {_seeds(len(seeds))}", to)
 
 
 def plot_progress(seeds: Sequence[Mapping[str, Curve]], title: str, to: Path) -> Path:
@@ -60,6 +61,7 @@ def plot_progress(seeds: Sequence[Mapping[str, Curve]], title: str, to: Path) ->
     for axis, name in zip(axes[0], names, strict=True):
         draw_band(axis, [seed[name] for seed in seeds])
         axis.set_title(name.replace("_", " "), fontsize=10)
+        axis.set_xlabel("iterations, sweeps, steps or episodes")
     return _save(figure, f"{title}, {_seeds(len(seeds))}", to)
 
 
@@ -82,6 +84,7 @@ def _save(figure: Figure, title: str, to: Path) -> Path:
     figure.suptitle(title, fontsize=10)
     for axis in figure.axes:
         axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.xaxis.set_major_formatter("{x:,.0f}")
     figure.tight_layout()
     return save(figure, to)

@@ -10,12 +10,16 @@ import numpy as np
 from rl.types import Array
 
 START, AWAY, OVER = 0, 1, 2
-LEFT, ACTIONS = 0, 10
+LEFT, ACTIONS = 9, 10
 
 
 class MaximizationBias(gym.Env[np.int64, np.int64]):
-    """Two states. From the first, action 0 (left) leads to the second for nothing, every other ends the episode for nothing;
-    in the second every action ends it with a reward drawn from N(-0.1, 1). So left is worth -0.1, and never the best."""
+    """Two states. From the first, the last action (left) leads to the second for nothing, every other ends the episode for
+    nothing; in the second every action ends it with a reward drawn from N(-0.1, 1). So left is worth -0.1, never the best.
+
+    The book's first state has two actions, and its ties are broken at random; here both states have ten, as a table wants
+    it, and left is the last, so that a tie between equal values never goes there.
+    """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2}  # noqa: RUF012  (Gymnasium's own way)
 

@@ -6,6 +6,7 @@ new episode begins only through `restart`, which is no step. So nothing that a r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -207,6 +208,10 @@ def single(config: EnvConfig, takes: Takes = "network", **more: Any) -> AnyEnv:
 
 def check_env(config: EnvConfig, takes: Takes = "network") -> None:
     """Raise BadInput unless `make_environments` could make this environment."""
+    if takes == "network" and atari_game(config.id) is not None and (config.kwargs != "{}" or config.max_episode_steps):
+        raise BadInput(
+            "env.kwargs and env.max_episode_steps are not for Atari: write --env.max-frames, or leave them out"
+        )
     if takes != "network" or atari_game(config.id) is None:
         single(config, takes).close()
 
@@ -232,6 +237,8 @@ def frames_per_step(config: EnvConfig) -> int:
 
 def make_rendered(config: EnvConfig, takes: Takes = "network") -> AnyEnv:
     """One environment under the same protocol through Gymnasium's wrappers, with ``rgb_array`` rendering for videos."""
+    if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame complains where there is no screen
     game = atari_game(config.id)
     if game is None:
         return single(config, takes, render_mode="rgb_array")

@@ -56,13 +56,15 @@ def check_recording(config: EnvConfig, takes: Takes = "network") -> None:
     """Raise BadInput when the encoder or the drawing library (the extra `video`) is not installed, or nothing is drawn."""
     env = make_rendered(config, takes)
     try:
-        if importlib.util.find_spec("moviepy") is None:
+        if any(importlib.util.find_spec(name) is None for name in ("moviepy", "imageio_ffmpeg")):
             raise gym.error.DependencyNotInstalled("moviepy")
         env.reset(seed=0)
         if env.render() is None:
             raise BadInput(f"env.id {config.id!r} draws no pictures: write --no-video")
     except gym.error.DependencyNotInstalled as error:
-        raise BadInput("--video needs the extra `video`: pip install 'qfleet[video]', or write --no-video") from error
+        raise BadInput(
+            '--video needs the extra `video`: pip install -c constraints.txt -e ".[video]", or write --no-video'
+        ) from error
     finally:
         env.close()
 

@@ -18,5 +18,5 @@ def piecewise(knots: Sequence[tuple[int, float]], t: int) -> float:
 
 
 def decayed(start: float, end: float, factor: float, t: int) -> float:
-    """max(end, start * factor^t): geometric decay from ``start`` that stops at ``end``."""
-    return float(max(end, start * factor**t))
+    """max(end, start * factor^t): geometric decay from ``start`` that stops at ``end``, and never rises to it."""
+    return float(max(min(start, end), start * factor**t))

@@ -22,6 +22,8 @@ gym.register_envs(grid_worlds)
 Takes = Literal["network", "table", "continuous"]
 AnyEnv = gym.Env[Any, Any]
 
+LARGEST_STATE = 4_096  # numbers in an observation that a table keeps; pictures would fill the memory
+
 # Packages that register environments when they are imported, by how their ids begin, and the extra that brings them.
 PROVIDERS = {
     "FlappyBird": ("flappy_bird_gymnasium", "classic"),
@@ -53,6 +55,9 @@ def kwargs_of(text: str) -> dict[str, Any]:
         kwargs = None
     if not isinstance(kwargs, dict):
         raise BadInput(f"env.kwargs is {text!r}: write a JSON object, such as '{{\"is_slippery\": false}}'")
+    taken = sorted({"render_mode", "max_episode_steps"} & set(kwargs))
+    if taken:
+        raise BadInput(f"env.kwargs names {taken[0]}: leave it out (the length of episodes is --max-episode-steps)")
     return kwargs
 
 
@@ -68,7 +73,16 @@ def register(env_id: str) -> None:
             try:
                 __import__(package)
             except ImportError as error:
-                raise BadInput(f"{env_id} needs the extra `{extra}`: pip install 'qfleet[{extra}]'") from error
+                raise BadInput(
+                    f'{env_id} needs the extra `{extra}`: pip install -c constraints.txt -e ".[{extra}]"'
+                ) from error
+
+
+def has_limit(env_id: str) -> bool:
+    """Whether an environment truncates its episodes by itself; False for one that is not known."""
+    register(env_id)
+    spec = gym.registry.get(env_id)
+    return spec is not None and spec.max_episode_steps is not None
 
 
 def _make(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> AnyEnv:
@@ -77,8 +91,9 @@ def _make(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> AnyEnv
         raise BadInput(f"env.id {env_id!r} is not a Gymnasium environment: {nearest(env_id, known_ids())}")
     try:
         return gym.make(env_id, max_episode_steps=max_episode_steps or None, **kwargs)
-    except (gym.error.Error, ImportError, TypeError) as error:
-        raise BadInput(f"env.id {env_id!r} cannot be made: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever a constructor makes of its arguments
+        said = f"{type(error).__name__}: {error}"
+        raise BadInput(f"env.id {env_id!r} cannot be made: {' '.join(said.split())}") from error
 
 
 def _fitted(env: AnyEnv, env_id: str, takes: Takes) -> AnyEnv:
@@ -103,8 +118,17 @@ def _fitted(env: AnyEnv, env_id: str, takes: Takes) -> AnyEnv:
     if isinstance(observation, spaces.Discrete):
         return gym.wrappers.FlattenObservation(env)
     if not isinstance(observation, spaces.Box):
-        raise BadInput(f"env.id {env_id!r} has observations {observation}: write one with a Box or Discrete space")
+        raise BadInput(
+            f"env.id {env_id!r} has observations {_short(observation)}: write one with a Box or Discrete space, or a method "
+            "with a table, such as q-learning"
+        )
     return env
+
+
+def _short(space: gym.Space[Any]) -> str:
+    """A space in a few words."""
+    text = " ".join(str(space).split())
+    return text if len(text) <= 100 else text[:100] + " ..."
 
 
 def _numbered(env: AnyEnv, env_id: str) -> AnyEnv:
@@ -112,9 +136,11 @@ def _numbered(env: AnyEnv, env_id: str) -> AnyEnv:
     if is_grid(env.observation_space):
         env = WholeGrid(env)
     fitted = table_states(env.observation_space)
+    if isinstance(env.observation_space, spaces.Box) and math.prod(env.observation_space.shape) > LARGEST_STATE:
+        fitted = None
     if fitted is None:
         raise BadInput(
-            f"env.id {env_id!r} has observations {env.observation_space}: a table needs Discrete ones, such as "
+            f"env.id {env_id!r} has observations {_short(env.observation_space)}: a table needs Discrete ones, such as "
             "FrozenLake-v1's; for a Box write fitted-q, neural-fitted-q or dqn"
         )
     space, convert = fitted

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launch import classic_run
 from launch.classic_commands import METHODS
 from launch.classic_log import EPISODES, table
 from launch.cli import main
+from rl.evaluation import evaluate
 from rl.parameters import from_bytes
 
 
@@ -80,7 +82,7 @@ def test_the_list_names_every_method_and_its_environments(capsys):
         (("q-learning", "--alpha", "2"), "--alpha is 2.0: write a number from 0 to 1"),
         (("q-learning", "--alfa", "0.1"), "unknown flag --alfa: did you mean --alpha?"),
         (("q-learning", "--seeds", "1", "1"), "write one or more different numbers"),
-        (("q-learning", "--final-episodes", "0"), "--final-episodes is 0: write at least 1"),
+        (("q-learning", "--final-episodes", "0"), "--final-episodes is 0: write 1 to 100,000,000"),
         (("q-learning", "--env-kwargs", "slippery"), "write a JSON object"),
         (("q-learning", "--env-kwargs", '{"slippery": 1}'), "cannot be made"),
         (("value-iteration", "--env", "qfleet/GridWorld-v0"), "a model counts every (s, a, s')"),
@@ -97,6 +99,12 @@ def test_the_list_names_every_method_and_its_environments(capsys):
         (("continuous", "--env", "CartPole-v1"), "for Discrete actions write dqn or q-learning"),
         (("continuous", "--maximizer", "sgd"), "invalid choice 'sgd'"),
         (("make-dataset", "--env", "CartPole-v1"), "the bot plays BabyAI's levels alone"),
+        (("q-learning", "--env-kwargs", '{"map_name": "9x9"}'), "cannot be made: KeyError"),
+        (("q-learning", "--env-kwargs", '{"max_episode_steps": 5}'), "the length of episodes is --max-episode-steps"),
+        (("q-learning", "--env", "ALE/Pong-v5"), "a table needs Discrete ones"),
+        (("dqn", "--preset", "pong"), "--preset pong does not suit CartPole-v1"),
+        (("fitted-q", "--save-dataset", "x.npz", "--seeds", "1", "2"), "--save-dataset is one file"),
+        (("online-q", "--learning-rate", "nan"), "--learning-rate is nan"),
         (("dqn", "--preset", "pung"), "unknown preset 'pung': did you mean 'pong'?"),
     ],
 )
@@ -108,6 +116,48 @@ def test_bad_input_is_one_line_before_anything_starts(capsys, tmp_path, words, s
     assert len(err.strip().splitlines()) == 1
     assert not out
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_is_greedy_and_of_episodes_that_training_never_met(tmp_path, monkeypatch):
+    asked = []
+
+    def spy(policy, environments, episodes, epsilon, seed):
+        asked.append((episodes, epsilon, seed))
+        return evaluate(policy, environments, episodes, epsilon, seed)
+
+    monkeypatch.setattr(classic_run, "evaluate", spy)
+    words = ("sarsa", "--episodes", "20", "--seeds", "7", "--no-video", "--run-dir", str(tmp_path / "run"))
+    assert main(["classic", *words]) == 0
+    assert asked == [(10, 0.0, classic_run.TEST_SEED + 7)]
+    assert classic_run.TEST_SEED > 1_000_000
+
+
+def test_a_world_without_a_time_limit_gets_one(capsys, tmp_path):
+    words = ("monte-carlo", "--env", "CliffWalking-v1", "--episodes", 3, "--final-episodes", 2, "--no-video")
+    status, _, err = run(capsys, *words, "--run-dir", tmp_path / "run")
+    assert status == 0, err
+    assert "max_episode_steps: 200" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_what_is_damaged_is_learned_again_or_named(capsys, tmp_path):
+    folder = tmp_path / "cliff"
+    cliff(capsys, folder, "--no-video", seeds=(1,))
+    (folder / "seed-1" / "summary.json").write_text('{"mean_ret')
+    assert cliff(capsys, folder, "--no-video", seeds=(1,))["mean_return"] <= -13
+    (folder / "seed-1" / EPISODES).write_text("")
+    common = ("q-learning", "--env", "CliffWalking-v1", "--episodes", 120, "--run-dir", folder, "--no-video")
+    status, _, err = run(capsys, *common, "--seeds", 1)
+    assert status == 1
+    assert "holds a damaged episodes.csv" in err
+
+
+def test_a_stopped_seed_of_dqn_begins_anew(capsys, tmp_path):
+    left = tmp_path / "dqn" / "seed-1" / "run"
+    left.mkdir(parents=True)
+    (left / "config.yaml").write_text("seed: 1\n")
+    words = ("dqn", "--max-steps", 300, "--final-episodes", 2, "--run-dir", tmp_path / "dqn", "--no-video")
+    status, _, err = run(capsys, *words)
+    assert status == 0, err
 
 
 def test_dqn_is_the_last_rung(capsys, tmp_path):

@@ -44,6 +44,21 @@ class Aim(gym.Env):
         return self.reset()[0], reward, False, False, {}
 
 
+class Still(gym.Env):
+    """Reward 1 a step for ever in the one state there is, whatever one does; a time limit cuts it off."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,))
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+
+
+gym.register("Still-v0", Still, max_episode_steps=1)
 gym.register("Aim-v0", Aim, max_episode_steps=10)
 AIM = EnvConfig(id="Aim-v0")
 
@@ -127,6 +142,15 @@ def test_the_learned_maximizer_climbs_q_and_leaves_it_alone():
 def test_a_termination_stops_the_bootstrap_and_nothing_else_does():
     target = td_target(torch.tensor([1.0, 1.0]), torch.tensor([False, True]), torch.tensor([10.0, torch.inf]), 0.9)
     assert target.tolist() == pytest.approx([1.0 + 0.9 * 10.0, 1.0])
+
+
+def test_a_truncated_step_bootstraps_in_the_loop_too():
+    config = replace(
+        SMALL, maximizer="naf", steps=2_000, updates=2, gamma=0.5, learning_rate=1e-2, tau=0.1, reward_scale=1.0
+    )
+    learned = learn(config, EnvConfig(id="Still-v0"), 1, monitor := Silent())
+    assert learned is not None
+    assert monitor.rows[-1][1]["q"] == pytest.approx(2.0, abs=0.1)  # 1 / (1 - 0.5); 1 if the cut were an end
 
 
 @pytest.mark.parametrize("ends", ["terminated", "truncated"])

@@ -113,4 +113,6 @@ except BadInput as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "FlappyBird-v0 needs the extra `classic`: pip install 'qfleet[classic]'\n", done.stderr
+    assert done.stdout == 'FlappyBird-v0 needs the extra `classic`: pip install -c constraints.txt -e ".[classic]"\n', (
+        done.stderr
+    )

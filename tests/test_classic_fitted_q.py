@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from classic.dataset import COLUMNS, Dataset, collect, load, save
-from classic.fitted_q import FittedQConfig, Regression, fitted_q, inputs, iterate, surface, targets
+from classic.fitted_q import FittedQConfig, Regression, check_files, fitted_q, inputs, iterate, surface, targets
 from classic.interface import Silent
 from classic.neural_fitted_q import Network, NeuralFittedQConfig, neural_fitted_q
 from classic.regressors import REGRESSORS, make_regressor
@@ -82,6 +82,11 @@ def test_a_run_keeps_its_best_iteration_and_draws_its_surface():
     assert list(evaluated) == [2, 4]
     assert learned.figures["best_iteration"] == max(evaluated, key=evaluated.get)
     np.testing.assert_array_equal(learned.arrays["evaluations"], list(evaluated.items()))
+    alone = fitted_q(
+        replace(QUICK, iterations=learned.figures["best_iteration"], evaluate_every=0), CARTPOLE, 1, Silent()
+    )
+    some = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    np.testing.assert_array_equal(learned.values(some), alone.values(some))  # those of that iteration, not of the last
     q = learned.values(np.array([[0.0, 0.0, 0.21, -2.0]], np.float32))[0]
     assert learned.arrays["surface_value"][0, -1] == q.max()
     assert learned.arrays["surface_action"][0, -1] == q.argmax()
@@ -135,12 +140,12 @@ def test_a_dataset_comes_back_from_its_file_and_is_learned_from(tmp_path):
     collected = collect(CARTPOLE, QUICK.steps, 1)
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(data, name), getattr(collected, name))
-    again = fitted_q(replace(QUICK, steps=7, dataset=file), CARTPOLE, 1, Silent())
+    again = fitted_q(replace(QUICK, steps=31, dataset=file), CARTPOLE, 1, Silent())
     np.testing.assert_array_equal(first.values(data.s), again.values(data.s))
 
 
 def _columns(**changed):
-    data = collect(CARTPOLE, 20, 1)
+    data = collect(CARTPOLE, 40, 1)
     return {"env_id": np.array("CartPole-v1"), **{name: getattr(data, name) for name in COLUMNS}} | changed
 
 
@@ -148,12 +153,12 @@ def _columns(**changed):
     ("columns", "complaint"),
     [
         (_columns(env_id=np.array("Acrobot-v1")), "is of Acrobot-v1, not of CartPole-v1"),
-        (_columns(s=np.zeros((20, 3), np.float32)), r"s is float32 \(20, 3\), CartPole-v1 has \(20, 4\)"),
+        (_columns(s=np.zeros((40, 3), np.float32)), r"s is float32 \(40, 3\), CartPole-v1 has \(40, 4\)"),
         (_columns(r=np.zeros(19)), "r is float64"),
-        (_columns(a=np.full(20, 2)), "a is not from 0 to 1"),
-        (_columns(a=np.zeros(20)), "a is float64"),
+        (_columns(a=np.full(40, 2)), "a is not from 0 to 1"),
+        (_columns(a=np.zeros(40)), "a is float64"),
         (_columns(a=np.zeros(0, np.int64)), "holds no transitions"),
-        (_columns(s=np.full((20, 4), np.nan, np.float32)), "not finite"),
+        (_columns(s=np.full((40, 4), np.nan, np.float32)), "not finite"),
         ({"s": np.zeros((20, 4))}, "is no dataset of transitions"),
         (_columns(s=np.array([None] * 20)), "is no dataset of transitions"),  # a pickle, which is not opened
     ],
@@ -178,7 +183,10 @@ def test_files_that_are_missing_damaged_or_cannot_be_written_are_refused(tmp_pat
     with pytest.raises(BadInput, match="is no dataset"):
         load(str(tmp_path / "one.npy"), CARTPOLE)
     with pytest.raises(BadInput, match="directory is not there"):
-        fitted_q(replace(QUICK, save_dataset=str(tmp_path / "no" / "x.npz")), CARTPOLE, 1, Silent())
+        check_files(replace(QUICK, save_dataset=str(tmp_path / "no" / "x.npz")), CARTPOLE)
+    save(collect(CARTPOLE, 29, 1), str(whole))
+    with pytest.raises(BadInput, match="holds 29 transitions: write one of at least 30"):
+        load(str(whole), CARTPOLE)
 
 
 def test_spaces_that_do_not_fit_are_refused():
@@ -211,5 +219,5 @@ def test_bad_settings_of_the_network_are_refused(settings):
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.tree", None)
-    with pytest.raises(BadInput, match=r"qfleet\[classic\]"):
+    with pytest.raises(BadInput, match=r"extra `classic`: pip install"):
         make_regressor("tree", 1, 1)

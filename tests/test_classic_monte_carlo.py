@@ -93,10 +93,13 @@ def test_monte_carlo_prediction_is_the_mean_return():
     assert cut.v[0] == pytest.approx(200 + 0.9 * 7)
 
 
-def test_errors_are_of_the_states_visited():
+def test_errors_are_of_the_states_that_count():
     values = Values(3, power=1.0)
-    values.v[:], values.visits[:] = (1.0, 2.0, 9.0), (1, 4, 0)
-    assert errors(values, np.zeros(3)) == {"max_error": 2.0, "rms_error": pytest.approx((5 / 2) ** 0.5)}
+    values.v[:] = (1.0, 2.0, 9.0)
+    assert errors(values.v, np.zeros(3), np.array([True, True, False])) == {
+        "max_error": 2.0,
+        "rms_error": pytest.approx((5 / 2) ** 0.5),
+    }
 
 
 @pytest.mark.parametrize("method", ["mc-prediction", "td0"])

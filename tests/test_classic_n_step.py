@@ -70,7 +70,7 @@ def test_the_truth_of_the_cliff():
     model = true_model(env, CLIFF.id)
     assert truth.v[36] == pytest.approx(-sum(0.9**k for k in range(13)))  # 13 steps along the edge
     cells = set(range(37))  # three free rows and the start: neither the cliff nor the goal
-    assert set(np.flatnonzero(reachable(model, 36))) == cells
+    assert set(np.flatnonzero(reachable(model, np.ones_like(model.rewards), 36))) == cells
     q = model.rewards + 0.9 * model.transitions @ truth.v
     assert truth.error(q) == pytest.approx(0.0, abs=1e-8)
     assert truth.regret(q) == pytest.approx(0.0, abs=1e-8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from classic.interface import Silent
 from classic.memory import Batch
 from classic.online_q import OnlineLearner, OnlineQConfig, batches, online_q
 from rl.envs import EnvConfig
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 
 GRID = EnvConfig(id="qfleet/GridWorld-v0")
 SHORT = OnlineQConfig(steps=120, epsilon_steps=60, hidden=(16,))
@@ -103,3 +104,31 @@ def test_it_learns_a_lake_without_ice():
 def test_bad_settings_are_refused(settings, complaint):
     with pytest.raises(BadInput, match=complaint):
         OnlineQConfig(**settings)
+
+
+class Cut(gym.Env):
+    """Reward 1 a step for ever in the one state there is, cut off by a time limit of one step."""
+
+    observation_space = gym.spaces.Box(0.0, 1.0, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        return np.ones(1, np.float32), 1.0, False, False, {}
+
+
+gym.register("qfleet-test/Cut-v0", Cut, max_episode_steps=1)
+
+
+def test_a_truncated_step_bootstraps_in_the_loop_too():
+    config = OnlineQConfig(steps=1_500, gamma=0.5, hidden=(16,), learning_rate=3e-3)
+    q = online_q(config, EnvConfig(id="qfleet-test/Cut-v0"), 1, Silent()).values(np.ones((1, 1), np.float32))
+    assert q.max() == pytest.approx(2.0, abs=0.1)  # 1 / (1 - 0.5); 1 if the cut were an end
+
+
+def test_a_run_that_diverges_says_so():
+    with pytest.raises(RunFault, match="diverged after"):
+        online_q(replace(SHORT, learning_rate=1e30, loss="squared"), GRID, 1, Silent())

@@ -140,6 +140,16 @@ def test_frozen_lake_is_solved_by_its_own_settings_and_again_alike(method):
     np.testing.assert_array_equal(first.arrays["v"], first.arrays["q"].max(axis=1))
 
 
+def test_a_lucky_test_alone_does_not_count():
+    """Over 0 in 20 episodes comes soon; 0.99 in 1,000 never does on ice."""
+    seen = Silent()
+    config = PlanningConfig(goal=0.0, confirm_goal=0.99, confirm_episodes=50, max_iterations=40)
+    figures = learn_q(config, LAKE, 1, seen).figures
+    assert max(row["mean_return"] for _, row in seen.rows) > 0.0
+    assert not figures["solved"]
+    assert figures["iterations"] == 40
+
+
 def test_a_goal_out_of_reach_ends_unsolved():
     config = PlanningConfig(goal=1.0, max_iterations=3)
     assert learn_v(config, LAKE, 1, Silent()).figures["solved"] is False
