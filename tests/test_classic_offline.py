@@ -269,7 +269,7 @@ def test_the_bots_dataset_keeps_seeds_and_observations(pickup):
     assert (figures["episodes"], figures["steps"], figures["skipped"]) == (EPISODES, data.total_steps, 0)
     assert figures["bytes"] < data.total_steps * 22 * 22 * 3 / 2, "compressed"
     episodes = list(data.iterate_episodes())
-    assert figures["training_return"] == pytest.approx(np.mean([e.rewards.sum() for e in episodes]))
+    assert figures["mean_return"] == pytest.approx(np.mean([e.rewards.sum() for e in episodes]))
     assert all(e.rewards.sum() > 0.5 and e.terminations[-1] and not e.truncations.any() for e in episodes)
     env = data.recover_environment()
     first, _ = env.reset(seed=3 + 7)
