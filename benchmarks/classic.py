@@ -152,7 +152,14 @@ def line(row: Row, s: dict[str, Any]) -> str:
 
 def write_tables(figures: dict[str, dict[str, Any]], page: Path) -> None:
     """Put each table between its two marks on the page."""
-    columns = ("command", "must reach", "mean over seeds", "worst seed", "each seed", "wall (CPU) seconds a seed")
+    columns = (
+        "command (and --seeds)",
+        "must reach",
+        "mean",
+        "worst seed",
+        "seeds 1, 2, ...",
+        "wall (CPU) seconds a seed",
+    )
     head = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     text = page.read_text()
     for name in TABLES:
@@ -168,7 +175,7 @@ def _table_row(row: Row, s: dict[str, Any]) -> str:
     listed = ", ".join(f"{value:.4g}" for value in each) if len(each) <= 5 else f"{len(each)} seeds"
     verdict = "" if reached(row, s) else " (missed)"
     return (
-        f"| `qfleet {' '.join(row.words)}` | {bar(row)} | {s[row.figure]:.4g}{verdict} | {worst:.4g} | {listed} "
+        f"| `qfleet {' '.join(row.words[: row.words.index('--seeds')])}` | {bar(row)} | {s[row.figure]:.4g}{verdict} | {worst:.4g} | {listed} "
         f"| {s['wall_seconds']:,.0f} ({s['cpu_seconds']:,.0f}) |"
     )
 

@@ -13,7 +13,7 @@ from rl.errors import BadInput
 from rl.evaluation import Policy
 from rl.spaces import Takes
 
-GIF_SECONDS, GIF_SIDE, GIF_FPS = 30.0, 320, 15  # at most; pixels, frames/s
+GIF_SECONDS, GIF_SIDE, GIF_FPS = 20.0, 240, 12  # at most; pixels, frames/s
 
 
 def record(
@@ -70,7 +70,7 @@ def check_recording(config: EnvConfig, takes: Takes = "network") -> None:
 
 
 def _gif(video: Path) -> Path:
-    """The same pictures as a GIF beside the mp4, its first half minute and not too large for a page."""
+    """The same pictures as a GIF beside the mp4, its beginning, and not too large for a page."""
     from moviepy import VideoFileClip
 
     to = video.with_suffix(".gif")
