@@ -174,8 +174,9 @@ def _table_row(row: Row, s: dict[str, Any]) -> str:
     worst = min(each) if row.at_least else max(each)
     listed = ", ".join(f"{value:.4g}" for value in each) if len(each) <= 5 else f"{len(each)} seeds"
     verdict = "" if reached(row, s) else " (missed)"
+    command = " ".join(row.words[: row.words.index("--seeds")])
     return (
-        f"| `qfleet {' '.join(row.words[: row.words.index('--seeds')])}` | {bar(row)} | {s[row.figure]:.4g}{verdict} | {worst:.4g} | {listed} "
+        f"| `qfleet {command}` | {bar(row)} | {s[row.figure]:.4g}{verdict} | {worst:.4g} | {listed} "
         f"| {s['wall_seconds']:,.0f} ({s['cpu_seconds']:,.0f}) |"
     )
 
