@@ -182,6 +182,7 @@ def _table_row(row: Row, s: dict[str, Any]) -> str:
 
 
 def write_figures(figures: dict[str, dict[str, Any]], file: Path) -> None:
-    """One JSON object a row."""
+    """One JSON object a row, without the place where it was measured."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps({"row": name, **summary}) + "\n" for name, summary in figures.items()))
+    rows = [{"row": name, **{k: v for k, v in s.items() if k != "run_dir"}} for name, s in figures.items()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
