@@ -60,28 +60,9 @@ def make_dataset(config: MakeDatasetConfig, monitor: Monitor) -> dict[str, Any]:
     dataset, path, env, episodes, steps, skipped, bytes, mean_return. Raises BadInput, also where the dataset is already
     there; RunFault when the bot solves none of GIVE_UP seeds in a row.
     """
-    env_config = EnvConfig(id=config.env)
-    env = single(env_config, "table")
-    example = unpack(env.reset(seed=config.first_seed)[0])
-    spec = replace(
-        gym.spec(config.env),
-        additional_wrappers=(WrapperSpec("FullyObsWrapper", "minigrid.wrappers:FullyObsWrapper", {}),),
-    )
-    space = gym.spaces.Dict(
-        direction=gym.spaces.Discrete(4),
-        image=gym.spaces.Box(0, 255, example.image.shape, np.uint8),
-        mission=gym.spaces.Text(MISSION, charset=string.ascii_letters + string.digits + " ,.'-"),
-    )
+    env = single(EnvConfig(id=config.env), "table")
     seed, skipped, in_a_row, returns = config.first_seed, 0, 0, []
-    with NewDataset(
-        config.name,
-        space,
-        env.action_space,
-        spec,
-        {"env": asdict(env_config)},
-        algorithm_name="BabyAIBot of MiniGrid",
-        description=f"{config.env}, the whole grid observed; levels that the bot solves.",
-    ) as dataset:
+    with _new_dataset(config, env) as dataset:
         while dataset.episodes < config.episodes:
             try:
                 episode = solved(env, seed)
@@ -110,6 +91,29 @@ def make_dataset(config: MakeDatasetConfig, monitor: Monitor) -> dict[str, Any]:
         "bytes": dataset.bytes,
         "mean_return": float(np.mean(returns)),
     }
+
+
+def _new_dataset(config: MakeDatasetConfig, env: AnyEnv) -> NewDataset:
+    """An empty dataset with the spaces and the description of the published ones. Raises BadInput."""
+    example = unpack(env.reset(seed=config.first_seed)[0])
+    spec = replace(
+        gym.spec(config.env),
+        additional_wrappers=(WrapperSpec("FullyObsWrapper", "minigrid.wrappers:FullyObsWrapper", {}),),
+    )
+    space = gym.spaces.Dict(
+        direction=gym.spaces.Discrete(4),
+        image=gym.spaces.Box(0, 255, example.image.shape, np.uint8),
+        mission=gym.spaces.Text(MISSION, charset=string.ascii_letters + string.digits + " ,.'-"),
+    )
+    return NewDataset(
+        config.name,
+        space,
+        env.action_space,
+        spec,
+        {"env": asdict(EnvConfig(id=config.env))},
+        algorithm_name="BabyAIBot of MiniGrid",
+        description=f"{config.env}, the whole grid observed; levels that the bot solves.",
+    )
 
 
 class Unsolved(Exception):

@@ -5,6 +5,7 @@ Legend: ``s`` observations [B, O], ``a`` actions [B, D] in the box [-1, 1]^D, ``
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -21,16 +22,16 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     return nn.Sequential(*body, nn.Linear(sizes[-1], outputs))
 
 
-class Maximizer(nn.Module):
+class Maximizer(nn.Module, ABC):
     """q, and the action that is best by it. All that the three ways differ in."""
 
+    @abstractmethod
     def q(self, s: Tensor, a: Tensor) -> Tensor:
         """q(s, a): [..., O], [..., D] -> [...]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def best(self, s: Tensor) -> Tensor:
         """argmax_a q(s, a), [B, D], as near as this way comes to it."""
-        raise NotImplementedError
 
     def maximum(self, s: Tensor) -> Tensor:
         """max_a q(s, a), [B]."""

@@ -18,7 +18,6 @@ from rl.policies import greedy
 from rl.spaces import Takes
 
 SURFACE = ("surface_angle", "surface_velocity", "surface_value", "surface_action")
-NOT_SHOWN = ("surface_", "highest", "lowest")  # arrays that are pictures, and not kept beside the values
 WAYS = ("ignored", "cut", "weighted")  # of n-step, on one picture
 
 
