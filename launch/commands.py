@@ -26,7 +26,7 @@ from rl.errors import BadInput, nearest
 from rl.evaluation import evaluate
 from rl.recording import record
 
-BENCHES = ("pipeline", "replay", "shards", "memory", "soak", "sizing", "snapshot", "actors", "classic")
+BENCHES = ("pipeline", "replay", "shards", "memory", "soak", "sizing", "snapshot", "actors", "classic", "gpu")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, Array]) -> None:
 
 def to_bytes(arrays: Mapping[str, Array]) -> bytes:
     """Named arrays as the content of a .safetensors file."""
-    return save({name: np.ascontiguousarray(x) for name, x in arrays.items()})
+    # ascontiguousarray alone makes vectors of scalars
+    return save({name: np.ascontiguousarray(x).reshape(x.shape) for name, x in arrays.items()})
 
 
 def from_bytes(data: bytes) -> dict[str, Array]:

@@ -23,6 +23,7 @@ def test_checkpoints_round_trip_and_keep_the_newest(tmp_path, root):
     loaded = store.load_newest()
     assert loaded.state == {"updates": 3}
     np.testing.assert_array_equal(loaded.arrays["online"]["w"], arrays()["online"]["w"])
+    np.testing.assert_array_equal(loaded.arrays["optimizer"]["0.step"], arrays()["optimizer"]["0.step"], strict=True)
 
 
 def test_the_step_just_written_is_kept_whatever_its_number(tmp_path):
