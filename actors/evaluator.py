@@ -44,7 +44,8 @@ class Evaluator:
         began = time.monotonic()
         environments = make_environments(self._env, min(self._config.environments, episodes))
         try:
-            result = evaluate(self._act, environments, episodes, self._config.epsilon, seed, should_stop)
+            c = self._config
+            result = evaluate(self._act, environments, episodes, c.epsilon, seed, c.max_episode_steps, should_stop)
         finally:
             environments.close()
         return replace(result, seconds=time.monotonic() - began)

@@ -21,6 +21,7 @@ from launch.supervisor import run_distributed
 from launch.tally import OnEpisode
 from launch.topology import resolve
 from learner.checkpoint import Checkpoint
+from learner.update import check_optimizer
 from rl.envs import describe
 from rl.errors import BadInput
 from rl.networks import make_network
@@ -110,7 +111,7 @@ class _Signals:
 
 
 def _check_resumed(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:
-    """Raise BadInput when the checkpoint is of another environment or network."""
+    """Raise BadInput when the checkpoint is of another environment, network or optimizer."""
     made_for = checkpoint.state.get("env")
     if made_for != config.env.id:
         raise BadInput(f"--resume {where} is a run of {made_for}, not of {config.env.id}: leave --env.id out")
@@ -119,6 +120,10 @@ def _check_resumed(config: TrainConfig, checkpoint: Checkpoint, where: str) -> N
         load_weights(make_network(config.network, spec, actions, 0), checkpoint.arrays["online"])
     except ValueError as error:
         raise BadInput(f"--resume {where}: {error}: leave the --network flags out") from error
+    try:
+        check_optimizer(config.learner.optimizer, checkpoint.arrays["optimizer"])
+    except ValueError as error:
+        raise BadInput(f"--resume {where}: {error}: leave --learner.optimizer out") from error
 
 
 class Policy:

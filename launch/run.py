@@ -93,7 +93,7 @@ class Run:
         self.tally.evaluation_seconds += result.seconds
         if not result.episodes:
             return None
-        follow, best = self.judge.take(kind, result)
+        follow, best = self.judge.take(kind, candidate.version, result)
         if best:
             state = {"mean_return": result.mean_return, "agent_steps": candidate.agent_steps}
             state |= {"updates": candidate.updates, "weights_version": candidate.version}
@@ -116,9 +116,17 @@ class Run:
         self.progress.note(
             f"[{duration(self.tally.wall_seconds)}] evaluation ({kind}) after {candidate.agent_steps:,} steps, "
             f"{candidate.updates:,} updates: mean return {result.mean_return:.2f} over {len(result.episodes)} episodes "
-            f"(worst {result.worst_return:g}) in {result.seconds:.0f} s"
+            f"(worst {result.worst_return:g}) in {result.seconds:.0f} s{self._cut(result)}"
         )
         return follow
+
+    def _cut(self, result: EvaluationResult) -> str:
+        if not result.cut:
+            return ""
+        most = self.config.evaluation.max_episode_steps
+        return (
+            f"; {result.cut} of {len(result.episodes)} episodes cut at {most:,} steps (--evaluation.max-episode-steps)"
+        )
 
     def _last_evaluation(self) -> str:
         last = self.judge.last_return
@@ -144,7 +152,7 @@ class Run:
             "solved": j.solved,
             "env": self.config.env.id,
             "goal": self.config.evaluation.goal if math.isfinite(self.config.evaluation.goal) else None,
-            "mean_return": j.solved_return if j.solved else j.last_return,
+            "mean_return": j.last_return,
             "best_return": j.best_return,
             "agent_steps": t.agent_steps,
             "frames": t.agent_steps * frames_per_step(self.config.env),

@@ -25,6 +25,7 @@ from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
 
 FREEZE_PERIOD = 4  # updates
+OPTIMIZER_STATE = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "rmsprop": {"step", "square_avg", "grad_avg"}}
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,8 @@ class Updater:
         }
 
     def set_state(self, state: Mapping[str, Mapping[str, Array]], updates: int, target_syncs: int) -> None:
-        """Inverse of `get_state`. Raises ValueError when it is of another network."""
+        """Inverse of `get_state`. Raises ValueError when it is of another network or optimizer."""
+        check_optimizer(self.config.optimizer, state["optimizer"])
         for module, name in ((self.online, "online"), (self.target, "target")):
             try:
                 module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state[name].items()})
@@ -250,6 +252,15 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
 def _optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, Array]:
     state = optimizer.state_dict()["state"]
     return _arrays({f"{i}.{key}": value for i, own in state.items() for key, value in own.items()})
+
+
+def check_optimizer(name: str, arrays: Mapping[str, Array]) -> None:
+    """Raise ValueError when ``arrays``, the third group of `Updater.get_state`, were made by another optimizer."""
+    kept = {key.split(".", 1)[1] for key in arrays}
+    made_by = next((other for other, keys in OPTIMIZER_STATE.items() if kept == keys), "another optimizer")
+    if kept and made_by != name:
+        titles = {"adam": "Adam", "rmsprop": "RMSProp"}
+        raise ValueError(f"the optimizer's state is of {titles.get(made_by, made_by)}, not of {titles[name]}")
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Array], device: torch.device) -> None:
