@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import torch
 
 from launch.config import TrainConfig, check, to_yaml
 from launch.offline import fit
@@ -24,7 +23,7 @@ from learner.checkpoint import Checkpoint
 from learner.update import check_optimizer
 from rl.envs import describe
 from rl.errors import BadInput
-from rl.networks import make_network
+from rl.networks import make_network, values
 from rl.parameters import load_weights
 from rl.policies import epsilon_greedy
 from rl.types import Array, Int64
@@ -139,8 +138,7 @@ class Policy:
     def values(self, observations: Array) -> Array:
         """Action values [N, A] of observations [N, *observation]."""
         batch = np.ascontiguousarray(observations, dtype=self.spec.dtype)
-        with torch.inference_mode():
-            return np.asarray(self.network(torch.from_numpy(batch)).numpy())
+        return values(self.network, batch)
 
     def act(self, observations: Array, epsilon: float = 0.0, seed: int | None = None) -> Int64:
         """Greedy actions [N] of observations [N, *observation], ``epsilon`` of them random."""

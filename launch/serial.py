@@ -96,6 +96,7 @@ class SerialParts:
             config.evaluation,
             config.env,
             make_network(config.network, spec, actions, config.seed),
+            config.actors.precision,
             config.seed,
             base,
         )

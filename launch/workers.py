@@ -260,9 +260,10 @@ class LearnerWorker:
         self._loop = _Loop(self._learn, "learner")
 
     def start(self) -> str:
-        """Begin; returns the device."""
+        """Begin; returns the device and the precision."""
         self._loop.start()
-        return str(self._learner.device)
+        updater = self._learner.updater
+        return f"{updater.device} in {str(updater.dtype).removeprefix('torch.')}"
 
     def _learn(self) -> None:
         torch.set_num_threads(self._threads)  # OpenMP counts threads by thread
@@ -309,7 +310,9 @@ class EvaluatorWorker:
     def __init__(self, config: TrainConfig, base_steps: int, run: str, nice: int) -> None:
         os.nice(nice)
         torch.set_num_threads(1)
-        self._evaluator = Evaluator(config.evaluation, config.env, _network(config), config.seed, base_steps)
+        self._evaluator = Evaluator(
+            config.evaluation, config.env, _network(config), config.actors.precision, config.seed, base_steps
+        )
         self._source = RayWeightSource(_registry())
         self._weights: Weights | None = None
         self._meta = (0, 0)  # version, updates

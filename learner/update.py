@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rl import td
 from rl.errors import BadInput, RunFault
 from rl.networks import QNetwork
+from rl.precision import Precision, pick_dtype
 from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
 
@@ -52,8 +53,9 @@ class UpdateConfig:
     """Learner updates between hard copies into the target network."""
     target_tau: float = 0.0
     """Soft update instead: target += tau * (online - target) after every update; 0: hard copies."""
-    bf16: bool = False
-    """bfloat16 autocast in the forward and backward passes (weights and optimizer stay float32)."""
+    precision: Precision = "float32"
+    """Forward and backward passes: float32, bfloat16 by autocast (weights and optimizer stay float32), or auto: bfloat16
+    where the hardware has it."""
 
     def __post_init__(self) -> None:
         if self.learning_rate_end < 0 or self.learning_rate_updates < 0:
@@ -116,8 +118,9 @@ class Updater:
     ) -> None:
         self.config, self.device = config, device
         self.online, self.target = online.to(device), target.to(device).requires_grad_(False)
+        self.dtype = pick_dtype(config.precision, device)
         # on a CPU float32 gains a sixth, bfloat16 nothing (its pixels take longer to widen into that order)
-        last = device.type == "cuda" or (device.type == "cpu" and not config.bf16)
+        last = device.type == "cuda" or (device.type == "cpu" and self.dtype == torch.float32)
         self._order = torch.channels_last if last else torch.contiguous_format
         for network in (self.online, self.target):
             network.to(memory_format=self._order)  # type: ignore[call-overload]
@@ -153,7 +156,7 @@ class Updater:
         observations = _to(x, self.device)
         if self.device.type == "cpu":
             order = self._order if observations.ndim == 4 else torch.contiguous_format
-            return observations.to(torch.bfloat16 if self.config.bf16 else torch.float32, memory_format=order)
+            return observations.to(self.dtype, memory_format=order)
         return observations
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -183,7 +186,7 @@ class Updater:
         return (self.target, self.online) if self.config.double else (self.target,)
 
     def _copies(self) -> _Frozen:
-        return _Frozen(self._networks, torch.bfloat16 if self.config.bf16 else torch.float32)
+        return _Frozen(self._networks, self.dtype)
 
     def _freeze(self) -> None:
         """Renew the copies that `prepare` reads."""
@@ -193,7 +196,8 @@ class Updater:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         # no cache: it is the process's, and the two halves run in two threads
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16, cache_enabled=False)
+        enabled = self.dtype == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def _set_learning_rate(self) -> None:
         c = self.config

@@ -37,7 +37,10 @@ CASES = {
     "an infinite ratio": (["train", "--replay.limiter.samples-per-insert", "inf"], "samples_per_insert"),
     "a rate that is no number": (["train", "--learner.learning-rate", "nan"], "learning_rate"),
     "a seed too large": (["train", "--seed", "99999999999999999999999"], "seed"),
-    "bfloat16 actors without pixels": (["train", "cartpole", "--actors.bf16"], "--actors.no-bf16"),
+    "bfloat16 actors without pixels": (
+        ["train", "cartpole", "--actors.precision", "bfloat16"],
+        "--actors.precision float32",
+    ),
     "a run directory in /proc": (["train", "cartpole", "--run-dir", "/proc/self"], "/proc/self"),
     "a picture of no kind": (["plot", "RUN", "--to", "curves.xyz"], "curves.xyz"),
     "a negative seed": (["eval", "RUN", "--seed", "-1"], "--seed"),
