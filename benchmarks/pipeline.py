@@ -197,7 +197,7 @@ def _update_rate(precision: Precision, source: BatchSource, seconds: float) -> f
 def _limits(precisions: Sequence[Precision], seconds: float = 8.0) -> dict[str, float]:
     """The limit in updates/s by precision."""
     cores = os.cpu_count() or 1
-    found = {}
+    found: dict[str, float] = {}
     for name in precisions:
         u = min(1.0 / _update_rate(name, Memory(), seconds), _update_seconds(name, cores, seconds))
         a = _agent_step_seconds(name, seconds)
