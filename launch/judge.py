@@ -1,8 +1,8 @@
-"""The judge: when to evaluate, which weights are best, and whether the run is solved.
+"""The judge: when to evaluate, which weights are best, and whether the run is solved (docs/evaluation.md).
 
 Three kinds of evaluation: `quick` (few episodes: by period, and when the greedy end's training returns come near the goal),
-`full` (after a quick one that reaches the goal, or that may be better than the best) and `confirm` (fresh episodes of the
-same weights after a full one at the goal). Solved is a confirmed one. A solved run that goes on plays full ones by period.
+`full` (after a quick one of the same weights at the goal; and by period, once the best weights were judged by one) and
+`confirm` (fresh episodes of the same weights after a full one at the goal). Solved is a confirmed one.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ class Judge:
         periodic = bool(c.period) and tally.clock >= self._next
         if not periodic and (self.solved or not near):
             return None
-        self._next = tally.clock + c.period
+        if periodic:
+            self._next = tally.clock + c.period
         tally.greedy_since_evaluation = 0
-        return "full" if self.solved else "quick"
+        return "full" if periodic and self._best_is_full else "quick"
 
     def episodes(self, kind: Kind) -> int:
         """How many episodes an evaluation of ``kind`` plays."""
@@ -79,16 +80,16 @@ class Judge:
         """A later evaluation of the same weights replaces the earlier, a full one any quick one; else the mean tells."""
         if self.best_return is None or version == self._best_version:
             return True
+        if kind == "confirm" and mean >= self._config.goal and not self.solved:
+            return True  # an earlier full one may have been lost before its second look
         if (kind != "quick") != self._best_is_full:
             return kind != "quick"
         return mean > self.best_return
 
     def _next_kind(self, kind: Kind, mean: float) -> Kind | None:
-        at_goal = mean >= self._config.goal
-        if kind == "quick":
-            may_be_better = self._best_is_full and self.best_return is not None and mean > self.best_return
-            return "full" if at_goal or may_be_better else None
-        return "confirm" if kind == "full" and at_goal and not self.solved else None
+        if mean < self._config.goal or self.solved:
+            return None
+        return "full" if kind == "quick" else "confirm"
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
