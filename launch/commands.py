@@ -146,9 +146,10 @@ def plot_command(args: list[str]) -> int:
     if not c.runs:
         raise BadInput("qfleet plot needs a run's directory: qfleet plot RUN [RUN ...]")
     try:
-        print(f"learning curves: {plot_runs([Path(r) for r in c.runs], Path(c.to))}")
+        picture = plot_runs([Path(r) for r in c.runs], Path(c.to))
     except (OSError, ValueError) as error:
         raise BadInput(f"--to {c.to} cannot be written: {' '.join(str(error).split())}") from error
+    print(f"learning curves: {picture}")
     return 0
 
 
