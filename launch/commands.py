@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import tempfile
@@ -174,7 +175,7 @@ def bench_command(args: list[str]) -> int:
         raise BadInput(f"unknown benchmark {args[0]!r}: {nearest(args[0], BENCHES)}")
     module = importlib.import_module(f"benchmarks.{args[0]}")
     command = parse(module.Command, args[1:], prog=f"qfleet bench {args[0]}")
-    figures = module.run(command)
+    figures = module.run(command, functools.partial(print, flush=True))
     if command.json:
         print(json.dumps(figures))
     return 0 if figures.get("passed", True) else 1
