@@ -82,13 +82,13 @@ class Progress:
         table.add_row("agent steps", f"{row['agent_steps']:,}", "frames", f"{row['frames']:,}")
         most = " or ".join(f"{most:,} {name.replace('_', ' ')}" for name, most in self._limits.items())
         table.add_row("of at most", most, "", bar)
-        table.add_row("steps/s", f"{row['steps_per_s']:,.0f}", "updates/s", f"{row['updates_per_s']:,.1f}")
+        table.add_row("steps/s", number(row["steps_per_s"], ",.0f"), "updates/s", number(row["updates_per_s"], ",.1f"))
         table.add_row("updates", f"{row['updates']:,}", "samples per insert", f"{row['samples_per_insert']:.2f}")
         table.add_row("epsilon", f"{row['epsilon_min']:.4g}", "learner busy", f"{row.get('learner_busy', 0.0):.0%}")
         stored, size = row.get("replay_stored", 0), row.get("replay_bytes", 0) / 2**20
         table.add_row("replay", f"{stored:,.0f} items", "compressed", f"{size:,.0f} MiB")
-        table.add_row("training return", _number(row["train_return"]), "greedy end", _number(row["greedy_return"]))
-        table.add_row("last evaluation", last_eval, "goal", _number(self._goal))
+        table.add_row("training return", number(row["train_return"]), "greedy end", number(row["greedy_return"]))
+        table.add_row("last evaluation", last_eval, "goal", number(self._goal))
         table.add_row("time", duration(row["wall_seconds"]), "at most left", duration(seconds_left))
         return table
 
@@ -101,10 +101,10 @@ class Progress:
 def plain_line(row: Mapping[str, Any], last_eval: str, seconds_left: float) -> str:
     """One line with the same figures."""
     return (
-        f"[{duration(row['wall_seconds'])}] steps {row['agent_steps']:,} ({row['steps_per_s']:.0f}/s) "
-        f"updates {row['updates']:,} ({row['updates_per_s']:.1f}/s) samples/insert {row['samples_per_insert']:.2f} "
-        f"eps {row['epsilon_min']:.3g} return {_number(row['train_return'])} greedy {_number(row['greedy_return'])} "
-        f"eval {last_eval} left {duration(seconds_left)}"
+        f"[{duration(row['wall_seconds'])}] steps {row['agent_steps']:,} ({number(row['steps_per_s'], '.0f')}/s) "
+        f"updates {row['updates']:,} ({number(row['updates_per_s'])}/s) samples/insert {row['samples_per_insert']:.2f} "
+        f"eps {row['epsilon_min']:.3g} return {number(row['train_return'])} greedy {number(row['greedy_return'])} "
+        f"eval {last_eval} at most {duration(seconds_left)} left"
     )
 
 
@@ -116,5 +116,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
-def _number(value: float) -> str:
-    return "-" if not math.isfinite(value) else f"{value:.1f}"
+def number(value: float | None, digits: str = ".1f") -> str:
+    """A figure, or a dash when unknown."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:{digits}}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -120,7 +121,7 @@ def test_a_run_all_of_whose_output_nobody_reads_any_more_ends_in_order(tmp_path)
 def test_a_run_that_nobody_reads_is_stopped_in_order_by_a_signal(tmp_path):
     run = tmp_path / "run"
     with start(run, "--evaluation.period", "0", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stderr.readline()
+        assert re.search(r" at most (\d+:\d\d:\d\d|-) left\n$", process.stderr.readline())
         process.stderr.close()
         while not (run / STATUS).is_file() or not json.loads((run / STATUS).read_text())["updates"]:
             assert process.poll() is None
