@@ -30,9 +30,9 @@ from benchmarks.measure import (
     PONG_SPEC,
     alternating,
     at_least_1,
-    median,
     pong_segments,
     rate,
+    roughly,
     shard_process,
 )
 from learner.learner import Learner, LearnerConfig, learner_threads
@@ -52,12 +52,16 @@ from rl.types import SampledBatch, Segment, Transition
 NATURE = NetworkConfig(kind="nature", hidden=(512,), dueling=False)
 STEPS_PER_UPDATE = 4
 BATCH = 32
+LIMIT_SECONDS, EFFICIENCY_SECONDS = 8.0, 20.0  # of each rate in a window of the limit and of the learner's efficiency
+WARM_UP, START = 35.0, 18.0  # seconds that a run takes until it learns at its pace, and to start and end
+SB3_START = 20.0  # seconds until Stable-Baselines3 learns
+FILL = 12.0  # seconds until the replay of the efficiency's windows is full
 ENVIRONMENTS = 16
 
 
 @dataclass(frozen=True)
 class Command:
-    """The distributed loop on Pong."""
+    """The distributed loop on Pong: about 20 minutes; about 4 with --seconds 5 --windows 1."""
 
     seconds: float = 60.0
     """Length of a window."""
@@ -106,7 +110,13 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
     cases["limit"] = lambda: _limits(precisions)
     if c.sb3:
         cases["sb3"] = lambda: _sb3(c.seconds)
-    got = alternating(cases, c.windows, say)
+    expected, after = _expected(c, len(precisions)), c.windows * 2 * EFFICIENCY_SECONDS + FILL
+    whole = c.windows * sum(expected[name] for name in cases) + after
+    say(
+        f"about {roughly(whole)} in all: the loop and what it is compared with, then {c.windows} window(s) of the learner's "
+        "efficiency; --seconds, --windows and --no-sb3 make it shorter"
+    )
+    got = alternating(cases, c.windows, say, expected, after)
     result = dict(got["sb3"]) if c.sb3 else {}
     for precision, suffix in zip(precisions, ("", "_bf16"), strict=False):
         result[f"steps_per_s{suffix}"] = got[precision]["steps_per_s"]
@@ -121,6 +131,13 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
     return result
 
 
+def _expected(c: Command, precisions: int) -> dict[str, float]:
+    """About how many seconds a window of each case takes."""
+    loop = START + WARM_UP + c.seconds
+    limit = precisions * 3 * (LIMIT_SECONDS + 0.3)
+    return {"float32": loop, "bfloat16": loop, "limit": limit, "sb3": SB3_START + c.seconds}
+
+
 def _loop(seconds: float, precision: Precision) -> dict[str, float]:
     """One window of `qfleet train`, read from its metrics.csv once the replay has its minimum."""
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +148,7 @@ def _loop(seconds: float, precision: Precision) -> dict[str, float]:
             --learner.batch-size {BATCH} --learner.learning-rate 1e-4 --learner.learning-rate-updates 0 --learner.threads 0
             --learner.device cpu
             --replay.limiter.samples-per-insert {BATCH / STEPS_PER_UPDATE} --replay.limiter.min-size 2000
-            --replay.limiter.slack 1500 --evaluation.period 0 --evaluation.goal inf --max-minutes {(seconds + 35) / 60}
+            --replay.limiter.slack 1500 --evaluation.period 0 --evaluation.goal inf --max-minutes {(seconds + WARM_UP) / 60}
             --learner.precision {precision} --actors.precision {precision}
         """
         command = [sys.executable, "-m", "launch.cli", "train", "pong", "--run-dir", str(run_dir), *flags.split()]
@@ -194,7 +211,7 @@ def _update_rate(precision: Precision, source: BatchSource, seconds: float) -> f
     return found
 
 
-def _limits(precisions: Sequence[Precision], seconds: float = 8.0) -> dict[str, float]:
+def _limits(precisions: Sequence[Precision], seconds: float = LIMIT_SECONDS) -> dict[str, float]:
     """The limit in updates/s by precision."""
     cores = os.cpu_count() or 1
     found: dict[str, float] = {}
@@ -246,7 +263,7 @@ def _agent_step_seconds(precision: Precision, seconds: float) -> float:
     return spent / steps
 
 
-def _efficiency(windows: int, say: Callable[[str], None], seconds: float = 20.0) -> float:
+def _efficiency(windows: int, say: Callable[[str], None], seconds: float = EFFICIENCY_SECONDS) -> float:
     """Updates/s fed by a full replay over updates/s on one batch in memory, float32, alternating windows."""
     items = 10_000
     with shard_process(items) as (address, _):
@@ -256,14 +273,14 @@ def _efficiency(windows: int, say: Callable[[str], None], seconds: float = 20.0)
         writer.flush(60.0)
         limiter = RateLimiter(LimiterConfig(0.0, 1), max_insert=100, batch=BATCH)
         sampler = Sampler([address], PONG_SPEC, limiter, BetaConfig())
-        ratios = []
-        for window in range(windows):
+
+        def window() -> dict[str, float]:
             from_memory = _update_rate("float32", Memory(), seconds)
-            from_replay = _update_rate("float32", sampler, seconds)
-            ratios.append(from_replay / from_memory)
-            say(
-                f"learner window {window + 1}/{windows}: {from_replay:.1f} fed, {from_memory:.1f} from memory updates/s"
-            )
+            fed = _update_rate("float32", sampler, seconds)
+            return {"fed_per_s": fed, "from_memory_per_s": from_memory, "ratio": fed / from_memory}
+
+        name = "learner efficiency"
+        got = alternating({name: window}, windows, say, {name: 2 * seconds})
         sampler.close()
         writer.close()
-    return median(ratios)
+    return got[name]["ratio"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -106,7 +107,8 @@ class _Signals:
         del frame
         if self._run.interrupted_by is None:
             self._run.interrupted_by = number
-            os.write(2, b"\nstopping: writing a last checkpoint ...\n")
+            with contextlib.suppress(OSError):  # nobody reads standard error any more
+                os.write(2, b"\nstopping: writing a last checkpoint ...\n")
 
 
 def _check_resumed(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:

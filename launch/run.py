@@ -7,6 +7,7 @@ and asks it when to evaluate, to save and to stop.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from typing import Any
 
@@ -36,12 +37,18 @@ class Run:
         self.tally = Tally(config, earlier, on_episode)
         self.judge = Judge(config.evaluation, self.tally.clock, earlier.get("judge"))
         self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps")
-        self.progress = Progress(f"Qfleet {config.env.id}  {run_dir.path}", self._limits(), config.evaluation.goal)
+        title = f"Qfleet {config.env.id}  {run_dir.path}"
+        self.progress = Progress(title, self._limits(), config.evaluation.goal, self._unread)
         self._exploration = Exploration(config.exploration, config.fleet_environments - 1, 1, config.fleet_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
         self.last_row: dict[str, Any] = {}
         self.fleet: dict[str, Any] = {}  # how many replay shards there are, for `qfleet status`
-        self.interrupted_by: int | None = None  # number of the signal that ended the run
+        self.interrupted_by: int | None = None  # number of the signal that ended the run; SIGPIPE: nobody read it
+
+    def _unread(self) -> None:
+        """Nobody reads the progress any more: the run ends in order, as after a signal."""
+        if self.interrupted_by is None:
+            self.interrupted_by = signal.SIGPIPE.value
 
     @property
     def minutes(self) -> float:

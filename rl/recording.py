@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import gymnasium as gym
@@ -53,20 +52,18 @@ def record(
 
 
 def check_recording(config: EnvConfig, takes: Takes = "network") -> None:
-    """Raise BadInput when the encoder or the drawing library (the extra `video`) is not installed, or nothing is drawn."""
+    """Raise BadInput, saying what is missing, when the environment cannot be drawn; or when it draws nothing."""
     env = make_rendered(config, takes)
     try:
-        if any(importlib.util.find_spec(name) is None for name in ("moviepy", "imageio_ffmpeg")):
-            raise gym.error.DependencyNotInstalled("moviepy")
         env.reset(seed=0)
-        if env.render() is None:
-            raise BadInput(f"env.id {config.id!r} draws no pictures: write --no-video")
-    except gym.error.DependencyNotInstalled as error:
-        raise BadInput(
-            '--video needs the extra `video`: pip install -c constraints.txt -e ".[video]", or write --no-video'
-        ) from error
+        picture = env.render()
+    except Exception as error:  # whatever a renderer misses: a package, a library, a screen
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"env.id {config.id!r} cannot be drawn: {said}, or write --no-video") from error
     finally:
         env.close()
+    if picture is None:
+        raise BadInput(f"env.id {config.id!r} draws no pictures: write --no-video")
 
 
 def _gif(video: Path) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -216,3 +218,29 @@ def test_eval_writes_a_video(places):
     videos = list((places["RUN"] / "videos").glob("*.mp4"))
     assert len(videos) == 1
     assert videos[0].stat().st_size > 1000
+
+
+def eval_of(run, *words, without=""):
+    """`qfleet eval` of two episodes in a process of its own, in which importing ``without`` raises ImportError."""
+    program = f"import sys\nsys.modules[{without!r}] = None\nfrom launch import cli\nsys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "eval", str(run), "--episodes", "2", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_video_that_cannot_be_drawn_is_refused_before_anything_is_played(places):
+    said = "qfleet: env.id 'CartPole-v1' cannot be drawn: pygame is not installed, run `pip install"
+    status, out, err = eval_of(places["RUN"], "--video", without="pygame")
+    assert (status, out, len(err.splitlines())) == (2, "", 1), err
+    assert err.startswith(said)
+    assert err.endswith("or write --no-video\n")
+    assert eval_of(places["RUN"], without="pygame")[0] == 0
+
+
+def test_a_video_that_cannot_be_kept_is_refused_before_anything_is_played(places, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(places["RUN"], run, ignore=shutil.ignore_patterns("videos"))
+    (run / "videos").write_text("")
+    status, out, err = eval_of(run, "--video")
+    assert (status, out) == (2, "")
+    assert err == f"qfleet: {run}/videos cannot be written (Not a directory): write --no-video\n"
