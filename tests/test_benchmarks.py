@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import measure, memory, pipeline, shard_process, shards, sizing, soak
 from launch import cli
@@ -180,9 +181,15 @@ def test_windows_of_known_length_say_how_long_all_will_take(cases):
 
 
 @pytest.mark.parametrize(
-    ("flags", "minutes"), [({}, "20 min"), ({"sb3": False}, "16 min"), ({"seconds": 5.0, "windows": 1}, "4 min")]
+    ("flags", "minutes", "precisions"),
+    [
+        ({}, "20 min", 2),
+        ({"sb3": False}, "16 min", 2),
+        ({"seconds": 5.0, "windows": 1}, "4 min", 2),
+        ({}, "13 min", 1),
+    ],
 )
-def test_the_pipeline_says_how_long_it_takes(flags, minutes, monkeypatch):
+def test_the_pipeline_says_how_long_it_takes(flags, minutes, precisions, monkeypatch):
     said = []
     monkeypatch.setattr(pipeline, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: name)))
     for name, figures in {
@@ -192,8 +199,13 @@ def test_the_pipeline_says_how_long_it_takes(flags, minutes, monkeypatch):
         "_efficiency": 0.9,
     }.items():
         monkeypatch.setattr(pipeline, name, lambda *_, figures=figures, **__: figures)
+    native = torch.bfloat16 if precisions == 2 else torch.float32
+    monkeypatch.setattr(pipeline, "pick_dtype", lambda precision, device: native)
     figures = pipeline.run(pipeline.Command(**flags), said.append)
     assert figures["learner_efficiency"] == 0.9
+    assert ("updates_per_s_bf16" in figures) == (precisions == 2)
+    if precisions == 1:
+        assert said.pop(0) == "bfloat16 is left out: this processor has none"
     assert said[0].startswith(f"about {minutes} in all: ")
     assert f"about {minutes} in all" in said[1]
-    assert len(said) == 2 + flags.get("windows", 3) * (3 + flags.get("sb3", True)) + 1
+    assert len(said) == 2 + flags.get("windows", 3) * (1 + precisions + flags.get("sb3", True)) + precisions + 1
