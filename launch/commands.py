@@ -25,7 +25,7 @@ from launch.run_dir import RunDir
 from report.curves import plot_runs
 from rl.envs import EnvConfig, atari_game, make_environments
 from rl.errors import BadInput, nearest
-from rl.evaluation import evaluate
+from rl.evaluation import evaluate, said_of_cut
 from rl.recording import check_recording, record
 
 BENCHES = ("pipeline", "replay", "shards", "memory", "soak", "sizing", "snapshot", "actors", "classic")
@@ -116,7 +116,8 @@ def eval_command(args: list[str]) -> int:
     config = policy.config
     videos = _video_folder(c.run, config.env) if c.video else None
     environments = make_environments(config.env, min(c.episodes, config.evaluation.environments))
-    result = evaluate(lambda x: policy.act(x), environments, c.episodes, c.epsilon, c.seed)
+    longest = config.evaluation.max_episode_steps
+    result = evaluate(lambda x: policy.act(x), environments, c.episodes, c.epsilon, c.seed, longest)
     environments.close()
     figures: dict[str, Any] = {
         "env": config.env.id,
@@ -124,6 +125,7 @@ def eval_command(args: list[str]) -> int:
         "std_return": result.std_return,
         "worst_return": result.worst_return,
         "episodes": len(result.episodes),
+        "cut": result.cut,
         "epsilon": c.epsilon,
         "weights": policy.which,
         "updates": policy.state.get("updates"),
@@ -133,9 +135,10 @@ def eval_command(args: list[str]) -> int:
     print(
         f"{config.env.id}, {policy.which} weights, epsilon {c.epsilon:g}: mean return {result.mean_return:.2f} "
         f"(standard deviation {result.std_return:.2f}, worst {result.worst_return:g}) over {c.episodes} episodes"
+        f"{said_of_cut(result, longest)}"
     )
     if videos is not None:
-        files = record(policy.act, config.env, videos, 1, c.epsilon, c.seed)
+        files = record(policy.act, config.env, videos, 1, c.epsilon, c.seed, max_steps=longest)
         figures["videos"] = [str(f) for f in files]
         print("video: " + ", ".join(figures["videos"]))
     if c.json:

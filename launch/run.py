@@ -19,7 +19,7 @@ from launch.run_dir import STATUS, SUMMARY, RunDir, versions
 from launch.tally import OnEpisode, Tally
 from learner.checkpoint import Checkpoint
 from rl.envs import frames_per_step
-from rl.evaluation import EvaluationResult
+from rl.evaluation import EvaluationResult, said_of_cut
 from rl.exploration import Exploration
 
 LOG_PERIOD = 10.0  # seconds between rows of metrics.csv
@@ -120,20 +120,13 @@ class Run:
                 "seconds": result.seconds,
             }
         )
+        cut = said_of_cut(result, self.config.evaluation.max_episode_steps)
         self.progress.note(
             f"[{duration(self.tally.wall_seconds)}] evaluation ({kind}) after {candidate.agent_steps:,} steps, "
             f"{candidate.updates:,} updates: mean return {result.mean_return:.2f} over {len(result.episodes)} episodes "
-            f"(worst {result.worst_return:g}) in {result.seconds:.0f} s{self._cut(result)}"
+            f"(worst {result.worst_return:g}) in {result.seconds:.0f} s{cut}"
         )
         return follow
-
-    def _cut(self, result: EvaluationResult) -> str:
-        if not result.cut:
-            return ""
-        most = self.config.evaluation.max_episode_steps
-        return (
-            f"; {result.cut} of {len(result.episodes)} episodes cut at {most:,} steps (--evaluation.max-episode-steps)"
-        )
 
     def _last_evaluation(self) -> str:
         last = self.judge.last_return

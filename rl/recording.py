@@ -9,7 +9,7 @@ import numpy as np
 
 from rl.envs import EnvConfig, make_rendered, observed
 from rl.errors import BadInput
-from rl.evaluation import Policy
+from rl.evaluation import MAX_EPISODE_STEPS, Policy
 from rl.spaces import Takes
 
 GIF_SECONDS, GIF_SIDE, GIF_FPS = 20.0, 240, 12  # at most; pixels, frames/s
@@ -24,11 +24,12 @@ def record(
     seed: int,
     takes: Takes = "network",
     gif: bool = False,
+    max_steps: int = MAX_EPISODE_STEPS,
 ) -> list[Path]:
-    """Play ``episodes`` and write an mp4 of each into ``folder``, with ``gif`` a GIF beside it; returns the files.
+    """Play ``episodes`` of at most ``max_steps`` and write an mp4 of each into ``folder``, with ``gif`` a GIF beside it.
 
-    ``act`` maps observations [1, ...] to actions [1], or [1, D] where they are continuous (``epsilon`` 0 then). Raises
-    BadInput when it cannot be recorded (`check_recording`).
+    Returns the files. ``act`` maps observations [1, ...] to actions [1], or [1, D] where they are continuous (``epsilon`` 0
+    then). Raises BadInput when it cannot be recorded (`check_recording`).
     """
     check_recording(config, takes)
     env = make_rendered(config, takes)
@@ -38,8 +39,9 @@ def record(
     dtype = observed(env.observation_space, takes).dtype
     for episode in range(episodes):
         observation, _ = env.reset(seed=seed + episode)
-        done = False
-        while not done:
+        done, steps = False, 0
+        while not done and steps < max_steps:
+            steps += 1
             action = act(np.asarray(observation, dtype=dtype)[None])[0]
             if discrete is not None:
                 action = rng.integers(discrete.n) if rng.random() < epsilon else action

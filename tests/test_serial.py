@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from actors.actor import Actor
+from launch import cli
 from launch.api import load_policy, train
 from launch.config import TrainConfig
 from launch.presets import cartpole, preset
@@ -232,6 +233,8 @@ def test_an_evaluation_of_an_environment_without_a_limit_ends_and_says_so(tmp_pa
     )
     train(config, run_dir=tmp_path / "run", serial=True)
     assert "2 of 2 episodes cut at 300 steps" in capfd.readouterr().err
+    assert cli.main(["eval", str(tmp_path / "run"), "--episodes", "3", "--epsilon", "0"]) == 0
+    assert "3 of 3 episodes cut at 300 steps" in capfd.readouterr().out
     with (tmp_path / "run" / "eval.csv").open() as file:
         assert len(list(csv.DictReader(file))) >= 2
 
