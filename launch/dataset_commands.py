@@ -105,8 +105,6 @@ def export_command(args: list[str]) -> int:
                 say(f"{writer.episodes:,} episodes, {writer.steps:,} steps written")
     except InvalidMessage as error:
         raise BadInput(f"{c.run} holds a damaged segment: {error}") from error
-    except BrokenPipeError:  # nobody reads the lines of progress
-        raise
     except OSError as error:
         raise RunFault(f"dataset {c.to} could not be written: {error}") from error
     size = writer.bytes

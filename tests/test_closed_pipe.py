@@ -16,6 +16,7 @@ from launch.cli import CLOSED_PIPE
 from launch.run_dir import STATUS, SUMMARY, RunDir
 
 QFLEET = [sys.executable, "-m", "launch.cli"]
+ENV = {**os.environ, "PYTHONUNBUFFERED": ""}  # so that what is printed waits in a buffer, as it does by default
 RUN = ["train", "cartpole", "--serial", "--replay.limiter.min-size", "200", "--evaluation.quick-episodes", "1"]
 
 
@@ -28,18 +29,30 @@ def unread():
     os.close(write)
 
 
+def run_unread(args, unread, unbuffered=""):
+    """(exit status, standard error) of a command whose output nobody reads."""
+    done = subprocess.run(
+        [*QFLEET, *args],
+        stdout=unread,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env={**ENV, "PYTHONUNBUFFERED": unbuffered},
+    )
+    return done.returncode, done.stderr
+
+
 @pytest.mark.parametrize(
     "args",
     [
         ["train", "--help"],
-        ["classic"],
+        ["bench"],
         ["replay", "serve", "--port", "0", "--capacity", "1000"],
     ],
     ids=" ".join,
 )
 def test_a_command_ends_quietly(args, unread):
-    done = subprocess.run([*QFLEET, *args], stdout=unread, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")
+    assert run_unread(args, unread) == (CLOSED_PIPE, "")
 
 
 def test_a_picture_whose_name_nobody_reads_is_there_and_not_complained_of(unread, tmp_path):
@@ -47,20 +60,13 @@ def test_a_picture_whose_name_nobody_reads_is_there_and_not_complained_of(unread
     run.mkdir()
     (run / "metrics.csv").write_text("wall_seconds,agent_steps,greedy_return\n1,10,1.0\n2,20,2.0\n")
     (run / "eval.csv").write_text("wall_seconds,agent_steps,mean_return\n2,20,2.0\n")
-    done = subprocess.run(
-        [*QFLEET, "plot", str(run), "--to", str(tmp_path / "curves.png")],
-        stdout=unread,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")
+    args = ["plot", str(run), "--to", str(tmp_path / "curves.png")]
+    assert run_unread(args, unread, unbuffered="1") == (CLOSED_PIPE, "")
     assert (tmp_path / "curves.png").is_file()
 
 
 def test_what_is_wrong_is_said_to_nobody(unread):
-    done = subprocess.run([*QFLEET, "trian"], stdout=subprocess.PIPE, stderr=unread, text=True, timeout=60)
+    done = subprocess.run([*QFLEET, "trian"], stdout=subprocess.PIPE, stderr=unread, text=True, timeout=60, env=ENV)
     assert (done.returncode, done.stdout) == (CLOSED_PIPE, "")
 
 
@@ -75,12 +81,13 @@ def test_a_pipe_of_somebody_else_is_a_fault_that_is_seen(monkeypatch):
 
 def test_a_classic_method_ends_quietly(unread, tmp_path):
     words = ["q-learning", "--env", "FrozenLake-v1", "--no-video", "--run-dir", str(tmp_path / "run")]
-    done = subprocess.run([*QFLEET, "classic", *words], stdout=subprocess.PIPE, stderr=unread, text=True, timeout=60)
+    command = [*QFLEET, "classic", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=unread, text=True, timeout=60, env=ENV)
     assert (done.returncode, done.stdout) == (CLOSED_PIPE, "")
 
 
 def start(run, *more, **streams):
-    return subprocess.Popen([*QFLEET, *RUN, "--run-dir", str(run), *more], text=True, **streams)
+    return subprocess.Popen([*QFLEET, *RUN, "--run-dir", str(run), *more], text=True, **{"env": ENV, **streams})
 
 
 def kept(run):
@@ -96,7 +103,7 @@ def kept(run):
 @pytest.mark.parametrize("color", [{}, {"FORCE_COLOR": "1"}], ids=["lines", "table"])
 def test_a_run_whose_progress_nobody_reads_any_more_ends_in_order(color, tmp_path):
     run = tmp_path / "run"
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**os.environ, **color}}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**ENV, **color}}
     with start(run, "--evaluation.period", "400", **streams) as process:
         while "evaluation (quick)" not in (line := process.stderr.readline()):
             assert line, process.wait()
