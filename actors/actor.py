@@ -17,9 +17,10 @@ from actors.rollout import rollout
 from rl.envs import EnvConfig, SeedSequence, make_environments, newest_frame
 from rl.errors import BadInput
 from rl.exploration import Exploration
-from rl.networks import QNetwork
+from rl.networks import QNetwork, acting_copy, values
 from rl.parameters import load_weights
 from rl.ports import SegmentSink, WeightSource
+from rl.precision import Precision
 from rl.returns import ClosedSegment, ReturnConfig, SegmentBuilder, stack_frames
 from rl.td import double_q_error
 from rl.types import Array, EpisodeResult, Float32
@@ -37,8 +38,8 @@ class ActorConfig:
     """Transitions a segment, the unit that is inserted into replay."""
     weights_period: int = 4
     """Batched steps between looks for newer weights."""
-    bf16: bool = False
-    """bfloat16 weights in the actors (pixels only)."""
+    precision: Precision = "float32"
+    """Weights of actors and evaluator: float32, bfloat16 (pixels only), or auto: bfloat16 where the hardware has it."""
     nice: int = 5
     """Added to the actors' niceness on a local Ray, so that they do not hold up the learner; 0: none."""
 
@@ -69,8 +70,7 @@ class Actor:
     ) -> None:
         self.config, self._double = config, double
         self.environments = make_environments(env, config.environments)
-        dtype = torch.bfloat16 if config.bf16 else torch.float32  # whole weights, not autocast: no casts at each step
-        self.online, self.target = (n.eval().requires_grad_(False).to(dtype) for n in networks)
+        self.online, self.target = (acting_copy(n, config.precision) for n in networks)
         self._sink, self._weights = sink, weights
         self._exploration = exploration
         self.version = self.target_version = 0
@@ -91,12 +91,8 @@ class Actor:
     def _epsilons(self) -> Any:
         return self._exploration.epsilons(self._fleet_steps())
 
-    def _forward(self, network: QNetwork, observation: Array) -> Float32:
-        with torch.inference_mode():
-            return np.asarray(network(torch.from_numpy(observation)).numpy())
-
     def _values(self, observation: Array) -> Float32:
-        return self._forward(self.online, observation)
+        return values(self.online, observation)
 
     def step(self) -> int:
         """One batched step: act, store what is complete, and now and then take newer weights. Returns agent steps made.
@@ -151,7 +147,7 @@ class Actor:
         start = segment.item_step.astype(np.int64)
         end = start + segment.item_length
         s_t = stack_frames(segment.frames, end, spec.stack)
-        q_t_value = self._forward(self.target, s_t)
+        q_t_value = values(self.target, s_t)
         selector = q[end] if self._double else q_t_value
         unseen = np.isnan(selector[:, 0])
         if unseen.any():  # the last observation of an episode was never acted on

@@ -7,28 +7,35 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from rl.envs import EnvConfig, make_environments
 from rl.evaluation import EvaluationConfig, EvaluationResult, evaluate
-from rl.networks import QNetwork
+from rl.networks import QNetwork, acting_copy, values
 from rl.parameters import load_weights
 from rl.policies import greedy
 from rl.ports import Weights
+from rl.precision import Precision
 from rl.types import Array, Int64
 
 
 class Evaluator:
     """Plays given weights; each call uses fresh seeds unless one is given."""
 
-    def __init__(self, config: EvaluationConfig, env: EnvConfig, network: QNetwork, seed: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        env: EnvConfig,
+        network: QNetwork,
+        precision: Precision,
+        seed: int,
+        start: int = 0,
+    ) -> None:
         self._config, self._env = config, env
-        self._network = network.eval().requires_grad_(False)
+        self._network = acting_copy(network, precision)
         self._seeds = np.random.default_rng([seed, 7, start])
 
     def _act(self, observation: Array) -> Int64:
-        with torch.inference_mode():
-            return greedy(self._network(torch.from_numpy(observation)).numpy())
+        return greedy(values(self._network, observation))
 
     def evaluate(
         self,
@@ -44,7 +51,8 @@ class Evaluator:
         began = time.monotonic()
         environments = make_environments(self._env, min(self._config.environments, episodes))
         try:
-            result = evaluate(self._act, environments, episodes, self._config.epsilon, seed, should_stop)
+            c = self._config
+            result = evaluate(self._act, environments, episodes, c.epsilon, seed, c.max_episode_steps, should_stop)
         finally:
             environments.close()
         return replace(result, seconds=time.monotonic() - began)

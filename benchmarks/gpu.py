@@ -22,13 +22,14 @@ import torch
 from typing_extensions import Doc  # torch requires it
 
 from benchmarks.gpu_checks import OPTIMIZERS, check_checkpoints, check_losses
-from benchmarks.gpu_parts import NETWORKS, QUICK, ROTATION, Pool, Sizes
+from benchmarks.gpu_parts import NETWORKS, PRECISIONS, QUICK, ROTATION, Pool, Sizes
 from benchmarks.gpu_profile import check_profile
 from benchmarks.gpu_speed import check_speed
 from benchmarks.gpu_tables import tables
 from learner.learner import LearnerConfig, learner_threads
 from rl.errors import BadInput
 from rl.memory import keep_freed_memory
+from rl.precision import Precision
 
 MOST = 8_192  # transitions of a batch, of which the host's memory holds ROTATION
 
@@ -127,9 +128,9 @@ def _tasks(c: Command, device: str, pool: Pool, sizes: Sizes) -> list[Task]:
         name = f"checkpoints from {device} to cpu and back, {optimizer}"
         return Task("checks", name, partial(check_checkpoints, device, optimizer, pool, sizes))
 
-    def speed(network: str, bf16: bool, batch: int) -> Task:
-        name = f"speed, {network}, {'bfloat16' if bf16 else 'float32'}, batch {batch}"
-        find = partial(check_speed, device, network, bf16, batch, pool, c.seconds, sizes)
+    def speed(network: str, precision: Precision, batch: int) -> Task:
+        name = f"speed, {network}, {precision}, batch {batch}"
+        find = partial(check_speed, device, network, precision, batch, pool, c.seconds, sizes)
         return Task("speed", name, find, at_least=3 * c.seconds)
 
     def profiled(network: str) -> Task:
@@ -139,7 +140,7 @@ def _tasks(c: Command, device: str, pool: Pool, sizes: Sizes) -> list[Task]:
     return [
         *(losses(network, optimizer) for network in NETWORKS for optimizer in OPTIMIZERS),
         *(checkpoints(optimizer) for optimizer in OPTIMIZERS),
-        *(speed(network, bf16, batch) for network in NETWORKS for bf16 in (False, True) for batch in c.batches),
+        *(speed(network, p, batch) for network in NETWORKS for p in PRECISIONS for batch in c.batches),
         *(profiled(network) for network in NETWORKS),
     ]
 

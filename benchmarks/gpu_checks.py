@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_parts import NETWORKS, Pool, Sizes, Trial, exact_float32, trial
+from benchmarks.gpu_parts import NETWORKS, PRECISIONS, Pool, Sizes, Trial, exact_float32, trial
 from learner.checkpoint import Checkpoint, CheckpointStore
+from rl.precision import Precision
 
 OPTIMIZERS = ("adam", "rmsprop")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # relative error of a loss
@@ -64,9 +65,9 @@ def losses_beside(
         yield compared(f"losses, {dtype}", expected, losses, TOLERANCE[dtype])
 
 
-def _config(network: str, optimizer: str, sizes: Sizes, bf16: bool = False) -> dict[str, Any]:
+def _config(network: str, optimizer: str, sizes: Sizes, precision: Precision = "float32") -> dict[str, Any]:
     rate = LEARNING_RATE[network]
-    return {**CONFIG, "learning_rate": rate, "batch_size": sizes.batch, "optimizer": optimizer, "bf16": bf16}
+    return {**CONFIG, "learning_rate": rate, "batch_size": sizes.batch, "optimizer": optimizer, "precision": precision}
 
 
 def check_losses(
@@ -76,12 +77,12 @@ def check_losses(
     with ExitStack() as stack:
         stack.enter_context(exact_float32())
 
-        def started(on: str, bf16: bool) -> Trial:
-            config = _config(network, optimizer, sizes, bf16)
+        def started(on: str, precision: Precision) -> Trial:
+            config = _config(network, optimizer, sizes, precision)
             return stack.enter_context(trial(on, NETWORKS[network], pool, config, exact=True))
 
-        tested = {"float32": started(device, False), "bfloat16": started(device, True)}
-        found = list(losses_beside(started("cpu", False), tested, updates, sizes.equal_every))
+        tested = {p: started(device, p) for p in PRECISIONS}
+        found = list(losses_beside(started("cpu", "float32"), tested, updates, sizes.equal_every))
     return [{**verdict, "network": network, "optimizer": optimizer} for verdict in found]
 
 

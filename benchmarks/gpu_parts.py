@@ -16,11 +16,13 @@ import torch
 from learner.learner import Learner, LearnerConfig
 from rl.errors import RunFault
 from rl.networks import NetworkConfig
+from rl.precision import Precision
 from rl.types import Array, ObservationSpec, SampledBatch, Transition
 
 SPEC = ObservationSpec((84, 84), "uint8", 4)
 ACTIONS = 6
 GAMMA_N = 0.99**3
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 NETWORKS = {  # as the presets breakout and pong have them (launch/presets.py, which a bare machine cannot import)
     "nature": NetworkConfig(kind="nature", hidden=(512,), dueling=True),
     "small": NetworkConfig(kind="small", hidden=(256,), dueling=True, layer_norm=True),

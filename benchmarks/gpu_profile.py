@@ -27,7 +27,7 @@ ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of the trace; a
 def check_profile(device: str, network: str, pool: Pool, sizes: Sizes) -> dict[str, Any]:
     """One update of the learner in bfloat16, fed through its prefetching thread where its device is not the CPU."""
     batch, updates = sizes.batch, sizes.profiled
-    config: dict[str, Any] = {"batch_size": batch, "learning_rate": 1e-4, "bf16": True}
+    config: dict[str, Any] = {"batch_size": batch, "learning_rate": 1e-4, "precision": "bfloat16"}
     activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
     before = torch.get_num_threads()
     torch.set_num_threads(learner_threads(LearnerConfig(device=device, **config)))

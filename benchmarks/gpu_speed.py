@@ -25,6 +25,7 @@ from benchmarks.gpu_parts import ACTIONS, NETWORKS, SPEC, Pool, Sizes, Source, T
 from learner.learner import LearnerConfig, learner_threads
 from learner.update import Updater
 from rl.networks import make_network
+from rl.precision import Precision
 
 PLAIN_SYNC, PLAIN_READ = 250, 25  # updates between target copies and readings of the loss, as CleanRL has them
 
@@ -32,10 +33,10 @@ Update = Callable[[], None]
 
 
 def check_speed(
-    device: str, network: str, bf16: bool, batch: int, pool: Pool, seconds: float, sizes: Sizes
+    device: str, network: str, precision: Precision, batch: int, pool: Pool, seconds: float, sizes: Sizes
 ) -> dict[str, Any]:
     """One row of the table; ``seconds`` go to each of the three loops."""
-    config: dict[str, Any] = {"batch_size": batch, "learning_rate": 1e-4, "bf16": bf16}
+    config: dict[str, Any] = {"batch_size": batch, "learning_rate": 1e-4, "precision": precision}
     settings = LearnerConfig(device=device, **config)
     before = torch.get_num_threads()
     torch.set_num_threads(learner_threads(settings))
@@ -50,7 +51,7 @@ def check_speed(
             loops = {
                 "fed": fed.step,
                 "resident": _resident(settings, network, pool),
-                "plain": _plain(device, network, bf16, Source(pool, batch)),
+                "plain": _plain(device, network, precision, Source(pool, batch)),
             }
             for update in loops.values():
                 _rate(update, 0.0, sizes.warm_up, device)
@@ -60,7 +61,7 @@ def check_speed(
         torch.set_num_threads(before)
     return {
         "network": network,
-        "dtype": "bfloat16" if bf16 else "float32",
+        "dtype": precision,
         "batch": batch,
         "updates_per_s": median(rates["fed"]),
         "transitions_per_s": median(rates["fed"]) * batch,
@@ -141,8 +142,8 @@ class PlainNetwork(nn.Module):
         return q
 
 
-def _plain(device: str, kind: str, bf16: bool, source: Source) -> Update:
-    """The plain loop, an update a call; with ``bf16`` its forward passes are under autocast, as nobody forbids it."""
+def _plain(device: str, kind: str, precision: Precision, source: Source) -> Update:
+    """The plain loop, an update a call; in bfloat16 its forward passes are under autocast, as nobody forbids it."""
     online, target = (PlainNetwork(kind).to(device) for _ in range(2))
     target.load_state_dict(online.state_dict())
     optimizer = torch.optim.Adam(online.parameters(), lr=1e-4)
@@ -152,7 +153,7 @@ def _plain(device: str, kind: str, bf16: bool, source: Source) -> Update:
         nonlocal done
         t = source.sample(0.0).transitions
         s_tm1, a_tm1, r_t, discount_t, s_t = (torch.tensor(x, device=device) for x in t)
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             with torch.no_grad():
                 target_max, _ = target(s_t).max(dim=1)
                 td_target = r_t + discount_t * target_max

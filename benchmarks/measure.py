@@ -224,16 +224,52 @@ def with_cpu(case: Callable[[], Mapping[str, float]], pids: Sequence[int]) -> di
 
 
 def alternating(
-    cases: Mapping[str, Callable[[], Mapping[str, float]]], windows: int, say: Callable[[str], None]
+    cases: Mapping[str, Callable[[], Mapping[str, float]]],
+    windows: int,
+    say: Callable[[str], None],
+    expected: Mapping[str, float] | None = None,
+    after: float = 0.0,
 ) -> dict[str, dict[str, float]]:
-    """Each case's figures as medians over ``windows`` rounds in which the cases take turns."""
+    """Each case's figures as medians over ``windows`` rounds in which the cases take turns.
+
+    Says what is to come and, after each window, about how much is left. ``expected``: seconds that a window takes, by case,
+    where that is known beforehand; ``after``: seconds that the benchmark goes on for after the last window.
+    """
     seen: dict[str, list[Mapping[str, float]]] = {name: [] for name in cases}
-    for round_ in range(windows):
-        for name, run in cases.items():
-            figures = run()
-            seen[name].append(figures)
-            say(f"window {round_ + 1}/{windows} {name}: " + ", ".join(f"{k} {v:,.2f}" for k, v in figures.items()))
+    took: dict[str, list[float]] = {name: [] for name in cases}
+    total, expected = windows * len(cases), expected or {}
+    names = ", ".join(cases) if len(cases) <= 8 else f"{len(cases)} kinds"
+    known = expected.keys() >= cases.keys()
+    whole = roughly(seconds_left(took, windows, expected) + after)
+    say(f"{total} windows to come, {windows} each of {names}" + (f"; about {whole} in all" if known else ""))
+    for number, (_, (name, run)) in enumerate(itertools.product(range(windows), cases.items()), 1):
+        began = time.monotonic()
+        figures = run()
+        took[name].append(time.monotonic() - began)
+        seen[name].append(figures)
+        left = seconds_left(took, windows, expected) + after
+        say(
+            f"window {number} of {total}, {name}: "
+            + ", ".join(f"{k} {v:,.2f}" for k, v in figures.items())
+            + (f"; about {roughly(left)} left" if left > 0 else "")
+        )
     return {name: {key: median([f[key] for f in found]) for key in found[0]} for name, found in seen.items()}
+
+
+def seconds_left(took: Mapping[str, Sequence[float]], windows: int, expected: Mapping[str, float]) -> float:
+    """What is left of ``windows`` of each case, when those in ``took`` are done.
+
+    A window will take as long as those of its case so far; without one, as long as expected; else as all windows so far.
+    """
+    done = [seconds for own in took.values() for seconds in own]
+    usual = statistics.fmean(done) if done else 0.0
+    each = {name: statistics.fmean(own) if own else expected.get(name, usual) for name, own in took.items()}
+    return sum((windows - len(own)) * each[name] for name, own in took.items())
+
+
+def roughly(seconds: float) -> str:
+    """Seconds for a reader: ``40 s``, ``12 min``."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def median(values: Sequence[float]) -> float:

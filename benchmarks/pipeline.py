@@ -9,13 +9,14 @@ updates/s fed by a full replay, limiter off and actors idle, over updates/s of t
 from __future__ import annotations
 
 import csv
+import functools
 import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,9 @@ from benchmarks.measure import (
     PONG_SPEC,
     alternating,
     at_least_1,
-    median,
     pong_segments,
     rate,
+    roughly,
     shard_process,
 )
 from learner.learner import Learner, LearnerConfig, learner_threads
@@ -43,19 +44,24 @@ from replay.writer import Writer
 from rl.envs import SeedSequence, make_environments
 from rl.errors import BadInput
 from rl.memory import keep_freed_memory
-from rl.networks import NetworkConfig, make_network
+from rl.networks import NetworkConfig, acting_copy, make_network, values
 from rl.ports import BatchSource
-from rl.types import Array, Float32, SampledBatch, Segment, Transition
+from rl.precision import Precision, pick_dtype
+from rl.types import SampledBatch, Segment, Transition
 
 NATURE = NetworkConfig(kind="nature", hidden=(512,), dueling=False)
 STEPS_PER_UPDATE = 4
 BATCH = 32
+LIMIT_SECONDS, EFFICIENCY_SECONDS = 8.0, 20.0  # of each rate in a window of the limit and of the learner's efficiency
+WARM_UP, START = 35.0, 18.0  # seconds that a run takes until it learns at its pace, and to start and end
+SB3_START = 20.0  # seconds until Stable-Baselines3 learns
+FILL = 12.0  # seconds until the replay of the efficiency's windows is full
 ENVIRONMENTS = 16
 
 
 @dataclass(frozen=True)
 class Command:
-    """The distributed loop on Pong."""
+    """The distributed loop on Pong: about 20 minutes; about 4 with --seconds 5 --windows 1."""
 
     seconds: float = 60.0
     """Length of a window."""
@@ -96,33 +102,43 @@ class Discard:
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
     """Measure; returns the figures."""
     keep_freed_memory()  # as the learner of a run does
-    cases: dict[str, Callable[[], dict[str, float]]] = {
-        "float32": lambda: _loop(c.seconds, bf16=False),
-        "bfloat16": lambda: _loop(c.seconds, bf16=True),
-        "limit": _limits,
-    }
+    native = pick_dtype("auto", torch.device("cpu")) == torch.bfloat16
+    precisions: list[Precision] = ["float32", "bfloat16"] if native else ["float32"]
+    if not native:
+        say("bfloat16 is left out: this processor has none")
+    cases: dict[str, Callable[[], dict[str, float]]] = {p: functools.partial(_loop, c.seconds, p) for p in precisions}
+    cases["limit"] = lambda: _limits(precisions)
     if c.sb3:
         cases["sb3"] = lambda: _sb3(c.seconds)
-    got = alternating(cases, c.windows, say)
-    result = {
-        "steps_per_s": got["float32"]["steps_per_s"],
-        "updates_per_s": got["float32"]["updates_per_s"],
-        "limit_updates_per_s": got["limit"]["float32"],
-        "steps_per_s_bf16": got["bfloat16"]["steps_per_s"],
-        "updates_per_s_bf16": got["bfloat16"]["updates_per_s"],
-        "limit_updates_per_s_bf16": got["limit"]["bfloat16"],
-        **(got["sb3"] if c.sb3 else {}),
-        "learner_efficiency": _efficiency(c.windows, say),
-    }
+    expected, after = _expected(c, len(precisions)), c.windows * 2 * EFFICIENCY_SECONDS + FILL
+    whole = c.windows * sum(expected[name] for name in cases) + after
     say(
-        f"float32 {result['updates_per_s'] / result['limit_updates_per_s']:.0%} of its limit, bfloat16 "
-        f"{result['updates_per_s_bf16'] / result['limit_updates_per_s_bf16']:.0%}; learner efficiency "
-        f"{result['learner_efficiency']:.2f}"
+        f"about {roughly(whole)} in all: the loop and what it is compared with, then {c.windows} window(s) of the learner's "
+        "efficiency; --seconds, --windows and --no-sb3 make it shorter"
     )
+    got = alternating(cases, c.windows, say, expected, after)
+    result = dict(got["sb3"]) if c.sb3 else {}
+    for precision, suffix in zip(precisions, ("", "_bf16"), strict=False):
+        result[f"steps_per_s{suffix}"] = got[precision]["steps_per_s"]
+        result[f"updates_per_s{suffix}"] = got[precision]["updates_per_s"]
+        result[f"limit_updates_per_s{suffix}"] = got["limit"][precision]
+    result["learner_efficiency"] = _efficiency(c.windows, say)
+    for precision, suffix in zip(precisions, ("", "_bf16"), strict=False):
+        say(
+            f"{precision}: {result[f'updates_per_s{suffix}'] / result[f'limit_updates_per_s{suffix}']:.0%} of its limit"
+        )
+    say(f"learner efficiency {result['learner_efficiency']:.2f}")
     return result
 
 
-def _loop(seconds: float, bf16: bool) -> dict[str, float]:
+def _expected(c: Command, precisions: int) -> dict[str, float]:
+    """About how many seconds a window of each case takes."""
+    loop = START + WARM_UP + c.seconds
+    limit = precisions * 3 * (LIMIT_SECONDS + 0.3)
+    return {"float32": loop, "bfloat16": loop, "limit": limit, "sb3": SB3_START + c.seconds}
+
+
+def _loop(seconds: float, precision: Precision) -> dict[str, float]:
     """One window of `qfleet train`, read from its metrics.csv once the replay has its minimum."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
@@ -132,9 +148,9 @@ def _loop(seconds: float, bf16: bool) -> dict[str, float]:
             --learner.batch-size {BATCH} --learner.learning-rate 1e-4 --learner.learning-rate-updates 0 --learner.threads 0
             --learner.device cpu
             --replay.limiter.samples-per-insert {BATCH / STEPS_PER_UPDATE} --replay.limiter.min-size 2000
-            --replay.limiter.slack 1500 --evaluation.period 0 --evaluation.goal inf --max-minutes {(seconds + 35) / 60}
+            --replay.limiter.slack 1500 --evaluation.period 0 --evaluation.goal inf --max-minutes {(seconds + WARM_UP) / 60}
+            --learner.precision {precision} --actors.precision {precision}
         """
-        flags += " --learner.bf16 --actors.bf16" if bf16 else " --learner.no-bf16 --actors.no-bf16"
         command = [sys.executable, "-m", "launch.cli", "train", "pong", "--run-dir", str(run_dir), *flags.split()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300)
         if done.returncode != 0:
@@ -181,9 +197,11 @@ class Memory:
         pass
 
 
-def _update_rate(bf16: bool, source: BatchSource, seconds: float) -> float:
+def _update_rate(precision: Precision, source: BatchSource, seconds: float) -> float:
     """Updates/s of a learner, with the threads and halves that it has in a run, fed by ``source``."""
-    config = LearnerConfig(batch_size=BATCH, device="cpu", bf16=bf16, publish_period=10**9, metrics_period=10**9)
+    config = LearnerConfig(
+        batch_size=BATCH, device="cpu", precision=precision, publish_period=10**9, metrics_period=10**9
+    )
     torch.set_num_threads(learner_threads(config))
     learner = Learner(config, NATURE, PONG_SPEC, PONG_ACTIONS, source, Discard(), Discard(), seed=1)
     for _ in range(5):
@@ -193,22 +211,22 @@ def _update_rate(bf16: bool, source: BatchSource, seconds: float) -> float:
     return found
 
 
-def _limits(seconds: float = 8.0) -> dict[str, float]:
-    """The limit in updates/s by dtype."""
+def _limits(precisions: Sequence[Precision], seconds: float = LIMIT_SECONDS) -> dict[str, float]:
+    """The limit in updates/s by precision."""
     cores = os.cpu_count() or 1
-    found = {}
-    for name, bf16 in (("float32", False), ("bfloat16", True)):
-        u = min(1.0 / _update_rate(bf16, Memory(), seconds), _update_seconds(bf16, cores, seconds))
-        a = _agent_step_seconds(bf16, seconds)
+    found: dict[str, float] = {}
+    for name in precisions:
+        u = min(1.0 / _update_rate(name, Memory(), seconds), _update_seconds(name, cores, seconds))
+        a = _agent_step_seconds(name, seconds)
         found[name] = 1.0 / (u + STEPS_PER_UPDATE * a / cores)
         found[f"{name}_u_ms"], found[f"{name}_a_ms"] = u * 1e3, a * 1e3
     return found
 
 
-def _update_seconds(bf16: bool, threads: int, seconds: float) -> float:
+def _update_seconds(precision: Precision, threads: int, seconds: float) -> float:
     """Seconds of an update whose halves are made in turn, each spread over ``threads`` threads by torch."""
     online, target = (make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1) for _ in range(2))
-    updater = Updater(UpdateConfig(bf16=bf16), online, target, torch.device("cpu"))
+    updater = Updater(UpdateConfig(precision=precision), online, target, torch.device("cpu"))
     sampled = Memory().sample(0.0)
     torch.set_num_threads(threads)
     batch = updater.prepare(sampled)
@@ -222,19 +240,15 @@ def _update_seconds(bf16: bool, threads: int, seconds: float) -> float:
     return 1.0 / rate(update, seconds)
 
 
-def _agent_step_seconds(bf16: bool, seconds: float) -> float:
+def _agent_step_seconds(precision: Precision, seconds: float) -> float:
     """Core-seconds (CPU time of all threads) of one agent step: environment and policy."""
     torch.set_num_threads(1)
-    network = make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1).requires_grad_(False)
-    network.to(torch.bfloat16 if bf16 else torch.float32)
-
-    def values(observation: Array) -> Float32:
-        with torch.inference_mode():
-            return np.asarray(network(torch.from_numpy(observation)).numpy())
-
+    network = acting_copy(make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1), precision)
     environments = make_environments(PONG, ENVIRONMENTS)
     epsilons = np.full(ENVIRONMENTS, 0.1)
-    acting = rollout(environments, values, lambda: epsilons, np.random.default_rng(1), SeedSequence(1, 0))
+    acting = rollout(
+        environments, lambda x: values(network, x), lambda: epsilons, np.random.default_rng(1), SeedSequence(1, 0)
+    )
 
     def act() -> int:
         next(acting)
@@ -249,7 +263,7 @@ def _agent_step_seconds(bf16: bool, seconds: float) -> float:
     return spent / steps
 
 
-def _efficiency(windows: int, say: Callable[[str], None], seconds: float = 20.0) -> float:
+def _efficiency(windows: int, say: Callable[[str], None], seconds: float = EFFICIENCY_SECONDS) -> float:
     """Updates/s fed by a full replay over updates/s on one batch in memory, float32, alternating windows."""
     items = 10_000
     with shard_process(items) as (address, _):
@@ -259,14 +273,14 @@ def _efficiency(windows: int, say: Callable[[str], None], seconds: float = 20.0)
         writer.flush(60.0)
         limiter = RateLimiter(LimiterConfig(0.0, 1), max_insert=100, batch=BATCH)
         sampler = Sampler([address], PONG_SPEC, limiter, BetaConfig())
-        ratios = []
-        for window in range(windows):
-            from_memory = _update_rate(False, Memory(), seconds)
-            from_replay = _update_rate(False, sampler, seconds)
-            ratios.append(from_replay / from_memory)
-            say(
-                f"learner window {window + 1}/{windows}: {from_replay:.1f} fed, {from_memory:.1f} from memory updates/s"
-            )
+
+        def window() -> dict[str, float]:
+            from_memory = _update_rate("float32", Memory(), seconds)
+            fed = _update_rate("float32", sampler, seconds)
+            return {"fed_per_s": fed, "from_memory_per_s": from_memory, "ratio": fed / from_memory}
+
+        name = "learner efficiency"
+        got = alternating({name: window}, windows, say, {name: 2 * seconds})
         sampler.close()
         writer.close()
-    return median(ratios)
+    return got[name]["ratio"]

@@ -84,7 +84,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
             reverb = stack.enter_context(Reverb(segments, c.items, say))
             cases |= _reverbs(c, reverb)
             cases = dict(sorted(cases.items(), key=lambda case: case[0].rsplit("_", 1)[-1]))  # like beside like
-        figures = alternating(cases, c.windows, say)
+        figures = alternating(cases, c.windows, say, dict.fromkeys(cases, c.seconds))
         result = _summary(c, figures)
         result["bytes_per_transition"] = stats()["bytes"] / stats()["stored"]
     say(

@@ -145,7 +145,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
                 insert = partial(writers.insert, n, addresses[:k], c.seconds)
                 cases[f"{k} shards, {n} writers, inserted"] = partial(insert, dict)
                 cases[f"{k} shards, {n} writers, both"] = partial(insert, sample)
-        found = alternating(cases, c.windows, say)
+        found = alternating(cases, c.windows, say, dict.fromkeys(cases, c.seconds))
     rows = [
         {
             "shards": k,

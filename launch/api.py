@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -10,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import torch
 
 from launch.config import TrainConfig, check, to_yaml
 from launch.offline import fit
@@ -21,9 +21,10 @@ from launch.supervisor import run_distributed
 from launch.tally import OnEpisode
 from launch.topology import resolve
 from learner.checkpoint import Checkpoint
+from learner.update import check_optimizer
 from rl.envs import describe
 from rl.errors import BadInput
-from rl.networks import make_network
+from rl.networks import make_network, values
 from rl.parameters import load_weights
 from rl.policies import epsilon_greedy
 from rl.types import Array, Int64
@@ -106,11 +107,12 @@ class _Signals:
         del frame
         if self._run.interrupted_by is None:
             self._run.interrupted_by = number
-            os.write(2, b"\nstopping: writing a last checkpoint ...\n")
+            with contextlib.suppress(OSError):  # nobody reads standard error any more
+                os.write(2, b"\nstopping: writing a last checkpoint ...\n")
 
 
 def _check_resumed(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:
-    """Raise BadInput when the checkpoint is of another environment or network."""
+    """Raise BadInput when the checkpoint is of another environment, network or optimizer."""
     made_for = checkpoint.state.get("env")
     if made_for != config.env.id:
         raise BadInput(f"--resume {where} is a run of {made_for}, not of {config.env.id}: leave --env.id out")
@@ -119,6 +121,10 @@ def _check_resumed(config: TrainConfig, checkpoint: Checkpoint, where: str) -> N
         load_weights(make_network(config.network, spec, actions, 0), checkpoint.arrays["online"])
     except ValueError as error:
         raise BadInput(f"--resume {where}: {error}: leave the --network flags out") from error
+    try:
+        check_optimizer(config.learner.optimizer, checkpoint.arrays["optimizer"])
+    except ValueError as error:
+        raise BadInput(f"--resume {where}: {error}: leave --learner.optimizer out") from error
 
 
 class Policy:
@@ -134,8 +140,7 @@ class Policy:
     def values(self, observations: Array) -> Array:
         """Action values [N, A] of observations [N, *observation]."""
         batch = np.ascontiguousarray(observations, dtype=self.spec.dtype)
-        with torch.inference_mode():
-            return np.asarray(self.network(torch.from_numpy(batch)).numpy())
+        return values(self.network, batch)
 
     def act(self, observations: Array, epsilon: float = 0.0, seed: int | None = None) -> Int64:
         """Greedy actions [N] of observations [N, *observation], ``epsilon`` of them random."""

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.status import Status
 from tensorboardX import SummaryWriter
 
-from launch.progress import PLAIN_EVERY, duration
+from launch.progress import PLAIN_EVERY, Screen, duration
 from rl.types import Array, EpisodeResult
 
 EPISODES, PROGRESS = "episodes.csv", "progress.csv"
@@ -39,7 +38,7 @@ class ClassicLog:
         self.episodes = self.agent_steps = 0
         self._last = ""
         self._began = self._said = time.monotonic()
-        self.console = Console(stderr=True)
+        self.console = Screen()
         self._status: Status | None = None
         if self.console.is_terminal:
             self._status = self.console.status(title)

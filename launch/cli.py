@@ -1,13 +1,21 @@
-"""The command `qfleet`: words to calls, and what went wrong to one line and an exit status."""
+"""The command `qfleet`: words to calls, and what went wrong to one line and an exit status.
+
+Output that nobody reads any more (`qfleet train --help | head`) ends a command quietly with status 141, as if by SIGPIPE,
+which Python ignores, for the sake of sockets. A training run ends in order then: it writes its last checkpoint first.
+"""
 
 from __future__ import annotations
 
+import select
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from launch.commands import BENCHES, COMMANDS
 from launch.presets import PRESETS
+from launch.progress import silence
 from rl.errors import BadInput, RunFault, nearest
 
 USAGE = """usage: qfleet COMMAND ...
@@ -27,10 +35,52 @@ qfleet COMMAND --help lists the flags of each. RUN is a run's directory, or (sta
 """
 
 
+CLOSED_PIPE = 128 + signal.SIGPIPE
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0, 1 fault, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+    """Run a command; returns its exit status: 0, 1 fault, 2 bad input, 130 Ctrl-C, 141 output closed, 143 SIGTERM."""
     args = list(sys.argv[1:] if argv is None else argv)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    try:
+        return _flushed(args)
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _closed(stream)]
+        if not closed:
+            raise  # a pipe of somebody else's: a fault like any other
+        for stream in closed:
+            silence(stream)
+        return CLOSED_PIPE
+
+
+def _flushed(args: list[str]) -> int:
+    """The status of a command all of whose output is out: nothing is left to fail when the interpreter ends."""
+    try:
+        status = _status(args)
+    except SystemExit:  # of --help, and of SIGTERM
+        _flush()
+        raise
+    _flush()
+    return status
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _closed(stream: Any) -> bool:
+    """Whether ``stream`` is a pipe whose other end is closed."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return bool(poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # a stream without a file, or none at all
+        return False
+
+
+def _status(args: list[str]) -> int:
     try:
         return _dispatch(args)
     except BadInput as error:

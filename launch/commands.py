@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +23,10 @@ from launch.replay_commands import replay_command
 from launch.run_commands import say_summary, scale_command, status_command
 from launch.run_dir import RunDir
 from report.curves import plot_runs
-from rl.envs import atari_game, make_environments
+from rl.envs import EnvConfig, atari_game, make_environments
 from rl.errors import BadInput, nearest
-from rl.evaluation import evaluate
-from rl.recording import record
+from rl.evaluation import evaluate, said_of_cut
+from rl.recording import check_recording, record
 
 BENCHES = ("pipeline", "replay", "shards", "memory", "soak", "sizing", "snapshot", "actors", "classic", "gpu")
 
@@ -112,8 +114,10 @@ def eval_command(args: list[str]) -> int:
         raise BadInput("--episodes must be at least 1, --seed at least 0 and --epsilon from 0 to 1")
     policy = load_policy(c.run, c.weights)
     config = policy.config
+    videos = _video_folder(c.run, config.env) if c.video else None
     environments = make_environments(config.env, min(c.episodes, config.evaluation.environments))
-    result = evaluate(lambda x: policy.act(x), environments, c.episodes, c.epsilon, c.seed)
+    longest = config.evaluation.max_episode_steps
+    result = evaluate(lambda x: policy.act(x), environments, c.episodes, c.epsilon, c.seed, longest)
     environments.close()
     figures: dict[str, Any] = {
         "env": config.env.id,
@@ -121,6 +125,7 @@ def eval_command(args: list[str]) -> int:
         "std_return": result.std_return,
         "worst_return": result.worst_return,
         "episodes": len(result.episodes),
+        "cut": result.cut,
         "epsilon": c.epsilon,
         "weights": policy.which,
         "updates": policy.state.get("updates"),
@@ -130,14 +135,26 @@ def eval_command(args: list[str]) -> int:
     print(
         f"{config.env.id}, {policy.which} weights, epsilon {c.epsilon:g}: mean return {result.mean_return:.2f} "
         f"(standard deviation {result.std_return:.2f}, worst {result.worst_return:g}) over {c.episodes} episodes"
+        f"{said_of_cut(result, longest)}"
     )
-    if c.video:
-        files = record(policy.act, config.env, Path(c.run) / "videos", 1, c.epsilon, c.seed)
+    if videos is not None:
+        files = record(policy.act, config.env, videos, 1, c.epsilon, c.seed, max_steps=longest)
         figures["videos"] = [str(f) for f in files]
         print("video: " + ", ".join(figures["videos"]))
     if c.json:
         print(json.dumps(figures))
     return 0
+
+
+def _video_folder(run: str, env: EnvConfig) -> Path:
+    """Where a run's videos go. Raises BadInput when none can be recorded, or kept there."""
+    check_recording(env)
+    folder = Path(run) / "videos"
+    try:
+        tempfile.TemporaryFile(dir=folder if folder.exists() else run).close()
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written ({error.strerror}): write --no-video") from error
+    return folder
 
 
 def plot_command(args: list[str]) -> int:
@@ -146,9 +163,10 @@ def plot_command(args: list[str]) -> int:
     if not c.runs:
         raise BadInput("qfleet plot needs a run's directory: qfleet plot RUN [RUN ...]")
     try:
-        print(f"learning curves: {plot_runs([Path(r) for r in c.runs], Path(c.to))}")
+        picture = plot_runs([Path(r) for r in c.runs], Path(c.to))
     except (OSError, ValueError) as error:
         raise BadInput(f"--to {c.to} cannot be written: {' '.join(str(error).split())}") from error
+    print(f"learning curves: {picture}")
     return 0
 
 
@@ -160,7 +178,7 @@ def bench_command(args: list[str]) -> int:
         raise BadInput(f"unknown benchmark {args[0]!r}: {nearest(args[0], BENCHES)}")
     module = importlib.import_module(f"benchmarks.{args[0]}")
     command = parse(module.Command, args[1:], prog=f"qfleet bench {args[0]}")
-    figures = module.run(command)
+    figures = module.run(command, functools.partial(print, flush=True))
     if command.json:
         print(json.dumps(figures))
     return 0 if figures.get("passed", True) else 1

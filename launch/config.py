@@ -149,8 +149,10 @@ def check(config: TrainConfig) -> None:
     check_env(config.env)
     spec, _ = describe(config.env)
     check_network(config.network, spec)
-    if config.actors.bf16 and spec.dtype != "uint8":
-        raise BadInput(f"actors.bf16 is for pixels, {config.env.id} gives {spec.dtype}: write --actors.no-bf16")
+    if config.actors.precision == "bfloat16" and spec.dtype != "uint8":
+        raise BadInput(
+            f"actors.precision bfloat16 is for pixels, {config.env.id} gives {spec.dtype}: write --actors.precision float32"
+        )
 
 
 def to_yaml(config: TrainConfig) -> str:

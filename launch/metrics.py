@@ -72,7 +72,7 @@ class RunLog:
     def returns_by_epsilon(self, agent_steps: int, rows: Mapping[float, float]) -> None:
         """Mean training return of each epsilon of the fleet."""
         for epsilon, mean in rows.items():
-            self._board.add_scalar(f"return_by_epsilon/{epsilon:.4f}", mean, agent_steps)
+            self._board.add_scalar(f"return_by_epsilon/{epsilon:.6g}", mean, agent_steps)
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """A row of an evaluation."""

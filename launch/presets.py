@@ -25,7 +25,7 @@ def pong() -> TrainConfig:
         network=NetworkConfig(kind="small", hidden=(256,), dueling=True, layer_norm=True),
         returns=ReturnConfig(n_step=5, clip_reward=1.0),
         exploration=ExplorationConfig(kind="ladder"),
-        actors=ActorConfig(count=1, environments=16, bf16=True),
+        actors=ActorConfig(count=1, environments=16, precision="auto"),
         replay=ReplayConfig(
             capacity=200_000, limiter=LimiterConfig(samples_per_insert=8.0, min_size=5_000, slack=8_000)
         ),
@@ -36,7 +36,7 @@ def pong() -> TrainConfig:
             learning_rate_end=1e-4,
             learning_rate_updates=60_000,
             target_update_period=250,
-            bf16=True,
+            precision="auto",
         ),
         beta=BetaConfig(0.4, 0.4),
         evaluation=EvaluationConfig(goal=19.0, margin=1.0, period=100_000, quick_episodes=10),
@@ -51,7 +51,7 @@ def breakout() -> TrainConfig:
         network=NetworkConfig(kind="nature", hidden=(512,), dueling=True),
         returns=ReturnConfig(n_step=3, clip_reward=1.0, life_loss_terminates=True),
         exploration=ExplorationConfig(kind="ladder"),
-        actors=ActorConfig(count=1, environments=16, bf16=True),
+        actors=ActorConfig(count=1, environments=16, precision="auto"),
         replay=ReplayConfig(
             capacity=500_000, limiter=LimiterConfig(samples_per_insert=8.0, min_size=20_000, slack=8_000)
         ),
@@ -59,7 +59,7 @@ def breakout() -> TrainConfig:
             batch_size=32,
             learning_rate=1e-4,
             target_update_period=2_500,
-            bf16=True,
+            precision="auto",
         ),
         evaluation=EvaluationConfig(goal=400.0, margin=20.0, period=500_000, quick_episodes=10),
         max_steps=10_000_000,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
-import sys
+import os
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -16,11 +18,43 @@ from rich.table import Table
 PLAIN_EVERY = 30.0  # seconds between plain lines
 
 
-class Progress:
-    """Shows the newest row; `note` prints a line that stays. All goes to standard error."""
+class Screen(Console):
+    """Standard error, as a terminal or as a pipe whose reader may go away (where rich would end the process).
 
-    def __init__(self, title: str, limits: Mapping[str, int], goal: float) -> None:
-        self.console = Console(stderr=True)
+    Without ``on_closed`` BrokenPipeError is raised then; with it, it is called, and what follows goes nowhere.
+    """
+
+    def __init__(self, on_closed: Callable[[], None] | None = None) -> None:
+        super().__init__(stderr=True)
+        self._on_closed = on_closed
+
+    def on_broken_pipe(self) -> None:
+        if self._on_closed is None:
+            raise BrokenPipeError(errno.EPIPE, "nobody reads standard error")
+        silence(self.file)
+        self._on_closed()
+
+
+def silence(stream: TextIO | Any) -> None:
+    """Have what is written to ``stream`` go nowhere from now on, what waits in its buffer included."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream without a file, or none at all
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)
+
+
+class Progress:
+    """Shows the newest row; `note` prints a line that stays. All goes to standard error.
+
+    ``on_closed`` is called when nobody reads that any more; from then on nothing is shown.
+    """
+
+    def __init__(
+        self, title: str, limits: Mapping[str, int], goal: float, on_closed: Callable[[], None] = lambda: None
+    ) -> None:
+        self.console = Screen(on_closed)
         self._title, self._limits, self._goal = title, limits, goal
         self._live: Live | None = None
         self._last_plain = -math.inf
@@ -38,7 +72,8 @@ class Progress:
             self._live.update(self._table(row, last_eval, seconds_left))
         elif time.monotonic() - self._last_plain >= PLAIN_EVERY:
             self._last_plain = time.monotonic()
-            print(plain_line(row, last_eval, seconds_left), file=sys.stderr, flush=True)
+            line = plain_line(row, last_eval, seconds_left)
+            self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _table(self, row: Mapping[str, Any], last_eval: str, seconds_left: float) -> Table:
         table = Table(title=self._title, title_justify="left", show_header=False, box=None, padding=(0, 2))
@@ -47,13 +82,13 @@ class Progress:
         table.add_row("agent steps", f"{row['agent_steps']:,}", "frames", f"{row['frames']:,}")
         most = " or ".join(f"{most:,} {name.replace('_', ' ')}" for name, most in self._limits.items())
         table.add_row("of at most", most, "", bar)
-        table.add_row("steps/s", f"{row['steps_per_s']:,.0f}", "updates/s", f"{row['updates_per_s']:,.1f}")
+        table.add_row("steps/s", number(row["steps_per_s"], ",.0f"), "updates/s", number(row["updates_per_s"], ",.1f"))
         table.add_row("updates", f"{row['updates']:,}", "samples per insert", f"{row['samples_per_insert']:.2f}")
         table.add_row("epsilon", f"{row['epsilon_min']:.4g}", "learner busy", f"{row.get('learner_busy', 0.0):.0%}")
         stored, size = row.get("replay_stored", 0), row.get("replay_bytes", 0) / 2**20
         table.add_row("replay", f"{stored:,.0f} items", "compressed", f"{size:,.0f} MiB")
-        table.add_row("training return", _number(row["train_return"]), "greedy end", _number(row["greedy_return"]))
-        table.add_row("last evaluation", last_eval, "goal", _number(self._goal))
+        table.add_row("training return", number(row["train_return"]), "greedy end", number(row["greedy_return"]))
+        table.add_row("last evaluation", last_eval, "goal", number(self._goal))
         table.add_row("time", duration(row["wall_seconds"]), "at most left", duration(seconds_left))
         return table
 
@@ -66,10 +101,10 @@ class Progress:
 def plain_line(row: Mapping[str, Any], last_eval: str, seconds_left: float) -> str:
     """One line with the same figures."""
     return (
-        f"[{duration(row['wall_seconds'])}] steps {row['agent_steps']:,} ({row['steps_per_s']:.0f}/s) "
-        f"updates {row['updates']:,} ({row['updates_per_s']:.1f}/s) samples/insert {row['samples_per_insert']:.2f} "
-        f"eps {row['epsilon_min']:.3g} return {_number(row['train_return'])} greedy {_number(row['greedy_return'])} "
-        f"eval {last_eval} left {duration(seconds_left)}"
+        f"[{duration(row['wall_seconds'])}] steps {row['agent_steps']:,} ({number(row['steps_per_s'], '.0f')}/s) "
+        f"updates {row['updates']:,} ({number(row['updates_per_s'])}/s) samples/insert {row['samples_per_insert']:.2f} "
+        f"eps {row['epsilon_min']:.3g} return {number(row['train_return'])} greedy {number(row['greedy_return'])} "
+        f"eval {last_eval} at most {duration(seconds_left)} left"
     )
 
 
@@ -81,5 +116,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
-def _number(value: float) -> str:
-    return "-" if not math.isfinite(value) else f"{value:.1f}"
+def number(value: float | None, digits: str = ".1f") -> str:
+    """A figure, or a dash when unknown."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:{digits}}"

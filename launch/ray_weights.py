@@ -114,11 +114,10 @@ class RayWeightSource:
     def poll(self) -> Publication | None:
         if self._found is None and not self._ask():
             return None
+        if not self._arrived():
+            return None  # still on their way to this node
         assert self._found is not None
         meta, refs = self._found
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        if len(ready) < len(refs):
-            return None  # still on their way to this node
         weights = ray.get(refs)
         self._found = None
         self._version = meta["version"]
@@ -140,6 +139,20 @@ class RayWeightSource:
             self._found = None
         self._asked = None
         return self._found is not None
+
+    def _arrived(self) -> bool:
+        """Whether the objects of the publication found are on this node."""
+        assert self._found is not None
+        refs = self._found[1]
+        return len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs)
+
+    def await_first(self, timeout: float) -> None:
+        """Wait until a publication is on this node, for the next `poll`. Raises RunFault after ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while not ((self._found is not None or self._ask()) and self._arrived()):
+            if time.monotonic() > deadline:
+                raise RunFault(f"the learner has published no weights within {timeout:g} s")
+            time.sleep(0.02)
 
     def wait(self, timeout: float) -> Publication | None:
         """The newest publication, waiting up to ``timeout`` seconds for one newer than the last."""

@@ -7,6 +7,7 @@ and asks it when to evaluate, to save and to stop.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from typing import Any
 
@@ -18,7 +19,7 @@ from launch.run_dir import STATUS, SUMMARY, RunDir, versions
 from launch.tally import OnEpisode, Tally
 from learner.checkpoint import Checkpoint
 from rl.envs import frames_per_step
-from rl.evaluation import EvaluationResult
+from rl.evaluation import EvaluationResult, said_of_cut
 from rl.exploration import Exploration
 
 LOG_PERIOD = 10.0  # seconds between rows of metrics.csv
@@ -36,12 +37,18 @@ class Run:
         self.tally = Tally(config, earlier, on_episode)
         self.judge = Judge(config.evaluation, self.tally.clock, earlier.get("judge"))
         self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps")
-        self.progress = Progress(f"Qfleet {config.env.id}  {run_dir.path}", self._limits(), config.evaluation.goal)
+        title = f"Qfleet {config.env.id}  {run_dir.path}"
+        self.progress = Progress(title, self._limits(), config.evaluation.goal, self._unread)
         self._exploration = Exploration(config.exploration, config.fleet_environments - 1, 1, config.fleet_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
         self.last_row: dict[str, Any] = {}
         self.fleet: dict[str, Any] = {}  # how many replay shards there are, for `qfleet status`
-        self.interrupted_by: int | None = None  # number of the signal that ended the run
+        self.interrupted_by: int | None = None  # number of the signal that ended the run; SIGPIPE: nobody read it
+
+    def _unread(self) -> None:
+        """Nobody reads the progress any more: the run ends in order, as after a signal."""
+        if self.interrupted_by is None:
+            self.interrupted_by = signal.SIGPIPE.value
 
     @property
     def minutes(self) -> float:
@@ -93,7 +100,7 @@ class Run:
         self.tally.evaluation_seconds += result.seconds
         if not result.episodes:
             return None
-        follow, best = self.judge.take(kind, result)
+        follow, best = self.judge.take(kind, candidate.version, result)
         if best:
             state = {"mean_return": result.mean_return, "agent_steps": candidate.agent_steps}
             state |= {"updates": candidate.updates, "weights_version": candidate.version}
@@ -113,10 +120,11 @@ class Run:
                 "seconds": result.seconds,
             }
         )
+        cut = said_of_cut(result, self.config.evaluation.max_episode_steps)
         self.progress.note(
             f"[{duration(self.tally.wall_seconds)}] evaluation ({kind}) after {candidate.agent_steps:,} steps, "
             f"{candidate.updates:,} updates: mean return {result.mean_return:.2f} over {len(result.episodes)} episodes "
-            f"(worst {result.worst_return:g}) in {result.seconds:.0f} s"
+            f"(worst {result.worst_return:g}) in {result.seconds:.0f} s{cut}"
         )
         return follow
 
@@ -144,7 +152,7 @@ class Run:
             "solved": j.solved,
             "env": self.config.env.id,
             "goal": self.config.evaluation.goal if math.isfinite(self.config.evaluation.goal) else None,
-            "mean_return": j.solved_return if j.solved else j.last_return,
+            "mean_return": j.last_return,
             "best_return": j.best_return,
             "agent_steps": t.agent_steps,
             "frames": t.agent_steps * frames_per_step(self.config.env),

@@ -15,7 +15,7 @@ import tyro
 
 from launch.config import resized
 from launch.flags import parse
-from launch.progress import plain_line
+from launch.progress import number, plain_line
 from launch.run_dir import SCALE, STATUS, SUMMARY, RunDir
 from launch.topology import join
 from rl.errors import BadInput, RunFault
@@ -101,7 +101,7 @@ def _say_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | Non
         say_summary(summary)
     elif figures:
         shown = {k: float("nan") if v is None else v for k, v in figures.items()}
-        print(plain_line(shown, f"{shown['last_return']:.1f}", float("nan")))
+        print(plain_line(shown, number(shown["last_return"]), float("nan")))
     else:
         print(f"{run}: started, nothing to report yet")
 

@@ -25,23 +25,34 @@ from rl.types import Array
 
 
 class LocalWeights:
-    """`WeightSink` and `WeightSource` in one object; a reader sees the target whenever it is newer than its own."""
+    """`WeightSink` that keeps the newest publication and the newest target weights."""
 
     def __init__(self) -> None:
         self.latest: Publication | None = None
-        self._target: dict[str, Array] | None = None
-        self._read = self._target_read = 0
+        self.target: dict[str, Array] | None = None
 
     def publish(self, publication: Publication) -> None:
         self.latest = publication
         if publication.target_weights is not None:
-            self._target = dict(publication.target_weights)
+            self.target = dict(publication.target_weights)
+
+    def reader(self) -> LocalReader:
+        """A `WeightSource` with a place of its own in the publications: one for each actor."""
+        return LocalReader(self)
+
+
+class LocalReader:
+    """`WeightSource` of one reader of `LocalWeights`; it sees the target whenever that is newer than its own."""
+
+    def __init__(self, weights: LocalWeights) -> None:
+        self._weights = weights
+        self._read, self._target_read = 0, -1
 
     def poll(self) -> Publication | None:
-        latest = self.latest
+        latest = self._weights.latest
         if latest is None or latest.version <= self._read:
             return None
-        target = self._target if latest.target_version > self._target_read or self._read == 0 else None
+        target = self._weights.target if latest.target_version > self._target_read else None
         self._read, self._target_read = latest.version, latest.target_version
         return Publication(latest.version, latest.updates, latest.weights, latest.target_version, target)
 
@@ -74,7 +85,7 @@ class SerialParts:
                 ),
                 Exploration(config.exploration, i * count, count, config.fleet_environments),
                 self.replay,
-                self.weights,
+                self.weights.reader(),
                 config.seed,
                 i,
                 base,
@@ -85,6 +96,7 @@ class SerialParts:
             config.evaluation,
             config.env,
             make_network(config.network, spec, actions, config.seed),
+            config.actors.precision,
             config.seed,
             base,
         )
@@ -109,14 +121,14 @@ def run_serial(run: Run) -> None:
                 run.tally.actor(index, actor.agent_steps, actor.take_episodes())
         while learner.step(timeout=0.0) and not parts.replay.may_insert():
             pass
-        run.tally.learner = {**parts.metrics.values, "updates": learner.updater.updates}
+        run.tally.learned({**parts.metrics.values, "updates": learner.updater.updates})
         if (kind := run.judge.due(run.tally)) is not None:
             _evaluate(run, parts, kind)
         if run.save_due():
             run.save(learner.get_checkpoint(run.checkpoint_extra()))
         run.tick()
     learner.report()
-    run.tally.learner.update(parts.metrics.values)
+    run.tally.learned(parts.metrics.values)
     run.save(learner.get_checkpoint(run.checkpoint_extra()))
     for actor in parts.actors:
         actor.close()

@@ -198,7 +198,7 @@ def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> No
         clients = [topology.registry, topology.learner, *topology.actors]
         topology.fleet.moved(int(name.removeprefix("shard-")), answer["address"], clients)
     elif name == "learner":
-        run.tally.learner = answer
+        run.tally.learned(answer)
     elif name.startswith("actor-"):
         run.tally.actor(int(name.removeprefix("actor-")), answer["agent_steps"], answer["episodes"])
 

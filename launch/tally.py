@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ OnEpisode = Callable[[EpisodeResult], None]  # told each episode of training tha
 
 RECENT = 40  # episodes of a mean training return
 RATE_WINDOW = 30.0  # seconds that steps/s and updates/s look back
+RATE_LEAST = 1.0  # seconds before there are any: what came before the clock began is no speed
 
 
 class Tally:
@@ -37,27 +39,43 @@ class Tally:
         self._ended: float | None = None
         self._actor_steps: dict[int, float] = {}
         self.learner: dict[str, Any] = {"updates": self.base_updates}
+        self._learner_heard = False
         self.recent: deque[EpisodeResult] = deque(maxlen=RECENT)
         self.greedy: deque[float] = deque(maxlen=RECENT // 2)
         self.greedy_since_evaluation = 0
         self._by_epsilon: dict[float, deque[float]] = {}
-        self._marks: deque[tuple[float, int, int]] = deque([(self._began, self.agent_steps, self.base_updates)])
+        self._marks: deque[tuple[float, int, int]] = deque()  # seconds, agent steps, updates
 
     def actor(self, index: int, agent_steps: float, episodes: Iterable[EpisodeResult]) -> None:
         """Take an actor's counts; a restarted actor counts from 0 again."""
         before = self._actor_steps.get(index, 0.0)
-        self.agent_steps += int(agent_steps - before if agent_steps >= before else agent_steps)
+        made = int(agent_steps - before if agent_steps >= before else agent_steps)
+        self.agent_steps += made
+        if index not in self._actor_steps:
+            self._not_a_speed(made, 0)
         self._actor_steps[index] = agent_steps
         for episode in episodes:
             self.episodes += 1
             self.recent.append(episode)
             if self._on_episode is not None:
                 self._on_episode(episode)
-            if self._config.exploration.kind == "ladder":
+            if self._config.exploration.kind == "ladder" and self._config.fleet_environments > 1:
                 self._by_epsilon.setdefault(episode.epsilon, deque(maxlen=10)).append(episode.episode_return)
             if episode.epsilon <= self._config.exploration.greedy_below:
                 self.greedy.append(episode.episode_return)
                 self.greedy_since_evaluation += 1
+
+    def learned(self, values: Mapping[str, Any]) -> None:
+        """Take the learner's newest figures."""
+        before = self.updates
+        self.learner = dict(values)
+        if not self._learner_heard:
+            self._learner_heard = True
+            self._not_a_speed(0, self.updates - before)
+
+    def _not_a_speed(self, steps: int, updates: int) -> None:
+        """What a component had made when it was first heard of took longer than the time since the last mark."""
+        self._marks = deque((at, s + steps, u + updates) for at, s, u in self._marks)
 
     @property
     def updates(self) -> int:
@@ -85,7 +103,7 @@ class Tally:
         return float(np.mean([e.episode_return for e in self.recent])) if self.recent else float("nan")
 
     def returns_by_epsilon(self) -> dict[float, float]:
-        """Mean of the last 10 training returns at each epsilon of a ladder; empty under a schedule."""
+        """Mean of the last 10 training returns at each epsilon of a ladder; empty under a schedule (or a ladder of one)."""
         return {epsilon: float(np.mean(values)) for epsilon, values in sorted(self._by_epsilon.items())}
 
     def stop_clock(self) -> None:
@@ -95,16 +113,18 @@ class Tally:
     def start_clock(self) -> None:
         """Training begins now: what came before (starting processes) does not count."""
         self._began = time.monotonic()
-        self._marks = deque([(self._began, self.agent_steps, self.updates)])
+        self._marks.clear()
 
     def rates(self) -> tuple[float, float]:
-        """Agent steps/s and updates/s over the last RATE_WINDOW seconds."""
+        """Agent steps/s and updates/s over the last RATE_WINDOW seconds; NaN before RATE_LEAST have passed."""
         now = time.monotonic()
         self._marks.append((now, self.agent_steps, self.updates))
         while len(self._marks) > 2 and self._marks[1][0] < now - RATE_WINDOW:
             self._marks.popleft()
         then, steps, updates = self._marks[0]
-        seconds = max(now - then, 1e-9)
+        seconds = now - then
+        if seconds < RATE_LEAST:
+            return math.nan, math.nan
         return (self.agent_steps - steps) / seconds, (self.updates - updates) / seconds
 
     def row(self, epsilon_min: float) -> dict[str, Any]:

@@ -40,6 +40,8 @@ from rl.memory import keep_freed_memory
 from rl.networks import QNetwork, make_network
 from rl.ports import Weights
 
+FIRST_WEIGHTS = 60.0  # seconds in which the learner must have published weights for an actor that starts
+
 
 def last_line(error: Exception) -> str:
     """Of an error that was raised in a worker: the error itself, behind the traceback."""
@@ -174,6 +176,8 @@ class ActorWorker:
         seen = ray.get(_registry().status.remote(), timeout=30.0).get("agent_steps", 0)  # of the fleet, after a restart
         base_steps = max(base_steps, int(seen))
         shards = ray.get(_registry().shards.remote(), timeout=30.0)
+        weights = RayWeightSource(_registry())
+        weights.await_first(FIRST_WEIGHTS)  # not the seed's: what it does and the priorities it gives would be of those
         self._writer = Writer(shards, config.replay.give_up_after, access=access)
         self._actor = Actor(
             config.actors,
@@ -183,7 +187,7 @@ class ActorWorker:
             (_network(config), _network(config)),
             Exploration(config.exploration, index * count, count, config.fleet_environments),
             self._writer,
-            RayWeightSource(_registry()),
+            weights,
             config.seed,
             index,
             base_steps,
@@ -256,9 +260,10 @@ class LearnerWorker:
         self._loop = _Loop(self._learn, "learner")
 
     def start(self) -> str:
-        """Begin; returns the device."""
+        """Begin; returns the device and the precision."""
         self._loop.start()
-        return str(self._learner.device)
+        updater = self._learner.updater
+        return f"{updater.device} in {str(updater.dtype).removeprefix('torch.')}"
 
     def _learn(self) -> None:
         torch.set_num_threads(self._threads)  # OpenMP counts threads by thread
@@ -305,7 +310,9 @@ class EvaluatorWorker:
     def __init__(self, config: TrainConfig, base_steps: int, run: str, nice: int) -> None:
         os.nice(nice)
         torch.set_num_threads(1)
-        self._evaluator = Evaluator(config.evaluation, config.env, _network(config), config.seed, base_steps)
+        self._evaluator = Evaluator(
+            config.evaluation, config.env, _network(config), config.actors.precision, config.seed, base_steps
+        )
         self._source = RayWeightSource(_registry())
         self._weights: Weights | None = None
         self._meta = (0, 0)  # version, updates

@@ -138,6 +138,7 @@ class Learner:
                 **(values or {}),
                 "updates": self.updater.updates,
                 "target_syncs": self.updater.target_syncs,
+                "weights_version": self.publisher.version,
                 "learner_busy": self._seconds_learning / busy if busy else 0.0,
                 **{f"replay_{k}": v for k, v in self._source.stats().items()},
             }

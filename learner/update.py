@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from rl import td
 from rl.errors import BadInput, RunFault
 from rl.networks import QNetwork
+from rl.precision import Precision, pick_dtype
 from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
 
 FREEZE_PERIOD = 4  # updates
+OPTIMIZER_STATE = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "rmsprop": {"step", "square_avg", "grad_avg"}}
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class UpdateConfig:
     """Learner updates between hard copies into the target network."""
     target_tau: float = 0.0
     """Soft update instead: target += tau * (online - target) after every update; 0: hard copies."""
-    bf16: bool = False
-    """bfloat16 autocast in the forward and backward passes (weights and optimizer stay float32)."""
+    precision: Precision = "float32"
+    """Forward and backward passes: float32, bfloat16 by autocast (weights and optimizer stay float32), or auto: bfloat16
+    where the hardware has it."""
 
     def __post_init__(self) -> None:
         if self.learning_rate_end < 0 or self.learning_rate_updates < 0:
@@ -115,8 +118,9 @@ class Updater:
     ) -> None:
         self.config, self.device = config, device
         self.online, self.target = online.to(device), target.to(device).requires_grad_(False)
+        self.dtype = pick_dtype(config.precision, device)
         # on a CPU float32 gains a sixth, bfloat16 nothing (its pixels take longer to widen into that order)
-        last = device.type == "cuda" or (device.type == "cpu" and not config.bf16)
+        last = device.type == "cuda" or (device.type == "cpu" and self.dtype == torch.float32)
         self._order = torch.channels_last if last else torch.contiguous_format
         for network in (self.online, self.target):
             network.to(memory_format=self._order)  # type: ignore[call-overload]
@@ -152,7 +156,7 @@ class Updater:
         observations = _to(x, self.device)
         if self.device.type == "cpu":
             order = self._order if observations.ndim == 4 else torch.contiguous_format
-            return observations.to(torch.bfloat16 if self.config.bf16 else torch.float32, memory_format=order)
+            return observations.to(self.dtype, memory_format=order)
         return observations
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -182,7 +186,7 @@ class Updater:
         return (self.target, self.online) if self.config.double else (self.target,)
 
     def _copies(self) -> _Frozen:
-        return _Frozen(self._networks, torch.bfloat16 if self.config.bf16 else torch.float32)
+        return _Frozen(self._networks, self.dtype)
 
     def _freeze(self) -> None:
         """Renew the copies that `prepare` reads."""
@@ -192,7 +196,8 @@ class Updater:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         # no cache: it is the process's, and the two halves run in two threads
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16, cache_enabled=False)
+        enabled = self.dtype == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def _set_learning_rate(self) -> None:
         c = self.config
@@ -222,7 +227,8 @@ class Updater:
         }
 
     def set_state(self, state: Mapping[str, Mapping[str, Array]], updates: int, target_syncs: int) -> None:
-        """Inverse of `get_state`. Raises ValueError when it is of another network."""
+        """Inverse of `get_state`. Raises ValueError when it is of another network or optimizer."""
+        check_optimizer(self.config.optimizer, state["optimizer"])
         for module, name in ((self.online, "online"), (self.target, "target")):
             try:
                 module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state[name].items()})
@@ -250,6 +256,15 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
 def _optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, Array]:
     state = optimizer.state_dict()["state"]
     return _arrays({f"{i}.{key}": value for i, own in state.items() for key, value in own.items()})
+
+
+def check_optimizer(name: str, arrays: Mapping[str, Array]) -> None:
+    """Raise ValueError when ``arrays``, the third group of `Updater.get_state`, were made by another optimizer."""
+    kept = {key.split(".", 1)[1] for key in arrays}
+    made_by = next((other for other, keys in OPTIMIZER_STATE.items() if kept == keys), "another optimizer")
+    if kept and made_by != name:
+        titles = {"adam": "Adam", "rmsprop": "RMSProp"}
+        raise ValueError(f"the optimizer's state is of {titles.get(made_by, made_by)}, not of {titles[name]}")
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Array], device: torch.device) -> None:

@@ -136,8 +136,8 @@ async def serve(
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _once, ended, number)
-    ready(port, snapshots.restored if snapshots else None)
     try:
+        ready(port, snapshots.restored if snapshots else None)
         return await ended
     finally:
         await server.stop(grace=1.0)

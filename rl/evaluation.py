@@ -11,6 +11,8 @@ from rl.envs import Environments, SeedSequence
 from rl.errors import BadInput
 from rl.types import Array, EpisodeResult, Int64
 
+MAX_EPISODE_STEPS = 27_000  # agent steps: the Atari protocol's 108,000 frames
+
 Policy = Callable[[Array], Int64]  # observations [N, ...] -> actions [N]
 
 
@@ -29,6 +31,8 @@ class EvaluationConfig:
     the goal."""
     quick_episodes: int = 10
     """Episodes of the periodic evaluations; those that could decide the run take `episodes`."""
+    max_episode_steps: int = MAX_EPISODE_STEPS
+    """Agent steps after which an episode of an evaluation is cut, with its return so far (Atari's own limit: 27,000)."""
     goal: float = 0.0
     """Mean return at which the run is solved, confirmed by a second evaluation of fresh episodes."""
     margin: float = 0.0
@@ -37,7 +41,7 @@ class EvaluationConfig:
     """End the run when it is solved."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "environments", "quick_episodes"):
+        for name in ("episodes", "environments", "quick_episodes", "max_episode_steps"):
             if getattr(self, name) < 1:
                 raise BadInput(f"evaluation.{name} is {getattr(self, name)}: write at least 1")
         if not 0.0 <= self.epsilon <= 1.0:
@@ -52,6 +56,7 @@ class EvaluationResult:
 
     episodes: tuple[EpisodeResult, ...]
     seconds: float = 0.0
+    cut: int = 0  # episodes that the limit of agent steps ended
 
     @property
     def mean_return(self) -> float:
@@ -66,24 +71,36 @@ class EvaluationResult:
         return min(e.episode_return for e in self.episodes)
 
 
+def said_of_cut(result: EvaluationResult, max_steps: int) -> str:
+    """The end of a sentence about ``result``: how many episodes the limit ended, nothing where none."""
+    if not result.cut:
+        return ""
+    return (
+        f"; {result.cut} of {len(result.episodes)} episodes cut at {max_steps:,} steps (evaluation.max_episode_steps)"
+    )
+
+
 def evaluate(
     policy: Policy,
     environments: Environments,
     episodes: int,
     epsilon: float,
     seed: int,
+    max_steps: int = MAX_EPISODE_STEPS,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EvaluationResult:
     """Play ``episodes`` episodes, a fixed share in each environment, so that short episodes are not counted more often.
 
-    ``epsilon`` of the actions are uniformly random (0 where actions are continuous). Same policy, environments and seed:
-    same result. ``should_stop`` is asked at every step; an evaluation that it ends returns the episodes finished so far.
+    ``epsilon`` of the actions are uniformly random (0 where actions are continuous). An episode is cut after ``max_steps``
+    agent steps. Same policy, environments and seed: same result. ``should_stop`` is asked at every step; an evaluation that
+    it ends returns the episodes finished so far.
     """
     count = environments.count
     rng, seeds = np.random.default_rng([seed, 1]), SeedSequence(seed, 0)
     quota = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
     returns, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
     results: list[EpisodeResult] = []
+    cut = 0
     observation = environments.reset(seeds.draw(count))
     while (quota > 0).any() and not should_stop():
         actions = policy(observation)
@@ -94,11 +111,13 @@ def evaluate(
         returns += step.reward
         lengths += 1
         observation = step.observation
-        if step.done.any():
-            for i in np.flatnonzero(step.done & (quota > 0)):
-                result = EpisodeResult(float(returns[i]), int(lengths[i]), epsilon, bool(step.truncated[i]))
-                results.append(result)
-            quota[step.done] -= 1
-            returns[step.done], lengths[step.done] = 0.0, 0
-            observation = environments.restart(step.done, seeds.draw(int(step.done.sum())))
-    return EvaluationResult(tuple(results))
+        ended = step.done | (lengths >= max_steps)
+        if ended.any():
+            for i in np.flatnonzero(ended & (quota > 0)):
+                truncated = not step.terminated[i]
+                results.append(EpisodeResult(float(returns[i]), int(lengths[i]), epsilon, truncated))
+                cut += not step.done[i]
+            quota[ended] -= 1
+            returns[ended], lengths[ended] = 0.0, 0
+            observation = environments.restart(ended, seeds.draw(int(ended.sum())))
+    return EvaluationResult(tuple(results), cut=cut)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rl.errors import BadInput
-from rl.types import ObservationSpec
+from rl.precision import Precision, pick_dtype
+from rl.types import Array, Float32, ObservationSpec
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class QNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig, spec: ObservationSpec, actions: int) -> None:
         super().__init__()
-        self._pixels = spec.dtype == "uint8"
+        self.pixels = spec.dtype == "uint8"
         self.torso = _torso(config, spec)
         with torch.no_grad():
             features = self.torso(torch.zeros(1, *spec.shape)).shape[1]
@@ -88,10 +90,22 @@ class QNetwork(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         x = observation
-        if self._pixels:
+        if self.pixels:
             bf16 = torch.is_autocast_enabled(x.device.type) or next(self.parameters()).dtype == torch.bfloat16
             x = x.to(torch.bfloat16 if bf16 else torch.float32)
         return self.head(self.body(self.torso(x))).float()  # type: ignore[no-any-return]
+
+
+def acting_copy(network: QNetwork, precision: Precision) -> QNetwork:
+    """``network`` itself, made for acting on the CPU: no gradients, its weights whole in the precision (no casts a step)."""
+    dtype = pick_dtype(precision, torch.device("cpu")) if network.pixels else torch.float32
+    return network.eval().requires_grad_(False).to(dtype)
+
+
+def values(network: QNetwork, observation: Array) -> Float32:
+    """Action values float32 [N, A] of observations [N, *observation] on the CPU, both numpy's."""
+    with torch.inference_mode():
+        return np.asarray(network(torch.from_numpy(observation)).numpy())
 
 
 def _layer(layer: nn.Linear | nn.Conv2d, norm: bool) -> list[nn.Module]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import gymnasium as gym
@@ -10,7 +9,7 @@ import numpy as np
 
 from rl.envs import EnvConfig, make_rendered, observed
 from rl.errors import BadInput
-from rl.evaluation import Policy
+from rl.evaluation import MAX_EPISODE_STEPS, Policy
 from rl.spaces import Takes
 
 GIF_SECONDS, GIF_SIDE, GIF_FPS = 20.0, 240, 12  # at most; pixels, frames/s
@@ -25,11 +24,12 @@ def record(
     seed: int,
     takes: Takes = "network",
     gif: bool = False,
+    max_steps: int = MAX_EPISODE_STEPS,
 ) -> list[Path]:
-    """Play ``episodes`` and write an mp4 of each into ``folder``, with ``gif`` a GIF beside it; returns the files.
+    """Play ``episodes`` of at most ``max_steps`` and write an mp4 of each into ``folder``, with ``gif`` a GIF beside it.
 
-    ``act`` maps observations [1, ...] to actions [1], or [1, D] where they are continuous (``epsilon`` 0 then). Raises
-    BadInput when it cannot be recorded (`check_recording`).
+    Returns the files. ``act`` maps observations [1, ...] to actions [1], or [1, D] where they are continuous (``epsilon`` 0
+    then). Raises BadInput when it cannot be recorded (`check_recording`).
     """
     check_recording(config, takes)
     env = make_rendered(config, takes)
@@ -39,8 +39,9 @@ def record(
     dtype = observed(env.observation_space, takes).dtype
     for episode in range(episodes):
         observation, _ = env.reset(seed=seed + episode)
-        done = False
-        while not done:
+        done, steps = False, 0
+        while not done and steps < max_steps:
+            steps += 1
             action = act(np.asarray(observation, dtype=dtype)[None])[0]
             if discrete is not None:
                 action = rng.integers(discrete.n) if rng.random() < epsilon else action
@@ -53,20 +54,18 @@ def record(
 
 
 def check_recording(config: EnvConfig, takes: Takes = "network") -> None:
-    """Raise BadInput when the encoder or the drawing library (the extra `video`) is not installed, or nothing is drawn."""
+    """Raise BadInput, saying what is missing, when the environment cannot be drawn; or when it draws nothing."""
     env = make_rendered(config, takes)
     try:
-        if any(importlib.util.find_spec(name) is None for name in ("moviepy", "imageio_ffmpeg")):
-            raise gym.error.DependencyNotInstalled("moviepy")
         env.reset(seed=0)
-        if env.render() is None:
-            raise BadInput(f"env.id {config.id!r} draws no pictures: write --no-video")
-    except gym.error.DependencyNotInstalled as error:
-        raise BadInput(
-            '--video needs the extra `video`: pip install -c constraints.txt -e ".[video]", or write --no-video'
-        ) from error
+        picture = env.render()
+    except Exception as error:  # whatever a renderer misses: a package, a library, a screen
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"env.id {config.id!r} cannot be drawn: {said}, or write --no-video") from error
     finally:
         env.close()
+    if picture is None:
+        raise BadInput(f"env.id {config.id!r} draws no pictures: write --no-video")
 
 
 def _gif(video: Path) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -37,7 +39,10 @@ CASES = {
     "an infinite ratio": (["train", "--replay.limiter.samples-per-insert", "inf"], "samples_per_insert"),
     "a rate that is no number": (["train", "--learner.learning-rate", "nan"], "learning_rate"),
     "a seed too large": (["train", "--seed", "99999999999999999999999"], "seed"),
-    "bfloat16 actors without pixels": (["train", "cartpole", "--actors.bf16"], "--actors.no-bf16"),
+    "bfloat16 actors without pixels": (
+        ["train", "cartpole", "--actors.precision", "bfloat16"],
+        "--actors.precision float32",
+    ),
     "a run directory in /proc": (["train", "cartpole", "--run-dir", "/proc/self"], "/proc/self"),
     "a picture of no kind": (["plot", "RUN", "--to", "curves.xyz"], "curves.xyz"),
     "a negative seed": (["eval", "RUN", "--seed", "-1"], "--seed"),
@@ -213,3 +218,29 @@ def test_eval_writes_a_video(places):
     videos = list((places["RUN"] / "videos").glob("*.mp4"))
     assert len(videos) == 1
     assert videos[0].stat().st_size > 1000
+
+
+def eval_of(run, *words, without=""):
+    """`qfleet eval` of two episodes in a process of its own, in which importing ``without`` raises ImportError."""
+    program = f"import sys\nsys.modules[{without!r}] = None\nfrom launch import cli\nsys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "eval", str(run), "--episodes", "2", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_video_that_cannot_be_drawn_is_refused_before_anything_is_played(places):
+    said = "qfleet: env.id 'CartPole-v1' cannot be drawn: pygame is not installed, run `pip install"
+    status, out, err = eval_of(places["RUN"], "--video", without="pygame")
+    assert (status, out, len(err.splitlines())) == (2, "", 1), err
+    assert err.startswith(said)
+    assert err.endswith("or write --no-video\n")
+    assert eval_of(places["RUN"], without="pygame")[0] == 0
+
+
+def test_a_video_that_cannot_be_kept_is_refused_before_anything_is_played(places, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(places["RUN"], run, ignore=shutil.ignore_patterns("videos"))
+    (run / "videos").write_text("")
+    status, out, err = eval_of(run, "--video")
+    assert (status, out) == (2, "")
+    assert err == f"qfleet: {run}/videos cannot be written (Not a directory): write --no-video\n"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks import memory, shard_process, shards, sizing, soak
+from benchmarks import measure, memory, pipeline, shard_process, shards, sizing, soak
 from launch import cli
 from protos.codec import pack_segment
 from replay.selectors import SelectorConfig
@@ -104,7 +108,7 @@ def test_a_shard_that_contradicts_itself_says_what(rng):
 
 def test_a_benchmark_that_is_not_passed_ends_with_status_1(monkeypatch, capsys):
     for passed in (True, False):
-        monkeypatch.setattr(soak, "run", lambda c, passed=passed: {"passed": passed})
+        monkeypatch.setattr(soak, "run", lambda c, say, passed=passed: {"passed": passed})
         assert cli.main(["bench", "soak", "--json"]) == (not passed)
         assert json.loads(capsys.readouterr().out) == {"passed": passed}
 
@@ -130,3 +134,78 @@ def test_sizing_goes_by_its_formulas():
     assert 200 < measured["payload_bytes"] < measured["insert_bytes"] < measured["resident_bytes"] < 500
     assert 8 * 200 < measured["sample_bytes"] < 10 * 300
     assert measured["weights_bytes"] == 4 * 1_687_206  # as Mnih et al. 2015 for 6 actions
+
+
+def test_lines_come_when_they_are_said(monkeypatch):
+    out, seen = io.BytesIO(), []
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out))
+    monkeypatch.setattr(soak, "run", lambda c, say: (say("a line"), seen.append(out.getvalue()), {})[-1])
+    assert cli.main(["bench", "soak"]) == 0
+    assert seen == [b"a line\n"]
+
+
+@pytest.fixture
+def cases(monkeypatch):
+    """Cases that take so many seconds of a clock of their own."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def take(seconds):
+        clock.now += seconds
+        return {"per_s": seconds}
+
+    return lambda **seconds: {name: (lambda s=s: take(s)) for name, s in seconds.items()}
+
+
+def test_windows_say_what_is_to_come_and_what_is_left(cases):
+    said = []
+    found = measure.alternating(cases(short=30.0, long=150.0), 2, said.append, after=20.0)
+    assert found == {"short": {"per_s": 30.0}, "long": {"per_s": 150.0}}
+    assert said == [
+        "4 windows to come, 2 each of short, long",
+        "window 1 of 4, short: per_s 30.00; about 2 min left",  # 30 + 2 * 30, the only length seen so far, + 20 s
+        "window 2 of 4, long: per_s 150.00; about 3 min left",  # 30 + 150 + 20 s
+        "window 3 of 4, short: per_s 30.00; about 3 min left",  # 150 + 20 s
+        "window 4 of 4, long: per_s 150.00; about 20 s left",
+    ]
+
+
+def test_windows_of_known_length_say_how_long_all_will_take(cases):
+    said = []
+    measure.alternating(cases(short=30.0, long=150.0), 1, said.append, {"short": 60.0, "long": 3600.0})
+    assert said == [
+        "2 windows to come, 1 each of short, long; about 61 min in all",
+        "window 1 of 2, short: per_s 30.00; about 60 min left",
+        "window 2 of 2, long: per_s 150.00",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "minutes", "precisions"),
+    [
+        ({}, "20 min", 2),
+        ({"sb3": False}, "16 min", 2),
+        ({"seconds": 5.0, "windows": 1}, "4 min", 2),
+        ({}, "13 min", 1),
+    ],
+)
+def test_the_pipeline_says_how_long_it_takes(flags, minutes, precisions, monkeypatch):
+    said = []
+    monkeypatch.setattr(pipeline, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: name)))
+    for name, figures in {
+        "_loop": {"steps_per_s": 80.0, "updates_per_s": 20.0},
+        "_limits": {"float32": 25.0, "bfloat16": 30.0},
+        "_sb3": {"sb3_steps_per_s": 80.0},
+        "_efficiency": 0.9,
+    }.items():
+        monkeypatch.setattr(pipeline, name, lambda *_, figures=figures, **__: figures)
+    native = torch.bfloat16 if precisions == 2 else torch.float32
+    monkeypatch.setattr(pipeline, "pick_dtype", lambda precision, device: native)
+    figures = pipeline.run(pipeline.Command(**flags), said.append)
+    assert figures["learner_efficiency"] == 0.9
+    assert ("updates_per_s_bf16" in figures) == (precisions == 2)
+    if precisions == 1:
+        assert said.pop(0) == "bfloat16 is left out: this processor has none"
+    assert said[0].startswith(f"about {minutes} in all: ")
+    assert f"about {minutes} in all" in said[1]
+    assert len(said) == 2 + flags.get("windows", 3) * (1 + precisions + flags.get("sb3", True)) + precisions + 1

@@ -84,7 +84,7 @@ def test_targets_prepared_beside_the_updates_lag_by_the_freeze_period_alone(rng)
         torch.testing.assert_close(u.prepare(looked).target, r_t + 0.9 * q)
 
 
-@pytest.mark.parametrize("changes", [{}, {"target_tau": 0.5}, {"double": False}, {"bf16": True}])
+@pytest.mark.parametrize("changes", [{}, {"target_tau": 0.5}, {"double": False}, {"precision": "bfloat16"}])
 def test_targets_prepared_ahead_are_those_of_the_restored_weights(rng, changes):
     """A concurrent updater that takes over a state prepares the targets that one of the moment computes."""
     config = UpdateConfig(learning_rate=1e-2, target_update_period=3, **changes)
@@ -95,7 +95,7 @@ def test_targets_prepared_ahead_are_those_of_the_restored_weights(rng, changes):
     new.set_state(old.get_state(), old.updates, old.target_syncs)
     looked = batch_of(rng)
     exact = old._target(old.prepare(looked), *old._networks)
-    close = {"rtol": 3e-2, "atol": 3e-2} if config.bf16 else {}
+    close = {"rtol": 3e-2, "atol": 3e-2} if config.precision == "bfloat16" else {}
     torch.testing.assert_close(new.prepare(looked).target, exact, **close)
     torch.testing.assert_close(new.update(new.prepare(looked))[0], old.update(old.prepare(looked))[0], **close)
     for _ in range(FREEZE_PERIOD):
@@ -225,7 +225,7 @@ def test_an_update_after_a_restored_state_is_the_uninterrupted_one(rng, optimize
 
 
 def test_bfloat16_learns_the_same_direction(rng):
-    a, b = updater(), updater(UpdateConfig(learning_rate=1e-2, bf16=True))
+    a, b = updater(), updater(UpdateConfig(learning_rate=1e-2, precision="bfloat16"))
     sampled = batch_of(rng, size=64)
     sampled = replace(sampled, transitions=sampled.transitions._replace(s_tm1=sampled.transitions.s_tm1 / 255))
     a.update(a.prepare(sampled))

@@ -61,3 +61,20 @@ def test_a_registry_that_takes_nothing_is_a_fault():
     time.sleep(0.4)
     with pytest.raises(RunFault, match="weight registry"):
         sink.publish(publication(4))
+
+
+def test_what_is_published_is_ready_at_a_new_readers_first_look():
+    registry = ray.remote(SlowRegistry).remote()
+    RayWeightSink(registry).publish(publication(7, 3, {"w": np.full(3, 5, np.float32)}))
+    source = RayWeightSource(registry)
+    source.await_first(30.0)
+    got = source.poll()
+    assert (got.version, got.target_version) == (7, 3)
+    np.testing.assert_array_equal(got.weights["w"], 7)
+    np.testing.assert_array_equal(got.target_weights["w"], 5)
+
+
+def test_a_learner_that_never_publishes_is_a_fault():
+    source = RayWeightSource(ray.remote(SlowRegistry).remote())
+    with pytest.raises(RunFault, match=r"no weights within 0.5 s"):
+        source.await_first(0.5)

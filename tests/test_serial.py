@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from actors.actor import Actor
+from launch import cli
 from launch.api import load_policy, train
 from launch.config import TrainConfig
 from launch.presets import cartpole, preset
@@ -18,8 +19,10 @@ from launch.serial import LocalWeights, SerialParts
 from rl import td
 from rl.envs import EnvConfig, describe
 from rl.errors import BadInput
+from rl.evaluation import EvaluationConfig
 from rl.exploration import Exploration
 from rl.networks import make_network
+from rl.parameters import weights_of
 from rl.ports import Publication
 from rl.returns import ReturnConfig, stack_frames
 
@@ -120,8 +123,9 @@ def make_actor(double, environments=3, **returns):
     spec, actions = describe(env)
     networks = [make_network(cartpole().network, spec, actions, seed) for seed in (1, 2)]
     sink, weights = Keep(), LocalWeights()
+    source = weights.reader()
     explore = Exploration(cartpole().exploration, 0, environments, environments)
-    actor = Actor(config, env, ReturnConfig(n_step=3, **returns), double, tuple(networks), explore, sink, weights, 1, 0)
+    actor = Actor(config, env, ReturnConfig(n_step=3, **returns), double, tuple(networks), explore, sink, source, 1, 0)
     return actor, sink, weights
 
 
@@ -176,6 +180,74 @@ def test_an_actor_takes_newer_weights_and_target():
     assert actor.target_version == 1
     assert float(next(actor.target.parameters()).mean()) == 0.5
     assert set(np.concatenate([s.versions for s in sink.segments]).tolist()) == {2}
+
+
+def test_each_of_several_actors_takes_every_publication():
+    config = short(actors=replace(cartpole().actors, count=3, environments=2))
+    parts = SerialParts(config)
+    learned = {k: v + 1 for k, v in weights_of(parts.learner.updater.online).items()}
+    parts.learner.publisher.publish()
+    parts.weights.publish(Publication(2, 20, learned, 1, learned))
+    for actor in parts.actors:
+        actor.step()
+    assert [actor.version for actor in parts.actors] == [2, 2, 2]
+    assert [actor.target_version for actor in parts.actors] == [1, 1, 1]
+    for actor in parts.actors:
+        for network in (actor.online, actor.target):
+            for name, x in weights_of(network).items():
+                np.testing.assert_array_equal(x, learned[name])
+
+
+def test_a_solved_run_resumed_with_a_higher_goal_trains_on(tmp_path):
+    config = short(max_steps=3000)
+    easy = replace(config.evaluation, goal=5.0, margin=0.0)
+    first = train(replace(config, evaluation=easy), run_dir=tmp_path / "run", serial=True)
+    assert first["solved"]
+    assert first["agent_steps"] < 3000
+    harder = replace(easy, goal=1e6)
+    second = train(replace(config, evaluation=harder), resume=tmp_path / "run", serial=True)
+    assert not second["solved"]
+    assert second["agent_steps"] >= 3000
+
+
+def test_a_solved_run_that_goes_on_is_evaluated_on(tmp_path):
+    config = short(max_steps=4000)
+    on = replace(config.evaluation, goal=5.0, margin=0.0, stop_when_solved=False)
+    summary = train(replace(config, evaluation=on), run_dir=tmp_path / "run", serial=True)
+    assert summary["solved"]
+    with (tmp_path / "run" / "eval.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    solved_at = next(i for i, row in enumerate(rows) if row["kind"] == "confirm")
+    assert [row["kind"] for row in rows[solved_at + 1 :]] == ["full"] * (len(rows) - solved_at - 1)
+    assert len(rows) - solved_at - 1 >= 3
+    assert summary["mean_return"] == pytest.approx(float(rows[-1]["mean_return"]), rel=1e-4)
+
+
+def test_an_evaluation_of_an_environment_without_a_limit_ends_and_says_so(tmp_path, capfd):
+    """An untrained greedy policy on the cliff walks into a wall for ever."""
+    config = replace(
+        preset("generic"),
+        env=EnvConfig(id="CliffWalking-v1"),
+        evaluation=EvaluationConfig(period=500, quick_episodes=2, environments=2, epsilon=0.0, max_episode_steps=300),
+        max_steps=1200,
+    )
+    train(config, run_dir=tmp_path / "run", serial=True)
+    assert "2 of 2 episodes cut at 300 steps" in capfd.readouterr().err
+    assert cli.main(["eval", str(tmp_path / "run"), "--episodes", "3", "--epsilon", "0"]) == 0
+    assert "3 of 3 episodes cut at 300 steps" in capfd.readouterr().out
+    with (tmp_path / "run" / "eval.csv").open() as file:
+        assert len(list(csv.DictReader(file))) >= 2
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(tmp_path):
+    train(short(max_steps=600), run_dir=tmp_path / "run", serial=True)
+    before = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file() and f.name != ".lock"}
+    other = short(max_steps=900)
+    other = replace(other, learner=replace(other.learner, optimizer="rmsprop"))
+    with pytest.raises(BadInput, match=r"of Adam, not of RMSProp: leave --learner.optimizer out"):
+        train(other, resume=tmp_path / "run", serial=True)
+    assert {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file() and f.name != ".lock"} == before
+    assert train(short(max_steps=900), resume=tmp_path / "run", serial=True)["agent_steps"] >= 900
 
 
 def test_the_readme_example_from_python_runs(tmp_path):

@@ -1,0 +1,95 @@
+"""Replay shards of a run that join, leave, and come back."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+
+import pytest
+
+from tests.runs import (
+    FAST,
+    child,
+    finish,
+    newest_state,
+    qfleet,
+    saved_state,
+    wait_for_checkpoint,
+    wait_until,
+)
+
+
+@pytest.mark.timeout(300)
+def test_shards_join_and_leave_a_run(tmp_path):
+    """`qfleet scale` up and down while it trains; what was stored moves along, and the run goes on to its end."""
+    run = tmp_path / "run"
+    args = [
+        "--actors.count",
+        1,
+        "--replay.shards",
+        1,
+        "--evaluation.goal",
+        "inf",
+        "--max-steps",
+        1_000_000,
+        "--run-dir",
+        run,
+    ]
+    process = qfleet("train", "cartpole", *args, *FAST)
+
+    def status():
+        return json.loads((run / "status.json").read_text()) if (run / "status.json").exists() else {}
+
+    try:
+        deadline = time.monotonic() + 120
+        while "shards" not in status() or status()["updates"] < 200:
+            assert time.monotonic() < deadline, "the run did not begin"
+            time.sleep(0.5)
+        assert "2 replay shard(s)" in finish(qfleet("scale", run, "--shards", 2), 60)
+        assert "shards: 2" in (run / "config.yaml").read_text()
+        down = finish(qfleet("scale", run, "--shards", 1), 60)
+        assert re.search(r"shard-1 has left, its [\d,]+ transitions moved", down + status()["fleet_news"])
+        refused = qfleet("scale", run, "--shards", 300)
+        words = finish(refused, 60)
+        assert (refused.returncode, "slack" in words) == (2, True), words
+        before = status()["updates"]
+        while status()["updates"] < before + 200:
+            assert time.monotonic() < deadline + 60, "the run does not go on"
+            time.sleep(0.5)
+    finally:
+        process.send_signal(signal.SIGINT)
+        output = finish(process, 60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    over = qfleet("scale", run, "--shards", 2)
+    assert "not being trained" in finish(over, 60)
+    assert over.returncode == 2
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_shard_comes_back_with_its_content_and_so_does_a_resumed_run(tmp_path):
+    run = tmp_path / "run"
+    args = ["--replay.snapshot-minutes", 0.02, "--learner.checkpoint-minutes", 0.05, "--evaluation.goal", 1000]
+    process = qfleet("train", "cartpole", "--run-dir", run, *args, *FAST)
+    wait_for_checkpoint(process, run)
+    wait_until(process, lambda: saved_state(run)["end_key"] > 2000)
+    child(process, "ShardWorker").kill()
+    before = saved_state(run)
+    updates = newest_state(run)["updates"]
+    wait_until(process, lambda: saved_state(run)["end_key"] > before["end_key"] + 500)
+    wait_until(process, lambda: newest_state(run)["updates"] > updates + 100)
+    process.send_signal(signal.SIGINT)
+    words = " ".join(finish(process, 90).split())
+    assert process.returncode == 130, words
+    assert re.search(
+        r"replay shard-0 restarted at 127.0.0.1:\d+: restored [\d,]+ transitions of a snapshot \d+ sec", words
+    )
+    saved, more = saved_state(run), newest_state(run)["agent_steps"] + 2000
+    resumed = qfleet("train", "--resume", run, "--max-steps", more, "--replay.snapshot-minutes", 10)
+    words = " ".join(finish(resumed, 120).split())
+    assert resumed.returncode == 0, words
+    items = saved["end_key"] - saved["first_key"]
+    assert f"replay shard-0 restored {items:,} transitions of a snapshot" in words
+    assert saved_state(run)["end_key"] >= saved["end_key"] + 1000  # the last snapshot, at the end

@@ -1,0 +1,85 @@
+"""What a run logs: names that stay apart, columns that are filled, speeds that are speeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import struct
+from dataclasses import replace
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from launch.api import train
+from launch.metrics import RunLog
+from launch.presets import cartpole
+from launch.tally import Tally
+from rl.exploration import ladder
+from rl.types import EpisodeResult
+from tests.test_serial import short
+
+
+def tags(folder):
+    """Names of a run's TensorBoard series. A record: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    found = set()
+    for file in (folder / "tensorboard").iterdir():
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            found |= {value.tag for value in event.summary.value}
+            at += 16 + length
+    return found
+
+
+@pytest.mark.parametrize("environments", [16, 128, 360, 5_760])
+def test_each_epsilon_of_a_ladder_has_a_series_of_its_own(tmp_path, environments):
+    log = RunLog(tmp_path)
+    log.returns_by_epsilon(1, dict.fromkeys(ladder(0.4, 7.0, environments), 1.0))
+    log.close()
+    assert len(tags(tmp_path)) == environments
+
+
+def test_a_ladder_of_one_environment_has_no_series_by_epsilon():
+    """It is a schedule (rl/exploration.py): each episode ends at an epsilon of its own."""
+    config = cartpole()
+    alone = replace(config, actors=replace(config.actors, environments=1))
+    for c, series in ((alone, 0), (config, 2)):
+        tally = Tally(replace(c, exploration=replace(c.exploration, kind="ladder")))
+        tally.actor(0, 10, [EpisodeResult(1.0, 5, 0.5, False), EpisodeResult(1.0, 5, 0.4, False)])
+        assert len(tally.returns_by_epsilon()) == series
+
+
+def test_metrics_name_the_weights_version(tmp_path):
+    train(short(max_steps=1200), run_dir=tmp_path / "run", serial=True)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert int(last["weights_version"]) == int(last["updates"]) // 20 + 1  # one before the first update
+
+
+def test_no_speed_is_told_before_a_second_has_passed(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("launch.tally.time.monotonic", lambda: now[0])
+    tally = Tally(cartpole(), {"agent_steps": 400_000, "updates": 50_000})
+    now[0] += 30.0  # processes start, and the actors begin before the clock does
+    tally.start_clock()
+    now[0] += 0.02
+    tally.actor(0, 17_000, [])
+    tally.learner = {"updates": 52_700}
+    assert all(math.isnan(rate) for rate in tally.rates())
+    now[0] += 2.0
+    tally.actor(0, 17_500, [])
+    tally.learner = {"updates": 52_760}
+    assert tally.rates() == pytest.approx((250.0, 30.0))
+
+
+def test_a_resumed_run_tells_no_speed_of_the_whole_run(tmp_path):
+    config = short(max_steps=1200)
+    train(config, run_dir=tmp_path / "run", serial=True)
+    train(replace(config, max_steps=1300), resume=tmp_path / "run", serial=True)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    steps_per_s, seconds = float(last["steps_per_s"] or "nan"), float(last["wall_seconds"])
+    assert math.isnan(steps_per_s) or steps_per_s < 3 * 1300 / seconds
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["agent_steps"] >= 1300
