@@ -14,7 +14,6 @@ from typing import Any, Literal
 import tyro
 
 from launch.api import load_policy, train
-from launch.classic_commands import classic_command
 from launch.config import TrainConfig
 from launch.flags import parse, value_of
 from launch.offline import offline_preset
@@ -22,7 +21,6 @@ from launch.presets import preset
 from launch.replay_commands import replay_command
 from launch.run_commands import say_summary, scale_command, status_command
 from launch.run_dir import RunDir
-from report.curves import plot_runs
 from rl.envs import EnvConfig, atari_game, make_environments
 from rl.errors import BadInput, nearest
 from rl.evaluation import evaluate, said_of_cut
@@ -158,6 +156,7 @@ def _video_folder(run: str, env: EnvConfig) -> Path:
 
 
 def plot_command(args: list[str]) -> int:
+    from report.curves import plot_runs  # it draws, and no other command waits for that
 
     c = parse(PlotCommand, args, prog="qfleet plot")
     if not c.runs:
@@ -168,6 +167,12 @@ def plot_command(args: list[str]) -> int:
         raise BadInput(f"--to {c.to} cannot be written: {' '.join(str(error).split())}") from error
     print(f"learning curves: {picture}")
     return 0
+
+
+def classic_command(args: list[str]) -> int:
+    from launch.classic_commands import classic_command as run  # as above
+
+    return run(args)
 
 
 def bench_command(args: list[str]) -> int:

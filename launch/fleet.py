@@ -15,8 +15,10 @@ from typing import Any
 import ray
 
 from launch.config import TrainConfig, resized
-from launch.workers import ShardWorker, last_line
+from launch.shard_worker import ShardWorker
+from launch.workers import last_line
 from replay.security import Access
+from rl.envs import describe
 from rl.errors import BadInput, RunFault
 
 STEP_TIMEOUT = 120.0  # seconds that the parts may take for a step of a change; a drain may take DRAIN_TIMEOUT
@@ -31,6 +33,7 @@ class ShardFleet:
 
     def __init__(self, config: TrainConfig, directory: Path, access: Access, local: bool) -> None:
         self._config, self._directory, self.access, self._local = config, directory, access, local
+        self._spec, _ = describe(config.env)
         self.handles: dict[int, Any] = {}
         self.addresses: dict[int, str] = {}
         self.news = ""  # of the last change
@@ -52,7 +55,9 @@ class ShardFleet:
                 max_concurrency=2,  # answers while it is drained
             )
             .remote(
-                config,
+                config.replay,
+                self._spec,
+                config.seed,
                 index,
                 config.replay.host if self._local else "",
                 self._directory.name,

@@ -11,7 +11,7 @@ from actors.actor import Actor
 from actors.evaluator import Evaluator
 from launch.config import TrainConfig
 from launch.judge import Candidate, Kind
-from launch.metrics import LatestMetrics
+from launch.metric_sinks import LatestMetrics
 from launch.offline import fill, offline_spec
 from launch.run import Run
 from learner.learner import Learner

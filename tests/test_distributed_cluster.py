@@ -22,7 +22,7 @@ from tests.runs import (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_nodes():
     """A Ray of two nodes of 4 CPUs, started here."""
     from ray.cluster_utils import Cluster
@@ -87,10 +87,10 @@ def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes, pem):
 
 @pytest.mark.timeout(120)
 def test_what_does_not_fit_a_cluster_is_named(tmp_path, two_nodes):
-    args = ["train", "cartpole", "--address", two_nodes.address, "--actors.count", "40", "--ready-timeout", "8"]
+    args = ["train", "cartpole", "--address", two_nodes.address, "--actors.count", "40", "--ready-timeout", "15"]
     process = qfleet(*args, "--run-dir", tmp_path / "r", *FAST)
     last = finish(process, 100).strip().splitlines()[-1]
     assert process.returncode == 1
-    assert "not ready after 8 s" in last
+    assert "not ready after 15 s" in last
     assert "actor-" in last
     assert "--actors.count" in last

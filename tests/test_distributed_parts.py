@@ -1,4 +1,4 @@
-"""Replay shards of a run that join, leave, and come back."""
+"""Parts of a run that join, leave, are killed, and come back."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def test_shards_join_and_leave_a_run(tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_shard_comes_back_with_its_content_and_so_does_a_resumed_run(tmp_path):
+def test_who_is_killed_comes_back_and_a_killed_learner_ends_the_run_with_its_reason(tmp_path):
+    """A shard with its content, in a resumed run too, and an actor; without a learner the shards still save theirs."""
     run = tmp_path / "run"
     args = ["--replay.snapshot-minutes", 0.02, "--learner.checkpoint-minutes", 0.05, "--evaluation.goal", 1000]
     process = qfleet("train", "cartpole", "--run-dir", run, *args, *FAST)
@@ -80,6 +81,9 @@ def test_a_killed_shard_comes_back_with_its_content_and_so_does_a_resumed_run(tm
     updates = newest_state(run)["updates"]
     wait_until(process, lambda: saved_state(run)["end_key"] > before["end_key"] + 500)
     wait_until(process, lambda: newest_state(run)["updates"] > updates + 100)
+    steps = newest_state(run)["agent_steps"]
+    child(process, "ActorWorker").kill()
+    wait_until(process, lambda: newest_state(run)["agent_steps"] > steps + 2000)
     process.send_signal(signal.SIGINT)
     words = " ".join(finish(process, 90).split())
     assert process.returncode == 130, words
@@ -87,9 +91,13 @@ def test_a_killed_shard_comes_back_with_its_content_and_so_does_a_resumed_run(tm
         r"replay shard-0 restarted at 127.0.0.1:\d+: restored [\d,]+ transitions of a snapshot \d+ sec", words
     )
     saved, more = saved_state(run), newest_state(run)["agent_steps"] + 2000
-    resumed = qfleet("train", "--resume", run, "--max-steps", more, "--replay.snapshot-minutes", 10)
-    words = " ".join(finish(resumed, 120).split())
-    assert resumed.returncode == 0, words
+    resumed = qfleet("train", "--resume", run, "--max-steps", 1_000_000, "--replay.snapshot-minutes", 10)
+    wait_until(resumed, lambda: newest_state(run)["agent_steps"] > more)
+    child(resumed, "LearnerWorker").kill()
+    output = finish(resumed, 120)
+    assert resumed.returncode == 1
+    assert "learner: the process ended" in output.splitlines()[-1]
     items = saved["end_key"] - saved["first_key"]
-    assert f"replay shard-0 restored {items:,} transitions of a snapshot" in words
+    assert f"replay shard-0 restored {items:,} transitions of a snapshot" in " ".join(output.split())
     assert saved_state(run)["end_key"] >= saved["end_key"] + 1000  # the last snapshot, at the end
+    assert (run / "summary.json").exists()
