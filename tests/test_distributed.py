@@ -14,6 +14,7 @@ from tests.runs import (
     finish,
     qfleet,
     rows,
+    said,
 )
 
 
@@ -50,5 +51,6 @@ def test_two_actors_and_two_shards_solve_cartpole_and_leave_nothing_behind(tmp_p
     while (left := processes_with(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left
-    check = finish(qfleet("eval", run, "--episodes", 20, "--json"), 60)
+    status, check = said("eval", run, "--episodes", 20, "--json")
+    assert status == 0
     assert json.loads(check.splitlines()[-1])["mean_return"] >= 0.8 * goal

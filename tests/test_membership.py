@@ -231,7 +231,8 @@ def test_the_limiter_is_changed_at_run_time(shards, rng):
     batches = 0
     while source.sample(0.5) is not None:
         batches += 1
-    assert batches == 4
+    assert 4 <= batches <= 8  # up to 4 were in hand, drawn while it was off
+    assert source.held_by().startswith("min_diff: d = 2 * 100 inserted - 64 sampled = 136")
     writer.close()
     source.close()
 
