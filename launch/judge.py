@@ -7,7 +7,6 @@ Three kinds of evaluation: `quick` (few episodes: by period, and when the greedy
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,13 +35,16 @@ class Judge:
     def __init__(self, config: EvaluationConfig, clock: int = 0, earlier: Mapping[str, Any] | None = None) -> None:
         self._config = config
         earlier = earlier or {}
-        self.best_return: float | None = earlier.get("best_return")  # as the last evaluation of these weights says
-        self._best_version: int | None = earlier.get("best_version")
+        self.best_return: float | None = earlier.get("best_return")
         self._best_is_full = bool(earlier.get("best_is_full", False))
         self.last_return: float | None = earlier.get("last_return")
-        reached = earlier.get("goal") if earlier.get("solved") else None
-        self.solved = reached is not None and config.goal <= reached
+        self._reached: float | None = earlier.get("reached")  # the highest goal that was confirmed
         self._next = clock + config.period
+
+    @property
+    def solved(self) -> bool:
+        """Whether the goal, or a higher one before a resume, was confirmed."""
+        return self._reached is not None and self._config.goal <= self._reached
 
     def due(self, tally: Tally) -> Kind | None:
         """The evaluation that should start now, if any."""
@@ -62,42 +64,39 @@ class Judge:
         """How many episodes an evaluation of ``kind`` plays."""
         return self._config.quick_episodes if kind == "quick" else self._config.episodes
 
-    def take(self, kind: Kind, version: int, result: EvaluationResult) -> tuple[Kind | None, bool]:
-        """Judge a finished evaluation of the weights ``version``.
+    def take(self, kind: Kind, result: EvaluationResult) -> tuple[Kind | None, bool]:
+        """Judge a finished evaluation: (the kind that must follow on the same weights, whether these are the best yet).
 
-        Returns the kind that must follow on the same weights, and whether these weights are the best, as of this evaluation.
+        Only the last of several evaluations of the same weights ranks them: a mean that calls for a second look is too high
+        on average, and the second look is not.
         """
         mean = result.mean_return
         self.last_return = mean
-        best = self._is_best(kind, version, mean)
+        follow = self._next_kind(kind, mean)
+        best = follow is None and self._is_best(kind, mean)
         if best:
-            self.best_return, self._best_version, self._best_is_full = mean, version, kind != "quick"
+            self.best_return, self._best_is_full = mean, kind != "quick"
         if kind == "confirm" and mean >= self._config.goal:
-            self.solved = True
-        return self._next_kind(kind, mean), best
-
-    def _is_best(self, kind: Kind, version: int, mean: float) -> bool:
-        """A later evaluation of the same weights replaces the earlier, a full one any quick one; else the mean tells."""
-        if self.best_return is None or version == self._best_version:
-            return True
-        if kind == "confirm" and mean >= self._config.goal and not self.solved:
-            return True  # an earlier full one may have been lost before its second look
-        if (kind != "quick") != self._best_is_full:
-            return kind != "quick"
-        return mean > self.best_return
+            self._reached = self._config.goal
+        return follow, best
 
     def _next_kind(self, kind: Kind, mean: float) -> Kind | None:
-        if mean < self._config.goal or self.solved:
+        if mean < self._config.goal or kind == "confirm" or self.solved:
             return None
         return "full" if kind == "quick" else "confirm"
+
+    def _is_best(self, kind: Kind, mean: float) -> bool:
+        """The higher mean among evaluations of as many episodes; one of many episodes before any of few."""
+        if self.best_return is None or (kind != "quick") > self._best_is_full:
+            return True
+        return (kind != "quick") == self._best_is_full and mean > self.best_return
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {
             "best_return": self.best_return,
-            "best_version": self._best_version,
             "best_is_full": self._best_is_full,
             "last_return": self.last_return,
             "solved": self.solved,
-            "goal": self._config.goal if math.isfinite(self._config.goal) else None,
+            "reached": self._reached,
         }

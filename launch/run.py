@@ -100,7 +100,7 @@ class Run:
         self.tally.evaluation_seconds += result.seconds
         if not result.episodes:
             return None
-        follow, best = self.judge.take(kind, candidate.version, result)
+        follow, best = self.judge.take(kind, result)
         if best:
             state = {"mean_return": result.mean_return, "agent_steps": candidate.agent_steps}
             state |= {"updates": candidate.updates, "weights_version": candidate.version}

@@ -61,6 +61,8 @@ def say_summary(s: dict[str, Any]) -> None:
     """A summary in one line."""
     verdict = "solved" if s["solved"] else "not solved"
     mean = "no evaluation" if s["mean_return"] is None else f"mean return {s['mean_return']:.2f}"
+    if s["mean_return"] is not None and s["best_return"] is not None and s["best_return"] > s["mean_return"]:
+        mean += f" (best {s['best_return']:.2f})"
     print(
         f"{verdict}: {mean} after {s['agent_steps']:,} agent steps ({s['frames']:,} frames), {s['updates']:,} updates, "
         f"{s['wall_seconds'] / 60:.1f} minutes of training; everything is in {s['run_dir']}"

@@ -66,12 +66,33 @@ def test_no_speed_is_told_before_a_second_has_passed(monkeypatch):
     tally.start_clock()
     now[0] += 0.02
     tally.actor(0, 17_000, [])
-    tally.learner = {"updates": 52_700}
+    tally.learned({"updates": 52_700})
     assert all(math.isnan(rate) for rate in tally.rates())
     now[0] += 2.0
     tally.actor(0, 17_500, [])
-    tally.learner = {"updates": 52_760}
+    tally.learned({"updates": 52_760})
     assert tally.rates() == pytest.approx((250.0, 30.0))
+
+
+def test_what_a_part_had_made_when_it_was_first_heard_of_is_no_speed(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("launch.tally.time.monotonic", lambda: now[0])
+    tally = Tally(cartpole(), {"agent_steps": 400_000, "updates": 50_000})
+    tally.start_clock()
+    tally.rates()
+    now[0] += 5.0
+    tally.actor(0, 17_000, [])
+    tally.learned({"updates": 52_700})
+    assert tally.rates() == (0.0, 0.0)
+    tally.actor(1, 9_000, [])
+    now[0] += 5.0
+    tally.actor(0, 18_000, [])
+    tally.actor(1, 10_000, [])
+    tally.learned({"updates": 53_700})
+    assert tally.rates() == pytest.approx((200.0, 100.0))
+    tally.actor(1, 100, [])  # restarted
+    assert tally.agent_steps == 400_000 + 18_000 + 10_000 + 100
+    assert tally.rates() == pytest.approx((210.0, 100.0))
 
 
 def test_a_resumed_run_tells_no_speed_of_the_whole_run(tmp_path):
