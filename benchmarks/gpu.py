@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -183,14 +184,17 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         command = parse(args)
         figures = run(command, lambda line: print(line, flush=True))
+        if command.json:
+            print(json.dumps(figures), flush=True)
     except BadInput as error:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("benchmarks.gpu: stopped", file=sys.stderr)
         return 130
-    if command.json:
-        print(json.dumps(figures))
+    except BrokenPipeError:  # nobody reads the output any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0 if figures["passed"] else 1
 
 

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 
 from launch import cli
+from replay.snapshot_files import stored_segments
 
 FAST = ["--learner.device", "cpu", "--learner.threads", "1"]
 
@@ -75,6 +77,12 @@ def wait_until(process, condition, seconds=90):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"did not come about within {seconds} s"
         time.sleep(0.1)
+
+
+def versions_acted_on(run):
+    """Of the learner's weights, by the steps in the last snapshot of a run's only shard."""
+    _, stored = stored_segments(run / "replay" / "shard-0")
+    return {int(v) for _, segment in stored for v in np.frombuffer(segment.versions, "<u4")}
 
 
 def saved_state(run):

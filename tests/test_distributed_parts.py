@@ -17,6 +17,7 @@ from tests.runs import (
     qfleet,
     said,
     saved_state,
+    versions_acted_on,
     wait_for_checkpoint,
     wait_until,
 )
@@ -89,6 +90,7 @@ def test_who_is_killed_comes_back_and_a_killed_learner_ends_the_run_with_its_rea
     assert re.search(
         r"replay shard-0 restarted at 127.0.0.1:\d+: restored [\d,]+ transitions of a snapshot \d+ sec", words
     )
+    assert min(versions_acted_on(run)) >= 1  # never the seed's weights, after the restart neither
     saved, more = saved_state(run), newest_state(run)["agent_steps"] + 2000
     resumed = qfleet("train", "--resume", run, "--max-steps", 1_000_000, "--replay.snapshot-minutes", 10)
     wait_until(resumed, lambda: newest_state(run)["agent_steps"] > more)
@@ -100,3 +102,4 @@ def test_who_is_killed_comes_back_and_a_killed_learner_ends_the_run_with_its_rea
     assert f"replay shard-0 restored {items:,} transitions of a snapshot" in " ".join(output.split())
     assert saved_state(run)["end_key"] >= saved["end_key"] + 1000  # the last snapshot, at the end
     assert (run / "summary.json").exists()
+    assert min(versions_acted_on(run)) >= 1

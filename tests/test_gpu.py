@@ -268,3 +268,12 @@ def test_a_trace_that_the_profiler_wrote_is_read():
 def test_quick_is_small():
     assert QUICK.batch < Sizes().batch
     assert QUICK.pairs * SPEC.frame_bytes * 8 < 2**24
+
+
+def test_a_closed_pipe_ends_it_quietly():
+    command = [sys.executable, "-u", "-m", "benchmarks.gpu", "--device", "cpu", "--quick"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 141
+    process.stderr.close()
