@@ -26,7 +26,7 @@ from rl.errors import BadInput, nearest
 from rl.evaluation import evaluate, said_of_cut
 from rl.recording import check_recording, record
 
-BENCHES = ("pipeline", "replay", "shards", "memory", "soak", "sizing", "snapshot", "actors", "classic", "gpu")
+BENCHES = ("pipeline", "replay", "shards", "memory", "soak", "sizing", "snapshot", "actors", "classic", "gpu", "solve")
 
 
 @dataclass(frozen=True)

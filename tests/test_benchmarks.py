@@ -209,3 +209,25 @@ def test_the_pipeline_says_how_long_it_takes(flags, minutes, precisions, monkeyp
     assert said[0].startswith(f"about {minutes} in all: ")
     assert f"about {minutes} in all" in said[1]
     assert len(said) == 2 + flags.get("windows", 3) * (1 + precisions + flags.get("sb3", True)) + precisions + 1
+
+
+def test_solve_runs_what_is_not_done_and_tells_the_median_and_the_worst(tmp_path, capfd):
+    flags = "--train=--serial --learner.device cpu --replay.limiter.min-size 200 --evaluation.period 300 --max-steps"
+    args = ["bench", "solve", "--preset", "cartpole", "--episodes", "3", "--to", str(tmp_path), "--json"]
+    assert cli.main([*args, "--seeds", "5", f"{flags} 600"]) == 1  # not solved
+    done = (tmp_path / "cartpole-seed5" / "summary.json").read_bytes()
+    assert cli.main([*args, "--seeds", "5", "6", f"{flags} 900"]) == 1
+    out = capfd.readouterr().out
+    assert "2 runs of cartpole, 1 of them done before" in out
+    figures = json.loads(out.splitlines()[-1])
+    assert (tmp_path / "cartpole-seed5" / "summary.json").read_bytes() == done
+    first, second = figures["rows"]
+    assert first["agent_steps"] < 700 < 900 <= second["agent_steps"] == figures["worst_agent_steps"]
+    assert figures["median_agent_steps"] == (first["agent_steps"] + second["agent_steps"]) / 2
+    assert first["quick_evaluations"] >= 1
+    assert first["full_evaluations"] == 0
+    assert all(row["fresh_mean_greedy"] > 0 and row["fresh_interval"] >= 0 for row in figures["rows"])
+    assert (tmp_path / "curves.png").is_file()
+    (tmp_path / "cartpole-seed7").mkdir()
+    assert cli.main([*args, "--seeds", "7"]) == 2
+    assert "was cut: remove it" in capfd.readouterr().err
