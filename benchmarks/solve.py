@@ -1,8 +1,8 @@
 """`qfleet bench solve`: how long a preset takes to its goal, over seeds, and how good the weights are that it keeps.
 
-Runs one seed after the other, as `qfleet train PRESET --seed S` does, each into a directory of its own. A seed that is done is
-not run again, so that the seeds may be spread over days. Then each run's `best/` plays fresh episodes, at the evaluation's
-epsilon and at 0. Report the median and the worst of seeds that nobody tuned to.
+Runs one seed after the other, as `qfleet train PRESET --seed S` does, each into a directory of its own. A seed that is done
+is not run again, so that the seeds may be spread over days. Then each run's `best/` plays fresh episodes, at the epsilon of
+evaluations and at 0. Report the median and the worst of seeds that nobody tuned to.
 """
 
 from __future__ import annotations
