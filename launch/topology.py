@@ -178,7 +178,7 @@ def build(
     evaluator = (
         remote(EvaluatorWorker)
         .options(name="evaluator", num_cpus=needs.evaluator_cpus, max_restarts=-1)
-        .remote(config, base_steps, run, nice)
+        .remote(config, base_steps, run)
     )
     ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
     ready["evaluator"] = evaluator.__ray_ready__.remote()

@@ -225,10 +225,9 @@ class LearnerWorker:
 
 
 class EvaluatorWorker:
-    """The evaluator."""
+    """The evaluator. Unlike the actors it is not nice to the learner: the run waits for its last word."""
 
-    def __init__(self, config: TrainConfig, base_steps: int, run: str, nice: int) -> None:
-        os.nice(nice)
+    def __init__(self, config: TrainConfig, base_steps: int, run: str) -> None:
         torch.set_num_threads(1)
         self._evaluator = Evaluator(
             config.evaluation, config.env, _network(config), config.actors.precision, config.seed, base_steps
