@@ -17,7 +17,7 @@ from actors.rollout import rollout
 from rl.envs import EnvConfig, SeedSequence, make_environments, newest_frame
 from rl.errors import BadInput
 from rl.exploration import Exploration
-from rl.networks import QNetwork, acting_copy, values
+from rl.networks import QNetwork, for_acting, values
 from rl.parameters import load_weights
 from rl.ports import SegmentSink, WeightSource
 from rl.precision import Precision
@@ -70,7 +70,7 @@ class Actor:
     ) -> None:
         self.config, self._double = config, double
         self.environments = make_environments(env, config.environments)
-        self.online, self.target = (acting_copy(n, config.precision) for n in networks)
+        self.online, self.target = (for_acting(n, config.precision) for n in networks)
         self._sink, self._weights = sink, weights
         self._exploration = exploration
         self.version = self.target_version = 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from rl.envs import EnvConfig, make_environments
 from rl.evaluation import EvaluationConfig, EvaluationResult, evaluate
-from rl.networks import QNetwork, acting_copy, values
+from rl.networks import QNetwork, for_acting, values
 from rl.parameters import load_weights
 from rl.policies import greedy
 from rl.ports import Weights
@@ -31,7 +31,7 @@ class Evaluator:
         start: int = 0,
     ) -> None:
         self._config, self._env = config, env
-        self._network = acting_copy(network, precision)
+        self._network = for_acting(network, precision)
         self._seeds = np.random.default_rng([seed, 7, start])
 
     def _act(self, observation: Array) -> Int64:

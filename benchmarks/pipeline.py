@@ -44,7 +44,7 @@ from replay.writer import Writer
 from rl.envs import SeedSequence, make_environments
 from rl.errors import BadInput
 from rl.memory import keep_freed_memory
-from rl.networks import NetworkConfig, acting_copy, make_network, values
+from rl.networks import NetworkConfig, for_acting, make_network, values
 from rl.ports import BatchSource
 from rl.precision import Precision, pick_dtype
 from rl.types import SampledBatch, Segment, Transition
@@ -243,7 +243,7 @@ def _update_seconds(precision: Precision, threads: int, seconds: float) -> float
 def _agent_step_seconds(precision: Precision, seconds: float) -> float:
     """Core-seconds (CPU time of all threads) of one agent step: environment and policy."""
     torch.set_num_threads(1)
-    network = acting_copy(make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1), precision)
+    network = for_acting(make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1), precision)
     environments = make_environments(PONG, ENVIRONMENTS)
     epsilons = np.full(ENVIRONMENTS, 0.1)
     acting = rollout(

@@ -96,7 +96,7 @@ class QNetwork(nn.Module):
         return self.head(self.body(self.torso(x))).float()  # type: ignore[no-any-return]
 
 
-def acting_copy(network: QNetwork, precision: Precision) -> QNetwork:
+def for_acting(network: QNetwork, precision: Precision) -> QNetwork:
     """``network`` itself, made for acting on the CPU: no gradients, its weights whole in the precision (no casts a step)."""
     dtype = pick_dtype(precision, torch.device("cpu")) if network.pixels else torch.float32
     return network.eval().requires_grad_(False).to(dtype)

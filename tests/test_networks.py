@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rl.errors import BadInput
-from rl.networks import DuelingHead, NetworkConfig, acting_copy, check_network, make_network, values
+from rl.networks import DuelingHead, NetworkConfig, check_network, for_acting, make_network, values
 from rl.parameters import weights_of
 from rl.precision import pick_dtype
 from rl.types import ObservationSpec
@@ -85,6 +85,6 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_it():
 
 def test_only_pixels_are_acted_on_in_bfloat16():
     for spec, kind, dtype in ((PIXELS, "small", torch.bfloat16), (SMALL, "mlp", torch.float32)):
-        network = acting_copy(make_network(NetworkConfig(kind, (16,)), spec, 3, 1), "bfloat16")
+        network = for_acting(make_network(NetworkConfig(kind, (16,)), spec, 3, 1), "bfloat16")
         assert {p.dtype for p in network.parameters()} == {dtype}
         assert values(network, np.zeros((2, *spec.shape), spec.dtype)).dtype == np.float32
