@@ -82,6 +82,11 @@ class ShardFleet:
         addresses = [a for index, a in self.addresses.items() if index != without]
         return [client.set_shards.remote(addresses) for client in clients]
 
+    @property
+    def changing(self) -> bool:
+        """Whether a shard is on its way in or out."""
+        return self._change is not None
+
     def advance(self, wish: Wish | None, registry: Any, learner: Any, actors: list[Any]) -> str:
         """One step towards what `qfleet scale` wished for, without waiting; returns news."""
         self.news = ""

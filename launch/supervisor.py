@@ -175,8 +175,10 @@ def _resize(run: Run, topology: Topology, wished: Wish | None) -> None:
     if news:
         run.progress.note(news)
         run.dir.write(CONFIG, to_yaml(topology.fleet.resized(shards)))  # for who resumes
-    answered = {"fleet_news": news, "fleet_wish": wish} if news else {}
-    run.fleet = {"fleet_news": "", "fleet_wish": None, **run.fleet, "shards": shards, **answered}
+    answered: dict[str, Any] = {"fleet_news": news, "fleet_wish": wish} if news else {}
+    if not topology.fleet.changing:  # who waits for a number waits until everybody knows of it
+        answered["shards"] = shards
+    run.fleet = {"fleet_news": "", "fleet_wish": None, "shards": shards, **run.fleet, **answered}
 
 
 def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ def test_normalised_layers_have_mean_0_and_variance_1_before_their_relu(kind, du
     seen = []
     for module in network.modules():
         if isinstance(module, torch.nn.GroupNorm):
-            module.register_forward_hook(lambda m, _, y: seen.append(y.reshape(3, m.num_groups, -1)))
+            module.register_forward_hook(lambda m, _, y: seen.append(y.reshape(3, m.num_groups, -1).clone()))
     network(torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8))
     assert len(seen) == {"nature": 4, "small": 3, "mlp": 1}[kind]
     for y in seen:
