@@ -21,8 +21,7 @@ from rl.returns import ReturnConfig
 def pong() -> TrainConfig:
     """Pong to a mean return of 19 on a small machine: the 2013 network, and few, cheap updates.
 
-    Plain DQN and narrow streams, because an update costs a third less than one of Double DQN with 256 units and no seed was
-    seen to need more of them (docs/results).
+    Plain DQN and narrow streams: cheaper updates. Its end is not steady yet, a seed stood at 18 (docs/results).
     """
     return TrainConfig(
         env=EnvConfig(id="PongNoFrameskip-v4"),

@@ -89,7 +89,7 @@ def _to(x: Array, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` [B, C, H, W] in ``dtype`` and that memory order, a channel at a time: half the time of one call of `to`."""
     batch, channels, *frame = x.shape
     out = torch.empty((batch, *frame, channels), dtype=dtype)
@@ -165,7 +165,7 @@ class Updater:
         observations = _to(x, self.device)
         if self.device.type == "cpu":
             last = self._order == torch.channels_last and observations.ndim == 4
-            return channels_last(observations, self.dtype) if last else observations.to(self.dtype)
+            return _channels_last(observations, self.dtype) if last else observations.to(self.dtype)
         return observations
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

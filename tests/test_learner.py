@@ -84,6 +84,17 @@ def test_targets_prepared_beside_the_updates_lag_by_the_freeze_period_alone(rng)
         torch.testing.assert_close(u.prepare(looked).target, r_t + 0.9 * q)
 
 
+def test_pixels_are_prepared_as_they_are_with_the_channels_last(rng):
+    spec = ObservationSpec((84, 84), "uint8", 4)
+    small = NetworkConfig(kind="small", hidden=(8,))
+    updater = Updater(UpdateConfig(), *(make_network(small, spec, 3, 1) for _ in range(2)), CPU)
+    looked = batch_of(rng, spec)
+    batch = updater.prepare(looked)
+    for made, given in ((batch.s_tm1, looked.transitions.s_tm1), (batch.s_t, looked.transitions.s_t)):
+        assert made.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(made, torch.from_numpy(given).float(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("changes", [{}, {"target_tau": 0.5}, {"double": False}, {"precision": "bfloat16"}])
 def test_targets_prepared_ahead_are_those_of_the_restored_weights(rng, changes):
     """A concurrent updater that takes over a state prepares the targets that one of the moment computes."""
