@@ -135,7 +135,7 @@ class Policy:
         self.spec, self.actions = describe(config.env)
         self.state = checkpoint.state
         self.network = make_network(config.network, self.spec, self.actions, 0).eval().requires_grad_(False)
-        load_weights(self.network, checkpoint.arrays["online"])
+        load_weights(self.network, checkpoint.arrays.get("average", checkpoint.arrays["online"]))
 
     def values(self, observations: Array) -> Array:
         """Action values [N, A] of observations [N, *observation]."""

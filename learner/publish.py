@@ -8,7 +8,7 @@ from rl.ports import Publication, WeightSink
 
 
 class Publisher:
-    """Publishes the online weights every ``period`` updates, and the target's when they changed since."""
+    """Publishes the weights to act with every ``period`` updates, and the target's when they changed since."""
 
     def __init__(self, updater: Updater, sink: WeightSink, period: int, version: int = 0) -> None:
         self._updater, self._sink, self._period = updater, sink, period
@@ -26,4 +26,4 @@ class Publisher:
         self.version += 1
         target = weights_of(u.target) if u.target_syncs != self._target_sent else None
         self._target_sent = u.target_syncs
-        self._sink.publish(Publication(self.version, u.updates, weights_of(u.online), u.target_syncs, target))
+        self._sink.publish(Publication(self.version, u.updates, weights_of(u.policy), u.target_syncs, target))

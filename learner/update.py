@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rl import td
 from rl.errors import BadInput, RunFault
@@ -53,6 +54,9 @@ class UpdateConfig:
     """Learner updates between hard copies into the target network."""
     target_tau: float = 0.0
     """Soft update instead: target += tau * (online - target) after every update; 0: hard copies."""
+    average_tau: float = 0.0
+    """Act with, and evaluate, an average of the weights: average += average_tau * (online - average) after every update
+    (Polyak and Juditsky 1992); 0: the online network itself."""
     precision: Precision = "float32"
     """Forward and backward passes: float32, bfloat16 by autocast (weights and optimizer stay float32), or auto: bfloat16
     where the hardware has it."""
@@ -62,8 +66,8 @@ class UpdateConfig:
             raise BadInput("learner: learning_rate_end and learning_rate_updates must be 0 or more")
         if self.learning_rate <= 0 or self.optimizer_epsilon <= 0:
             raise BadInput("learner: learning_rate and optimizer_epsilon must be positive")
-        if self.max_grad_norm < 0 or not 0.0 <= self.target_tau <= 1.0:
-            raise BadInput("learner: max_grad_norm must be 0 or more, target_tau from 0 to 1")
+        if self.max_grad_norm < 0 or not all(0.0 <= tau <= 1.0 for tau in (self.target_tau, self.average_tau)):
+            raise BadInput("learner: max_grad_norm must be 0 or more, target_tau and average_tau from 0 to 1")
         if self.target_update_period < 1:
             raise BadInput(f"learner.target_update_period is {self.target_update_period}: write at least 1 update")
 
@@ -134,6 +138,10 @@ class Updater:
         for network in (self.online, self.target):
             network.to(memory_format=self._order)  # type: ignore[call-overload]
         self.target.load_state_dict(self.online.state_dict())
+        self.policy = self.online  # what acts
+        if config.average_tau:
+            self.policy = copy.deepcopy(self.online).requires_grad_(False)
+        self._average = get_ema_multi_avg_fn(1.0 - config.average_tau)
         self.optimizer = _make_optimizer(config, self.online)
         self.updates = 0
         self.target_syncs = 0
@@ -182,6 +190,8 @@ class Updater:
         norm = nn.utils.clip_grad_norm_(self.online.parameters(), c.max_grad_norm or float("inf"))
         self._set_learning_rate()
         self.optimizer.step()
+        if self.policy is not self.online:
+            self._average(list(self.policy.parameters()), list(self.online.parameters()), self.updates)
         self.updates += 1
         synced = self._sync_target()
         if synced or self.updates % FREEZE_PERIOD == 0:
@@ -228,17 +238,21 @@ class Updater:
         return due
 
     def get_state(self) -> dict[str, dict[str, Array]]:
-        """What the updates have made, as named arrays in three groups."""
-        return {
-            "online": _arrays(self.online.state_dict()),
-            "target": _arrays(self.target.state_dict()),
-            "optimizer": _optimizer_arrays(self.optimizer),
-        }
+        """What the updates have made, as named arrays in groups; ``average`` where one is made."""
+        networks = {"online": self.online, "target": self.target}
+        if self.policy is not self.online:
+            networks["average"] = self.policy
+        arrays = {name: _arrays(network.state_dict()) for name, network in networks.items()}
+        return {**arrays, "optimizer": _optimizer_arrays(self.optimizer)}
 
     def set_state(self, state: Mapping[str, Mapping[str, Array]], updates: int, target_syncs: int) -> None:
-        """Inverse of `get_state`. Raises ValueError when it is of another network or optimizer."""
+        """Inverse of `get_state`; an average that ``state`` lacks begins at the online weights.
+
+        Raises ValueError when it is of another network or optimizer.
+        """
         check_optimizer(self.config.optimizer, state["optimizer"])
-        for module, name in ((self.online, "online"), (self.target, "target")):
+        average = "average" if "average" in state else "online"
+        for module, name in ((self.policy, average), (self.online, "online"), (self.target, "target")):
             try:
                 module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state[name].items()})
             except RuntimeError as error:

@@ -213,6 +213,29 @@ def test_a_soft_target_moves_by_tau(rng):
         torch.testing.assert_close(new, old + 0.25 * (online - old))
 
 
+def test_what_acts_is_the_average_of_the_weights_and_goes_on_from_a_state(rng):
+    config = UpdateConfig(learning_rate=1e-2, average_tau=0.25)
+    u = updater(config)
+    average = [p.clone() for p in u.online.parameters()]
+    for _ in range(3):
+        u.update(u.prepare(batch_of(rng)))
+        average = [a + 0.25 * (p - a) for a, p in zip(average, u.online.parameters(), strict=True)]
+    acts = weights_of(u.policy)
+    for expected, got in zip(average, acts.values(), strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), expected.detach())
+    state = u.get_state()
+    for given, group in ((state, "average"), ({k: v for k, v in state.items() if k != "average"}, "online")):
+        other = updater(config, seed=9)
+        other.set_state(given, u.updates, u.target_syncs)
+        for name, x in weights_of(other.policy).items():
+            np.testing.assert_array_equal(x, state[group][name])
+    plain = updater(seed=9)  # resumed without an average
+    plain.set_state(state, u.updates, u.target_syncs)
+    assert plain.policy is plain.online
+    assert set(plain.get_state()) == {"online", "target", "optimizer"}
+    np.testing.assert_array_equal(weights_of(plain.policy)["head.2.weight"], state["online"]["head.2.weight"])
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 @pytest.mark.parametrize(
     ("network", "spec"), [(MLP, SMALL), (NetworkConfig("small", (16,)), ObservationSpec((36, 36), "uint8", 2))]
@@ -299,6 +322,17 @@ def test_the_learner_publishes_by_period_and_the_target_only_when_it_changed(rng
     assert [p.target_weights is not None for p in got] == [True, True, True]  # first ever, sync at 6, sync at 12
     assert [p.target_version for p in got] == [0, 1, 2]
     assert len(learner._source.reported) == 13
+
+
+def test_the_learner_publishes_the_average_where_it_makes_one(rng):
+    learner = learner_over([batch_of(rng) for _ in range(4)], average_tau=0.1)
+    while learner.step():
+        pass
+    (got,) = learner._weights.got
+    policy, online = (weights_of(n) for n in (learner.updater.policy, learner.updater.online))
+    for name, x in got.weights.items():
+        np.testing.assert_array_equal(x, policy[name])
+        assert (x != online[name]).any()
 
 
 def test_a_learner_resumes_from_its_checkpoint(rng, tmp_path):

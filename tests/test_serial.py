@@ -15,6 +15,7 @@ from launch import cli
 from launch.api import load_policy, train
 from launch.config import TrainConfig
 from launch.presets import cartpole, preset
+from launch.run_dir import RunDir
 from launch.serial import LocalWeights, SerialParts
 from rl import td
 from rl.envs import EnvConfig, describe
@@ -30,7 +31,7 @@ from rl.returns import ReturnConfig, stack_frames
 def short(seed=1, max_steps=1500, **changes) -> TrainConfig:
     config = cartpole()
     replay = replace(config.replay, limiter=replace(config.replay.limiter, min_size=200))
-    evaluation = replace(config.evaluation, period=700, quick_episodes=2, environments=2)
+    evaluation = replace(config.evaluation, period=700, episodes=4, quick_episodes=2, environments=2)
     learner = replace(config.learner, device="cpu", metrics_period=10)
     return replace(
         config, replay=replay, evaluation=evaluation, learner=learner, seed=seed, max_steps=max_steps, **changes
@@ -96,6 +97,15 @@ def test_a_serial_run_saves_reloads_and_goes_on(tmp_path):
         policy = load_policy(tmp_path / "run", which)
         assert policy.which == which
         assert policy.act(np.zeros((3, 4))).shape == (3,)
+
+
+def test_the_last_policy_is_the_average_that_acted(tmp_path):
+    config = short(max_steps=400)
+    train(replace(config, learner=replace(config.learner, average_tau=0.01)), run_dir=tmp_path / "run", serial=True)
+    arrays = RunDir.open(tmp_path / "run").newest_checkpoint().arrays
+    for name, x in weights_of(load_policy(tmp_path / "run", "last").network).items():
+        np.testing.assert_array_equal(x, arrays["average"][name])
+        assert (x != arrays["online"][name]).any()
 
 
 def test_a_run_directory_is_not_overwritten(tmp_path):
@@ -199,19 +209,19 @@ def test_each_of_several_actors_takes_every_publication():
 
 
 def test_a_solved_run_resumed_with_a_higher_goal_trains_on(tmp_path):
-    config = short(max_steps=3000)
+    config = short(max_steps=2000)
     easy = replace(config.evaluation, goal=5.0, margin=0.0)
     first = train(replace(config, evaluation=easy), run_dir=tmp_path / "run", serial=True)
     assert first["solved"]
-    assert first["agent_steps"] < 3000
+    assert first["agent_steps"] < 2000
     harder = replace(easy, goal=1e6)
     second = train(replace(config, evaluation=harder), resume=tmp_path / "run", serial=True)
     assert not second["solved"]
-    assert second["agent_steps"] >= 3000
+    assert second["agent_steps"] >= 2000
 
 
 def test_a_solved_run_that_goes_on_is_evaluated_on(tmp_path):
-    config = short(max_steps=4000)
+    config = short(max_steps=3000)
     on = replace(config.evaluation, goal=5.0, margin=0.0, stop_when_solved=False)
     summary = train(replace(config, evaluation=on), run_dir=tmp_path / "run", serial=True)
     assert summary["solved"]
