@@ -214,15 +214,15 @@ def test_the_pipeline_says_how_long_it_takes(flags, minutes, precisions, monkeyp
 def test_solve_runs_what_is_not_done_and_tells_the_median_and_the_worst(tmp_path, capfd):
     flags = "--train=--serial --learner.device cpu --replay.limiter.min-size 200 --evaluation.period 300 --max-steps"
     args = ["bench", "solve", "--preset", "cartpole", "--episodes", "3", "--to", str(tmp_path), "--json"]
-    assert cli.main([*args, "--seeds", "5", f"{flags} 600"]) == 1  # not solved
+    assert cli.main([*args, "--seeds", "5", f"{flags} 400"]) == 1  # not solved
     done = (tmp_path / "cartpole-seed5" / "summary.json").read_bytes()
-    assert cli.main([*args, "--seeds", "5", "6", f"{flags} 900"]) == 1
+    assert cli.main([*args, "--seeds", "5", "6", f"{flags} 700"]) == 1
     out = capfd.readouterr().out
     assert "2 runs of cartpole, 1 of them done before" in out
     figures = json.loads(out.splitlines()[-1])
     assert (tmp_path / "cartpole-seed5" / "summary.json").read_bytes() == done
     first, second = figures["rows"]
-    assert first["agent_steps"] < 700 < 900 <= second["agent_steps"] == figures["worst_agent_steps"]
+    assert first["agent_steps"] < 500 < 700 <= second["agent_steps"] == figures["worst_agent_steps"]
     assert figures["median_agent_steps"] == (first["agent_steps"] + second["agent_steps"]) / 2
     assert first["quick_evaluations"] >= 1
     assert first["full_evaluations"] == 0

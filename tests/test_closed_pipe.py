@@ -100,7 +100,9 @@ def kept(run):
     return state
 
 
-@pytest.mark.parametrize("color", [{}, {"FORCE_COLOR": "1"}], ids=["lines", "table"])
+@pytest.mark.parametrize(
+    "color", [pytest.param({}, id="lines", marks=pytest.mark.slow), pytest.param({"FORCE_COLOR": "1"}, id="table")]
+)
 def test_a_run_whose_progress_nobody_reads_any_more_ends_in_order(color, tmp_path):
     run = tmp_path / "run"
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**ENV, **color}}

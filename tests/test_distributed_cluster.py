@@ -87,10 +87,9 @@ def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes, pem):
 
 @pytest.mark.timeout(120)
 def test_what_does_not_fit_a_cluster_is_named(tmp_path, two_nodes):
-    args = ["train", "cartpole", "--address", two_nodes.address, "--actors.count", "40", "--ready-timeout", "15"]
-    process = qfleet(*args, "--run-dir", tmp_path / "r", *FAST)
+    args = ["train", "cartpole", "--address", two_nodes.address, "--learner.device", "cpu", "--learner.threads", "20"]
+    process = qfleet(*args, "--run-dir", tmp_path / "r", "--ready-timeout", "10")
     last = finish(process, 100).strip().splitlines()[-1]
     assert process.returncode == 1
-    assert "not ready after 15 s" in last
-    assert "actor-" in last
-    assert "--actors.count" in last
+    assert "not ready after 10 s: learner (asking for 40 CPU, 0 GPU" in last
+    assert "--learner.threads" in last

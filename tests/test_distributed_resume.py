@@ -19,8 +19,9 @@ from tests.runs import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stop_or_kill_and_resume_goes_on_from_the_counters(tmp_path, how):
     run = tmp_path / "run"
     common = ["--actors.count", 1, *FAST, "--learner.checkpoint-minutes", 0.05]
