@@ -204,6 +204,12 @@ class Updater:
         """What a target is computed from."""
         return (self.target, self.online) if self.config.double else (self.target,)
 
+    @property
+    def _named(self) -> dict[str, QNetwork]:
+        """The networks by their group in a state."""
+        average = {} if self.policy is self.online else {"average": self.policy}
+        return {"online": self.online, "target": self.target, **average}
+
     def _copies(self) -> _Frozen:
         return _Frozen(self._networks, self.dtype)
 
@@ -239,10 +245,7 @@ class Updater:
 
     def get_state(self) -> dict[str, dict[str, Array]]:
         """What the updates have made, as named arrays in groups; ``average`` where one is made."""
-        networks = {"online": self.online, "target": self.target}
-        if self.policy is not self.online:
-            networks["average"] = self.policy
-        arrays = {name: _arrays(network.state_dict()) for name, network in networks.items()}
+        arrays = {name: _arrays(network.state_dict()) for name, network in self._named.items()}
         return {**arrays, "optimizer": _optimizer_arrays(self.optimizer)}
 
     def set_state(self, state: Mapping[str, Mapping[str, Array]], updates: int, target_syncs: int) -> None:
@@ -251,10 +254,10 @@ class Updater:
         Raises ValueError when it is of another network or optimizer.
         """
         check_optimizer(self.config.optimizer, state["optimizer"])
-        average = "average" if "average" in state else "online"
-        for module, name in ((self.policy, average), (self.online, "online"), (self.target, "target")):
+        groups = {"average": state["online"], **state}
+        for name, module in self._named.items():
             try:
-                module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state[name].items()})
+                module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in groups[name].items()})
             except RuntimeError as error:
                 raise ValueError(
                     f"{name}: weights of another network ({str(error).splitlines()[-1].strip()})"
