@@ -21,7 +21,7 @@ from launch.supervisor import run_distributed
 from launch.tally import OnEpisode
 from launch.topology import resolve
 from learner.checkpoint import Checkpoint
-from learner.update import check_optimizer
+from learner.optimizers import check_optimizer
 from rl.envs import describe
 from rl.errors import BadInput
 from rl.networks import make_network, values

@@ -19,6 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from learner.optimizers import (
+    OptimizerName,
+    arrays_of,
+    check_optimizer,
+    load_optimizer,
+    make_optimizer,
+    optimizer_arrays,
+)
 from rl import td
 from rl.errors import BadInput, RunFault
 from rl.networks import QNetwork
@@ -27,7 +35,6 @@ from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
 
 FREEZE_PERIOD = 4  # updates
-OPTIMIZER_STATE = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "rmsprop": {"step", "square_avg", "grad_avg"}}
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class UpdateConfig:
     """Double DQN: the online network selects, the target network values."""
     loss: Literal["huber", "squared"] = "huber"
     """Loss of a TD error; huber is linear beyond 1."""
-    optimizer: Literal["adam", "rmsprop"] = "adam"
+    optimizer: OptimizerName = "adam"
     """Adam, or RMSProp as in Mnih et al. 2015."""
     learning_rate: float = 2.5e-4
     """Step size at the first update."""
@@ -142,7 +149,9 @@ class Updater:
         if config.average_tau:
             self.policy = copy.deepcopy(self.online).requires_grad_(False)
         self._average = get_ema_multi_avg_fn(1.0 - config.average_tau)
-        self.optimizer = _make_optimizer(config, self.online)
+        self.optimizer = make_optimizer(
+            config.optimizer, self.online.parameters(), config.learning_rate, config.optimizer_epsilon
+        )
         self.updates = 0
         self.target_syncs = 0
         # what `prepare` reads, and what is renewed next
@@ -245,8 +254,8 @@ class Updater:
 
     def get_state(self) -> dict[str, dict[str, Array]]:
         """What the updates have made, as named arrays in groups; ``average`` where one is made."""
-        arrays = {name: _arrays(network.state_dict()) for name, network in self._named.items()}
-        return {**arrays, "optimizer": _optimizer_arrays(self.optimizer)}
+        arrays = {name: arrays_of(network.state_dict()) for name, network in self._named.items()}
+        return {**arrays, "optimizer": optimizer_arrays(self.optimizer)}
 
     def set_state(self, state: Mapping[str, Mapping[str, Array]], updates: int, target_syncs: int) -> None:
         """Inverse of `get_state`; an average that ``state`` lacks begins at the online weights.
@@ -262,48 +271,9 @@ class Updater:
                 raise ValueError(
                     f"{name}: weights of another network ({str(error).splitlines()[-1].strip()})"
                 ) from error
-        _load_optimizer(self.optimizer, state["optimizer"], self.device)
+        load_optimizer(self.optimizer, state["optimizer"], self.device)
         self.updates, self.target_syncs = updates, target_syncs
         self._freeze()
-
-
-def _make_optimizer(config: UpdateConfig, network: QNetwork) -> torch.optim.Optimizer:
-    if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(
-            network.parameters(), lr=config.learning_rate, alpha=0.95, eps=config.optimizer_epsilon, centered=True
-        )
-    return torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon, fused=True)
-
-
-def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
-    return {name: np.array(x.detach().cpu().contiguous().numpy()) for name, x in tensors.items()}
-
-
-def _optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, Array]:
-    state = optimizer.state_dict()["state"]
-    return _arrays({f"{i}.{key}": value for i, own in state.items() for key, value in own.items()})
-
-
-def check_optimizer(name: str, arrays: Mapping[str, Array]) -> None:
-    """Raise ValueError when ``arrays``, the third group of `Updater.get_state`, were made by another optimizer."""
-    kept = {key.split(".", 1)[1] for key in arrays}
-    made_by = next((other for other, keys in OPTIMIZER_STATE.items() if kept == keys), "another optimizer")
-    if kept and made_by != name:
-        titles = {"adam": "Adam", "rmsprop": "RMSProp"}
-        raise ValueError(f"the optimizer's state is of {titles.get(made_by, made_by)}, not of {titles[name]}")
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Array], device: torch.device) -> None:
-    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in arrays.items():
-        index, key = name.split(".", 1)
-        tensor, parameter = torch.from_numpy(np.array(value)), parameters[int(index)]
-        # in the parameter's own memory order: a fused step goes through both in a line
-        if tensor.shape == parameter.shape:
-            tensor = torch.empty_like(parameter, device="cpu").copy_(tensor)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def metric_values(metrics: Mapping[str, Tensor]) -> dict[str, float]:

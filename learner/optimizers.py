@@ -1,0 +1,58 @@
+"""The optimizers by name, and their state as named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rl.types import Array
+
+OptimizerName = Literal["adam", "rmsprop"]
+STATE = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "rmsprop": {"step", "square_avg", "grad_avg"}}
+
+
+def make_optimizer(
+    name: OptimizerName, parameters: Iterable[nn.Parameter], learning_rate: float, epsilon: float
+) -> torch.optim.Optimizer:
+    """Adam, or RMSProp as in Mnih et al. 2015 (centred, decay 0.95)."""
+    if name == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=learning_rate, alpha=0.95, eps=epsilon, centered=True)
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=epsilon, fused=True)
+
+
+def arrays_of(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Copies on the CPU."""
+    return {name: np.array(x.detach().cpu().contiguous().numpy()) for name, x in tensors.items()}
+
+
+def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, Array]:
+    """Its state as arrays ``INDEX.KEY``, by the parameter's index."""
+    state = optimizer.state_dict()["state"]
+    return arrays_of({f"{i}.{key}": value for i, own in state.items() for key, value in own.items()})
+
+
+def check_optimizer(name: str, arrays: Mapping[str, Array]) -> None:
+    """Raise ValueError when ``arrays``, of `optimizer_arrays`, were made by another optimizer."""
+    kept = {key.split(".", 1)[1] for key in arrays}
+    made_by = next((other for other, keys in STATE.items() if kept == keys), "another optimizer")
+    if kept and made_by != name:
+        titles = {"adam": "Adam", "rmsprop": "RMSProp"}
+        raise ValueError(f"the optimizer's state is of {titles.get(made_by, made_by)}, not of {titles[name]}")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Array], device: torch.device) -> None:
+    """Inverse of `optimizer_arrays`."""
+    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in arrays.items():
+        index, key = name.split(".", 1)
+        tensor, parameter = torch.from_numpy(np.array(value)), parameters[int(index)]
+        # in the parameter's own memory order: a fused step goes through both in a line
+        if tensor.shape == parameter.shape:
+            tensor = torch.empty_like(parameter, device="cpu").copy_(tensor)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
