@@ -22,12 +22,12 @@ from rl.returns import ReturnConfig
 def pong() -> TrainConfig:
     """Pong to a mean return of 19 on a small machine: the 2013 network, and few, cheap updates.
 
-    Plain DQN and narrow streams: cheaper updates. An average of the weights acts, so that the step size can stay large
-    to the end (docs/results).
+    Plain DQN and narrow streams: cheaper updates. Centered pixels: the background does not hide the ball. An average of the
+    weights acts, so that the step size can stay large to the end (docs/results).
     """
     return TrainConfig(
         env=EnvConfig(id="PongNoFrameskip-v4"),
-        network=NetworkConfig(kind="small", hidden=(128,), dueling=True, layer_norm=True),
+        network=NetworkConfig(kind="small", hidden=(128,), dueling=True, layer_norm=True, center=True),
         returns=ReturnConfig(n_step=5, clip_reward=1.0),
         exploration=ExplorationConfig(kind="ladder", ladder_alpha=5.0),
         actors=ActorConfig(count=1, environments=16, precision="auto"),

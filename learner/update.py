@@ -117,11 +117,10 @@ class _Frozen:
         self.lock = threading.Lock()
 
     def renew(self, networks: tuple[QNetwork, ...]) -> None:
-        """Take the parameters of ``networks``; waits while somebody reads."""
+        """Take the state of ``networks``; waits while somebody reads."""
         with self.lock:
             for old, new in zip(self.networks, networks, strict=True):
-                for old_parameter, new_parameter in zip(old.parameters(), new.parameters(), strict=True):
-                    old_parameter.copy_(new_parameter.detach())
+                old.load_state_dict(new.state_dict())
 
 
 class Updater:
@@ -154,6 +153,7 @@ class Updater:
         )
         self.updates = 0
         self.target_syncs = 0
+        self._to_center = self.online.mean is not None  # on the first batch
         # what `prepare` reads, and what is renewed next
         self._frozen, self._spare = (self._copies() if concurrent else None for _ in range(2))
 
@@ -163,11 +163,22 @@ class Updater:
         s_tm1, s_t = self._observations(t.s_tm1), self._observations(t.s_t)
         a_tm1, r_t, discount_t, weights = (_to(x, self.device) for x in (t.a_tm1, t.r_t, t.discount_t, sampled.weights))
         batch = Batch(s_tm1, a_tm1, r_t, discount_t, s_t, weights)
+        if self._to_center:
+            self._center(s_tm1)
         frozen = self._frozen
         if frozen is None:
             return batch
         with frozen.lock:
             return replace(batch, target=self._target(batch, *frozen.networks))
+
+    def _center(self, observations: Tensor) -> None:
+        """Subtract the mean of ``observations`` [B, C, H, W] from now on, in every network; no update was made yet."""
+        mean = observations.float().mean(dim=0, keepdim=True).round()
+        copies = [network for frozen in (self._frozen, self._spare) if frozen for network in frozen.networks]
+        for network in (*self._named.values(), *copies):
+            assert network.mean is not None
+            network.mean.copy_(mean)
+        self._to_center = False
 
     @torch.no_grad()
     def _target(self, batch: Batch, target: QNetwork, online: QNetwork | None = None) -> Tensor:
@@ -273,6 +284,7 @@ class Updater:
                 ) from error
         load_optimizer(self.optimizer, state["optimizer"], self.device)
         self.updates, self.target_syncs = updates, target_syncs
+        self._to_center = self.online.mean is not None and updates == 0
         self._freeze()
 
 

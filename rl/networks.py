@@ -26,6 +26,9 @@ class NetworkConfig:
     """Separate value and advantage heads (Wang et al. 2016)."""
     layer_norm: bool = False
     """Normalise each layer before its ReLU, over all its units (Ba et al. 2016; for Q-learning Gallici et al. 2024, PQN)."""
+    center: bool = False
+    """Pixels only: subtract from each pixel its mean over the learner's first batch (LeCun et al. 1998, Efficient BackProp,
+    section 4.3), so that the background, which never moves, counts for nothing."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -53,18 +56,32 @@ class DuelingHead(nn.Module):
 
 class PixelConv(nn.Conv2d):
     """A convolution of pixels 0..255 as if they were scaled to [0, 1]: the factor 1/255 goes into the small weights, not
-    the large images (integers to 255 are exact in bfloat16)."""
+    the large images (integers to 255 are exact in bfloat16). For the same reason ``mean`` [1, C, H, W], which is subtracted
+    from them, is convolved by itself."""
+
+    mean: Tensor | None
+
+    def __init__(self, channels: int, filters: int, kernel: int, stride: int, mean: Tensor | None) -> None:
+        super().__init__(channels, filters, kernel, stride=stride)
+        self.register_buffer("mean", mean)
 
     def forward(self, input: Tensor) -> Tensor:
-        scaled: Tensor = self._conv_forward(input, self.weight * (1.0 / 255.0), self.bias)
-        return scaled
+        weight = self.weight * (1.0 / 255.0)
+        scaled: Tensor = self._conv_forward(input, weight, self.bias)
+        return scaled if self.mean is None else scaled - self._conv_forward(self.mean.to(input.dtype), weight, None)
 
 
 class PixelScale(nn.Module):
-    """Pixels 0..255 to [0, 1], for networks without a first convolution."""
+    """Pixels 0..255, less ``mean`` [1, C, H, W], to [0, 1], for networks without a first convolution."""
+
+    mean: Tensor | None
+
+    def __init__(self, mean: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (1.0 / 255.0)
+        return (x if self.mean is None else x - self.mean.to(x.dtype)) * (1.0 / 255.0)
 
 
 class QNetwork(nn.Module):
@@ -73,7 +90,7 @@ class QNetwork(nn.Module):
     def __init__(self, config: NetworkConfig, spec: ObservationSpec, actions: int) -> None:
         super().__init__()
         self.pixels = spec.dtype == "uint8"
-        self.torso = _torso(config, spec)
+        self.torso = _torso(config, spec, torch.zeros(1, *spec.shape) if self.pixels and config.center else None)
         with torch.no_grad():
             features = self.torso(torch.zeros(1, *spec.shape)).shape[1]
         *body, last = config.hidden
@@ -87,6 +104,11 @@ class QNetwork(nn.Module):
             self.head = DuelingHead(features, last, actions, config.layer_norm)
         else:
             self.head = nn.Sequential(*_layer(nn.Linear(features, last), config.layer_norm), nn.Linear(last, actions))
+
+    @property
+    def mean(self) -> Tensor | None:
+        """What is subtracted from pixels, [1, C, H, W]: whole numbers, exact in bfloat16; none without `center`."""
+        return getattr(self.torso[0], "mean", None)
 
     def forward(self, observation: Tensor) -> Tensor:
         x = observation
@@ -115,14 +137,14 @@ def _layer(layer: nn.Linear | nn.Conv2d, norm: bool) -> list[nn.Module]:
     return [layer, nn.GroupNorm(1, units), relu] if norm else [layer, relu]
 
 
-def _torso(config: NetworkConfig, spec: ObservationSpec) -> nn.Module:
+def _torso(config: NetworkConfig, spec: ObservationSpec, mean: Tensor | None) -> nn.Sequential:
     if config.kind == "mlp":
-        return nn.Sequential(PixelScale(), nn.Flatten()) if spec.dtype == "uint8" else nn.Flatten()
+        return nn.Sequential(*([PixelScale(mean)] if spec.dtype == "uint8" else []), nn.Flatten())
     channels = spec.shape[0]
-    convolutions: list[nn.Conv2d] = [PixelConv(channels, 16, 8, stride=4), nn.Conv2d(16, 32, 4, stride=2)]
+    convolutions: list[nn.Conv2d] = [PixelConv(channels, 16, 8, 4, mean), nn.Conv2d(16, 32, 4, stride=2)]
     if config.kind == "nature":
         convolutions = [
-            PixelConv(channels, 32, 8, stride=4),
+            PixelConv(channels, 32, 8, 4, mean),
             nn.Conv2d(32, 64, 4, stride=2),
             nn.Conv2d(64, 64, 3, stride=1),
         ]
@@ -132,6 +154,8 @@ def _torso(config: NetworkConfig, spec: ObservationSpec) -> nn.Module:
 
 def check_network(config: NetworkConfig, spec: ObservationSpec) -> None:
     """Raise BadInput when the network cannot take such observations."""
+    if config.center and spec.dtype != "uint8":
+        raise BadInput(f"network.center is for pixels, the environment gives {spec.dtype}: write --network.no-center")
     if config.kind != "mlp" and (len(spec.shape) != 3 or min(spec.shape[1:]) < 36):
         raise BadInput(
             f"network.kind {config.kind!r} needs stacked frames of at least 36x36, the environment gives {spec.shape}: "

@@ -47,6 +47,19 @@ def test_normalised_layers_have_mean_0_and_variance_1_before_their_relu(kind, du
         torch.testing.assert_close(y.var(2, correction=0), torch.ones(y.shape[:2]), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("kind", ["small", "mlp"])
+def test_a_centered_network_sees_pixels_less_their_mean(kind):
+    plain, centered = (make_network(NetworkConfig(kind, (32,), center=c), PIXELS, 6, 1) for c in (False, True))
+    mean = torch.randint(0, 256, (1, 4, 84, 84)).float()
+    centered.mean.copy_(mean)
+    x = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    expected = plain.head(plain.body(plain.torso(x.float() - mean)))
+    torch.testing.assert_close(centered(x), expected, rtol=1e-4, atol=1e-5)
+    acts = for_acting(centered, "bfloat16")
+    assert torch.equal(acts.mean.float(), mean)  # whole numbers are exact
+    torch.testing.assert_close(acts(x), expected, rtol=3e-2, atol=3e-2)
+
+
 def test_published_sizes():
     count = lambda kind, hidden: sum(  # noqa: E731
         p.numel() for p in make_network(NetworkConfig(kind, (hidden,), False), PIXELS, 6, 1).parameters()
@@ -65,6 +78,8 @@ def test_the_dueling_head_centres_its_advantages():
 def test_a_network_that_cannot_take_the_observations_is_refused():
     with pytest.raises(BadInput, match="mlp"):
         check_network(NetworkConfig(kind="nature"), SMALL)
+    with pytest.raises(BadInput, match="network.center is for pixels"):
+        check_network(NetworkConfig(kind="mlp", center=True), SMALL)
 
 
 def test_one_seed_one_network_whatever_was_drawn_before():

@@ -70,6 +70,25 @@ def test_pixels_are_prepared_as_they_are_with_the_channels_last(rng):
         torch.testing.assert_close(made, torch.from_numpy(given).float(), rtol=0, atol=0)
 
 
+def test_the_first_batch_centers_every_network_and_no_later_one_does(rng):
+    spec, config = ObservationSpec((84, 84), "uint8", 4), UpdateConfig(average_tau=0.1, target_update_period=3)
+    network = NetworkConfig(kind="small", hidden=(8,), center=True)
+    first, second = (Updater(config, *(make_network(network, spec, 3, s) for _ in range(2)), CPU, True) for s in (1, 9))
+    looked = batch_of(rng, spec)
+    mean = np.round(looked.transitions.s_tm1.astype(np.float64).mean(axis=0))
+    batches = [first.prepare(looked), *(first.prepare(batch_of(rng, spec)) for _ in range(2))]
+    for batch in batches:
+        torch.testing.assert_close(batch.target, first._target(batch, *first._networks))
+    for batch in batches:
+        first.update(batch)
+    second.set_state(first.get_state(), first.updates, first.target_syncs)
+    for u in (first, second):
+        u.prepare(batch_of(rng, spec))
+        copies = [n for frozen in (u._frozen, u._spare) for n in frozen.networks]
+        for n in (u.online, u.target, u.policy, *(copies if u is first else u._frozen.networks)):
+            np.testing.assert_array_equal(n.mean[0].numpy(), mean)
+
+
 @pytest.mark.parametrize("changes", [{}, {"target_tau": 0.5}, {"double": False}, {"precision": "bfloat16"}])
 def test_targets_prepared_ahead_are_those_of_the_restored_weights(rng, changes):
     """A concurrent updater that takes over a state prepares the targets that one of the moment computes."""
