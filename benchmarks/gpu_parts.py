@@ -25,7 +25,7 @@ GAMMA_N = 0.99**3
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 NETWORKS = {  # as the presets breakout and pong have them (launch/presets.py, which a bare machine cannot import)
     "nature": NetworkConfig(kind="nature", hidden=(512,), dueling=True),
-    "small": NetworkConfig(kind="small", hidden=(128,), dueling=True, layer_norm=True),
+    "small": NetworkConfig(kind="small", hidden=(128,), dueling=True, layer_norm=True, center=True),
 }
 ROTATION = 4  # different batches at least
 PATIENCE = 60.0  # seconds for a batch that costs nothing
