@@ -24,15 +24,11 @@ def make_optimizer(
     return torch.optim.Adam(parameters, lr=learning_rate, eps=epsilon, fused=True)
 
 
-def arrays_of(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Copies on the CPU."""
-    return {name: np.array(x.detach().cpu().contiguous().numpy()) for name, x in tensors.items()}
-
-
 def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, Array]:
     """Its state as arrays ``INDEX.KEY``, by the parameter's index."""
     state = optimizer.state_dict()["state"]
-    return arrays_of({f"{i}.{key}": value for i, own in state.items() for key, value in own.items()})
+    tensors = {f"{i}.{key}": value for i, own in state.items() for key, value in own.items()}
+    return {name: np.array(x.detach().cpu().numpy()) for name, x in tensors.items()}
 
 
 def check_optimizer(name: str, arrays: Mapping[str, Array]) -> None:

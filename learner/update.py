@@ -21,7 +21,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from learner.optimizers import (
     OptimizerName,
-    arrays_of,
     check_optimizer,
     load_optimizer,
     make_optimizer,
@@ -30,6 +29,7 @@ from learner.optimizers import (
 from rl import td
 from rl.errors import BadInput, RunFault
 from rl.networks import QNetwork
+from rl.parameters import weights_of
 from rl.precision import Precision, pick_dtype
 from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
@@ -265,7 +265,7 @@ class Updater:
 
     def get_state(self) -> dict[str, dict[str, Array]]:
         """What the updates have made, as named arrays in groups; ``average`` where one is made."""
-        arrays = {name: arrays_of(network.state_dict()) for name, network in self._named.items()}
+        arrays = {name: weights_of(network) for name, network in self._named.items()}
         return {**arrays, "optimizer": optimizer_arrays(self.optimizer)}
 
     def set_state(self, state: Mapping[str, Mapping[str, Array]], updates: int, target_syncs: int) -> None:
@@ -284,7 +284,7 @@ class Updater:
                 ) from error
         load_optimizer(self.optimizer, state["optimizer"], self.device)
         self.updates, self.target_syncs = updates, target_syncs
-        self._to_center = self.online.mean is not None and updates == 0
+        self._to_center = self._to_center and updates == 0
         self._freeze()
 
 
