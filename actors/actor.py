@@ -39,7 +39,8 @@ class ActorConfig:
     weights_period: int = 4
     """Batched steps between looks for newer weights."""
     precision: Precision = "float32"
-    """Weights of actors and evaluator: float32, bfloat16 (pixels only), or auto: bfloat16 where the hardware has it."""
+    """Weights of actors and evaluator: float32, bfloat16 (convolutions of pixels only), or auto: bfloat16 for
+    these where the hardware has it."""
     nice: int = 5
     """Added to the actors' niceness on a local Ray, so that they do not hold up the learner; 0: none."""
 

@@ -135,7 +135,10 @@ class Policy:
         self.spec, self.actions = describe(config.env)
         self.state = checkpoint.state
         self.network = make_network(config.network, self.spec, self.actions, 0).eval().requires_grad_(False)
-        load_weights(self.network, checkpoint.arrays.get("average", checkpoint.arrays["online"]))
+        try:
+            load_weights(self.network, checkpoint.arrays.get("average", checkpoint.arrays["online"]))
+        except ValueError as error:
+            raise BadInput(f"{error}: config.yaml was changed, or the run is older than this Qfleet") from error
 
     def values(self, observations: Array) -> Array:
         """Action values [N, A] of observations [N, *observation]."""

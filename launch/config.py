@@ -149,9 +149,10 @@ def check(config: TrainConfig) -> None:
     check_env(config.env)
     spec, _ = describe(config.env)
     check_network(config.network, spec)
-    if config.actors.precision == "bfloat16" and spec.dtype != "uint8":
+    if config.actors.precision == "bfloat16" and (spec.dtype != "uint8" or config.network.kind == "mlp"):
         raise BadInput(
-            f"actors.precision bfloat16 is for pixels, {config.env.id} gives {spec.dtype}: write --actors.precision float32"
+            f"actors.precision bfloat16 is for convolutions of pixels, {config.env.id} gives {spec.dtype} to a "
+            f"{config.network.kind} network: write --actors.precision float32"
         )
 
 

@@ -30,6 +30,7 @@ from rl import td
 from rl.errors import BadInput, RunFault
 from rl.networks import QNetwork
 from rl.parameters import weights_of
+from rl.pixels import channels_last
 from rl.precision import Precision, pick_dtype
 from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
@@ -100,15 +101,6 @@ def _to(x: Array, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` [B, C, H, W] in ``dtype`` and that memory order, a channel at a time: half the time of one call of `to`."""
-    batch, channels, *frame = x.shape
-    out = torch.empty((batch, *frame, channels), dtype=dtype)
-    for channel in range(channels):
-        out[..., channel] = x[:, channel]
-    return out.permute(0, 3, 1, 2)
-
-
 class _Frozen:
     """Copies of networks in ``dtype``, whole for whoever holds ``lock``."""
 
@@ -153,7 +145,7 @@ class Updater:
         )
         self.updates = 0
         self.target_syncs = 0
-        self._to_center = self.online.mean is not None  # on the first batch
+        self._to_center = self.online.background is not None  # on the first batch
         # what `prepare` reads, and what is renewed next
         self._frozen, self._spare = (self._copies() if concurrent else None for _ in range(2))
 
@@ -172,12 +164,12 @@ class Updater:
             return replace(batch, target=self._target(batch, *frozen.networks))
 
     def _center(self, observations: Tensor) -> None:
-        """Subtract the mean of ``observations`` [B, C, H, W] from now on, in every network; no update was made yet."""
-        mean = observations.float().mean(dim=0, keepdim=True).round()
+        """Subtract the median of ``observations`` [B, C, H, W] from now on, in every network; no update was made yet."""
+        background = observations.cpu().median(dim=0).values
         copies = [network for frozen in (self._frozen, self._spare) if frozen for network in frozen.networks]
         for network in (*self._named.values(), *copies):
-            assert network.mean is not None
-            network.mean.copy_(mean)
+            assert network.background is not None
+            network.background.copy_(background)
         self._to_center = False
 
     @torch.no_grad()
@@ -189,11 +181,12 @@ class Updater:
         return td.double_q_target(batch.r_t, batch.discount_t, q_t_value, q_t_selector)
 
     def _observations(self, x: Array) -> Tensor:
-        """On the CPU pixels are widened here, apart from the gradient step; a GPU gets bytes and widens them itself."""
+        """Bytes for networks that subtract a background, and for a GPU; else a CPU's are widened here, apart from the
+        gradient step."""
         observations = _to(x, self.device)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and self.online.background is None:
             last = self._order == torch.channels_last and observations.ndim == 4
-            return _channels_last(observations, self.dtype) if last else observations.to(self.dtype)
+            return channels_last(observations, self.dtype) if last else observations.to(self.dtype)
         return observations
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

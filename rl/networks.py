@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.errors import BadInput
+from rl.pixels import PixelConv, PixelScale
 from rl.precision import Precision, pick_dtype
 from rl.types import Array, Float32, ObservationSpec
 
@@ -27,8 +28,8 @@ class NetworkConfig:
     layer_norm: bool = False
     """Normalise each layer before its ReLU, over all its units (Ba et al. 2016; for Q-learning Gallici et al. 2024, PQN)."""
     center: bool = False
-    """Pixels only: subtract from each pixel its mean over the learner's first batch (LeCun et al. 1998, Efficient BackProp,
-    section 4.3), so that the background, which never moves, counts for nothing."""
+    """Pixels only: subtract from each pixel its median over the learner's first batch. The background, which never moves, is
+    then zero: it counts for nothing (LeCun et al. 1998, Efficient BackProp, section 4.3) and costs a CPU little."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -54,43 +55,15 @@ class DuelingHead(nn.Module):
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
 
-class PixelConv(nn.Conv2d):
-    """A convolution of pixels 0..255 as if they were scaled to [0, 1]: the factor 1/255 goes into the small weights, not
-    the large images (integers to 255 are exact in bfloat16). For the same reason ``mean`` [1, C, H, W], which is subtracted
-    from them, is convolved by itself."""
-
-    mean: Tensor | None
-
-    def __init__(self, channels: int, filters: int, kernel: int, stride: int, mean: Tensor | None) -> None:
-        super().__init__(channels, filters, kernel, stride=stride)
-        self.register_buffer("mean", mean)
-
-    def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight * (1.0 / 255.0)
-        scaled: Tensor = self._conv_forward(input, weight, self.bias)
-        return scaled if self.mean is None else scaled - self._conv_forward(self.mean.to(input.dtype), weight, None)
-
-
-class PixelScale(nn.Module):
-    """Pixels 0..255, less ``mean`` [1, C, H, W], to [0, 1], for networks without a first convolution."""
-
-    mean: Tensor | None
-
-    def __init__(self, mean: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x if self.mean is None else x - self.mean.to(x.dtype)) * (1.0 / 255.0)
-
-
 class QNetwork(nn.Module):
     """Torso, fully connected layers, and a plain or dueling head; pixels count as scaled to [0, 1]."""
 
     def __init__(self, config: NetworkConfig, spec: ObservationSpec, actions: int) -> None:
         super().__init__()
-        self.pixels = spec.dtype == "uint8"
-        self.torso = _torso(config, spec, torch.zeros(1, *spec.shape) if self.pixels and config.center else None)
+        pixels = spec.dtype == "uint8"
+        self.convolves_pixels = pixels and config.kind != "mlp"
+        background = torch.zeros(spec.shape, dtype=torch.uint8) if pixels and config.center else None
+        self.torso = _torso(config, spec, background)
         with torch.no_grad():
             features = self.torso(torch.zeros(1, *spec.shape)).shape[1]
         *body, last = config.hidden
@@ -106,21 +79,18 @@ class QNetwork(nn.Module):
             self.head = nn.Sequential(*_layer(nn.Linear(features, last), config.layer_norm), nn.Linear(last, actions))
 
     @property
-    def mean(self) -> Tensor | None:
-        """What is subtracted from pixels, [1, C, H, W]: whole numbers, exact in bfloat16; none without `center`."""
-        return getattr(self.torso[0], "mean", None)
+    def background(self) -> Tensor | None:
+        """What is subtracted from pixels, bytes [C, H, W]; none without `center`."""
+        return getattr(self.torso[0], "background", None)
 
     def forward(self, observation: Tensor) -> Tensor:
-        x = observation
-        if self.pixels:
-            bf16 = torch.is_autocast_enabled(x.device.type) or next(self.parameters()).dtype == torch.bfloat16
-            x = x.to(torch.bfloat16 if bf16 else torch.float32)
-        return self.head(self.body(self.torso(x))).float()  # type: ignore[no-any-return]
+        return self.head(self.body(self.torso(observation))).float()  # type: ignore[no-any-return]
 
 
 def for_acting(network: QNetwork, precision: Precision) -> QNetwork:
-    """``network`` itself, made for acting on the CPU: no gradients, its weights whole in the precision (no casts a step)."""
-    dtype = pick_dtype(precision, torch.device("cpu")) if network.pixels else torch.float32
+    """``network`` itself, made for acting on the CPU: no gradients, the weights of one that convolves pixels whole in the
+    precision (no casts a step), others in float32."""
+    dtype = pick_dtype(precision, torch.device("cpu")) if network.convolves_pixels else torch.float32
     return network.eval().requires_grad_(False).to(dtype)
 
 
@@ -137,14 +107,14 @@ def _layer(layer: nn.Linear | nn.Conv2d, norm: bool) -> list[nn.Module]:
     return [layer, nn.GroupNorm(1, units), relu] if norm else [layer, relu]
 
 
-def _torso(config: NetworkConfig, spec: ObservationSpec, mean: Tensor | None) -> nn.Sequential:
+def _torso(config: NetworkConfig, spec: ObservationSpec, background: Tensor | None) -> nn.Sequential:
     if config.kind == "mlp":
-        return nn.Sequential(*([PixelScale(mean)] if spec.dtype == "uint8" else []), nn.Flatten())
+        return nn.Sequential(*([PixelScale(background)] if spec.dtype == "uint8" else []), nn.Flatten())
     channels = spec.shape[0]
-    convolutions: list[nn.Conv2d] = [PixelConv(channels, 16, 8, 4, mean), nn.Conv2d(16, 32, 4, stride=2)]
+    convolutions: list[nn.Conv2d] = [PixelConv(channels, 16, background), nn.Conv2d(16, 32, 4, stride=2)]
     if config.kind == "nature":
         convolutions = [
-            PixelConv(channels, 32, 8, 4, mean),
+            PixelConv(channels, 32, background),
             nn.Conv2d(32, 64, 4, stride=2),
             nn.Conv2d(64, 64, 3, stride=1),
         ]

@@ -43,6 +43,10 @@ CASES = {
         ["train", "cartpole", "--actors.precision", "bfloat16"],
         "--actors.precision float32",
     ),
+    "bfloat16 actors without convolutions": (
+        ["train", "pong", "--network.kind", "mlp", "--actors.precision", "bfloat16"],
+        "--actors.precision float32",
+    ),
     "a run directory in /proc": (["train", "cartpole", "--run-dir", "/proc/self"], "/proc/self"),
     "a picture of no kind": (["plot", "RUN", "--to", "curves.xyz"], "curves.xyz"),
     "a negative seed": (["eval", "RUN", "--seed", "-1"], "--seed"),
@@ -82,6 +86,7 @@ CASES = {
     "serial on a cluster": (["train", "cartpole", "--serial", "--address", "auto"], "exclude"),
     "address without a port": (["train", "cartpole", "--address", "nonsense"], "host:port"),
     "eval of nothing": (["eval", "NOWHERE"], "no run's directory"),
+    "eval of another network": (["eval", "OTHER"], "another network"),
     "eval of no episodes": (["eval", "RUN", "--episodes", "0"], "--episodes"),
     "plot of nothing": (["plot", "NOWHERE"], "metrics.csv"),
     "unknown benchmark": (["bench", "pipelin"], "'pipeline'"),
@@ -119,7 +124,11 @@ def places(tmp_path_factory):
     (base / "empty").mkdir()
     (base / "fresh").mkdir()
     shutil.copy(base / "run" / "config.yaml", base / "fresh" / "config.yaml")
-    return {"NOWHERE": base / "nowhere", "EMPTY": base / "empty", "FRESH": base / "fresh", "RUN": base / "run"}
+    other = base / "other"
+    shutil.copytree(base / "run", other)
+    (other / "config.yaml").write_text(to_yaml(short(network=NetworkConfig(kind="mlp", hidden=(7,)))))
+    places = {"NOWHERE": base / "nowhere", "EMPTY": base / "empty", "FRESH": base / "fresh"}
+    return {**places, "RUN": base / "run", "OTHER": other}
 
 
 @pytest.mark.parametrize("case", CASES)

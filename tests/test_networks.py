@@ -48,15 +48,15 @@ def test_normalised_layers_have_mean_0_and_variance_1_before_their_relu(kind, du
 
 
 @pytest.mark.parametrize("kind", ["small", "mlp"])
-def test_a_centered_network_sees_pixels_less_their_mean(kind):
+def test_a_centered_network_sees_pixels_less_their_background(kind):
     plain, centered = (make_network(NetworkConfig(kind, (32,), center=c), PIXELS, 6, 1) for c in (False, True))
-    mean = torch.randint(0, 256, (1, 4, 84, 84)).float()
-    centered.mean.copy_(mean)
+    background = torch.randint(0, 256, (4, 84, 84), dtype=torch.uint8)
+    centered.background.copy_(background)
     x = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
-    expected = plain.head(plain.body(plain.torso(x.float() - mean)))
+    expected = plain.head(plain.body(plain.torso(x.float() - background)))
     torch.testing.assert_close(centered(x), expected, rtol=1e-4, atol=1e-5)
     acts = for_acting(centered, "bfloat16")
-    assert torch.equal(acts.mean.float(), mean)  # whole numbers are exact
+    assert torch.equal(acts.background, background)
     torch.testing.assert_close(acts(x), expected, rtol=3e-2, atol=3e-2)
 
 
@@ -98,8 +98,10 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_it():
     assert pick_dtype("float32", cpu) == torch.float32
 
 
-def test_only_pixels_are_acted_on_in_bfloat16():
-    for spec, kind, dtype in ((PIXELS, "small", torch.bfloat16), (SMALL, "mlp", torch.float32)):
+def test_only_convolutions_of_pixels_act_in_bfloat16():
+    images = ObservationSpec((84, 84), "float32", 4)
+    cases = [(PIXELS, "small", torch.bfloat16), (PIXELS, "mlp", torch.float32), (images, "small", torch.float32)]
+    for spec, kind, dtype in (*cases, (SMALL, "mlp", torch.float32)):
         network = for_acting(make_network(NetworkConfig(kind, (16,)), spec, 3, 1), "bfloat16")
         assert {p.dtype for p in network.parameters()} == {dtype}
         assert values(network, np.zeros((2, *spec.shape), spec.dtype)).dtype == np.float32
