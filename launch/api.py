@@ -135,10 +135,7 @@ class Policy:
         self.spec, self.actions = describe(config.env)
         self.state = checkpoint.state
         self.network = make_network(config.network, self.spec, self.actions, 0).eval().requires_grad_(False)
-        try:
-            load_weights(self.network, checkpoint.arrays.get("average", checkpoint.arrays["online"]))
-        except ValueError as error:
-            raise BadInput(f"{error}: config.yaml was changed, or the run is older than this Qfleet") from error
+        load_weights(self.network, checkpoint.arrays.get("average", checkpoint.arrays["online"]))
 
     def values(self, observations: Array) -> Array:
         """Action values [N, A] of observations [N, *observation]."""
@@ -161,4 +158,9 @@ def load_policy(run: str | Path, which: str = "best") -> Policy:
         which, checkpoint = "last", directory.checkpoints.load_newest()
     if checkpoint is None:
         raise BadInput(f"{run} holds no whole checkpoint yet: let the run go on, or write another run")
-    return Policy(directory.config(), checkpoint, which)
+    try:
+        return Policy(directory.config(), checkpoint, which)
+    except ValueError as error:
+        raise BadInput(
+            f"{run}: {error}: its config.yaml was changed, or an older Qfleet made it; write another run"
+        ) from error

@@ -13,7 +13,7 @@ DENSE = 0.25  # of all blocks: where more differ from the background, a whole co
 def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` [B, C, H, W] in ``dtype`` and that memory order, a channel at a time: half the time of one call of `to`."""
     batch, channels, *frame = x.shape
-    out = torch.empty((batch, *frame, channels), dtype=dtype, device=x.device)
+    out = torch.empty((batch, *frame, channels), dtype=dtype)
     for channel in range(channels):
         out[..., channel] = x[:, channel]
     return out.permute(0, 3, 1, 2)
@@ -39,7 +39,7 @@ class PixelConv(nn.Conv2d):
         bf16 = torch.is_autocast_enabled(input.device.type) or weight.dtype == torch.bfloat16
         dtype = torch.bfloat16 if bf16 else torch.float32
         if self.background is None:
-            return self._convolve(input.to(dtype), weight, self.bias)
+            return nn.functional.conv2d(input.to(dtype), weight, self.bias, STRIDE)
         at = self._few_changes(input)
         if at is not None:
             assert self.bias is not None
@@ -47,10 +47,8 @@ class PixelConv(nn.Conv2d):
                 return (_blocks_conv(input, self.background, at, weight) + self.bias.view(-1, 1, 1)).to(dtype)
         last = weight.is_contiguous(memory_format=torch.channels_last) and input.device.type == "cpu"
         x = channels_last(input, dtype) if last else input.to(dtype)
-        return self._convolve(x, weight, self.bias) - self._convolve(self.background[None].to(dtype), weight, None)
-
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return nn.functional.conv2d(x, weight, bias, self.stride)
+        background = nn.functional.conv2d(self.background[None].to(dtype), weight, None, STRIDE)
+        return nn.functional.conv2d(x, weight, self.bias, STRIDE) - background
 
     def _few_changes(self, input: Tensor) -> Tensor | None:
         """The `changed_blocks` of ``input``; None where they are not looked for, or not few."""
