@@ -290,7 +290,7 @@ def test_killed_in_the_middle_a_shard_restores_a_whole_one(tmp_path, shards, rng
     """kill -9 at any moment while snapshots are written: the last that was answered comes back, or the one after."""
     draw, segment = random.Random(0), make_segment(rng, FRAMES, 40)
     shape = ["--shape", 20, 20, "--dtype", "uint8", "--stack", 4, "--capacity", 30_000, "--snapshots", tmp_path]
-    answered, unanswered = 0, 0
+    answered, unanswered, took = 0, 0, 0.03  # seconds that a snapshot takes, here and now
     for attempt in range(10):
         (shard,) = shards(1, *shape)
         stored = shard.counts().stored
@@ -301,10 +301,12 @@ def test_killed_in_the_middle_a_shard_restores_a_whole_one(tmp_path, shards, rng
         writer.flush(20.0)
         writer.close()
         if attempt % 2:  # so that the next has little to write
+            began = time.monotonic()
             answered = shard.stub.Snapshot(pb.SnapshotRequest(), timeout=20.0).items
+            took = time.monotonic() - began
             assert answered == stored + 60 * 40
         reply = shard.stub.Snapshot.future(pb.SnapshotRequest(), timeout=20.0)
-        time.sleep(draw.random() * 0.03)
+        time.sleep(0.7 * took * draw.random())
         shard.kill()
         if reply.exception(timeout=10.0) is None:
             answered = reply.result().items
