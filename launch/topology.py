@@ -47,7 +47,10 @@ class Needs:
 
 
 def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[str]:
-    """Join the Ray at ``address``, or start one here; returns warnings. Raises BadInput when none answers."""
+    """Join the Ray at ``address``, or start one here; returns warnings.
+
+    Raises BadInput when none answers at the address, RunFault when none starts here.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would put the learner behind everything else
     env = {"OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -62,13 +65,16 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
         return []
     needs = Needs.of(config)
     asked, cores = needs.total_cpus(config), os.cpu_count() or 1
-    ray.init(
-        address="local",
-        num_cpus=max(asked, cores),
-        include_dashboard=True,
-        object_store_memory=300 * 2**20,
-        **common,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(asked, cores),
+            include_dashboard=True,
+            object_store_memory=300 * 2**20,
+            **common,
+        )
+    except (RuntimeError, OSError) as error:  # its control service did not begin in time, or the disk is full
+        raise RunFault(f"Ray could not be started on this machine: {last_line(error)}") from error
     if asked > cores:
         return [f"{asked} CPUs asked for on {cores} cores: the processes share them (speeds below are of that)"]
     return []

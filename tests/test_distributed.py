@@ -54,3 +54,18 @@ def test_two_actors_and_two_shards_solve_cartpole_and_leave_nothing_behind(tmp_p
     status, check = said("eval", run, "--episodes", 20, "--json")
     assert status == 0
     assert json.loads(check.splitlines()[-1])["mean_return"] >= 0.8 * goal
+
+
+@pytest.mark.timeout(120)
+def test_a_ray_that_does_not_start_is_one_line(tmp_path):
+    mark = f"qfleet-test-{os.getpid()}-{time.time_ns()}"
+    late = {"RAY_gcs_server_port_wait_time_s": "0", "QFLEET_TEST_MARK": mark}  # it may take no time at all
+    process = qfleet("train", "cartpole", "--run-dir", tmp_path / "run", *FAST, env={**os.environ, **late})
+    output = finish(process, 100)
+    assert process.returncode == 1, output
+    assert output.splitlines()[-1].startswith("qfleet: Ray could not be started on this machine: ")
+    assert "Traceback" not in output
+    deadline = time.monotonic() + 20
+    while (left := processes_with(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left

@@ -22,12 +22,22 @@ from tests.runs import (
 )
 
 
+def started_cluster(tries=3, **head):
+    """A Ray with a head node. Ray gives its control service 30 seconds to begin, which it now and then misses."""
+    from ray.cluster_utils import Cluster
+
+    for left in reversed(range(tries)):
+        try:
+            return Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
+        except RuntimeError:
+            if not left:
+                raise
+
+
 @pytest.fixture(scope="module")
 def two_nodes():
     """A Ray of two nodes of 4 CPUs, started here."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    cluster = started_cluster(num_cpus=4)
     cluster.add_node(num_cpus=4)
     yield cluster
     cluster.shutdown()
