@@ -14,14 +14,17 @@ import numpy as np
 import torch
 
 from actors.rollout import rollout
-from rl.envs import EnvConfig, SeedSequence, make_environments, newest_frame
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_environments
 from rl.errors import BadInput
 from rl.exploration import Exploration
 from rl.networks import QNetwork, for_acting, values
 from rl.parameters import load_weights
 from rl.ports import SegmentSink, WeightSource
 from rl.precision import Precision
-from rl.returns import ClosedSegment, ReturnConfig, SegmentBuilder, stack_frames
+from rl.returns import ReturnConfig
+from rl.segments import ClosedSegment, SegmentBuilder, newest_frame, stack_frames
+from rl.stepping import SeedSequence
 from rl.td import double_q_error
 from rl.types import Array, EpisodeResult, Float32
 
@@ -162,7 +165,7 @@ class Actor:
             torch.from_numpy(q_t_value),
             torch.from_numpy(selector),
         )
-        return replace(segment, priority=td.abs().numpy())
+        return replace(segment, td_abs=td.abs().numpy())
 
     def pull_weights(self) -> bool:
         """Take newer weights if there are any; never waits."""

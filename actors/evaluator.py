@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from rl.envs import EnvConfig, make_environments
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_environments
 from rl.evaluation import EvaluationConfig, EvaluationResult, evaluate
 from rl.networks import QNetwork, for_acting, values
 from rl.parameters import load_weights

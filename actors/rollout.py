@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rl.envs import Environments, SeedSequence, Step
 from rl.policies import epsilon_greedy
-from rl.types import Array, Bool, Float32, Float64, Int64
+from rl.ports import Environments
+from rl.stepping import SeedSequence
+from rl.types import Array, Bool, Float32, Float64, Int64, Step
 
 Values = Callable[[Array], Float32]  # observations [N, ...] -> action values [N, A]
 
 
-class Acted(NamedTuple):
+class ActorStep(NamedTuple):
     """One batched step: what was seen, what was done, and what came of it."""
 
     observation: Array
@@ -33,7 +34,7 @@ def rollout(
     epsilons: Callable[[], Float64],
     rng: np.random.Generator,
     seeds: SeedSequence,
-) -> Iterator[Acted]:
+) -> Iterator[ActorStep]:
     """Act epsilon-greedily for ever; an environment whose episode ended is restarted before its next action."""
     count = environments.count
     observation = environments.reset(seeds.draw(count))
@@ -43,6 +44,6 @@ def rollout(
         action = epsilon_greedy(q, epsilons(), rng)
         step = environments.step(action)
         done = step.done
-        yield Acted(observation, q, action, step, begins)
+        yield ActorStep(observation, q, action, step, begins)
         observation = environments.restart(done, seeds.draw(int(done.sum()))) if done.any() else step.observation
         begins = done

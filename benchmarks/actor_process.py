@@ -9,7 +9,7 @@ import torch
 
 from actors.actor import Actor, ActorConfig
 from benchmarks.measure import PONG, PONG_ACTIONS
-from replay.writer import Writer
+from replay.wire.writer import Writer
 from rl.exploration import Exploration, ExplorationConfig
 from rl.ports import Publication
 from rl.returns import ReturnConfig

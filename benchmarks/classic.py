@@ -108,7 +108,7 @@ def _run(words: Sequence[str], folder: Path) -> str:
     """A command of qfleet, its complaints in the folder's log.txt; returns what it printed. Raises RunFault."""
     with (folder / "log.txt").open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", *words],
+            [sys.executable, "-m", "qfleet", *words],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,

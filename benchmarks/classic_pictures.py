@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.classic_rows import ROWS
-from launch.classic_log import EPISODES, PROGRESS, series, table
+from qfleet.classic_runs.log import EPISODES, PROGRESS, series, table
 from report.learning import Curve, plot_compared, save
 from rl.parameters import from_bytes
 from rl.types import Array

@@ -28,8 +28,8 @@ from benchmarks.gpu_profile import check_profile
 from benchmarks.gpu_speed import check_speed
 from benchmarks.gpu_tables import tables
 from learner.learner import LearnerConfig, learner_threads
+from rl.allocator import keep_freed_memory
 from rl.errors import BadInput
-from rl.memory import keep_freed_memory
 from rl.precision import Precision
 
 MOST = 8_192  # transitions of a batch, of which the host's memory holds ROTATION

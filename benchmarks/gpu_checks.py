@@ -81,7 +81,7 @@ def check_losses(
             config = _config(network, optimizer, sizes, precision)
             return stack.enter_context(trial(on, NETWORKS[network], pool, config, exact=True))
 
-        tested = {p: started(device, p) for p in PRECISIONS}
+        tested: dict[str, Trial] = {p: started(device, p) for p in PRECISIONS}
         found = list(losses_beside(started("cpu", "float32"), tested, updates, sizes.equal_every))
     return [{**verdict, "network": network, "optimizer": optimizer} for verdict in found]
 

@@ -17,13 +17,13 @@ from learner.learner import Learner, LearnerConfig
 from rl.errors import RunFault
 from rl.networks import NetworkConfig
 from rl.precision import Precision
-from rl.types import Array, ObservationSpec, SampledBatch, Transition
+from rl.types import Array, ObservationSpec, SampledBatch, TransitionBatch
 
 SPEC = ObservationSpec((84, 84), "uint8", 4)
 ACTIONS = 6
 GAMMA_N = 0.99**3
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
-NETWORKS = {  # as the presets breakout and pong have them (launch/presets.py, which a bare machine cannot import)
+NETWORKS = {  # as the presets breakout and pong have them (qfleet/presets.py, which a bare machine cannot import)
     "nature": NetworkConfig(kind="nature", hidden=(512,), dueling=True),
     "small": NetworkConfig(kind="small", hidden=(128,), dueling=True, layer_norm=True, center=True),
 }
@@ -73,7 +73,7 @@ class Pool:
         begin = index % (self.size // size) * size
         own = slice(begin, begin + size)
         stacks = self.stacks[own]
-        transition = Transition(stacks[:, 0], self.a_tm1[own], self.r_t[own], self.discount_t[own], stacks[:, 1])
+        transition = TransitionBatch(stacks[:, 0], self.a_tm1[own], self.r_t[own], self.discount_t[own], stacks[:, 1])
         return SampledBatch(
             transition, np.arange(begin, begin + size, dtype=np.uint64), np.zeros(size, np.int64), self.weights[own]
         )

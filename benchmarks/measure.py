@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import psutil
 
+from replay.importance_weights import BetaConfig
 from replay.rate_limiter import LimiterConfig, RateLimiter
-from replay.sampler import Sampler
-from replay.selectors import SelectorConfig
-from replay.weights import BetaConfig
-from replay.writer import Writer
-from rl.envs import EnvConfig, make_environments, newest_frame
+from replay.store.selectors import SelectorConfig
+from replay.wire.sampler import Sampler
+from replay.wire.writer import Writer
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_environments
 from rl.errors import BadInput, RunFault
-from rl.returns import ReturnConfig, SegmentBuilder
+from rl.returns import ReturnConfig
+from rl.segments import SegmentBuilder, newest_frame
 from rl.types import ObservationSpec, SampledBatch, Segment
 
 PONG = EnvConfig(id="PongNoFrameskip-v4")
@@ -162,7 +164,7 @@ def next_batch(sampler: Sampler) -> SampledBatch:
     """The next batch. Raises RunFault when none comes."""
     batch = sampler.sample(10.0)
     if batch is None:
-        raise RunFault(f"replay gave no batch for 10 s: {sampler.held_by() or 'a shard does not answer'}")
+        raise RunFault(f"replay gave no batch for 10 s: {sampler.blocked_reason() or 'a shard does not answer'}")
     return batch
 
 
@@ -202,7 +204,7 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 
 def resident_mib(pids: Sequence[int]) -> float:
     """Resident memory of the processes."""
-    return sum(psutil.Process(pid).memory_info().rss for pid in pids) / 2**20
+    return float(sum(psutil.Process(pid).memory_info().rss for pid in pids) / 2**20)
 
 
 def with_idle(case: Callable[[], Mapping[str, float]]) -> dict[str, float]:

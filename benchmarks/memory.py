@@ -26,8 +26,8 @@ from benchmarks.measure import (
 )
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
+from rl.allocator import keep_freed_memory
 from rl.errors import BadInput
-from rl.memory import keep_freed_memory
 
 BATCH, PREFETCH = 32, 16
 PLAYED = 20_000  # transitions of Pong

@@ -37,17 +37,18 @@ from benchmarks.measure import (
 )
 from learner.learner import Learner, LearnerConfig, learner_threads
 from learner.update import UpdateConfig, Updater
+from replay.importance_weights import BetaConfig
 from replay.rate_limiter import LimiterConfig, RateLimiter
-from replay.sampler import Sampler
-from replay.weights import BetaConfig
-from replay.writer import Writer
-from rl.envs import SeedSequence, make_environments
+from replay.wire.sampler import Sampler
+from replay.wire.writer import Writer
+from rl.allocator import keep_freed_memory
+from rl.envs.make import make_environments
 from rl.errors import BadInput
-from rl.memory import keep_freed_memory
 from rl.networks import NetworkConfig, for_acting, make_network, values
 from rl.ports import BatchSource
 from rl.precision import Precision, pick_dtype
-from rl.types import SampledBatch, Segment, Transition
+from rl.stepping import SeedSequence
+from rl.types import SampledBatch, Segment, TransitionBatch
 
 NATURE = NetworkConfig(kind="nature", hidden=(512,), dueling=False)
 STEPS_PER_UPDATE = 4
@@ -151,7 +152,7 @@ def _loop(seconds: float, precision: Precision) -> dict[str, float]:
             --replay.limiter.slack 1500 --evaluation.period 0 --evaluation.goal inf --max-minutes {(seconds + WARM_UP) / 60}
             --learner.precision {precision} --actors.precision {precision}
         """
-        command = [sys.executable, "-m", "launch.cli", "train", "pong", "--run-dir", str(run_dir), *flags.split()]
+        command = [sys.executable, "-m", "qfleet", "train", "pong", "--run-dir", str(run_dir), *flags.split()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300)
         if done.returncode != 0:
             raise RuntimeError(f"qfleet train failed: {done.stderr[-2000:]}")
@@ -180,7 +181,7 @@ class Memory:
         rng = np.random.default_rng(0)
         pixels = [rng.integers(0, 255, (BATCH, *PONG_SPEC.shape), dtype=np.uint8) for _ in range(2)]
         ones, keys = np.ones(BATCH, np.float32), np.arange(BATCH)
-        transition = Transition(pixels[0], rng.integers(0, PONG_ACTIONS, BATCH), 0 * ones, 0.97 * ones, pixels[1])
+        transition = TransitionBatch(pixels[0], rng.integers(0, PONG_ACTIONS, BATCH), 0 * ones, 0.97 * ones, pixels[1])
         self._batch = SampledBatch(transition, keys.astype(np.uint64), 0 * keys, ones)
 
     def sample(self, timeout: float) -> SampledBatch:

@@ -38,10 +38,10 @@ from benchmarks.reverb_process import Reverb
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from protos.codec import unpack_samples
-from replay.service import CHANNEL_OPTIONS
-from replay.writer import Writer
+from replay.wire.service import CHANNEL_OPTIONS
+from replay.wire.writer import Writer
+from rl.allocator import keep_freed_memory
 from rl.errors import BadInput
-from rl.memory import keep_freed_memory
 from rl.types import Segment
 
 REVERB_WAYS = ("client", "dataset1", "dataset2")  # its client, and its dataset with one and with two workers

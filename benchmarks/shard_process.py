@@ -10,9 +10,9 @@ import argparse
 import asyncio
 import signal
 
-from replay.selectors import SelectorConfig
-from replay.serve import ServeConfig, serve
-from replay.shard import Shard
+from replay.store.selectors import SelectorConfig
+from replay.store.shard import Shard
+from replay.wire.serve import ServeConfig, serve
 
 VALID = "valid"
 

@@ -39,11 +39,11 @@ from benchmarks.measure import (
 from benchmarks.pictures import draw_shards
 from benchmarks.replay import limits
 from protos.codec import pack_segment
-from replay.sampler import Sampler
-from replay.selectors import SelectorConfig
-from replay.shard import Shard
+from replay.store.selectors import SelectorConfig
+from replay.store.shard import Shard
+from replay.wire.sampler import Sampler
+from rl.allocator import keep_freed_memory
 from rl.errors import BadInput, RunFault
-from rl.memory import keep_freed_memory
 
 BATCH, PREFETCH = 32, 16
 PLAYED = 2_000  # transitions of Pong that a process plays, to insert them again and again

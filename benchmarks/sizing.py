@@ -14,8 +14,8 @@ from typing import Any
 from benchmarks.measure import PONG_ACTIONS, PONG_SPEC, at_least_1, pong_segments
 from protos import replay_pb2 as pb
 from protos.codec import pack_segment
-from replay.selectors import SelectorConfig
-from replay.shard import Shard
+from replay.store.selectors import SelectorConfig
+from replay.store.shard import Shard
 from rl.errors import BadInput
 from rl.networks import NetworkConfig, make_network
 

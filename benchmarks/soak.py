@@ -34,10 +34,10 @@ from benchmarks.measure import (
 )
 from benchmarks.pictures import draw_memory
 from benchmarks.shard_process import VALID
-from replay.sampler import Sampler
-from replay.writer import Writer
+from replay.wire.sampler import Sampler
+from replay.wire.writer import Writer
+from rl.allocator import keep_freed_memory
 from rl.errors import BadInput, RunFault
-from rl.memory import keep_freed_memory
 
 BATCH, PREFETCH = 32, 16
 PLAYED = 20_000  # transitions of Pong that are inserted again and again

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import at_least_1, median, roughly
-from launch.api import load_policy
-from launch.presets import preset
+from qfleet.api import load_policy
+from qfleet.presets import preset
 from report.curves import plot_runs
-from rl.envs import make_environments
+from rl.envs.make import make_environments
 from rl.errors import BadInput, RunFault
 from rl.evaluation import evaluate
 
@@ -89,7 +89,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 def _train(c: Command, seed: int) -> None:
     flags = ["--seed", str(seed), "--run-dir", str(c.run_dir(seed)), *shlex.split(c.train)]
-    done = subprocess.run([sys.executable, "-m", "launch.cli", "train", c.preset, *flags], stdout=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, "-m", "qfleet", "train", c.preset, *flags], stdout=subprocess.DEVNULL)
     if done.returncode != 0:
         raise RunFault(f"the run of seed {seed} ended with status {done.returncode}")
     (c.run_dir(seed) / DONE).touch()

@@ -10,7 +10,7 @@ import contextlib
 import sys
 
 from benchmarks.measure import inserting, pong_segments, rate
-from replay.writer import Writer
+from replay.wire.writer import Writer
 
 
 def main() -> None:

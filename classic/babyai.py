@@ -16,11 +16,12 @@ import numpy as np
 from gymnasium.envs.registration import WrapperSpec
 
 from classic.interface import Monitor
-from rl.datasets import NewDataset
-from rl.envs import EnvConfig, single
+from rl.envs.config import EnvConfig
+from rl.envs.grid_states import MISSION, unpack
+from rl.envs.minari_files import NewDataset
+from rl.envs.spaces import AnyEnv
+from rl.envs.vector import single
 from rl.errors import BadInput, RunFault
-from rl.grid_states import MISSION, unpack
-from rl.spaces import AnyEnv
 
 SAY_EVERY = 100  # episodes
 GIVE_UP = 100  # seeds in a row that the bot could not solve

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from classic.interface import Learned, Method, Monitor, Setting
 from classic.maximizers import Cem, Ddpg, Maximizer, Naf
-from classic.memory import Batch, Memory
-from rl.envs import EnvConfig, SeedSequence, Step, make_environments
+from classic.replay_buffer import Batch, Memory
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_environments
 from rl.errors import BadInput, RunFault
 from rl.parameters import weights_of
+from rl.stepping import SeedSequence
 from rl.td import squared
-from rl.types import Array, EpisodeResult
+from rl.types import Array, EpisodeResult, Step
 
 REPORT_PERIOD = 500  # gradient steps
 

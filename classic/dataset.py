@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rl.envs import EnvConfig, SeedSequence, describe, make_environments
+from rl.envs.config import EnvConfig
+from rl.envs.make import describe, make_environments
 from rl.errors import BadInput
+from rl.stepping import SeedSequence
 from rl.types import Array, Bool, Float64, Int64
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)

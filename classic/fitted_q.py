@@ -16,7 +16,8 @@ import numpy as np
 from classic.dataset import LEAST, Dataset, check, transitions
 from classic.interface import ActionValues, Learned, Method, Monitor, Setting, from_values
 from classic.regressors import Regressor, check_regressor, make_regressor
-from rl.envs import EnvConfig, describe, make_environments
+from rl.envs.config import EnvConfig
+from rl.envs.make import describe, make_environments
 from rl.errors import BadInput
 from rl.evaluation import evaluate
 from rl.policies import greedy

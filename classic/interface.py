@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rl.envs import EnvConfig
+from rl.envs.config import EnvConfig
+from rl.envs.spaces import SpaceKind, has_limit
 from rl.evaluation import Policy
 from rl.policies import greedy
-from rl.spaces import Takes, has_limit
 from rl.types import Array, EpisodeResult
 
 STEP_LIMIT = 1_000  # of an episode, where the environment has no limit of its own: a policy may go round for ever
@@ -35,7 +35,7 @@ class Monitor(Protocol):
         """A line for the person who waits."""
 
 
-class Silent:
+class RecordingMonitor:
     """A monitor that keeps what it is told."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Method:
 
     about: str
     learn: Callable[[Any, EnvConfig, int, Monitor], Learned]  # (config, env, seed, monitor)
-    takes: Takes
+    takes: SpaceKind
     settings: Sequence[Setting]
     check: Callable[[Any, EnvConfig], None] = lambda config, env: None  # raises BadInput, before anything is started
     elsewhere: Any = None  # the settings for environments without their own; None: those of the first one

@@ -12,9 +12,10 @@ from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from gymnasium.envs.toy_text.taxi import TaxiEnv
 
-from rl.envs import EnvConfig, observed, single
-from rl.grid_worlds import GridWorld, WindyGridWorld
-from rl.spaces import AnyEnv, Takes
+from rl.envs.config import EnvConfig
+from rl.envs.grid_worlds import GridWorld, WindyGridWorld
+from rl.envs.spaces import AnyEnv, SpaceKind
+from rl.envs.vector import observed, single
 from rl.types import Array
 
 UP, RIGHT, DOWN, LEFT = "↑→↓←"
@@ -32,7 +33,7 @@ class Panel(NamedTuple):
     column_names: Sequence[str] = ()
 
 
-def panels(config: EnvConfig, takes: Takes) -> list[Panel]:
+def panels(config: EnvConfig, takes: SpaceKind) -> list[Panel]:
     """The maps of an environment, none where its states lie on no map. ``learned.values(panel.observations)`` fills one."""
     env = single(config, takes)
     dtype = observed(env.observation_space, takes).dtype

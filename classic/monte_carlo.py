@@ -15,7 +15,8 @@ import numpy as np
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.steps import Step, episode, result, steps
 from classic.tables import QTable
-from rl.envs import EnvConfig, single
+from rl.envs.config import EnvConfig
+from rl.envs.vector import single
 from rl.errors import BadInput
 from rl.schedules import decayed
 from rl.types import Float64

@@ -26,10 +26,11 @@ from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.q_learning import n_step_target
 from classic.steps import Step, episode, result, steps
 from classic.value_iteration import check_model, exact_values, q_iteration, reachable, true_model
-from rl.envs import EnvConfig, single
+from rl.envs.config import EnvConfig
+from rl.envs.spaces import AnyEnv
+from rl.envs.vector import single
 from rl.errors import BadInput
 from rl.policies import epsilon_greedy, greedy
-from rl.spaces import AnyEnv
 from rl.types import Array, EpisodeResult, Float64
 
 

@@ -17,7 +17,8 @@ import torch
 from classic.dataset import Dataset, transitions
 from classic.fitted_q import BatchConfig, check_files, iterate
 from classic.interface import Learned, Method, Monitor, Setting
-from rl.envs import EnvConfig, describe
+from rl.envs.config import EnvConfig
+from rl.envs.make import describe
 from rl.errors import BadInput
 from rl.networks import NetworkConfig, make_network
 from rl.schedules import linear

@@ -13,11 +13,12 @@ import gymnasium as gym
 import numpy as np
 
 from classic.tables import States
-from rl.datasets import check_episode, open_dataset, played_on
-from rl.envs import EnvConfig, single
+from rl.envs.config import EnvConfig
+from rl.envs.grid_states import is_grid
+from rl.envs.minari_files import check_episode, open_dataset, played_on
+from rl.envs.spaces import AnyEnv, table_states
+from rl.envs.vector import single
 from rl.errors import BadInput
-from rl.grid_states import is_grid
-from rl.spaces import AnyEnv, table_states
 from rl.types import Array, Bool, Float64, Int64
 
 

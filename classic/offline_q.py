@@ -22,10 +22,11 @@ import numpy as np
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.offline_data import TableData, opened, read
 from classic.tables import UNKNOWN
-from rl.envs import EnvConfig, single
+from rl.envs.config import EnvConfig
+from rl.envs.grid_states import picture, unpack
+from rl.envs.vector import single
 from rl.errors import BadInput
 from rl.evaluation import Policy
-from rl.grid_states import picture, unpack
 from rl.policies import epsilon_greedy_probabilities, greedy
 from rl.schedules import decayed
 from rl.types import Array, Float64, Int64

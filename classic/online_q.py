@@ -18,13 +18,15 @@ import numpy as np
 import torch
 
 from classic.interface import Learned, Method, Monitor, Setting, from_values
-from classic.memory import Batch, Memory
+from classic.replay_buffer import Batch, Memory
 from rl import td
-from rl.envs import EnvConfig, SeedSequence, make_environments
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_environments
 from rl.errors import BadInput, RunFault
 from rl.networks import NetworkConfig, QNetwork, make_network
 from rl.policies import epsilon_greedy
 from rl.schedules import linear
+from rl.stepping import SeedSequence
 from rl.types import Array, EpisodeResult
 
 LOSSES = {"huber": td.huber, "squared": td.squared}

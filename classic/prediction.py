@@ -16,7 +16,8 @@ from classic.interface import Learned, Method, Monitor, Setting
 from classic.monte_carlo import returns
 from classic.steps import Step, episode, result, steps
 from classic.value_iteration import Model, check_model, exact_values, q_iteration, reachable, true_model
-from rl.envs import EnvConfig, single
+from rl.envs.config import EnvConfig
+from rl.envs.vector import single
 from rl.errors import BadInput
 from rl.policies import greedy
 from rl.types import Bool, Float64, Int64

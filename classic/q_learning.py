@@ -17,7 +17,8 @@ import numpy as np
 
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.tables import QTable
-from rl.envs import EnvConfig, single
+from rl.envs.config import EnvConfig
+from rl.envs.vector import single
 from rl.errors import BadInput
 from rl.policies import epsilon_greedy, epsilon_greedy_probabilities, softmax, softmax_probabilities
 from rl.schedules import decayed

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from rl.envs import EnvConfig, SeedSequence, single
+from rl.envs.config import EnvConfig
+from rl.envs.grid_worlds import GridWorld, moved
+from rl.envs.spaces import SpaceKind
+from rl.envs.vector import single
 from rl.evaluation import Policy
-from rl.grid_worlds import GridWorld, moved
-from rl.spaces import Takes
+from rl.stepping import SeedSequence
 
 PIPES_EPISODES = 20
 
@@ -41,7 +43,7 @@ def pipes(policy: Policy, env: EnvConfig, episodes: int, seed: int) -> list[int]
     return passed
 
 
-def shortest_paths(policy: Policy, takes: Takes) -> float:
+def shortest_paths(policy: Policy, takes: SpaceKind) -> float:
     """Share of the 240 starts (agent, goal) of the 4x4 grid from which ``policy`` takes a shortest path."""
     rows, cols = GridWorld.rows, GridWorld.cols
     starts = [(agent, goal) for agent in range(rows * cols) for goal in range(rows * cols) if agent != goal]
@@ -65,7 +67,7 @@ def shortest_paths(policy: Policy, takes: Takes) -> float:
     return found / len(starts)
 
 
-def scores(policy: Policy, env: EnvConfig, takes: Takes, seed: int) -> dict[str, Any]:
+def scores(policy: Policy, env: EnvConfig, takes: SpaceKind, seed: int) -> dict[str, Any]:
     """What the world of ``env`` counts: pipes and worst_pipes, shortest_paths, or nothing."""
     if env.id.startswith("FlappyBird"):
         passed = pipes(policy, env, PIPES_EPISODES, seed)

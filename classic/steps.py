@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from rl.spaces import AnyEnv
+from rl.envs.spaces import AnyEnv
 from rl.types import EpisodeResult
 
 

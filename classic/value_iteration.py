@@ -17,9 +17,10 @@ import numpy as np
 
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.steps import Step, episode, steps
-from rl.envs import EnvConfig, single
+from rl.envs.config import EnvConfig
+from rl.envs.spaces import AnyEnv
+from rl.envs.vector import single
 from rl.errors import BadInput
-from rl.spaces import AnyEnv
 from rl.types import Array, Bool, Float64
 
 LARGEST = 10_000_000  # S * A * S that is still counted

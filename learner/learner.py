@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from learner.checkpoint import Checkpoint
-from learner.prefetch import Direct, Prefetcher
+from learner.prefetch import Prefetcher, SynchronousBatches
 from learner.publish import Publisher
 from learner.update import UpdateConfig, Updater, metric_values, td_abs_array
 from rl.errors import BadInput, RunFault
@@ -100,14 +100,14 @@ class Learner:
         self.updater = Updater(config, online, target, self.device, concurrent=prefetch and self.device.type == "cpu")
         self._source, self._weights, self._metrics = source, weights, metrics
         self._prefetch = prefetch
-        self._batches: Prefetcher | Direct | None = None
+        self._batches: Prefetcher | SynchronousBatches | None = None
         self.publisher = Publisher(self.updater, weights, config.publish_period)
         self._seconds_waiting = self._seconds_learning = 0.0
 
     def step(self, timeout: float = 1.0) -> bool:
         """One update if a batch comes within ``timeout`` seconds; returns whether there was one. Raises RunFault."""
         if self._batches is None:
-            self._batches = (Prefetcher if self._prefetch else Direct)(self._source, self.updater.prepare)
+            self._batches = (Prefetcher if self._prefetch else SynchronousBatches)(self._source, self.updater.prepare)
         began = time.perf_counter()
         got = self._batches.get(timeout)
         ready = time.perf_counter()

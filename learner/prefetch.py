@@ -59,7 +59,7 @@ class Prefetcher:
         self._thread.join(timeout=5.0)
 
 
-class Direct:
+class SynchronousBatches:
     """The same without a thread, for serial mode: a batch is drawn when it is asked for."""
 
     def __init__(self, source: BatchSource, prepare: Prepare) -> None:

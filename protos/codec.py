@@ -16,7 +16,7 @@ import lz4.frame
 import numpy as np
 
 from protos import replay_pb2 as pb
-from rl.types import Array, Float64, ObservationSpec, Segment, Transition, UInt64
+from rl.types import Array, Float64, ObservationSpec, Segment, TransitionBatch, UInt64
 
 COMPRESS_FROM = 256  # bytes a frame; smaller ones travel raw
 BLOCK_SIZES = {
@@ -38,7 +38,7 @@ _ITEM_ARRAYS = {
     "item_length": "<u4",
     "r_t": "<f4",
     "discount_t": "<f4",
-    "priority": "<f4",
+    "td_abs": "<f4",
 }
 _SAMPLE_ARRAYS = {"keys": "<u8", "probability": "<f8", "a_tm1": "<i4", "r_t": "<f4", "discount_t": "<f4"}
 
@@ -163,10 +163,10 @@ def unpack_segment(message: pb.Segment, spec: ObservationSpec) -> Segment:
     )
 
 
-def segment_arrays(message: pb.Segment, spec: ObservationSpec, known: bool = False) -> dict[str, Array]:
-    """The arrays of a segment message, checked, its frames too unless they are ``known``. Raises InvalidMessage.
+def segment_arrays(message: pb.Segment, spec: ObservationSpec, trusted: bool = False) -> dict[str, Array]:
+    """The arrays of a segment message, checked, its frames too unless they are ``trusted``. Raises InvalidMessage.
 
-    Known frames are those of a segment that passed this check before, and of which nothing has changed since.
+    Trusted frames are those of a segment that passed this check before, and of which nothing has changed since.
     """
     names = {"frame_sizes": "<u4", **STEP_ARRAYS, **_ITEM_ARRAYS}
     fields = {name: array(message, name, dtype) for name, dtype in names.items()}
@@ -183,7 +183,7 @@ def segment_arrays(message: pb.Segment, spec: ObservationSpec, known: bool = Fal
             raise InvalidMessage(f"{name} has {len(fields[name])} elements for {items} items")
     if (fields["flags"] > (TERMINATED | TRUNCATED | LOST_LIFE)).any() or (fields["actions"] < 0).any():
         raise InvalidMessage("flags must be 0 to 7 and actions at least 0")
-    if not known:
+    if not trusted:
         _check_frames(fields["frame_sizes"], message.frames, steps, spec)
     _check_items(fields, steps, message.first_step, spec)
     return fields
@@ -243,11 +243,11 @@ def _check_items(fields: dict[str, Array], steps: int, first_step: int, spec: Ob
         raise InvalidMessage(f"an item reaches outside the segment's {steps} steps")
     if first_step > 0 and (start < spec.stack - 1).any():
         raise InvalidMessage(f"an item lacks its {spec.stack - 1} context frames")
-    for name in ("r_t", "discount_t", "priority", "rewards"):
+    for name in ("r_t", "discount_t", "td_abs", "rewards"):
         if not np.isfinite(fields[name]).all():
             raise InvalidMessage(f"{name} is not finite")
-    if (fields["priority"] < 0).any() or ((fields["discount_t"] < 0) | (fields["discount_t"] > 1)).any():
-        raise InvalidMessage("priority must be at least 0 and discount_t within [0, 1]")
+    if (fields["td_abs"] < 0).any() or ((fields["discount_t"] < 0) | (fields["discount_t"] > 1)).any():
+        raise InvalidMessage("td_abs must be at least 0 and discount_t within [0, 1]")
 
 
 def pack_samples(
@@ -268,7 +268,7 @@ def pack_samples(
 
 def unpack_samples(
     replies: Sequence[tuple[pb.SampleReply, Sequence[int]]], spec: ObservationSpec
-) -> Iterator[tuple[Transition, UInt64, Float64]]:
+) -> Iterator[tuple[TransitionBatch, UInt64, Float64]]:
     """The draws that several shards' replies (each with the sizes of its draws) have in common, as they are asked for.
 
     Of each draw: transitions ready for training, keys [B] and draw probabilities [B], one reply's items after the other's.
@@ -283,7 +283,7 @@ def unpack_samples(
             parts = zip(data, columns[0], strict=True)
             frames = _enclosed([_blocks(d, 2 * spec.stack * len(k), spec) for d, k in parts], count, spec)
         pairs = decompress_frames(frames, count, spec).reshape(len(keys), 2, *spec.shape)
-        yield Transition(pairs[:, 0], a_tm1.astype(np.int64), r_t, discount_t, pairs[:, 1]), keys, probability
+        yield TransitionBatch(pairs[:, 0], a_tm1.astype(np.int64), r_t, discount_t, pairs[:, 1]), keys, probability
 
 
 def _draws(message: pb.SampleReply, draws: Sequence[int], spec: ObservationSpec) -> Iterator[tuple[Any, ...]]:

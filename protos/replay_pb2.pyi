@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Segment(_message.Message):
-    __slots__ = ("episode_id", "first_step", "frames", "frame_sizes", "actions", "rewards", "flags", "versions", "item_step", "item_length", "r_t", "discount_t", "priority")
+    __slots__ = ("episode_id", "first_step", "frames", "frame_sizes", "actions", "rewards", "flags", "versions", "item_step", "item_length", "r_t", "discount_t", "td_abs")
     EPISODE_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
@@ -20,7 +20,7 @@ class Segment(_message.Message):
     ITEM_LENGTH_FIELD_NUMBER: _ClassVar[int]
     R_T_FIELD_NUMBER: _ClassVar[int]
     DISCOUNT_T_FIELD_NUMBER: _ClassVar[int]
-    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TD_ABS_FIELD_NUMBER: _ClassVar[int]
     episode_id: int
     first_step: int
     frames: bytes
@@ -33,8 +33,8 @@ class Segment(_message.Message):
     item_length: bytes
     r_t: bytes
     discount_t: bytes
-    priority: bytes
-    def __init__(self, episode_id: _Optional[int] = ..., first_step: _Optional[int] = ..., frames: _Optional[bytes] = ..., frame_sizes: _Optional[bytes] = ..., actions: _Optional[bytes] = ..., rewards: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., versions: _Optional[bytes] = ..., item_step: _Optional[bytes] = ..., item_length: _Optional[bytes] = ..., r_t: _Optional[bytes] = ..., discount_t: _Optional[bytes] = ..., priority: _Optional[bytes] = ...) -> None: ...
+    td_abs: bytes
+    def __init__(self, episode_id: _Optional[int] = ..., first_step: _Optional[int] = ..., frames: _Optional[bytes] = ..., frame_sizes: _Optional[bytes] = ..., actions: _Optional[bytes] = ..., rewards: _Optional[bytes] = ..., flags: _Optional[bytes] = ..., versions: _Optional[bytes] = ..., item_step: _Optional[bytes] = ..., item_length: _Optional[bytes] = ..., r_t: _Optional[bytes] = ..., discount_t: _Optional[bytes] = ..., td_abs: _Optional[bytes] = ...) -> None: ...
 
 class InsertRequest(_message.Message):
     __slots__ = ("writer", "sequence", "segment", "origin", "transferred")
@@ -125,12 +125,12 @@ class SampleReply(_message.Message):
     def __init__(self, counts: _Optional[_Union[Counts, _Mapping]] = ..., keys: _Optional[bytes] = ..., probability: _Optional[bytes] = ..., a_tm1: _Optional[bytes] = ..., r_t: _Optional[bytes] = ..., discount_t: _Optional[bytes] = ..., frames: _Optional[bytes] = ..., draw_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class UpdatePrioritiesRequest(_message.Message):
-    __slots__ = ("keys", "td")
+    __slots__ = ("keys", "td_abs")
     KEYS_FIELD_NUMBER: _ClassVar[int]
-    TD_FIELD_NUMBER: _ClassVar[int]
+    TD_ABS_FIELD_NUMBER: _ClassVar[int]
     keys: bytes
-    td: bytes
-    def __init__(self, keys: _Optional[bytes] = ..., td: _Optional[bytes] = ...) -> None: ...
+    td_abs: bytes
+    def __init__(self, keys: _Optional[bytes] = ..., td_abs: _Optional[bytes] = ...) -> None: ...
 
 class UpdatePrioritiesReply(_message.Message):
     __slots__ = ("dropped",)

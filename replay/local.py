@@ -8,9 +8,9 @@ import numpy as np
 
 from protos import replay_pb2 as pb
 from protos.codec import pack_segment, unpack_samples
+from replay.importance_weights import BetaConfig, importance_weights
 from replay.rate_limiter import RateLimiter
-from replay.shard import Shard
-from replay.weights import BetaConfig, importance_weights
+from replay.store.shard import Shard
 from rl.types import Array, SampledBatch, Segment
 
 
@@ -47,7 +47,7 @@ class LocalReplay:
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
         td = np.asarray(td_abs, "<f4")
-        self.shard.update_priorities(pb.UpdatePrioritiesRequest(keys=batch.keys.tobytes(), td=td.tobytes()))
+        self.shard.update_priorities(pb.UpdatePrioritiesRequest(keys=batch.keys.tobytes(), td_abs=td.tobytes()))
 
     def stats(self) -> Mapping[str, float]:
         counts = self.shard.counts()

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rl.envs import Environments, SeedSequence
 from rl.errors import BadInput
+from rl.ports import Environments
+from rl.stepping import SeedSequence
 from rl.types import Array, EpisodeResult, Int64
 
 MAX_EPISODE_STEPS = 27_000  # agent steps: the Atari protocol's 108,000 frames

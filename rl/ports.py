@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rl.types import Array, SampledBatch, Segment
+from rl.types import Array, Bool, Int64, ObservationSpec, SampledBatch, Segment, Step
 
 Weights = Mapping[str, Array]
 
@@ -70,3 +70,23 @@ class MetricSink(Protocol):
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Take the newest value of each named figure."""
+
+
+class Environments(Protocol):
+    """N environments that step together."""
+
+    count: int
+    actions: int
+    spec: ObservationSpec
+
+    def reset(self, seeds: Int64) -> Array:
+        """Begin an episode in every environment from seeds [N]; returns observations [N, *observation]."""
+
+    def step(self, actions: Int64) -> Step:
+        """Act [N]. An environment that is done must be restarted before it steps again."""
+
+    def restart(self, mask: Bool, seeds: Int64) -> Array:
+        """Begin a new episode where ``mask`` [N], from seeds [sum(mask)]; returns all current observations [N, ...]."""
+
+    def close(self) -> None:
+        """Release the emulators."""

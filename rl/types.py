@@ -22,7 +22,7 @@ UInt64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
 
 
-class Transition(NamedTuple):
+class TransitionBatch(NamedTuple):
     """A batch of n-step transitions; gamma is already inside ``r_t`` and ``discount_t``."""
 
     s_tm1: Array  # [B, *observation]
@@ -36,7 +36,7 @@ class Transition(NamedTuple):
 class SampledBatch:
     """What the learner trains on: transitions with the keys and weights that prioritized replay needs."""
 
-    transitions: Transition
+    transitions: TransitionBatch
     keys: UInt64  # [B], unique for ever within a shard
     shards: Int64  # [B], index of the shard that each key belongs to
     weights: Float32  # [B], importance weights in (0, 1]
@@ -85,7 +85,7 @@ class Segment:
     item_length: npt.NDArray[np.uint32]  # [M], 1..n
     r_t: Float32  # [M]
     discount_t: Float32  # [M]
-    priority: Float32  # [M], |TD error|
+    td_abs: Float32  # [M], |TD error|, from which a shard makes the items' priorities
 
     @property
     def items(self) -> int:
@@ -99,3 +99,17 @@ class EpisodeResult(NamedTuple):
     length: int  # agent steps
     epsilon: float
     truncated: bool
+
+
+class Step(NamedTuple):
+    """What one batched step returned; ``observation`` is the true successor even where the episode ended."""
+
+    observation: Array  # [N, *observation]
+    reward: Float32  # [N], raw
+    terminated: Bool  # [N]
+    truncated: Bool  # [N]
+    lost_life: Bool  # [N]
+
+    @property
+    def done(self) -> Bool:
+        return self.terminated | self.truncated

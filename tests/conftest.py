@@ -17,11 +17,12 @@ from rl.types import ObservationSpec, Segment
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).parent.parent  # of the checkout
 SMALL = ObservationSpec((2,), "float32", 1)
 FRAMES = ObservationSpec((20, 20), "uint8", 4)
 
 
-def make_segment(rng, spec=SMALL, items=4, n=3, episode=1, first_step=0, priority=None, mark=None):
+def make_segment(rng, spec=SMALL, items=4, n=3, episode=1, first_step=0, td_abs=None, mark=None):
     """A random segment of ``items`` items. With ``mark``, every frame is filled with mark, mark + 1, ..."""
     context = 0 if first_step == 0 else spec.stack - 1
     steps = context + items + n - 1
@@ -47,7 +48,7 @@ def make_segment(rng, spec=SMALL, items=4, n=3, episode=1, first_step=0, priorit
         item_length=targets.length,
         r_t=targets.r_t,
         discount_t=targets.discount_t,
-        priority=np.full(items, 1.0, np.float32) if priority is None else np.asarray(priority, np.float32),
+        td_abs=np.full(items, 1.0, np.float32) if td_abs is None else np.asarray(td_abs, np.float32),
     )
 
 
@@ -59,7 +60,7 @@ def rng():
 @pytest.fixture(scope="session")
 def pem(tmp_path_factory):
     """A path by name, of what the commands in docs/replay.md make; ``stranger`` files are of an authority of their own."""
-    text = (Path(__file__).parent.parent / "docs" / "replay.md").read_text()
+    text = (ROOT / "docs" / "replay.md").read_text()
     commands = text.split("```sh\n", 1)[1].split("```", 1)[0]
     folder = tmp_path_factory.mktemp("pem")
     (folder / "stranger").mkdir()

@@ -1,0 +1,6 @@
+"""`python -m qfleet`, as the command `qfleet`."""
+
+from qfleet.cli.main import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

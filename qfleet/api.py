@@ -1,0 +1,168 @@
+"""Qfleet from Python: `train` a configuration, `load_policy` of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from learner.checkpoint import Checkpoint
+from learner.optimizers import check_optimizer
+from qfleet.config import TrainConfig, check, to_yaml
+from qfleet.run.directory import CONFIG, SUMMARY, RunDir
+from qfleet.run.offline import fit
+from qfleet.run.run import Run
+from qfleet.run.serial import run_serial
+from qfleet.run.stats import OnEpisode
+from rl.envs.make import describe
+from rl.errors import BadInput
+from rl.networks import make_network, values
+from rl.parameters import load_weights
+from rl.policies import epsilon_greedy
+from rl.types import Array, Int64
+
+
+def train(
+    config: TrainConfig,
+    *,
+    run_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    serial: bool = False,
+    address: str | None = None,
+    on_episode: OnEpisode | None = None,
+) -> dict[str, Any]:
+    """Train and return the summary (the content of summary.json); `interrupted_by` in it is a signal's number or None.
+
+    ``on_episode`` is called with each episode of training that ends. With ``resume``, ``config`` gives the limits
+    (max_steps, max_updates, max_minutes) and everything else must be as the run was started. Raises BadInput before
+    anything starts, RunFault for a fault at run time.
+    """
+    check(config)
+    if config.offline:
+        config, serial = fit(config), True
+        if address is not None:
+            raise BadInput("--offline trains in this process: leave --address out")
+    if serial and config.replay.snapshot_minutes > 0:
+        raise BadInput("--serial and --offline take no snapshots of their replay: write --replay.snapshot-minutes 0")
+    if address is not None:
+        from qfleet.cluster.connect import resolve
+
+        resolve(address)
+    resumed: Checkpoint | None = None
+    if resume is not None:
+        directory = RunDir.open(Path(resume), config.learner.keep_checkpoints)
+        directory.lock()
+        try:
+            resumed = directory.newest_checkpoint()
+            _check_resumed(config, resumed, str(resume))
+        except BadInput:
+            directory.unlock()  # a caller in Python may hold on to the error, and through it to the lock
+            raise
+        directory.write(CONFIG, to_yaml(config))
+        (directory.path / SUMMARY).unlink(missing_ok=True)
+    else:
+        directory = RunDir.create(None if run_dir is None else Path(run_dir), config)
+    run = Run(config, directory, resumed, on_episode)
+    signals = _Signals(run)
+    signals.catch()
+    try:
+        if serial:
+            run_serial(run)
+        else:
+            from qfleet.cluster.supervisor import run_distributed  # Ray, which the other ways to use this do without
+
+            run_distributed(run, address, on_ready=signals.catch)
+    finally:
+        signals.release()
+        summary = run.close()
+        directory.unlock()
+    return {**summary, "interrupted_by": run.interrupted_by}
+
+
+class _Signals:
+    """While open, Ctrl-C and SIGTERM end the run in order: the first one asks, further ones change nothing."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._old: dict[int, Any] = {}
+
+    def catch(self) -> None:
+        """Take the signals over (again after Ray, which sets handlers of its own)."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # the caller handles signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous = signal.signal(number, self._handle)
+            self._old.setdefault(number, previous)
+
+    def release(self) -> None:
+        """Put the old handlers back."""
+        for number, previous in self._old.items():
+            signal.signal(number, previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self._run.interrupted_by is None:
+            self._run.interrupted_by = number
+            with contextlib.suppress(OSError):  # nobody reads standard error any more
+                os.write(2, b"\nstopping: writing a last checkpoint ...\n")
+
+
+def _check_resumed(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:
+    """Raise BadInput when the checkpoint is of another environment, network or optimizer."""
+    made_for = checkpoint.state.get("env")
+    if made_for != config.env.id:
+        raise BadInput(f"--resume {where} is a run of {made_for}, not of {config.env.id}: leave --env.id out")
+    spec, actions = describe(config.env)
+    try:
+        load_weights(make_network(config.network, spec, actions, 0), checkpoint.arrays["online"])
+    except ValueError as error:
+        raise BadInput(f"--resume {where}: {error}: leave the --network flags out") from error
+    try:
+        check_optimizer(config.learner.optimizer, checkpoint.arrays["optimizer"])
+    except ValueError as error:
+        raise BadInput(f"--resume {where}: {error}: leave --learner.optimizer out") from error
+
+
+class Policy:
+    """A trained Q-network as a policy."""
+
+    def __init__(self, config: TrainConfig, checkpoint: Checkpoint, which: str) -> None:
+        self.config, self.which = config, which
+        self.spec, self.actions = describe(config.env)
+        self.state = checkpoint.state
+        self.network = make_network(config.network, self.spec, self.actions, 0).eval().requires_grad_(False)
+        load_weights(self.network, checkpoint.arrays.get("average", checkpoint.arrays["online"]))
+
+    def values(self, observations: Array) -> Array:
+        """Action values [N, A] of observations [N, *observation]."""
+        batch = np.ascontiguousarray(observations, dtype=self.spec.dtype)
+        return values(self.network, batch)
+
+    def act(self, observations: Array, epsilon: float = 0.0, seed: int | None = None) -> Int64:
+        """Greedy actions [N] of observations [N, *observation], ``epsilon`` of them random."""
+        return epsilon_greedy(self.values(observations), epsilon, np.random.default_rng(seed))
+
+
+def load_policy(run: str | Path, which: str = "best") -> Policy:
+    """The ``best`` (by evaluation) or ``last`` policy of a run's directory; raises BadInput."""
+    directory = RunDir.open(Path(run))
+    stores = {"best": directory.best, "last": directory.checkpoints}
+    if which not in stores:
+        raise BadInput(f"--weights {which!r}: write best or last")
+    checkpoint = stores[which].load_newest()
+    if checkpoint is None and which == "best":
+        which, checkpoint = "last", directory.checkpoints.load_newest()
+    if checkpoint is None:
+        raise BadInput(f"{run} holds no whole checkpoint yet: let the run go on, or write another run")
+    try:
+        return Policy(directory.config(), checkpoint, which)
+    except ValueError as error:
+        raise BadInput(
+            f"{run}: {error}: its config.yaml was changed, or an older Qfleet made it; write another run"
+        ) from error

@@ -1,0 +1,1 @@
+"""Runs of the methods before DQN: seeds, logs, pictures."""

@@ -1,0 +1,71 @@
+"""The last rung: the distributed learner in serial mode, as a method of the classic family."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+
+from classic.interface import Learned, Method, Monitor, Setting
+from qfleet.api import load_policy, train
+from qfleet.classic_runs.log import ClassicLog
+from qfleet.config import check
+from qfleet.presets import PRESETS, preset
+from rl.envs.config import EnvConfig
+from rl.errors import BadInput
+
+
+@dataclass(frozen=True)
+class DqnConfig:
+    """DQN with every part of the fleet in one process; `qfleet train --serial` has all of its settings."""
+
+    preset: str = "generic"
+    """Preset of `qfleet train`."""
+    max_steps: int = 0
+    """Agent steps after which the run ends, solved or not; 0: as the preset says."""
+
+    def __post_init__(self) -> None:
+        preset(self.preset)
+        if self.max_steps < 0:
+            raise BadInput(f"--max-steps is {self.max_steps}: write agent steps, or 0 for the preset's")
+
+
+def check_preset(config: DqnConfig, env: EnvConfig) -> None:
+    """Raise BadInput unless the preset's network takes what the environment gives."""
+    base = preset(config.preset)
+    try:
+        check(replace(base, env=env))
+    except BadInput as error:
+        raise BadInput(
+            f"--preset {config.preset} does not suit {env.id}: write --env {base.env.id}, or another preset"
+        ) from error
+
+
+def dqn(config: DqnConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
+    """Double-DQN with prioritized n-step replay (Mnih et al. 2015, van Hasselt et al. 2016), as `qfleet train --serial`."""
+    assert isinstance(monitor, ClassicLog), "a run of DQN has a directory"
+    monitor.hand_over()
+    base = preset(config.preset)
+    settings = replace(base, env=env, seed=seed, max_steps=config.max_steps or base.max_steps)
+    shutil.rmtree(monitor.folder / "run", ignore_errors=True)  # of a seed that was stopped: it begins anew
+    summary = train(settings, run_dir=monitor.folder / "run", serial=True, on_episode=monitor.episode)
+    if summary["interrupted_by"]:
+        raise SystemExit(128 + summary["interrupted_by"])
+    policy = load_policy(monitor.folder / "run")
+    figures = {name: summary[name] for name in ("solved", "agent_steps", "updates")}
+    return Learned(lambda observations: policy.act(observations), policy.values, {}, figures)
+
+
+def _setting(name: str, episodes: int) -> Setting:
+    return Setting(PRESETS[name]().env, DqnConfig(name), episodes)
+
+
+METHODS = {
+    "dqn": Method(
+        "the distributed learner in one process",
+        dqn,
+        "network",
+        (_setting("cartpole", 100), _setting("flappybird", 20)),
+        check_preset,
+        elsewhere=DqnConfig(),
+    ),
+}

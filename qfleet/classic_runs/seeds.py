@@ -1,0 +1,105 @@
+"""One seed of a classic method from settings to summary: learn, evaluate, keep, draw, record."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classic.interface import Learned, Method, Setting
+from classic.scores import scores
+from qfleet.classic_runs.log import ClassicLog
+from qfleet.classic_runs.pictures import draw
+from qfleet.run.directory import SUMMARY, RunDir, versions
+from rl.envs.make import make_environments
+from rl.envs.recording import record
+from rl.errors import RunFault
+from rl.evaluation import evaluate
+from rl.parameters import to_bytes
+
+TEST_SEED = 1_000_003  # of the evaluation's episodes, which training has never met
+SIDE_BY_SIDE = 100  # environments of an evaluation at most
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be learned, and where it is kept."""
+
+    name: str
+    method: Method
+    setting: Setting
+    folder: Path
+    video: bool
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} on {self.setting.env.id}"
+
+    def seed_folder(self, seed: int) -> Path:
+        return self.folder / f"seed-{seed}"
+
+    def summary(self, seed: int) -> dict[str, Any] | None:
+        """The figures of a seed that is done; None where it is not, or where they cannot be read."""
+        try:
+            return RunDir(self.seed_folder(seed)).read_json(SUMMARY)
+        except (OSError, ValueError):
+            return None
+
+
+def learn_seed(job: Job, seed: int) -> dict[str, Any]:
+    """Learn and evaluate with one seed; returns what summary.json holds, which is written last."""
+    folder = job.seed_folder(seed)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFault(f"{folder} cannot be written: {error.strerror}") from error
+    log = ClassicLog(folder, f"{job.title}, seed {seed}", int(getattr(job.setting.config, "episodes", 0)))
+    began, cpu = time.monotonic(), time.process_time()
+    try:
+        learned = job.method.learn(job.setting.config, job.setting.env, seed, log)
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+        figures = _evaluated(job, learned, seed)
+        figures |= {**scores(learned.policy, job.setting.env, job.method.takes, TEST_SEED + seed), **learned.figures}
+        log.evaluation(figures["mean_return"])
+    finally:
+        log.close()
+    if learned.arrays:
+        (folder / "values.safetensors").write_bytes(to_bytes({k: np.asarray(v) for k, v in learned.arrays.items()}))
+    draw(learned, job.setting.env, job.method.takes, folder, f"{job.title}, seed {seed}")
+    if job.video:
+        record(learned.policy, job.setting.env, folder / "videos", 1, 0.0, seed, job.method.takes, gif=True)
+    summary = {
+        "method": job.name,
+        "env": job.setting.env.id,
+        "seed": seed,
+        "wall_seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+        "agent_steps": log.agent_steps,
+        **figures,
+        "versions": versions(),
+    }
+    summary = {
+        name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in summary.items()
+    }  # JSON
+    RunDir(folder).write_json(SUMMARY, summary)
+    return summary
+
+
+def _evaluated(job: Job, learned: Learned, seed: int) -> dict[str, Any]:
+    """Raw returns of the policy (greedy, but in prediction) on episodes that training has never met."""
+    episodes = job.setting.episodes
+    environments = make_environments(job.setting.env, min(episodes, SIDE_BY_SIDE), takes=job.method.takes)
+    try:
+        result = evaluate(learned.policy, environments, episodes, 0.0, TEST_SEED + seed)
+    finally:
+        environments.close()
+    return {
+        "mean_return": result.mean_return,
+        "std_return": result.std_return,
+        "worst_return": result.worst_return,
+        "final_episodes": episodes,
+    }

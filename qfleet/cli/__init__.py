@@ -1,0 +1,1 @@
+"""The command `qfleet`: words to calls, one file a command."""

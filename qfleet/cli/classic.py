@@ -1,0 +1,243 @@
+"""`qfleet classic METHOD`: the family before DQN, a method a command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from classic.babyai import MakeDatasetConfig, make_dataset
+from classic.interface import Method, RecordingMonitor, Setting
+from classic.methods import METHODS as CLASSIC
+from qfleet.classic_runs import dqn as classic_dqn
+from qfleet.classic_runs.pictures import draw_seeds
+from qfleet.classic_runs.seeds import Job, learn_seed
+from qfleet.cli.flags import parse, value_of
+from qfleet.run.directory import CONFIG, SUMMARY, RunDir
+from rl.envs.config import EnvConfig
+from rl.envs.make import check_env
+from rl.envs.recording import check_recording
+from rl.errors import BadInput, RunFault, nearest
+
+MAKE_DATASET = "make-dataset"
+MAX_SEED = 2**30
+METHODS: dict[str, Method] = {**CLASSIC, **classic_dqn.METHODS}
+
+
+@dataclass(frozen=True)
+class ClassicCommand:
+    """Learn, evaluate, draw and record."""
+
+    env: str = ""
+    """Gymnasium id."""
+    env_kwargs: str = "{}"
+    """Arguments of the environment's constructor, a JSON object such as '{"is_slippery": false}'."""
+    max_episode_steps: int = 0
+    """Agent steps until an episode is truncated; 0: as registered."""
+    seeds: tuple[int, ...] = (1,)
+    """Seeds to learn with, one after the other."""
+    final_episodes: int = 1_000
+    """Episodes that the greedy policy is evaluated on after learning."""
+    run_dir: str | None = None
+    """Directory of all that is kept, a fresh dated one under runs/ by default; seeds done there are not done again."""
+    video: bool = True
+    """Record an episode of the first seed's greedy policy, as mp4 and gif."""
+    threads: int = 1
+    """Threads of torch in this process."""
+    json: bool = False
+    """The last line of output is a JSON object with the figures."""
+
+
+@dataclass(frozen=True)
+class MakeDatasetCommand(MakeDatasetConfig):
+    """Write a Minari dataset of BabyAI worlds, seen whole, that MiniGrid's bot solves."""
+
+    json: bool = False
+    """The last line of output is a JSON object with the figures."""
+
+
+class _Spoken(RecordingMonitor):
+    """A monitor that says its notes on standard error."""
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def classic_command(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    name = args[0]
+    if name == MAKE_DATASET:
+        return make_dataset_command(args[1:])
+    if name not in METHODS:
+        raise BadInput(f"unknown method {name!r}: {nearest(name, [*METHODS, MAKE_DATASET])}")
+    method = METHODS[name]
+    command = _parse(name, method, args[1:])
+    setting = _setting(command, method)
+    check_env(setting.env, method.takes)
+    method.check(setting.config, setting.env)
+    if command.video:
+        check_recording(setting.env, method.takes)
+    torch.set_num_threads(command.threads)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    job = Job(name, method, setting, _folder(command, name), command.video)
+    directory = _claim(job)
+    try:
+        summary = _learn(job, command.seeds)
+    finally:
+        directory.unlock()
+    directory.write_json(SUMMARY, summary)
+    _say(summary, method.headline if method.headline in summary else "mean_return")
+    if command.json:
+        print(json.dumps(summary))
+    return 0
+
+
+def make_dataset_command(args: list[str]) -> int:
+    command = parse(MakeDatasetCommand, args, prog=f"qfleet classic {MAKE_DATASET}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    figures = make_dataset(command, _Spoken())
+    print(
+        f"{figures['dataset']}: {figures['episodes']:,} episodes, {figures['steps']:,} steps, mean return "
+        f"{figures['mean_return']:.4g}, {figures['bytes'] / 1e6:,.1f} MB in {figures['path']}"
+    )
+    if command.json:
+        print(json.dumps(figures))
+    return 0
+
+
+def overview() -> str:
+    """Every method with its environments."""
+    lines = ["usage: qfleet classic METHOD [--env ID] [flags]; qfleet classic METHOD --help lists the flags", ""]
+    for name, method in METHODS.items():
+        envs = ", ".join(s.env.id for s in method.settings)
+        lines.append(f"  {name:<18} {method.about}")
+        lines.append(f"  {'':<18}   {envs}")
+    lines.append(f"  {MAKE_DATASET:<18} a Minari dataset of BabyAI, for offline-q")
+    return "\n".join(lines)
+
+
+def _parse(name: str, method: Method, args: list[str]) -> Any:
+    """The command with the method's own settings as flags; its defaults are those of the environment named."""
+    setting = method.setting(value_of(args, "--env"))
+    cls = dataclasses.make_dataclass(
+        f"{type(setting.config).__name__}Command", [], bases=(ClassicCommand, type(setting.config)), frozen=True
+    )
+    cls.__doc__ = type(setting.config).__doc__
+    default = cls(
+        env=setting.env.id,
+        env_kwargs=setting.env.kwargs,
+        max_episode_steps=setting.env.max_episode_steps,
+        final_episodes=setting.episodes,
+        **{f.name: getattr(setting.config, f.name) for f in dataclasses.fields(setting.config)},
+    )
+    command = parse(cls, args, default, f"qfleet classic {name}")
+    for flag, value, most in (
+        ("--final-episodes", command.final_episodes, 10**8),
+        ("--threads", command.threads, 256),
+    ):
+        if not 1 <= value <= most:
+            raise BadInput(f"{flag} is {value}: write 1 to {most:,}")
+    seeds: tuple[int, ...] = command.seeds
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED:
+        raise BadInput(f"--seeds is {list(seeds)}: write one or more different numbers from 0, as in --seeds 1 2")
+    if len(seeds) > 1 and getattr(command, "save_dataset", None):
+        raise BadInput("--save-dataset is one file: write one seed")
+    return command
+
+
+def _setting(command: Any, method: Method) -> Setting:
+    """What is to be learned, out of the flags."""
+    env = EnvConfig(id=command.env, kwargs=command.env_kwargs, max_episode_steps=command.max_episode_steps)
+    config_type = type(method.settings[0].config)
+    config = config_type(**{f.name: getattr(command, f.name) for f in dataclasses.fields(config_type)})
+    return Setting(env, config, command.final_episodes)
+
+
+def _folder(command: Any, name: str) -> Path:
+    if command.run_dir is not None:
+        return Path(command.run_dir)
+    env = command.env.split("/")[-1].lower()
+    return Path("runs") / f"{name}-{env}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _claim(job: Job) -> RunDir:
+    """The directory, locked: a new one, or one of the same settings. Raises BadInput."""
+    text = yaml.safe_dump({"method": job.name, **dataclasses.asdict(job.setting)}, sort_keys=False)
+    if str(job.folder) == ".":
+        raise BadInput("--run-dir is empty, or this very directory: write a directory of the run's own")
+    if job.folder.exists() and not job.folder.is_dir():
+        raise BadInput(f"--run-dir {job.folder} is a file: write a directory")
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--run-dir {job.folder} cannot be written: {error.strerror}") from error
+    directory, config = RunDir(job.folder), job.folder / CONFIG
+    if config.is_file() and config.read_bytes() != text.encode():
+        raise BadInput(f"--run-dir {job.folder} holds a run of other settings: write another directory")
+    directory.lock()
+    directory.write(CONFIG, text)
+    return directory
+
+
+def _learn(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
+    """Learn with every seed that is not done, and draw them together; returns the figures over all."""
+    done = []
+    for index, seed in enumerate(seeds):
+        one = dataclasses.replace(job, video=job.video and index == 0)
+        summary = job.summary(seed) or learn_seed(one, seed)
+        done.append(summary)
+        if len(seeds) > 1:
+            print(
+                f"seed {seed}: mean return {summary['mean_return']:.4g} in {summary['wall_seconds']:.0f} s", flush=True
+            )
+    try:
+        draw_seeds([job.seed_folder(seed) for seed in seeds], job.title, job.folder)
+    except (OSError, ValueError) as error:
+        raise RunFault(
+            f"{job.folder} holds a damaged episodes.csv or progress.csv ({error}): remove its seed's folder"
+        ) from error
+    return summed(job, done)
+
+
+def summed(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures over seeds: the means of those of each seed, and the worst seed's return."""
+    returns = [float(s["mean_return"]) for s in done]
+    numbers = [
+        k for k, v in done[0].items() if type(v) in (int, float) and k not in ("seed", "mean_return", "worst_return")
+    ]
+    each = {
+        k: [s[k] for s in done] for k in ("mean_return", *numbers) if all(type(s.get(k)) in (int, float) for s in done)
+    }
+    return {
+        "method": job.name,
+        "env": job.setting.env.id,
+        "mean_return": float(np.mean(returns)),
+        "worst_return": min(returns),
+        "seeds": [s["seed"] for s in done],
+        **{k: float(np.mean(each[k])) for k in numbers if k in each},
+        "each": each,
+        "run_dir": str(job.folder),
+    }
+
+
+def _say(s: dict[str, Any], headline: str) -> None:
+    """The outcome in a line."""
+    several = len(s["seeds"]) > 1
+    seeds = f"{len(s['seeds'])} seeds (worst {s['worst_return']:.4g})" if several else f"seed {s['seeds'][0]}"
+    first = "" if headline == "mean_return" else f"{headline.replace('_', ' ')} {s[headline]:.4g}; "
+    print(
+        f"{s['method']} on {s['env']}: {first}mean return {s['mean_return']:.4g} over {seeds}, {s['final_episodes']:,.0f} "
+        f"fresh episodes each; learned in {s['wall_seconds']:.1f} s; everything is in {s['run_dir']}"
+    )

@@ -1,0 +1,89 @@
+"""`qfleet eval`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from qfleet.api import load_policy
+from qfleet.cli.flags import parse
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_environments
+from rl.envs.recording import check_recording, record
+from rl.errors import BadInput
+from rl.evaluation import evaluate, said_of_cut
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Play a run's policy."""
+
+    run: tyro.conf.Positional[str]
+    """The run's directory."""
+    episodes: int = 30
+    """Episodes."""
+    epsilon: float = 0.01
+    """Probability of a random action."""
+    weights: Literal["best", "last"] = "best"
+    """The best weights by evaluation, or the last ones."""
+    seed: int = 12345
+    """Seed of the episodes."""
+    video: bool = False
+    """Also write one episode as an mp4 into the run's videos/."""
+    json: bool = False
+    """The last line of output is a JSON object with the figures."""
+
+
+def eval_command(args: list[str]) -> int:
+
+    c = parse(EvalCommand, args, prog="qfleet eval")
+    if c.episodes < 1 or c.seed < 0 or not 0.0 <= c.epsilon <= 1.0:
+        raise BadInput("--episodes must be at least 1, --seed at least 0 and --epsilon from 0 to 1")
+    policy = load_policy(c.run, c.weights)
+    config = policy.config
+    videos = _video_folder(c.run, config.env) if c.video else None
+    environments = make_environments(config.env, min(c.episodes, config.evaluation.environments))
+    longest = config.evaluation.max_episode_steps
+    result = evaluate(lambda x: policy.act(x), environments, c.episodes, c.epsilon, c.seed, longest)
+    environments.close()
+    figures: dict[str, Any] = {
+        "env": config.env.id,
+        "mean_return": result.mean_return,
+        "std_return": result.std_return,
+        "worst_return": result.worst_return,
+        "episodes": len(result.episodes),
+        "cut": result.cut,
+        "epsilon": c.epsilon,
+        "weights": policy.which,
+        "updates": policy.state.get("updates"),
+        "agent_steps": policy.state.get("agent_steps"),
+        "seed": c.seed,
+    }
+    print(
+        f"{config.env.id}, {policy.which} weights, epsilon {c.epsilon:g}: mean return {result.mean_return:.2f} "
+        f"(standard deviation {result.std_return:.2f}, worst {result.worst_return:g}) over {c.episodes} episodes"
+        f"{said_of_cut(result, longest)}"
+    )
+    if videos is not None:
+        files = record(policy.act, config.env, videos, 1, c.epsilon, c.seed, max_steps=longest)
+        figures["videos"] = [str(f) for f in files]
+        print("video: " + ", ".join(figures["videos"]))
+    if c.json:
+        print(json.dumps(figures))
+    return 0
+
+
+def _video_folder(run: str, env: EnvConfig) -> Path:
+    """Where a run's videos go. Raises BadInput when none can be recorded, or kept there."""
+    check_recording(env)
+    folder = Path(run) / "videos"
+    try:
+        tempfile.TemporaryFile(dir=folder if folder.exists() else run).close()
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written ({error.strerror}): write --no-video") from error
+    return folder

@@ -1,0 +1,28 @@
+"""Where a component's figures go: the newest of each for who polls it, and Ray's metrics endpoint for the dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qfleet.run.latest_metrics import LatestMetrics
+
+
+class RayMetrics(LatestMetrics):
+    """The same, and each figure as a gauge `qfleet_<component>_<name>` on Ray's metrics endpoint and dashboard."""
+
+    def __init__(self, component: str, run: str) -> None:
+        super().__init__()
+        self._component, self._run = component, run
+        self._gauges: dict[str, Any] = {}
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        from ray.util.metrics import Gauge
+
+        super().report(metrics)
+        for name, value in metrics.items():
+            if name not in self._gauges:
+                gauge = Gauge(f"qfleet_{self._component}_{name}", f"{self._component}: {name}", ("run",))
+                gauge.set_default_tags({"run": self._run})
+                self._gauges[name] = gauge
+            self._gauges[name].set(float(value))

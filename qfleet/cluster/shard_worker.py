@@ -1,0 +1,100 @@
+"""The Ray actor around one replay shard. It imports no torch: a shard that starts is there two seconds sooner."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from qfleet.cluster.metrics import RayMetrics
+from replay.config import ReplayConfig
+from replay.security import Access
+from replay.store.shard import Shard, fresh_generation
+from replay.store.snapshots import Snapshots
+from replay.wire.connection import ShardConnection
+from replay.wire.drain import drain
+from replay.wire.service import ShardServer
+from replay.wire.writer import Writer
+from rl.types import ObservationSpec
+
+
+class ShardWorker:
+    """One replay shard and its gRPC server; ``directory`` is for its snapshots, where the run has any."""
+
+    def __init__(
+        self,
+        config: ReplayConfig,
+        spec: ObservationSpec,
+        seed: int,
+        index: int,
+        host: str,
+        run: str,
+        access: Access,
+        directory: Path,
+    ) -> None:
+        c, limited = config, config.limiter.samples_per_insert > 0
+        shard = Shard(c.shard_capacity, spec, c.selector, limited, seed * 1009 + index, c.shard_capacity_bytes)
+        host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        snapshots = Snapshots(directory, shard, c.snapshot_minutes) if c.snapshot_minutes > 0 else None
+        if snapshots is None:
+            shard.generation = fresh_generation()
+        restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        self._server = _serve(shard, host, access, snapshots, restarted)
+        self._access, self._directory = access, directory if snapshots else None
+        self._news = str(snapshots.restored or "") if snapshots else ""  # for the driver
+        if restarted:
+            self._news = (
+                f"restarted at {self.address()}: {self._news or 'its content is lost, no snapshot was there yet'}"
+            )
+        self._metrics = RayMetrics("shard", f"{run}/{index}")
+
+    def address(self) -> str:
+        """host:port that the shard listens on."""
+        return self._server.address
+
+    def poll(self) -> dict[str, Any]:
+        """The shard's counts, and once what it has to say."""
+        counts = self._server.counts()
+        names = ("inserted", "sampled", "stored", "bytes", "dropped_updates")
+        values = {name: int(getattr(counts, name)) for name in names}
+        self._metrics.report(values)
+        news, self._news = self._news, ""
+        return {"failure": None, "news": news, "address": self.address(), **values}
+
+    def drain(self, addresses: list[str]) -> int:
+        """Move everything into the shards at ``addresses``; returns the items moved. Raises RunFault."""
+        writer = Writer(addresses, access=self._access)
+        link = ShardConnection(self.address(), 60.0, self._access)
+        try:
+            return drain(link, writer)
+        finally:
+            link.channel.close()
+            writer.close()
+
+    def leave(self) -> None:
+        """Stop listening for good; a shard that takes this one's place starts empty."""
+        self._server.stop(timeout=60.0)
+        if self._directory is not None:
+            shutil.rmtree(self._directory)
+
+    def stop(self) -> bool:
+        """Stop listening and write the last snapshot. Raises TimeoutError, RunFault."""
+        self._server.stop(timeout=60.0)
+        return True
+
+
+def _serve(shard: Shard, host: str, access: Access, snapshots: Snapshots | None, restarted: bool) -> ShardServer:
+    """A server on the port that a restarted shard had, where clients look for it, or on a free one."""
+    if snapshots is None:
+        return ShardServer(shard, host, access=access)
+    file = snapshots.directory / "port"
+    server = None
+    if restarted and file.is_file():
+        with contextlib.suppress(RuntimeError):  # another process has taken it
+            server = ShardServer(shard, host, int(file.read_text()), access, snapshots=snapshots)
+    server = server or ShardServer(shard, host, access=access, snapshots=snapshots)
+    file.write_text(str(server.port))
+    return server

@@ -1,0 +1,124 @@
+"""Which processes a run has, where they go and what they ask for: Ray, started here or joined."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from learner.checkpoint import Checkpoint
+from learner.learner import learner_threads
+from qfleet.cluster.board import BOARD, RunBoard
+from qfleet.cluster.faults import last_line
+from qfleet.cluster.needs import Needs
+from qfleet.cluster.shard_fleet import ShardFleet
+from qfleet.cluster.weights import WEIGHT_STORE, WeightStore
+from qfleet.cluster.workers import ActorWorker, EvaluatorWorker, LearnerWorker
+from qfleet.config import TrainConfig
+from replay.security import Access, new_token
+from rl.errors import RunFault
+
+remote: Any = ray.remote  # Ray's handles type no methods
+
+
+class Stopped(Exception):
+    """The user ended the run while its processes were starting."""
+
+
+@dataclass
+class Topology:
+    """Handles of a run's Ray actors."""
+
+    board: Any
+    weights: Any
+    fleet: ShardFleet
+    learner: Any
+    actors: list[Any]
+    evaluator: Any
+    device: str = ""
+
+    def workers(self) -> list[tuple[str, Any]]:
+        """(name, handle) of everything that is polled or stopped."""
+        actors = [(f"actor-{i}", a) for i, a in enumerate(self.actors)]
+        shards = [(f"shard-{i}", s) for i, s in self.fleet.handles.items()]
+        return [("learner", self.learner), *actors, *shards]
+
+
+def build(
+    config: TrainConfig,
+    directory: Path,
+    resumed: Checkpoint | None,
+    base_steps: int,
+    local: bool,
+    stopping: Callable[[], bool],
+) -> Topology:
+    """Start every process and wait until all are ready. Raises RunFault naming what was not placed in time."""
+    needs, run = Needs.of(config), directory.name
+    nice = config.actors.nice if local else 0
+    try:
+        board = remote(RunBoard).options(name=BOARD, num_cpus=0, max_restarts=0).remote()
+        weights = remote(WeightStore).options(name=WEIGHT_STORE, num_cpus=0, max_restarts=0).remote()
+    except ValueError as error:
+        raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir of another name") from error
+    access = Access.of(config.replay.security)
+    access = replace(access, token=access.token or new_token())  # goes to the parts as an argument, and nowhere else
+    fleet = ShardFleet(config, directory, access, local)
+    wanted = {f"shard-{i}": fleet.start(i) for i in range(config.replay.shards)}
+    addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each", config.ready_timeout, stopping)
+    fleet.addresses = dict(enumerate(addresses))
+    board.set_shards.remote(addresses)
+    threads = learner_threads(config.learner)
+    learner = (
+        remote(LearnerWorker)
+        .options(name="learner", num_cpus=needs.learner_cpus, num_gpus=needs.learner_gpus)
+        .remote(config, addresses, resumed, run, threads, access)
+    )
+    device = _await_ready(
+        {"learner": learner.start.remote()},
+        f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU",
+        config.ready_timeout,
+        stopping,
+    )
+    actors = [
+        remote(ActorWorker)
+        .options(name=f"actor-{i}", num_cpus=needs.actor_cpus, max_restarts=-1, scheduling_strategy="SPREAD")
+        .remote(config, i, base_steps, run, nice, access)
+        for i in range(config.actors.count)
+    ]
+    evaluator = (
+        remote(EvaluatorWorker)
+        .options(name="evaluator", num_cpus=needs.evaluator_cpus, max_restarts=-1)
+        .remote(config, base_steps, run)
+    )
+    ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
+    ready["evaluator"] = evaluator.__ray_ready__.remote()
+    _await_ready(ready, "1 CPU each", config.ready_timeout, stopping)
+    return Topology(board, weights, fleet, learner, actors, evaluator, device[0])
+
+
+def _await_ready(calls: dict[str, Any], asks: str, timeout: float, stopping: Callable[[], bool]) -> list[Any]:
+    """Results of ``calls`` by name in order. Raises RunFault naming those not there after ``timeout`` seconds."""
+    refs = list(calls.values())
+    deadline = time.monotonic() + timeout
+    ready: list[Any] = []
+    while len(ready) < len(refs) and time.monotonic() < deadline:
+        if stopping():
+            raise Stopped
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.5)
+    if len(ready) < len(refs):
+        missing = [name for name, ref in calls.items() if ref not in ready]
+        resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        free = {k: v for k, v in resources.items() if k in ("CPU", "GPU")}
+        raise RunFault(
+            f"not ready after {timeout:g} s: {', '.join(missing)} (asking for {asks}; free in the cluster: {free}); "
+            "ask for fewer with --actors.count, --replay.shards and --learner.threads, add nodes, or wait longer with "
+            "--ready-timeout"
+        )
+    try:
+        return list(ray.get(refs))
+    except ray.exceptions.RayActorError as error:
+        raise RunFault(f"{', '.join(calls)} could not start: {last_line(error)}") from error

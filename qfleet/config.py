@@ -1,0 +1,206 @@
+"""The whole configuration: every component's own, composed, and the rules that span two of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from actors.actor import ActorConfig
+from learner.learner import LearnerConfig, pick_device
+from protos.codec import MAX_STEPS
+from replay.config import ReplayConfig
+from replay.importance_weights import BetaConfig
+from replay.rate_limiter import RateLimiter
+from replay.security import Access
+from replay.store.shard import MAX_BATCH
+from rl.envs.config import ATARI_STACK, EnvConfig
+from rl.envs.make import check_env, describe
+from rl.errors import BadInput, nearest
+from rl.evaluation import EvaluationConfig
+from rl.exploration import ExplorationConfig
+from rl.networks import NetworkConfig, check_network
+from rl.returns import ReturnConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `qfleet train` runs."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """Environment."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Network."""
+    returns: ReturnConfig = field(default_factory=ReturnConfig)
+    """Rewards to returns."""
+    exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
+    """Exploration."""
+    actors: ActorConfig = field(default_factory=ActorConfig)
+    """Actors."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """Replay service."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Learner."""
+    beta: BetaConfig = field(default_factory=BetaConfig)
+    """Importance weights' exponent."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluation."""
+    seed: int = 1
+    """Seed of everything that draws."""
+    max_steps: int = 2_000_000
+    """Agent steps after which the run ends, solved or not."""
+    max_updates: int = 0
+    """Learner updates after which the run ends; 0: no limit."""
+    ready_timeout: float = 180.0
+    """Seconds in which the shards, then the learner, then the actors must stand; more where nodes are launched first."""
+    max_minutes: float = 0.0
+    """Minutes of training after which the run ends; 0: no limit."""
+    offline: str = ""
+    """Learn from this Minari dataset alone, with no actor: its id, or its directory (./NAME-v0)."""
+
+    def __post_init__(self) -> None:
+        _check_finite(self, "")
+        if self.max_steps < 1:
+            raise BadInput(f"max_steps is {self.max_steps}: write at least 1 agent step")
+        if self.max_updates < 0:
+            raise BadInput(f"max_updates is {self.max_updates}: write 0 (no limit) or more learner updates")
+        if self.offline and not self.max_updates and not self.max_minutes:
+            raise BadInput(
+                "an offline run makes no agent steps that could end it: write --max-updates or --max-minutes"
+            )
+        if self.max_minutes < 0:
+            raise BadInput(f"max_minutes is {self.max_minutes}: write 0 (no limit) or more")
+        if self.ready_timeout <= 0:
+            raise BadInput(f"ready_timeout is {self.ready_timeout}: write a positive number of seconds")
+        if not 0 <= self.seed < 2**31:
+            raise BadInput(f"seed is {self.seed}: write 0 to {2**31 - 1}")
+        if self.learner.batch_size > MAX_BATCH:
+            raise BadInput(f"learner.batch_size is {self.learner.batch_size}: write at most {MAX_BATCH}")
+        if self.learner.batch_size > self.replay.capacity:
+            raise BadInput(
+                f"learner.batch_size is {self.learner.batch_size}, above replay.capacity of {self.replay.capacity}: "
+                f"write at most {self.replay.capacity}"
+            )
+        longest, most = self.max_segment_items, MAX_STEPS - (ATARI_STACK - 1)  # beside items, a segment has context
+        if longest > most:
+            raise BadInput(
+                f"actors.segment_items is {self.actors.segment_items}: write at most {most - self.returns.n_step + 1}, "
+                f"as a segment has up to {MAX_STEPS} steps"
+            )
+        if bool(self.replay.security.certificate) != bool(self.replay.security.authority):
+            raise BadInput(
+                "replay.security.certificate and replay.security.authority go together in a run: the shards show the one, "
+                "their clients check it by the other; write both"
+            )
+        room = self.surely_stored(self.replay.shards)
+        if self.replay.limiter.min_size > room:
+            raise BadInput(
+                f"replay.limiter.min_size is {self.replay.limiter.min_size}: with capacity {self.replay.capacity} and "
+                f"segments of up to {longest} items that many are never sure to be stored; write at most {max(room, 0)}"
+            )
+        self.limiter()
+
+    @property
+    def max_segment_items(self) -> int:
+        """Items of the longest segment: an episode's last one takes up the n - 1 steps that still waited."""
+        return self.actors.segment_items + self.returns.n_step - 1
+
+    def surely_stored(self, shards: int) -> int:
+        """Items that ``shards`` full shards hold at least: eviction is by whole segments."""
+        return shards * (self.replay.shard_capacity - self.max_segment_items)
+
+    @property
+    def fleet_environments(self) -> int:
+        """Environments of all actors."""
+        return self.actors.count * self.actors.environments
+
+    def limiter(self) -> RateLimiter:
+        """The samples-per-insert limiter of this run; raises BadInput when it could never be satisfied."""
+        c = self.replay
+        return RateLimiter(c.limiter, self.max_segment_items, self.learner.batch_size, c.shards)
+
+
+def resized(config: TrainConfig, shards: int) -> TrainConfig:
+    """The configuration with ``shards`` replay shards, each as large as before. Raises BadInput where that cannot be."""
+    c = config.replay
+    capacity, memory = shards * c.shard_capacity, shards * c.shard_capacity_bytes
+    replay = dataclasses.replace(c, shards=shards, capacity=capacity, capacity_bytes=memory)
+    return dataclasses.replace(config, replay=replay)
+
+
+def _check_finite(config: Any, prefix: str) -> None:
+    for f in dataclasses.fields(config):
+        value, name = getattr(config, f.name), prefix + f.name
+        if dataclasses.is_dataclass(value):
+            _check_finite(value, name + ".")
+        elif isinstance(value, float) and not math.isfinite(value) and (name != "evaluation.goal" or math.isnan(value)):
+            raise BadInput(f"{name} is {value}: write a finite number")
+
+
+def check(config: TrainConfig) -> None:
+    """Raise BadInput for what only the environment or the machine can tell; nothing is started."""
+    pick_device(config.learner.device)
+    Access.of(config.replay.security)
+    check_env(config.env)
+    spec, _ = describe(config.env)
+    check_network(config.network, spec)
+    if config.actors.precision == "bfloat16" and (spec.dtype != "uint8" or config.network.kind == "mlp"):
+        raise BadInput(
+            f"actors.precision bfloat16 is for convolutions of pixels, {config.env.id} gives {spec.dtype} to a "
+            f"{config.network.kind} network: write --actors.precision float32"
+        )
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The content of config.yaml."""
+    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
+
+
+def from_yaml(text: str, where: str) -> TrainConfig:
+    """Inverse of `to_yaml`; raises BadInput naming the place in ``where``."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInput(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    config = _build(TrainConfig, data, where)
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def _build(cls: type, data: Any, where: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise BadInput(f"{where}: expected a mapping of settings, found {data!r}")
+    hints = typing.get_type_hints(cls)
+    unknown = [k for k in data if k not in hints]
+    if unknown:
+        raise BadInput(f"{where}: unknown setting {unknown[0]!r}: {nearest(str(unknown[0]), hints)}")
+    return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    if isinstance(hint, types.UnionType):  # T | None
+        return None if value is None else _value(typing.get_args(hint)[0], value, where)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and not isinstance(value, list):
+        raise BadInput(f"{where} is {value!r}: expected a list")
+    if origin is tuple:
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        return tuple(_value(h, v, where) for h, v in zip(inner, value, strict=True))
+    if origin is typing.Literal:
+        if value not in args:
+            raise BadInput(f"{where} is {value!r}: {nearest(str(value), map(str, args))}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and type(value) is not hint:
+        raise BadInput(f"{where} is {value!r}: expected {hint.__name__}")
+    return value

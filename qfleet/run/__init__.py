@@ -1,0 +1,1 @@
+"""A training run as its driver sees it, and serial mode."""

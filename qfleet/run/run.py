@@ -1,0 +1,175 @@
+"""A training run as its driver sees it: the bookkeeping that serial and distributed mode share.
+
+`Run` owns the directory, the totals, the judge, the logs and the display. A mode feeds it counts and evaluation results
+and asks it when to evaluate, to save and to stop.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from typing import Any
+
+from learner.checkpoint import Checkpoint
+from qfleet.config import TrainConfig
+from qfleet.run.directory import STATUS, SUMMARY, RunDir, versions
+from qfleet.run.log import RunLog
+from qfleet.run.progress import Progress, duration
+from qfleet.run.scheduler import Candidate, EvaluationScheduler, Kind
+from qfleet.run.stats import OnEpisode, RunStats
+from rl.envs.make import frames_per_step
+from rl.evaluation import EvaluationResult, said_of_cut
+from rl.exploration import Exploration
+
+LOG_PERIOD = 10.0  # seconds between rows of metrics.csv
+STATUS_PERIOD = 2.0
+
+
+class Run:
+    """One run's driver-side state."""
+
+    def __init__(
+        self, config: TrainConfig, run_dir: RunDir, resumed: Checkpoint | None, on_episode: OnEpisode | None = None
+    ) -> None:
+        self.config, self.dir, self.resumed = config, run_dir, resumed
+        earlier = dict(resumed.state) if resumed else {}
+        self.stats = RunStats(config, earlier, on_episode)
+        self.scheduler = EvaluationScheduler(config.evaluation, self.stats.clock, earlier.get("judge"))
+        self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps")
+        title = f"Qfleet {config.env.id}  {run_dir.path}"
+        self.progress = Progress(title, self._limits(), config.evaluation.goal, self._unread)
+        self._exploration = Exploration(config.exploration, config.fleet_environments - 1, 1, config.fleet_environments)
+        self._last_log = self._last_status = self._last_save = time.monotonic()
+        self.last_row: dict[str, Any] = {}
+        self.fleet: dict[str, Any] = {}  # how many replay shards there are, for `qfleet status`
+        self.interrupted_by: int | None = None  # number of the signal that ended the run; SIGPIPE: nobody read it
+
+    def _unread(self) -> None:
+        """Nobody reads the progress any more: the run ends in order, as after a signal."""
+        if self.interrupted_by is None:
+            self.interrupted_by = signal.SIGPIPE.value
+
+    @property
+    def minutes(self) -> float:
+        return self.stats.wall_seconds / 60.0
+
+    def finished(self) -> bool:
+        """Whether the run has reached its goal, a limit, or a signal."""
+        c = self.config
+        if self.interrupted_by is not None or (self.scheduler.solved and c.evaluation.stop_when_solved):
+            return True
+        if self.stats.agent_steps >= c.max_steps or 0 < c.max_updates <= self.stats.updates:
+            return True
+        return c.max_minutes > 0 and self.minutes >= c.max_minutes
+
+    def tick(self, force: bool = False) -> None:
+        """Show, log and leave word for `qfleet status`, each when it is due."""
+        now = time.monotonic()
+        row = self.stats.row(float(self._exploration.epsilons(self.stats.agent_steps)[0]))
+        self.last_row = row
+        self.progress.show(row, self._last_evaluation(), self._seconds_left(row))
+        if force or now - self._last_log >= LOG_PERIOD:
+            self._last_log = now
+            self.log.metrics(row)
+            self.log.returns_by_epsilon(self.stats.agent_steps, self.stats.returns_by_epsilon())
+        if force or now - self._last_status >= STATUS_PERIOD:
+            self._last_status = now
+            self.dir.write_json(STATUS, self.status(row))
+
+    def status(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What `qfleet status` shows."""
+        shown = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+        return {"env": self.config.env.id, "time": time.time(), **shown, **self.scheduler.state(), **self.fleet}
+
+    def save_due(self) -> bool:
+        """Whether a checkpoint is due."""
+        return time.monotonic() - self._last_save >= self.config.learner.checkpoint_minutes * 60.0
+
+    def checkpoint_extra(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the learner's own state."""
+        return {**self.stats.state(), "judge": self.scheduler.state(), "env": self.config.env.id}
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint."""
+        self._last_save = time.monotonic()
+        self.dir.checkpoints.save(int(checkpoint.state["updates"]), checkpoint)
+
+    def evaluated(self, kind: Kind, candidate: Candidate, result: EvaluationResult) -> Kind | None:
+        """Take an evaluation's result; returns the kind that must follow on the same weights."""
+        self.stats.evaluation_seconds += result.seconds
+        if not result.episodes:
+            return None
+        follow, best = self.scheduler.take(kind, result)
+        if best:
+            state = {"mean_return": result.mean_return, "agent_steps": candidate.agent_steps}
+            state |= {"updates": candidate.updates, "weights_version": candidate.version}
+            self.dir.best.save(candidate.updates, Checkpoint({"online": dict(candidate.weights)}, state))
+        self.log.evaluation(
+            {
+                "wall_seconds": self.stats.wall_seconds,
+                "agent_steps": candidate.agent_steps,
+                "updates": candidate.updates,
+                "episodes": len(result.episodes),
+                "mean_return": result.mean_return,
+                "std_return": result.std_return,
+                "worst_return": result.worst_return,
+                "epsilon": self.config.evaluation.epsilon,
+                "kind": kind,
+                "weights_version": candidate.version,
+                "seconds": result.seconds,
+            }
+        )
+        cut = said_of_cut(result, self.config.evaluation.max_episode_steps)
+        self.progress.note(
+            f"[{duration(self.stats.wall_seconds)}] evaluation ({kind}) after {candidate.agent_steps:,} steps, "
+            f"{candidate.updates:,} updates: mean return {result.mean_return:.2f} over {len(result.episodes)} episodes "
+            f"(worst {result.worst_return:g}) in {result.seconds:.0f} s{cut}"
+        )
+        return follow
+
+    def _last_evaluation(self) -> str:
+        last = self.scheduler.last_return
+        return "-" if last is None else f"{last:.1f}"
+
+    def _limits(self) -> dict[str, int]:
+        """What ends the run, by the figures' names."""
+        c = self.config
+        limits = {"agent_steps": 0 if c.offline else c.max_steps, "updates": c.max_updates}
+        return {name: most for name, most in limits.items() if most}
+
+    def _seconds_left(self, row: dict[str, Any]) -> float:
+        rates = {"agent_steps": row["steps_per_s"], "updates": row["updates_per_s"]}
+        left = min([(most - row[n]) / rates[n] for n, most in self._limits().items() if rates[n] > 0], default=math.inf)
+        if self.config.max_minutes > 0:
+            left = min(left, self.config.max_minutes * 60.0 - self.stats.wall_seconds)
+        return left
+
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        t, j = self.stats, self.scheduler
+        return {
+            "solved": j.solved,
+            "env": self.config.env.id,
+            "goal": self.config.evaluation.goal if math.isfinite(self.config.evaluation.goal) else None,
+            "mean_return": j.last_return,
+            "best_return": j.best_return,
+            "agent_steps": t.agent_steps,
+            "frames": t.agent_steps * frames_per_step(self.config.env),
+            "updates": t.updates,
+            "wall_seconds": round(t.wall_seconds, 1),
+            "evaluation_seconds": round(t.evaluation_seconds, 1),
+            "episodes": t.episodes,
+            "seed": self.config.seed,
+            "run_dir": str(self.dir.path),
+            "versions": versions(),
+        }
+
+    def close(self) -> dict[str, Any]:
+        """Write summary.json, close the logs; returns the summary."""
+        self.tick(force=True)
+        self.progress.close()
+        self.log.close()
+        summary = self.summary()
+        self.dir.write_json(SUMMARY, summary)
+        return summary

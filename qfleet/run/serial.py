@@ -1,0 +1,147 @@
+"""Serial mode: every part in one process, in a fixed order; same seed, same numbers. No Ray, no socket.
+
+An offline run is a serial run without actors, whose replay is filled from a dataset first.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from actors.actor import Actor
+from actors.evaluator import Evaluator
+from learner.learner import Learner
+from qfleet.config import TrainConfig
+from qfleet.run.latest_metrics import LatestMetrics
+from qfleet.run.offline import fill, offline_spec
+from qfleet.run.run import Run
+from qfleet.run.scheduler import Candidate, Kind
+from replay.local import LocalReplay
+from replay.store.shard import Shard
+from rl.envs.make import describe
+from rl.exploration import Exploration
+from rl.networks import make_network
+from rl.ports import Publication
+from rl.types import Array
+
+
+class LocalWeights:
+    """`WeightSink` that keeps the newest publication and the newest target weights."""
+
+    def __init__(self) -> None:
+        self.latest: Publication | None = None
+        self.target: dict[str, Array] | None = None
+
+    def publish(self, publication: Publication) -> None:
+        self.latest = publication
+        if publication.target_weights is not None:
+            self.target = dict(publication.target_weights)
+
+    def reader(self) -> LocalReader:
+        """A `WeightSource` with a place of its own in the publications: one for each actor."""
+        return LocalReader(self)
+
+
+class LocalReader:
+    """`WeightSource` of one reader of `LocalWeights`; it sees the target whenever that is newer than its own."""
+
+    def __init__(self, weights: LocalWeights) -> None:
+        self._weights = weights
+        self._read, self._target_read = 0, -1
+
+    def poll(self) -> Publication | None:
+        latest = self._weights.latest
+        if latest is None or latest.version <= self._read:
+            return None
+        target = self._weights.target if latest.target_version > self._target_read else None
+        self._read, self._target_read = latest.version, latest.target_version
+        return Publication(latest.version, latest.updates, latest.weights, latest.target_version, target)
+
+
+class SerialParts:
+    """The components of a serial run."""
+
+    def __init__(self, config: TrainConfig, base: int = 0) -> None:
+        spec, actions = describe(config.env)
+        if config.offline:
+            spec = offline_spec(config)
+        c = config.replay
+        seed = config.seed + base
+        shard = Shard(c.capacity, spec, c.selector, limited=False, seed=seed, capacity_bytes=c.capacity_bytes)
+        self.replay = LocalReplay(shard, config.limiter(), config.beta)
+        self.weights, self.metrics = LocalWeights(), LatestMetrics()
+        self.learner = Learner(
+            config.learner, config.network, spec, actions, self.replay, self.weights, self.metrics, config.seed, False
+        )
+        count = config.actors.environments
+        self.actors = [
+            Actor(
+                config.actors,
+                config.env,
+                config.returns,
+                config.learner.double,
+                (
+                    make_network(config.network, spec, actions, config.seed),
+                    make_network(config.network, spec, actions, config.seed),
+                ),
+                Exploration(config.exploration, i * count, count, config.fleet_environments),
+                self.replay,
+                self.weights.reader(),
+                config.seed,
+                i,
+                base,
+            )
+            for i in range(0 if config.offline else config.actors.count)
+        ]
+        self.evaluator = Evaluator(
+            config.evaluation,
+            config.env,
+            make_network(config.network, spec, actions, config.seed),
+            config.actors.precision,
+            config.seed,
+            base,
+        )
+
+
+def run_serial(run: Run) -> None:
+    """Train until the run is finished: act while replay has room, update while the limiter allows."""
+    config = run.config
+    torch.set_num_threads(config.learner.threads or torch.get_num_threads())
+    parts = SerialParts(config, run.stats.base_updates if config.offline else run.stats.base_steps)
+    learner = parts.learner
+    if config.offline:
+        fill(run, parts.replay)
+    if run.resumed is not None:
+        learner.set_checkpoint(run.resumed)
+    learner.publisher.publish()
+    run.stats.start_clock()
+    while not run.finished():
+        for index, actor in enumerate(parts.actors):
+            if parts.replay.may_insert():
+                actor.step()
+                run.stats.actor(index, actor.agent_steps, actor.take_episodes())
+        while learner.step(timeout=0.0) and not parts.replay.may_insert():
+            pass
+        run.stats.learned({**parts.metrics.values, "updates": learner.updater.updates})
+        if (kind := run.scheduler.due(run.stats)) is not None:
+            _evaluate(run, parts, kind)
+        if run.save_due():
+            run.save(learner.get_checkpoint(run.checkpoint_extra()))
+        run.tick()
+    learner.report()
+    run.stats.learned(parts.metrics.values)
+    run.save(learner.get_checkpoint(run.checkpoint_extra()))
+    for actor in parts.actors:
+        actor.close()
+
+
+def _evaluate(run: Run, parts: SerialParts, kind: Kind) -> None:
+    latest = parts.weights.latest
+    assert latest is not None
+    candidate = Candidate(latest.weights, latest.version, run.stats.agent_steps, latest.updates)
+    following: Kind | None = kind
+    while following is not None and run.interrupted_by is None:
+        result = parts.evaluator.evaluate(
+            candidate.weights, run.scheduler.episodes(following), should_stop=lambda: run.interrupted_by is not None
+        )
+        if run.interrupted_by is None:
+            following = run.evaluated(following, candidate, result)

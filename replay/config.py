@@ -1,0 +1,83 @@
+"""The settings of the replay service and the bounds of a shard."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from replay.rate_limiter import LimiterConfig
+from replay.security import SecurityConfig
+from replay.store.selectors import SelectorConfig
+from replay.store.shard import fixed_bytes
+from rl.errors import BadInput
+
+MAX_CAPACITY = 100_000_000  # transitions a shard: 4 to 8 GB of rows and priorities before the first frame
+
+
+def check_capacity_bytes(name: str, capacity_bytes: int, capacity: int, shards: int, selector: SelectorConfig) -> None:
+    """Raise BadInput where ``capacity_bytes`` over all shards leaves no room for segments; 0 is no bound."""
+    fixed = shards * fixed_bytes(capacity, selector)
+    if capacity_bytes and capacity_bytes <= fixed:
+        raise BadInput(
+            f"{name} is {capacity_bytes}: the rows and priorities of {shards * capacity} transitions alone take {fixed}; "
+            "write more, or 0 for no bound, or a smaller capacity in transitions"
+        )
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """The replay service."""
+
+    capacity: int = 200_000
+    """Transitions in all shards together; the oldest go first."""
+    capacity_bytes: int = 0
+    """Bytes of memory for the content of all shards together: compressed frames, what is kept of each step and segment,
+    and the rows and priorities of `capacity` transitions; each process takes some 300 MB more. 0: no bound."""
+    shards: int = 1
+    """Processes that the replay is spread over."""
+    selector: SelectorConfig = field(default_factory=SelectorConfig)
+    """How items are drawn."""
+    limiter: LimiterConfig = field(default_factory=LimiterConfig)
+    """When replay may be written and read."""
+    host: str = "127.0.0.1"
+    """Address that shards listen on; on a cluster that is joined, each shard's own node address is used."""
+    give_up_after: float = 60.0
+    """Seconds that clients try to reach a silent shard before they count it as gone."""
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    """TLS and the token between the parts; without a token of its own a run makes one."""
+    snapshot_minutes: float = 0.0
+    """Minutes between snapshots of each shard into the run's directory, from which a resumed run and a shard that was
+    killed take their content back; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise BadInput(f"replay.capacity is {self.capacity}: write at least 1 transition")
+        if self.capacity > MAX_CAPACITY * max(self.shards, 1):
+            raise BadInput(
+                f"replay.capacity is {self.capacity}: write at most {MAX_CAPACITY} transitions a shard, "
+                "or more --replay.shards"
+            )
+        if self.shards < 1:
+            raise BadInput(f"replay.shards is {self.shards}: write at least 1 shard")
+        check_capacity_bytes(
+            "replay.capacity_bytes", self.capacity_bytes, self.shard_capacity, self.shards, self.selector
+        )
+        if not 0 < self.give_up_after < math.inf:
+            raise BadInput(f"replay.give_up_after is {self.give_up_after}: write a positive number of seconds")
+        if self.snapshot_minutes < 0:
+            raise BadInput(f"replay.snapshot_minutes is {self.snapshot_minutes}: write 0 (no snapshots) or more")
+        if self.limiter.min_size > self.capacity:
+            raise BadInput(
+                f"replay.limiter.min_size is {self.limiter.min_size}, above replay.capacity of {self.capacity}: "
+                f"write at most {self.capacity}"
+            )
+
+    @property
+    def shard_capacity(self) -> int:
+        """Transitions a shard, rounded up."""
+        return -(-self.capacity // self.shards)
+
+    @property
+    def shard_capacity_bytes(self) -> int:
+        """Bytes of memory a shard; 0: no bound."""
+        return self.capacity_bytes // self.shards

@@ -1,0 +1,1 @@
+"""Segments to Minari datasets and back."""

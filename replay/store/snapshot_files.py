@@ -1,0 +1,169 @@
+"""What a snapshot is on disk.
+
+    <directory>/segments-<number>-<first key>-<end key>.bin ... td-<number>.bin MANIFEST.json .lock
+
+Chunks of segments: each record is its length (uint32, little-endian) and a serialized InsertRequest with writer and segment.
+One file of the items' |TD error| (float32). The manifest: counts, writers' sequences, size and SHA-256 of every file. Each
+file is written aside, synced and renamed under a name of its snapshot's number; the snapshot exists once its manifest, the
+last of them, does. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from google.protobuf.message import DecodeError
+
+from protos import replay_pb2 as pb
+from replay.store.storage import StoredSegment
+from rl.errors import BadInput
+from rl.types import ObservationSpec
+
+log = logging.getLogger("qfleet.snapshot")
+
+FORMAT = 1
+MANIFEST, LOCK = "MANIFEST.json", ".lock"
+
+Files = dict[str, dict[str, Any]]  # name -> {bytes, sha256}
+
+
+def stored_segments(directory: Path) -> tuple[ObservationSpec, Iterator[StoredSegment]]:
+    """What the snapshot in ``directory`` holds, oldest segments first, for a reader beside the shard: nothing is locked.
+
+    Raises BadInput, the iterator too, when there is none, it is damaged, or a newer one replaces it meanwhile.
+    """
+    try:
+        snapshot = read_manifest(directory / MANIFEST)
+        spec = snapshot["spec"]
+        observation = ObservationSpec(tuple(spec["frame_shape"]), spec["dtype"], spec["stack"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(directory, error) from error
+
+    def segments() -> Iterator[StoredSegment]:
+        try:
+            if snapshot["state"] is not None:
+                yield from segments_of(directory, snapshot["state"]["first_key"], snapshot["files"])
+        except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
+            raise _unreadable(directory, error) from error
+
+    return observation, segments()
+
+
+def _unreadable(directory: Path, error: Exception) -> BadInput:
+    return BadInput(f"{directory} holds no snapshot that can be read ({' '.join(str(error).split())}): write another")
+
+
+def segments_of(directory: Path, first_key: int, files: Files) -> Iterator[StoredSegment]:
+    for name in chunks(files):
+        data, at, key = read(directory, name, files), 0, key_range(name)[0]
+        while at < len(data):
+            (size,) = struct.unpack_from("<I", data, at)
+            request = pb.InsertRequest.FromString(data[at + 4 : at + 4 + size])
+            if key >= first_key:  # a chunk may begin with segments that were evicted before the snapshot
+                yield StoredSegment(request.writer, key, request.segment)
+            at, key = at + 4 + size, key + items_of(request.segment)
+
+
+def items_of(segment: pb.Segment) -> int:
+    return len(segment.item_step) // 4
+
+
+def record(kept: StoredSegment) -> bytes:
+    data = pb.InsertRequest(writer=kept.writer, segment=kept.message).SerializeToString()
+    return struct.pack("<I", len(data)) + data
+
+
+def chunks(files: Files) -> list[str]:
+    """The names of the chunks, oldest items first."""
+    return sorted((name for name in files if name.startswith("segments-")), key=key_range)
+
+
+def key_range(chunk: str) -> tuple[int, int]:
+    """First and end key of a chunk."""
+    first, end = chunk.removesuffix(".bin").split("-")[2:]
+    return int(first), int(end)
+
+
+def is_ours(name: str) -> bool:
+    return name.lstrip(".").startswith(("segments-", "td-", MANIFEST))
+
+
+def spec_words(spec: dict[str, Any]) -> str:
+    return f"{spec['dtype']} {'x'.join(map(str, spec['frame_shape']))} in stacks of {spec['stack']}"
+
+
+def put(path: Path, pieces: list[bytes]) -> dict[str, Any]:
+    """Write a file aside, sync it and rename it into place; returns its size and checksum. Raises OSError."""
+    data = b"".join(pieces)
+    aside = path.with_name(f".{path.name}")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def sync(directory: Path) -> None:
+    """See to it that files renamed in ``directory`` stay so."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(directory: Path, name: str, files: Files) -> bytes:
+    """A file's content. Raises ValueError, OSError, KeyError when it is not what the manifest names."""
+    data = (directory / name).read_bytes()
+    if len(data) != files[name]["bytes"]:
+        raise ValueError(f"{name} has {len(data)} bytes, not {files[name]['bytes']}")
+    if hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
+        raise ValueError(f"{name} does not match its checksum")
+    return data
+
+
+def manifest_bytes(snapshot: dict[str, Any]) -> bytes:
+    text = json.dumps(snapshot)
+    checksum = hashlib.sha256(text.encode()).hexdigest()
+    return f'{{"format": {FORMAT}, "sha256": "{checksum}", "snapshot":\n{text}}}\n'.encode()
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """What `manifest_bytes` wrote. Raises BadInput on another format, ValueError, KeyError and TypeError on damage."""
+    data = json.loads(file.read_bytes())
+    if data["format"] != FORMAT:
+        raise BadInput(f"{file} is of format {data['format']}, this Qfleet reads {FORMAT}: use the one that wrote it")
+    snapshot: dict[str, Any] = data["snapshot"]
+    if hashlib.sha256(json.dumps(snapshot).encode()).hexdigest() != data["sha256"]:
+        raise ValueError(f"{file.name} does not match its checksum")
+    return snapshot
+
+
+def locked(directory: Path) -> IO[str]:
+    """The lock of ``directory``, which is made where it is missing. Raises BadInput when another process holds it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((directory / LOCK).open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(
+                f"{directory} is in use by another replay shard: write a directory of this one's own"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise BadInput(f"{directory} cannot be written: {error.strerror}") from error
+            log.warning("%s: this file system has no locks; see that no other shard uses it", directory)
+        stack.pop_all()
+    return lock

@@ -1,0 +1,235 @@
+"""Snapshots: a shard's content on disk, written while it serves.
+
+Segments never change and leave first in, first out, so a snapshot writes those that the one before it lacks, in chunks of
+about CHUNK_BYTES, and names the older chunks again. What does change is small and written anew: the items' |TD error|, the
+counts and the writers' sequences. `snapshot_files.py` has the format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from replay.store.shard import Shard
+from replay.store.snapshot_files import (
+    LOCK,
+    MANIFEST,
+    Files,
+    chunks,
+    is_ours,
+    items_of,
+    key_range,
+    locked,
+    manifest_bytes,
+    put,
+    read,
+    read_manifest,
+    record,
+    segments_of,
+    spec_words,
+    sync,
+)
+from rl.errors import BadInput, RunFault
+
+log = logging.getLogger("qfleet.snapshot")
+
+CHUNK_BYTES = 8 * 2**20
+SLICE = 0.001  # seconds of the event loop between two looks at what else there is to do
+
+
+class Written(NamedTuple):
+    """A snapshot on disk."""
+
+    items: int
+    bytes: int  # of the files that were new
+    seconds: float
+
+
+class Restored(NamedTuple):
+    """What a shard took back."""
+
+    items: int
+    seconds_old: float
+
+    def __str__(self) -> str:
+        return f"restored {self.items:,} transitions of a snapshot {self.seconds_old:,.0f} seconds old"
+
+
+class Snapshots:
+    """The directory of one shard's snapshots, locked while this lives; all methods but the first on the shard's loop."""
+
+    def __init__(self, directory: Path, shard: Shard, minutes: float = 0.0) -> None:
+        """Take back what ``directory`` holds; `start` writes a snapshot every ``minutes`` (0: only when asked).
+
+        Raises BadInput, in one line, when another shard uses it, or what it holds is damaged or of another kind.
+        """
+        self.directory, self._shard, self._minutes = directory, shard, minutes
+        self.restored: Restored | None = None
+        self._turn = asyncio.Lock()
+        self._waiting: asyncio.Task[Written] | None = None  # has not had its turn yet
+        self._clock: asyncio.Task[None] | None = None
+        self._lock = locked(directory)
+        try:
+            self._snapshot = self._restore()  # the last one written
+        except BaseException:
+            self._lock.close()
+            raise
+        self._number: int = self._snapshot["number"]
+
+    def start(self) -> None:
+        """Begin to write them in time."""
+        if self._minutes > 0:
+            self._clock = asyncio.create_task(self._write_in_time())
+
+    async def _write_in_time(self) -> None:
+        while True:
+            await asyncio.sleep(self._minutes * 60.0)
+            try:
+                await self.write()
+            except RunFault as fault:
+                log.warning("%s; the one before it is whole", fault)
+
+    async def finish(self) -> Written:
+        """Write the last one and `close`. Raises RunFault."""
+        if self._clock is not None:
+            self._clock.cancel()
+        try:
+            return await self.write()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let the directory go, as it is."""
+        self._lock.close()
+
+    async def write(self) -> Written:
+        """Write a snapshot; whoever asks while one is being written shares the one after it. Raises RunFault."""
+        if self._waiting is None:
+            self._waiting = asyncio.create_task(self._take_turn())
+        return await asyncio.shield(self._waiting)  # which goes on where its caller is gone
+
+    async def _take_turn(self) -> Written:
+        async with self._turn:
+            self._waiting = None
+            try:
+                return await self._write()
+            except OSError as error:
+                raise RunFault(f"{self.directory}: a snapshot could not be written: {error.strerror}") from error
+
+    async def _write(self) -> Written:
+        began = time.monotonic()
+        state, now = self._shard.get_state(), time.time()
+        first, end = state["first_key"], state["end_key"]
+        td = self._shard.storage.errors(first, end)
+        self._number += 1  # of one that failed too: its manifest may be in place
+        number, written = self._number, 0
+        files = self._still_good(first, end)
+        covered = max([first, *(key_range(name)[1] for name in files)])
+        async for at, until, records in self._runs(covered, end):
+            if at != covered:  # evicted before its turn came, and so was all before it
+                files, td, first = {}, td[at - first :], at
+            name, covered = f"segments-{number}-{at}-{until}.bin", until
+            files[name] = await asyncio.to_thread(put, self.directory / name, records)
+            written += files[name]["bytes"]
+        if covered != end:
+            files, td, first = {}, td[:0], end
+        files[f"td-{number}.bin"] = await asyncio.to_thread(put, self.directory / f"td-{number}.bin", [td.tobytes()])
+        snapshot = {
+            **self._snapshot,
+            "number": number,
+            "time": now,
+            "state": {**state, "first_key": first},
+            "files": files,
+        }
+        await asyncio.to_thread(self._commit, snapshot)
+        return Written(end - first, written + td.nbytes, time.monotonic() - began)
+
+    def _still_good(self, first_key: int, end_key: int) -> Files:
+        """The last snapshot's chunks of items still stored, but for a small last one that can be written with more."""
+        files = self._snapshot["files"]
+        good = {name: files[name] for name in chunks(files) if key_range(name)[1] > first_key}
+        last = max(good, key=key_range, default=None)
+        if last and good[last]["bytes"] < CHUNK_BYTES // 2 and key_range(last)[1] < end_key:
+            del good[last]
+        return good
+
+    async def _runs(self, first_key: int, end_key: int) -> AsyncIterator[tuple[int, int, list[bytes]]]:
+        """Records of successive segments in runs of about CHUNK_BYTES, and the keys that each run begins and ends with."""
+        records: list[bytes] = []
+        start = at = first_key
+        size = 0
+        pause = time.monotonic() + SLICE
+        for kept in self._shard.storage.segments(first_key, end_key):
+            if records and (kept.first_key != at or size >= CHUNK_BYTES):
+                yield start, at, records
+                records, size = [], 0
+            if not records:
+                start = kept.first_key
+            records.append(record(kept))
+            size += len(records[-1])
+            at = kept.first_key + items_of(kept.message)
+            if time.monotonic() >= pause:
+                await asyncio.sleep(0)
+                pause = time.monotonic() + SLICE
+        if records:
+            yield start, at, records
+
+    def _commit(self, snapshot: dict[str, Any]) -> None:
+        """Put the manifest in place, then delete what it does not name."""
+        sync(self.directory)
+        put(self.directory / MANIFEST, [manifest_bytes(snapshot)])
+        sync(self.directory)
+        self._snapshot = snapshot
+        for file in self.directory.iterdir():
+            if file.name not in (*snapshot["files"], MANIFEST, LOCK) and is_ours(file.name):
+                file.unlink()
+
+    def _restore(self) -> dict[str, Any]:
+        """Fill the shard with what the directory holds, and note there that its keys begin a new generation."""
+        spec = self._shard.spec
+        ours = {"frame_shape": list(spec.frame_shape), "dtype": spec.dtype, "stack": spec.stack}
+        file = self.directory / MANIFEST
+        snapshot: dict[str, Any] = {
+            "generation": -1,
+            "number": 0,
+            "time": 0.0,
+            "spec": ours,
+            "state": None,
+            "files": {},
+        }
+        if file.exists():
+            try:
+                snapshot = read_manifest(file)
+                if snapshot["spec"] != ours:
+                    raise BadInput(
+                        f"{file} is of observations {spec_words(snapshot['spec'])}, not {spec_words(ours)}: "
+                        "write another directory, or start the shard with those"
+                    )
+                self._fill(snapshot)
+            except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
+                raise BadInput(
+                    f"{self.directory} holds a snapshot that cannot be taken back ({' '.join(str(error).split())}): "
+                    "write another directory, or move this one away to start empty"
+                ) from error
+        snapshot["generation"] = self._shard.generation = snapshot["generation"] + 1
+        try:
+            self._commit(snapshot)
+        except OSError as error:
+            raise BadInput(f"{self.directory} cannot be written: {error.strerror}") from error
+        return snapshot
+
+    def _fill(self, snapshot: dict[str, Any]) -> None:
+        state, files = snapshot["state"], snapshot["files"]
+        if state is None:  # of a shard that ended before its first
+            return
+        td = np.frombuffer(read(self.directory, f"td-{snapshot['number']}.bin", files), np.float32)
+        self._shard.set_state(state, segments_of(self.directory, state["first_key"], files), td)
+        if self._shard.storage.size:
+            self.restored = Restored(self._shard.storage.size, max(0.0, time.time() - snapshot["time"]))

@@ -1,0 +1,109 @@
+"""What the two clients share: a channel to one shard that says what is wrong, and when to give the shard up."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import grpc
+
+from protos import replay_pb2_grpc as rpc
+from replay.security import UNPROTECTED, Access
+from replay.wire.guard import NO_STREAM
+from replay.wire.service import CHANNEL_OPTIONS, NO_CREDIT
+from rl.errors import BadInput, RunFault
+
+RETRY_FROM, RETRY_TO = 0.1, 2.0  # seconds between attempts, doubling
+REFUSED = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
+ALIVE = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED)  # it speaks, and wants the stream opened anew
+HUNG_UP = (
+    " (something listens there and hangs up: a shard that expects TLS or a client's certificate, or has too many "
+    "connections)"
+)
+
+
+class ShardConnection:
+    """One shard's address and channel, and how long it has been silent.
+
+    ``gone`` is set once ``give_up_after`` seconds have passed since its first failure after its last answer, or when it
+    refused a request; it is final.
+    """
+
+    def __init__(self, address: str, give_up_after: float, access: Access = UNPROTECTED) -> None:
+        self.address, self.give_up_after, self.access = address, give_up_after, access
+        self.channel = open_channel(address, access)
+        self.metadata = access.metadata  # goes with each call
+        self.stub = rpc.ReplayStub(self.channel)
+        self.gone = False
+        self.last_error = "never reached"
+        self._silent_since: float | None = None  # its first failure since it last answered
+        self._pause = RETRY_FROM
+
+    def answered(self) -> None:
+        """The shard is alive."""
+        self.last_error = "no error"
+        self._silent_since = None
+        self._pause = RETRY_FROM
+
+    def failed(self, error: grpc.RpcError) -> float:
+        """Note a failure; returns the seconds to wait before the next attempt. Sets ``gone`` when it was one too many.
+
+        Raises RunFault on an error that no retry mends (a refused request).
+        """
+        code, details = _status(error)
+        waiting = code == grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(NO_CREDIT)
+        full = code == grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(NO_STREAM)
+        if code in REFUSED and not (waiting or full):
+            raise RunFault(f"replay shard {self.address} refused a request: {details}")
+        hint = HUNG_UP if "failed to connect" in details and "Socket closed" in details else ""
+        now = time.monotonic()
+        if waiting or code in ALIVE:
+            self.answered()
+        elif self._silent_since is None:
+            self._silent_since = now
+        elif now - self._silent_since > self.give_up_after:
+            self.gone = True
+        self.last_error = f"{code.name}: {details}{hint}"
+        pause, self._pause = self._pause, min(self._pause * 2, RETRY_TO)
+        return pause
+
+    def ask(self, method: str, request: Any, timeout: float) -> Any:
+        """The reply of a unary method of the service. Raises RunFault when there is none within ``timeout`` seconds."""
+        try:
+            return getattr(self.stub, method)(request, timeout=timeout, metadata=self.metadata)
+        except grpc.RpcError as error:
+            code, details = _status(error)
+            raise RunFault(f"replay shard {self.address} did not answer {method}: {code.name}: {details}") from error
+
+    def __reduce__(self) -> tuple[type[ShardConnection], tuple[str, float, Access]]:
+        return ShardConnection, (self.address, self.give_up_after, self.access)
+
+
+def open_channel(address: str, access: Access) -> grpc.Channel:
+    """A channel to a shard, behind TLS when an authority is named. Raises BadInput when a file cannot be read."""
+    authority, name = access.pem("authority"), access.security.name
+    if authority is None and (name or access.security.certificate):
+        raise BadInput("a client with security.certificate or security.name needs security.authority: write it as well")
+    if authority is None:
+        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(authority, access.pem("key"), access.pem("certificate"))
+    options = [*CHANNEL_OPTIONS, *([("grpc.ssl_target_name_override", name)] if name else [])]
+    return grpc.secure_channel(address, credentials, options=options)
+
+
+def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    if isinstance(error, grpc.Call):
+        return error.code(), str(error.details())
+    return grpc.StatusCode.UNKNOWN, str(error)
+
+
+def all_gone(links: list[ShardConnection]) -> RunFault:
+    """The error that a client raises when no shard is left."""
+    states = "; ".join(f"{link.address} ({link.last_error})" for link in links)
+    return RunFault(f"no replay shard has answered for {links[0].give_up_after:g} s: {states}")

@@ -1,0 +1,151 @@
+"""A shard that stands alone, for a learner of any make: no Ray, only the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from replay.config import MAX_CAPACITY, check_capacity_bytes
+from replay.security import Access, SecurityConfig
+from replay.store.selectors import SelectorConfig
+from replay.store.shard import Shard, fresh_generation
+from replay.store.snapshots import Restored, Snapshots
+from replay.wire.guard import Limits
+from replay.wire.service import INSERT_TIMEOUT, start_server
+from rl.errors import BadInput
+from rl.types import ObservationSpec
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """One replay shard, without Ray."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; one that other machines reach (0.0.0.0: all of this machine's) takes a token."""
+    port: int = 50051
+    """Port to listen on; 0: a free one."""
+    capacity: int = 200_000
+    """Transitions; the oldest go first."""
+    capacity_bytes: int = 0
+    """Bytes of memory for the content: compressed frames, what is kept of each step and segment, and the rows and
+    priorities of `capacity` transitions; the process itself takes some 300 MB more. 0: no bound."""
+    frame_shape: tuple[int, ...] = (84, 84)
+    """Shape of one frame."""
+    dtype: str = "uint8"
+    """Type of a frame's numbers, as numpy names it."""
+    stack: int = 4
+    """Frames of an observation; 1: the frame itself."""
+    selector: SelectorConfig = field(default_factory=SelectorConfig)
+    """How items are drawn."""
+    limited: bool = False
+    """Take items only against the insert credit that a sampler with a samples-per-insert ratio grants."""
+    insert_timeout: float = INSERT_TIMEOUT
+    """Seconds that a segment waits for credit before its stream is ended."""
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    """TLS and the token."""
+    limits: Limits = field(default_factory=Limits)
+    """What it bears with."""
+    seed: int = 0
+    """Seed of the draws."""
+    snapshots: str | None = None
+    """Directory of this shard's own for snapshots: taken back at the start, written when asked and at an orderly end."""
+    snapshot_minutes: float = 0.0
+    """Minutes between snapshots; 0: none but those."""
+
+    def __post_init__(self) -> None:
+        if not self.host:
+            raise BadInput("--host is empty: write an address of this machine, or 0.0.0.0 for all of them")
+        if not 0 <= self.port < 2**16:
+            raise BadInput(f"--port is {self.port}: write 0 to 65535")
+        if not 1 <= self.capacity <= MAX_CAPACITY:
+            raise BadInput(f"--capacity is {self.capacity}: write 1 to {MAX_CAPACITY} transitions")
+        check_capacity_bytes("--capacity-bytes", self.capacity_bytes, self.capacity, 1, self.selector)
+        if not self.frame_shape or min(self.frame_shape) < 1 or self.stack < 1:
+            raise BadInput("--frame-shape and --stack must be at least 1")
+        if not 0 < self.insert_timeout < math.inf:
+            raise BadInput(f"--insert-timeout is {self.insert_timeout}: write a positive number of seconds")
+        if self.insert_timeout >= self.limits.stream_idle:
+            raise BadInput(
+                f"--insert-timeout is {self.insert_timeout:g} s: write less than the {self.limits.stream_idle:g} s of "
+                "--limits.stream-idle, in which a segment that waits must not look like silence"
+            )
+        if self.security.authority and not self.security.mutual:
+            raise BadInput("--security.authority is for mutual TLS, on a shard: add --security.mutual, or leave it out")
+        if not 0 <= self.snapshot_minutes < math.inf or (self.snapshot_minutes and not self.snapshots):
+            raise BadInput(
+                f"--snapshot-minutes is {self.snapshot_minutes}: write 0 or more, and the directory with --snapshots"
+            )
+        if not _numbers(self.dtype):
+            raise BadInput(f"--dtype is {self.dtype!r}: write a numpy type of numbers, such as uint8 or float32")
+
+    @property
+    def spec(self) -> ObservationSpec:
+        return ObservationSpec(self.frame_shape, np.dtype(self.dtype).name, self.stack)
+
+
+def _numbers(dtype: str) -> bool:
+    try:
+        return np.dtype(dtype).kind in "uif"
+    except TypeError:
+        return False
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise BadInput when nobody may listen there (gRPC would say so in a log line of its own)."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise BadInput(f"--host {host}: {error.strerror}: write an address of this machine") from error
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise BadInput(f"--host {host} is no address of this machine: write one, or 0.0.0.0") from error
+            raise BadInput(f"port {port}: {error.strerror}: write another --port, or 0 for a free one") from error
+
+
+async def serve(
+    config: ServeConfig,
+    ready: Callable[[int, Restored | None], None],
+    watch: Callable[[Shard], None] = lambda shard: None,
+) -> signal.Signals:
+    """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port and what came back from a snapshot.
+
+    Raises BadInput when the port is taken or the snapshot is of no use, RunFault when the last one could not be written.
+    ``watch`` is handed the shard before it is served, on the event loop that alone may touch it.
+    """
+    access = Access.of(config.security)
+    check_port(config.host, config.port)
+    shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed, config.capacity_bytes)
+    snapshots = Snapshots(Path(config.snapshots), shard, config.snapshot_minutes) if config.snapshots else None
+    watch(shard)
+    if not config.snapshots:
+        shard.generation = fresh_generation()
+    ended: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
+    server, port = await start_server(
+        shard, config.host, config.port, config.insert_timeout, access, config.limits, snapshots
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, _once, ended, number)
+    try:
+        ready(port, snapshots.restored if snapshots else None)
+        return await ended
+    finally:
+        await server.stop(grace=1.0)
+        if snapshots is not None:
+            await snapshots.finish()
+
+
+def _once(ended: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
+    if not ended.done():
+        ended.set_result(number)

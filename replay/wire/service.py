@@ -1,0 +1,282 @@
+"""gRPC around one shard: an asyncio server whose single event loop owns the shard, so nothing needs a lock."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from protos import replay_pb2 as pb
+from protos import replay_pb2_grpc as rpc
+from protos.codec import InvalidMessage
+from replay.security import UNPROTECTED, Access, check_listening, host_port
+from replay.store.shard import OutOfOrder, Shard
+from replay.store.snapshots import Snapshots
+from replay.wire.guard import Limits, StreamGuard, TokenCheck, add_port
+from rl.errors import RunFault
+
+Context = Any  # grpc.aio.ServicerContext, which is untyped
+
+SERVICE_NAME = "qfleet.replay.v1.Replay"
+MAX_MESSAGE = 64 * 2**20  # bytes
+NO_CREDIT = "no insert credit"  # how the error of a segment that waited in vain begins
+INSERT_TIMEOUT = 60.0  # seconds that a segment waits for credit before its stream is ended
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # without it an unanswered ping is found out after a minute
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+]
+SERVER_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+DEFAULT_LIMITS = Limits()
+
+
+class ReplayServicer(rpc.ReplayServicer):
+    """The service of `replay.proto` over one shard."""
+
+    def __init__(
+        self, shard: Shard, insert_timeout: float = INSERT_TIMEOUT, snapshots: Snapshots | None = None
+    ) -> None:
+        self.shard, self._snapshots = shard, snapshots
+        self._insert_timeout = insert_timeout
+        self._granted = asyncio.Event()  # set, and replaced, whenever new credit arrives
+
+    async def Insert(
+        self, requests: AsyncIterator[pb.InsertRequest], context: Context
+    ) -> AsyncIterator[pb.InsertReply]:
+        async for request in requests:
+            await _check_readable(request, context)
+            try:
+                if not self.shard.is_duplicate(request.writer, request.sequence):
+                    await self._wait_for_room(request, context)
+                last = self.shard.insert(
+                    request.writer, request.sequence, request.segment, request.origin, request.transferred
+                )
+            except InvalidMessage as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except OutOfOrder as error:
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            yield pb.InsertReply(acknowledged=last, credit_left=min(self.shard.credit_left, 2**62))
+
+    async def _wait_for_room(self, request: pb.InsertRequest, context: Context) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._insert_timeout
+        if not self.shard.has_room(request):
+            self.shard.check(request)
+        while not self.shard.has_room(request):
+            try:
+                await asyncio.wait_for(self._granted.wait(), timeout=deadline - loop.time())
+            except TimeoutError:
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"{NO_CREDIT} for {self._insert_timeout:g} s: {self.shard.blocked_reason()}",
+                )
+
+    async def Sample(
+        self, requests: AsyncIterator[pb.SampleRequest], context: Context
+    ) -> AsyncIterator[pb.SampleReply]:
+        async for request in requests:
+            await _check_readable(request, context)
+            try:
+                self.shard.check_request(request)
+                reply = self.shard.sample(*request.counts)
+            except InvalidMessage as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            if self.shard.grant(request):  # not before: a refused request leaves no trace
+                self._wake_writers()
+            yield reply
+
+    def _wake_writers(self) -> None:
+        self._granted.set()
+        self._granted = asyncio.Event()
+
+    async def UpdatePriorities(self, request: pb.UpdatePrioritiesRequest, context: Context) -> pb.UpdatePrioritiesReply:
+        await _check_readable(request, context)
+        try:
+            return pb.UpdatePrioritiesReply(dropped=self.shard.update_priorities(request))
+        except InvalidMessage as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise AssertionError("unreachable: abort raises") from error
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
+        await _check_readable(request, context)
+        try:
+            return self.shard.drain(request.taken, request.segments)
+        except InvalidMessage as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise AssertionError("unreachable: abort raises") from error
+
+    async def SetLimited(self, request: pb.SetLimitedRequest, context: Context) -> pb.InfoReply:
+        await _check_readable(request, context)
+        self.shard.limited = request.limited
+        self._wake_writers()
+        return self.shard.info()
+
+    async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoReply:
+        return self.shard.info()
+
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotReply:
+        await _check_readable(request, context)
+        if self._snapshots is None:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, "this shard was started without a directory for snapshots"
+            )
+        assert self._snapshots is not None, "abort raises"
+        try:
+            written = await self._snapshots.write()
+        except RunFault as fault:
+            await context.abort(grpc.StatusCode.INTERNAL, str(fault))
+            raise AssertionError("unreachable: abort raises") from fault
+        return pb.SnapshotReply(items=written.items, bytes_written=written.bytes, seconds=written.seconds)
+
+
+def _reader(message: type[Message]) -> Callable[[bytes], Message | None]:
+    """Bytes to a message, or to None: gRPC would answer bytes that are none with UNKNOWN and a traceback in its log."""
+
+    def read(data: bytes) -> Message | None:
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            return None
+
+    return read
+
+
+async def _check_readable(request: Message | None, context: Context) -> None:
+    if request is None:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is not a message of this method")
+
+
+def _handlers(servicer: ReplayServicer, guard: StreamGuard) -> grpc.GenericRpcHandler:
+    """The methods of the service, as the generated code would add them but for the reader and the guarded streams."""
+    methods = pb.DESCRIPTOR.services_by_name["Replay"].methods
+    kinds = {True: grpc.stream_stream_rpc_method_handler, False: grpc.unary_unary_rpc_method_handler}
+    behaviour = {True: guard.bounded, False: lambda method: method}
+    return grpc.method_handlers_generic_handler(
+        SERVICE_NAME,
+        {
+            m.name: kinds[m.client_streaming](
+                behaviour[m.client_streaming](getattr(servicer, m.name)),
+                request_deserializer=_reader(getattr(pb, m.input_type.name)),
+                response_serializer=getattr(pb, m.output_type.name).SerializeToString,
+            )
+            for m in methods
+        },
+    )
+
+
+async def start_server(
+    shard: Shard,
+    host: str,
+    port: int,
+    insert_timeout: float = INSERT_TIMEOUT,
+    access: Access = UNPROTECTED,
+    limits: Limits = DEFAULT_LIMITS,
+    snapshots: Snapshots | None = None,
+) -> tuple[grpc.aio.Server, int]:
+    """Serve ``shard`` on ``host`` and ``port`` (0: a free one); returns the server and its port.
+
+    Raises BadInput where other machines could reach it without a token, RuntimeError where nobody may listen.
+    Whoever ends the server ends its ``snapshots`` with `finish`.
+    """
+    check_listening(host, access)
+    server = grpc.aio.server(
+        options=[*SERVER_OPTIONS, *limits.options()],
+        interceptors=[TokenCheck(access.token)] if access.token else [],
+    )
+    server.add_generic_rpc_handlers((_handlers(ReplayServicer(shard, insert_timeout, snapshots), StreamGuard(limits)),))
+    checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    port = add_port(server, host_port(host, port), access)
+    await server.start()
+    for name in ("", SERVICE_NAME):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    if snapshots is not None:
+        snapshots.start()
+    return server, port
+
+
+class ShardServer:
+    """A shard served from a thread of its own, for callers that are not asyncio (a Ray actor, a test)."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        access: Access = UNPROTECTED,
+        limits: Limits = DEFAULT_LIMITS,
+        snapshots: Snapshots | None = None,
+    ) -> None:
+        self.shard, self._host, self._snapshots = shard, host, snapshots
+        self._ready = threading.Event()
+        self._failure: Exception | None = None
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
+        self._grace = 0.0
+        self.port = 0
+        serving = start_server(shard, host, port, access=access, limits=limits, snapshots=snapshots)
+        self._thread = threading.Thread(target=self._run, args=(serving,), name="replay-shard", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(timeout=30.0):
+            raise TimeoutError(f"the replay shard did not start listening on {host}:{port} within 30 s")
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self, serving: Coroutine[Any, Any, tuple[grpc.aio.Server, int]]) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            server, self.port = self._loop.run_until_complete(serving)
+        except Exception as error:
+            self._failure = error
+            self._ready.set()
+            return
+        self._ready.set()
+        self._loop.run_until_complete(self._stopping.wait())
+        self._loop.run_until_complete(server.stop(self._grace))
+        if self._snapshots is not None:
+            try:
+                self._loop.run_until_complete(self._snapshots.finish())
+            except RunFault as fault:
+                self._failure = fault
+
+    @property
+    def address(self) -> str:
+        """host:port that the shard listens on."""
+        return host_port(self._host, self.port)
+
+    def counts(self) -> pb.Counts:
+        """The shard's counts, read on its own loop."""
+
+        async def read() -> pb.Counts:
+            return self.shard.counts()
+
+        return asyncio.run_coroutine_threadsafe(read(), self._loop).result(timeout=10.0)
+
+    def stop(self, grace: float = 1.0, timeout: float = 10.0) -> None:
+        """Stop listening and write the last snapshot; open streams are cut after ``grace`` seconds.
+
+        Raises TimeoutError after another ``timeout`` seconds, RunFault when the snapshot could not be written.
+        """
+        self._grace = grace
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(timeout=grace + timeout)
+        if self._thread.is_alive():
+            raise TimeoutError(f"the replay shard on port {self.port} has not stopped within {grace + timeout:g} s")
+        if self._failure is not None:
+            raise self._failure

@@ -1,0 +1,274 @@
+"""The writer: segments to shards over gRPC, each exactly once, with a bounded number in flight.
+
+Each shard has a stream and two threads of its own (gRPC's reads the outgoing segments, ours the replies). What is not
+acknowledged when a stream breaks is sent again, in order, on the next stream to the same shard; the shard drops what it
+had stored. Only when a shard is gone for good do its segments go to the others. Shards may join and leave: what is in
+flight to one that leaves is still delivered to it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import grpc
+
+from protos import replay_pb2 as pb
+from protos.codec import pack_segment
+from replay.security import UNPROTECTED, Access
+from replay.wire.connection import ShardConnection, all_gone
+from rl.errors import BadInput, RunFault
+from rl.types import Segment
+
+WINDOW = 4  # segments in flight to one shard
+
+
+class ShardStream:
+    """The way to one shard: what is to be sent, and what is sent and not yet acknowledged."""
+
+    def __init__(self, link: ShardConnection, changed: threading.Condition) -> None:
+        self.link, self._changed = link, changed
+        self._name = uuid.uuid4().hex  # of its own: a shard that left and came back knows the old one's numbers
+        self.queue: deque[pb.InsertRequest] = deque()  # not yet acknowledged, in order
+        self.credit_left: int | None = None  # as last heard
+        self._sequence = 0
+        self._sent = 0  # how many of `queue` went out on the current stream
+        self._stream = 0  # number of the current stream
+        self.acknowledged = 0  # segments
+        self.closed = self.leaving = False
+        self.failure: RunFault | None = None
+        self._thread = threading.Thread(target=self._run, name=f"writer-{link.address}", daemon=True)
+        self._thread.start()
+
+    def put(self, request: pb.InsertRequest) -> None:
+        """Queue a request under this lane's name and next number (the caller holds the lock)."""
+        self._sequence += 1
+        request.writer, request.sequence = self._name, self._sequence
+        self.queue.append(request)
+        self._changed.notify_all()
+
+    @property
+    def open(self) -> bool:
+        """Whether new segments may be sent this way."""
+        return not (self.leaving or self.link.gone)
+
+    def _outgoing(self, stream: int) -> Iterator[pb.InsertRequest]:
+        while True:
+            with self._changed:
+                while self._sent >= len(self.queue) and not self.closed and stream == self._stream:
+                    self._changed.wait(timeout=1.0)
+                if stream != self._stream or (self.closed and self._sent >= len(self.queue)):
+                    return
+                request = self.queue[self._sent]
+                self._sent += 1
+            yield request
+
+    def _run(self) -> None:
+        while not self.closed and not self.link.gone:
+            with self._changed:
+                self._stream += 1
+                self._sent = 0
+                stream = self._stream
+            try:
+                for reply in self.link.stub.Insert(self._outgoing(stream), metadata=self.link.metadata):
+                    self._acknowledge(reply)
+            except grpc.RpcError as error:
+                self._failed(error)
+            except ValueError:  # the channel was closed under us
+                return
+
+    def _acknowledge(self, reply: pb.InsertReply) -> None:
+        self.link.answered()
+        with self._changed:
+            while self.queue and self.queue[0].sequence <= reply.acknowledged:
+                self.queue.popleft()
+                self._sent = max(0, self._sent - 1)  # a duplicate may acknowledge what this stream has not sent yet
+                self.acknowledged += 1
+            self.credit_left = reply.credit_left
+            self._changed.notify_all()
+
+    def _failed(self, error: grpc.RpcError) -> None:
+        if self.closed:
+            return
+        if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+            self._renumber()
+        try:
+            pause = self.link.failed(error)
+        except RunFault as fault:
+            self.failure = fault
+            self.link.gone = True
+            pause = 0.0
+        with self._changed:
+            self._stream += 1  # ends the old stream's sender
+            self._changed.notify_all()
+            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.ABORTED:
+                self._changed.wait_for(lambda: self.closed or self.queue)  # it was silent for too long: until a segment
+            else:
+                self._changed.wait_for(lambda: self.closed, timeout=pause)
+
+    def _renumber(self) -> None:
+        """The shard was restarted and knows less of us than it acknowledged: go on as a new writer, from 1.
+
+        What it has lost it cannot store twice, so the segments in flight are safe to send under new numbers.
+        """
+        with self._changed:
+            self._name = uuid.uuid4().hex
+            for sequence, request in enumerate(self.queue, start=1):
+                request.writer, request.sequence = self._name, sequence
+            self._sequence = len(self.queue)
+
+    def join(self) -> None:
+        self._thread.join(timeout=5.0)
+
+
+class Writer:
+    """`SegmentSink` over gRPC. Pickles as its addresses and its access."""
+
+    def __init__(
+        self,
+        addresses: list[str],
+        give_up_after: float = 60.0,
+        write_timeout: float = 300.0,
+        access: Access = UNPROTECTED,
+    ) -> None:
+        self.addresses, self._give_up_after, self._write_timeout = list(addresses), give_up_after, write_timeout
+        self._access = access
+        self.name = uuid.uuid4().hex
+        self._changed = threading.Condition()
+        self._lanes: list[ShardStream] = []
+        self._closed = False
+        self.set_shards(addresses)
+        self._turn = hash(self.name) % len(addresses)  # so that many writers start at different shards
+
+    def __reduce__(self) -> tuple[type[Writer], tuple[list[str], float, float, Access]]:
+        return Writer, (self.addresses, self._give_up_after, self._write_timeout, self._access)
+
+    def set_shards(self, addresses: Sequence[str], timeout: float = 0.0) -> None:
+        """Write to these shards from now on; from any thread. What is in flight to the others is still delivered.
+
+        With a ``timeout``, returns when it is, and raises TimeoutError after so many seconds.
+        """
+        if not addresses:
+            raise BadInput("a writer without a replay shard: write the address of at least one")
+        addresses = list(dict.fromkeys(addresses))
+        with self._changed:
+            if self._closed:
+                raise RunFault("the writer is closed")
+            self.addresses = addresses
+            for lane in self._lanes:
+                lane.leaving = lane.link.address not in addresses
+            here = {lane.link.address for lane in self._lanes}
+            self._lanes += [
+                ShardStream(ShardConnection(a, self._give_up_after, self._access), self._changed)
+                for a in addresses
+                if a not in here
+            ]
+            self._changed.notify_all()
+            deadline = time.monotonic() + timeout
+            while timeout and any(lane.leaving for lane in self._lanes):
+                self._check()
+                self._tidy()
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(
+                        f"after {timeout:g} s shards that are to be left have not acknowledged: {self._state()}"
+                    )
+                self._changed.wait(timeout=0.1)
+
+    @property
+    def in_flight(self) -> int:
+        """Segments not yet acknowledged."""
+        return sum(len(lane.queue) for lane in self._lanes)
+
+    @property
+    def _acknowledged(self) -> int:
+        return sum(lane.acknowledged for lane in self._lanes)
+
+    def write(self, segment: Segment) -> None:
+        """Send a segment to a shard that has credit; waits while every shard's window is full.
+
+        Raises RunFault when no shard is left, a shard refused a segment, nothing moved for ``write_timeout`` seconds, or
+        the writer is closed meanwhile.
+        """
+        self._put(pb.InsertRequest(segment=pack_segment(segment), origin=self.name), segment.items)
+
+    def transfer(self, segment: pb.Segment, origin: str) -> None:
+        """The same for one of ``origin``'s segments that comes from another shard or a dataset: it needs no credit."""
+        self._put(pb.InsertRequest(segment=segment, origin=origin, transferred=True), 0)
+
+    def _put(self, request: pb.InsertRequest, items: int) -> None:
+        with self._changed:
+            deadline, moved = time.monotonic() + self._write_timeout, self._acknowledged
+            self._check()
+            while (lane := self._choose(items)) is None:
+                self._changed.wait(timeout=1.0)
+                if self._acknowledged != moved:
+                    deadline, moved = time.monotonic() + self._write_timeout, self._acknowledged
+                if time.monotonic() >= deadline:
+                    raise RunFault(f"replay took no segment for {self._write_timeout:g} s: {self._state()}")
+                self._check()
+            lane.put(request)
+
+    def _choose(self, items: int) -> ShardStream | None:
+        """The next lane in turn with room in its window, preferring those with credit for ``items``."""
+        self._tidy()
+        count = len(self._lanes)
+        turn = [self._lanes[(self._turn + i) % count] for i in range(count)]
+        self._turn = (self._turn + 1) % count
+        free = [lane for lane in turn if lane.open and len(lane.queue) < WINDOW]
+        funded = [lane for lane in free if lane.credit_left is None or lane.credit_left >= items]
+        idle = [lane for lane in free if not lane.queue]
+        return next(iter(funded or idle), None)
+
+    def _tidy(self) -> None:
+        """Send what was in flight to a shard that is gone for good to the others; end the lanes that have left."""
+        alive = [lane for lane in self._lanes if lane.open]
+        for lane in self._lanes:
+            while lane.link.gone and lane.queue and alive and lane.failure is None:
+                alive[0].put(lane.queue.popleft())
+            if lane.leaving and not lane.queue:
+                lane.closed = True
+                self._changed.notify_all()  # its thread may be waiting for a segment
+                lane.link.channel.close()
+        self._lanes = [lane for lane in self._lanes if not lane.closed]
+
+    def _check(self) -> None:
+        if self._closed:
+            raise RunFault("the writer was closed while it waited for replay to take a segment")
+        for lane in self._lanes:
+            if lane.failure is not None:
+                raise lane.failure
+        if all(lane.link.gone for lane in self._lanes):
+            raise all_gone([lane.link for lane in self._lanes])
+
+    def _state(self) -> str:
+        return ", ".join(
+            f"{lane.link.address}: {len(lane.queue)} in flight, credit {lane.credit_left}, {lane.link.last_error}"
+            for lane in self._lanes
+        )
+
+    def flush(self, timeout: float) -> None:
+        """Wait until everything is acknowledged. Raises TimeoutError, RunFault."""
+        with self._changed:
+            deadline = time.monotonic() + timeout
+            while self.in_flight:
+                self._tidy()
+                self._check()
+                self._changed.wait(timeout=0.1)
+                if time.monotonic() >= deadline and self.in_flight:
+                    raise TimeoutError(f"after {timeout:g} s replay has not acknowledged: {self._state()}")
+
+    def close(self) -> None:
+        """Close the streams; what was not acknowledged is lost (call `flush` first)."""
+        with self._changed:
+            self._closed = True
+            lanes = list(self._lanes)
+            for lane in lanes:
+                lane.closed = True
+            self._changed.notify_all()
+        for lane in lanes:
+            lane.link.channel.close()
+        for lane in lanes:
+            lane.join()

@@ -1,0 +1,82 @@
+"""Videos of a policy, through Gymnasium's recording wrapper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_rendered
+from rl.envs.spaces import SpaceKind
+from rl.envs.vector import observed
+from rl.errors import BadInput
+from rl.evaluation import MAX_EPISODE_STEPS, Policy
+
+GIF_SECONDS, GIF_SIDE, GIF_FPS = 20.0, 240, 12  # at most; pixels, frames/s
+
+
+def record(
+    act: Policy,
+    config: EnvConfig,
+    folder: Path,
+    episodes: int,
+    epsilon: float,
+    seed: int,
+    takes: SpaceKind = "network",
+    gif: bool = False,
+    max_steps: int = MAX_EPISODE_STEPS,
+) -> list[Path]:
+    """Play ``episodes`` of at most ``max_steps`` and write an mp4 of each into ``folder``, with ``gif`` a GIF beside it.
+
+    Returns the files. ``act`` maps observations [1, ...] to actions [1], or [1, D] where they are continuous (``epsilon`` 0
+    then). Raises BadInput when it cannot be recorded (`check_recording`).
+    """
+    check_recording(config, takes)
+    env = make_rendered(config, takes)
+    discrete = env.action_space if isinstance(env.action_space, gym.spaces.Discrete) else None
+    env = gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
+    rng = np.random.default_rng(seed)
+    dtype = observed(env.observation_space, takes).dtype
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=seed + episode)
+        done, steps = False, 0
+        while not done and steps < max_steps:
+            steps += 1
+            action = act(np.asarray(observation, dtype=dtype)[None])[0]
+            if discrete is not None:
+                action = rng.integers(discrete.n) if rng.random() < epsilon else action
+                action = int(action) + int(discrete.start)
+            observation, _, terminated, truncated, _ = env.step(action)
+            done = terminated or truncated
+    env.close()
+    files = sorted(folder.glob("*.mp4"))
+    return files + [_gif(file) for file in files] if gif else files
+
+
+def check_recording(config: EnvConfig, takes: SpaceKind = "network") -> None:
+    """Raise BadInput, saying what is missing, when the environment cannot be drawn; or when it draws nothing."""
+    env = make_rendered(config, takes)
+    try:
+        env.reset(seed=0)
+        picture = env.render()
+    except Exception as error:  # whatever a renderer misses: a package, a library, a screen
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"env.id {config.id!r} cannot be drawn: {said}, or write --no-video") from error
+    finally:
+        env.close()
+    if picture is None:
+        raise BadInput(f"env.id {config.id!r} draws no pictures: write --no-video")
+
+
+def _gif(video: Path) -> Path:
+    """The same pictures as a GIF beside the mp4, its beginning, and not too large for a page."""
+    from moviepy import VideoFileClip
+
+    to = video.with_suffix(".gif")
+    with VideoFileClip(str(video)) as clip:
+        shown = clip.subclipped(0, min(clip.duration, GIF_SECONDS))
+        shown = shown.resized(GIF_SIDE / max(clip.size)) if max(clip.size) > GIF_SIDE else shown
+        shown.write_gif(str(to), fps=min(clip.fps, GIF_FPS), logger=None)
+    return to

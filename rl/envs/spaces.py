@@ -1,0 +1,158 @@
+"""Gymnasium environments made to fit what a method takes: a network, a table, or continuous actions."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from rl.envs import bias_example, grid_worlds
+from rl.envs.config import kwargs_of
+from rl.envs.grid_states import WholeGrid, grid_space, is_grid, pack
+from rl.errors import BadInput, nearest
+
+gym.register_envs(bias_example)
+gym.register_envs(grid_worlds)
+
+SpaceKind = Literal["network", "table", "continuous"]
+AnyEnv = gym.Env[Any, Any]
+
+LARGEST_STATE = 4_096  # numbers in an observation that a table keeps; pictures would fill the memory
+
+# Packages that register environments when they are imported, by how their ids begin, and the extra that brings them.
+PROVIDERS = {
+    "FlappyBird": ("flappy_bird_gymnasium", "classic"),
+    "MiniGrid-": ("minigrid", "classic"),
+    "BabyAI-": ("minigrid", "classic"),
+}
+
+
+def make_single(env_id: str, takes: SpaceKind, kwargs: str = "{}", max_episode_steps: int = 0, **more: Any) -> AnyEnv:
+    """One environment with spaces that suit ``takes``; raises BadInput, naming what would fit.
+
+    network: observations Box (Discrete ones become one-hot vectors), actions Discrete. table: observations as `table_states`
+    makes them, of MiniGrid's worlds the whole grid; actions Discrete. continuous: both Box, the actions scaled to [-1, 1].
+    ``kwargs``: a JSON object for the environment's constructor; ``max_episode_steps`` 0: as registered.
+    """
+    env = _make(env_id, {**kwargs_of(kwargs), **more}, max_episode_steps)
+    try:
+        return _fitted(env, env_id, takes)
+    except BadInput:
+        env.close()
+        raise
+
+
+def known_ids() -> list[str]:
+    """The ids of Gymnasium's registry, without those that are written in JAX."""
+    return [k for k in gym.registry if not re.match(r"(phys2d|tabular)/", k)]
+
+
+def register(env_id: str) -> None:
+    """Import the package that registers ``env_id``, where one is known; raises BadInput when it is not installed."""
+    for prefix, (package, extra) in PROVIDERS.items():
+        if env_id.startswith(prefix) and env_id not in gym.registry:
+            try:
+                __import__(package)
+            except ImportError as error:
+                raise BadInput(
+                    f'{env_id} needs the extra `{extra}`: pip install -c constraints.txt -e ".[{extra}]"'
+                ) from error
+
+
+def has_limit(env_id: str) -> bool:
+    """Whether an environment truncates its episodes by itself; False for one that is not known."""
+    register(env_id)
+    spec = gym.registry.get(env_id)
+    return spec is not None and spec.max_episode_steps is not None
+
+
+def _make(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> AnyEnv:
+    register(env_id)
+    if env_id not in gym.registry and ":" not in env_id:
+        raise BadInput(f"env.id {env_id!r} is not a Gymnasium environment: {nearest(env_id, known_ids())}")
+    try:
+        return gym.make(env_id, max_episode_steps=max_episode_steps or None, **kwargs)
+    except Exception as error:  # whatever a constructor makes of its arguments
+        said = f"{type(error).__name__}: {error}"
+        raise BadInput(f"env.id {env_id!r} cannot be made: {' '.join(said.split())}") from error
+
+
+def _fitted(env: AnyEnv, env_id: str, takes: SpaceKind) -> AnyEnv:
+    action, observation = env.action_space, env.observation_space
+    if takes == "continuous":
+        if not isinstance(action, spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
+            raise BadInput(
+                f"env.id {env_id!r} has actions {action}: continuous control needs a bounded Box, such as Pendulum-v1's; "
+                "for Discrete actions write dqn or q-learning"
+            )
+        if not isinstance(observation, spaces.Box):
+            raise BadInput(
+                f"env.id {env_id!r} has observations {observation}: write one with a Box, such as Pendulum-v1"
+            )
+        return gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+    if not isinstance(action, spaces.Discrete):
+        raise BadInput(
+            f"env.id {env_id!r} has actions {action}: this method needs a Discrete action space, such as CartPole-v1's"
+        )
+    if takes == "table":
+        return _numbered(env, env_id)
+    if isinstance(observation, spaces.Discrete):
+        return gym.wrappers.FlattenObservation(env)
+    if not isinstance(observation, spaces.Box):
+        raise BadInput(
+            f"env.id {env_id!r} has observations {_short(observation)}: write one with a Box or Discrete space, or a method "
+            "with a table, such as q-learning"
+        )
+    return env
+
+
+def _short(space: gym.Space[Any]) -> str:
+    """A space in a few words."""
+    text = " ".join(str(space).split())
+    return text if len(text) <= 100 else text[:100] + " ..."
+
+
+def _numbered(env: AnyEnv, env_id: str) -> AnyEnv:
+    """The environment with observations as `table_states` has them; of MiniGrid's the whole grid."""
+    if is_grid(env.observation_space):
+        env = WholeGrid(env)
+    fitted = table_states(env.observation_space)
+    if isinstance(env.observation_space, spaces.Box) and math.prod(env.observation_space.shape) > LARGEST_STATE:
+        fitted = None
+    if fitted is None:
+        raise BadInput(
+            f"env.id {env_id!r} has observations {_short(env.observation_space)}: a table needs Discrete ones, such as "
+            "FrozenLake-v1's; for a Box write fitted-q, neural-fitted-q or dqn"
+        )
+    space, convert = fitted
+    return env if space is env.observation_space else gym.wrappers.TransformObservation(env, convert, space)
+
+
+def table_states(space: gym.Space[Any]) -> tuple[gym.Space[Any], Callable[[Any], Any]] | None:
+    """The space of a table's states, and what makes an observation one; None where a table cannot have them.
+
+    Discrete, and tuples of such: one number from 0. MiniGrid's dict: uint8 [D] (`grid_states.pack`). An integer Box stays as
+    it is: its bytes tell the state.
+    """
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
+        return space, lambda observation: observation
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return space, lambda observation: observation
+    if isinstance(space, spaces.Dict) and is_grid(space):
+        return grid_space(space), pack
+    parts = space.spaces if isinstance(space, spaces.Tuple) else (space,)
+    if not all(isinstance(part, spaces.Discrete) for part in parts):
+        return None
+    sizes = tuple(int(part.n) for part in parts if isinstance(part, spaces.Discrete))
+    starts = tuple(int(part.start) for part in parts if isinstance(part, spaces.Discrete))
+
+    def number(observation: Any) -> Any:
+        values = observation if isinstance(space, spaces.Tuple) else (observation,)
+        return np.int64(np.ravel_multi_index([int(v) - s for v, s in zip(values, starts, strict=True)], sizes))
+
+    return spaces.Discrete(math.prod(sizes)), number

@@ -1,0 +1,65 @@
+"""Any Gymnasium environment, in batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from rl.envs.config import EnvConfig
+from rl.envs.spaces import AnyEnv, SpaceKind, make_single
+from rl.types import Array, Bool, Int64, ObservationSpec, Step
+
+
+class GymnasiumEnvironments:
+    """Any Gymnasium environment, its spaces made to fit what the method takes (`rl.envs.spaces.make_single`)."""
+
+    def __init__(self, config: EnvConfig, count: int, takes: SpaceKind = "network") -> None:
+        self._env = SyncVectorEnv(
+            [lambda: single(config, takes) for _ in range(count)],
+            autoreset_mode=AutoresetMode.DISABLED,
+            observation_mode="same",
+        )
+        self.count = count
+        self.spec = observed(self._env.single_observation_space, takes)
+        action = self._env.single_action_space
+        self.actions = int(action.n) if isinstance(action, gym.spaces.Discrete) else int(np.prod(action.shape or ()))
+        self._first_action = int(action.start) if isinstance(action, gym.spaces.Discrete) else 0
+
+    def reset(self, seeds: Int64) -> Array:
+        observation, _ = self._env.reset(seed=[int(s) for s in seeds])
+        return np.array(observation, dtype=self.spec.dtype)
+
+    def step(self, actions: Int64) -> Step:
+        observation, reward, terminated, truncated, _ = self._env.step(actions + self._first_action)
+        no_lives = np.zeros(self.count, dtype=np.bool_)
+        return Step(
+            np.array(observation, dtype=self.spec.dtype),
+            np.asarray(reward, np.float32),
+            terminated.copy(),
+            truncated & ~terminated,
+            no_lives,
+        )
+
+    def restart(self, mask: Bool, seeds: Int64) -> Array:
+        where: list[int | None] = [None] * self.count
+        for env, seed in zip(np.flatnonzero(mask), seeds, strict=True):
+            where[env] = int(seed)
+        observation, _ = self._env.reset(seed=where, options={"reset_mask": mask})
+        return np.array(observation, dtype=self.spec.dtype)
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def observed(space: gym.Space[Any], takes: SpaceKind) -> ObservationSpec:
+    """What a method is given: a network's observations are pixels (uint8) or float32, a table's keep their own type."""
+    kept = takes == "table" or space.dtype == np.uint8
+    return ObservationSpec(tuple(space.shape or ()), str(space.dtype) if kept else "float32")
+
+
+def single(config: EnvConfig, takes: SpaceKind = "network", **more: Any) -> AnyEnv:
+    """One Gymnasium environment as configured, its spaces as ``takes`` wants them; raises BadInput."""
+    return make_single(config.id, takes, config.kwargs, config.max_episode_steps, **more)

@@ -1,0 +1,278 @@
+"""The GPU check runs, on a CPU too, where little more than torch is installed; and what it checks can fail."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from packaging.requirements import Requirement
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import gpu, gpu_checks, gpu_profile, gpu_tables
+from benchmarks.gpu_parts import NETWORKS, QUICK, SPEC, Pool, Sizes, Source, trial
+from learner.checkpoint import Checkpoint
+from qfleet.cli import main as cli
+from qfleet.presets import preset
+from tests.conftest import ROOT
+
+ABSENT = ("ray", "gymnasium", "grpc", "lz4", "ale_py", "tyro", "rich", "psutil")
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+SMALL_CPU = ("cpu", NETWORKS["small"])
+
+BARE = """
+import importlib, runpy, sys
+folder, checkout, *absent = sys.argv[1].split(",")
+sys.path[:0] = [checkout, folder]
+for name in absent:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        continue
+    sys.exit(f"{name} is here")
+sys.argv[1:] = ["--device", "cpu", "--quick", "--json"]
+runpy.run_module("benchmarks.gpu", run_name="__main__", alter_sys=True)
+"""
+
+
+def needed(names):
+    """The distributions named, and all that they require here, by name."""
+    found, queue = {}, list(names)
+    while queue:
+        name = queue.pop().lower().replace("_", "-")
+        if name not in found:
+            found[name] = importlib.metadata.distribution(name)
+            wanted = (Requirement(line) for line in found[name].requires or ())
+            queue += [r.name for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The check as a process that finds torch, numpy, safetensors, what these require, and the checkout, and no more."""
+    folder = tmp_path_factory.mktemp("bare")
+    for distribution in needed(["torch", "numpy", "safetensors", "fsspec"]).values():
+        tops = {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}
+        for top in tops:
+            (folder / top).unlink(missing_ok=True)
+            (folder / top).symlink_to(distribution.locate_file(top))
+    words = ",".join([str(folder), str(ROOT), *ABSENT])
+    command = [sys.executable, "-I", "-S", "-c", BARE, words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=200)
+
+
+def test_it_runs_with_torch_numpy_and_safetensors_alone(bare):
+    assert bare.returncode == 0, bare.stdout + bare.stderr
+    assert "1 of 12: losses of 3 updates beside the CPU's, nature, adam (11 more)" in bare.stdout
+
+
+def test_it_gives_every_figure(bare):
+    figures = json.loads(bare.stdout.splitlines()[-1])
+    assert (figures["passed"], figures["failed"], figures["device"]) == (True, [], "cpu")
+    losses = [c for c in figures["checks"] if c["name"].startswith("losses")]
+    cases = {(c["name"], c["network"], c["optimizer"]) for c in losses}
+    assert len(cases) == len(losses) == 2 * 2 * 2
+    assert all(c["worst"] == 0 for c in losses if c["name"] == "losses, float32")  # the CPU beside itself
+    assert all(0 < c["worst"] <= 5e-2 for c in losses if c["name"] == "losses, bfloat16")
+    assert len(figures["checks"]) - len(losses) == 2 * 4  # state and losses, there and back, by optimizer
+    assert len(figures["speed"]) == 2 * 2
+    for row in figures["speed"]:
+        assert row.pop("peak_device_mib") is None
+        assert all(math.isfinite(row[name]) and row[name] > 0 for name in row if name not in ("network", "dtype"))
+        assert row["transitions_per_s"] == pytest.approx(4 * row["updates_per_s"])
+    assert [p["network"] for p in figures["profile"]] == ["nature", "small"]
+    for profiled in figures["profile"]:
+        assert len(profiled["longest"]) == 10
+        assert "gaps" in profiled["note"]
+        times = [row["us"] for row in profiled["longest"]]
+        assert times == sorted(times, reverse=True)
+        assert times[-1] > 0
+        assert sum(row["share"] for row in profiled["longest"]) <= 1 + 1e-9
+        assert any("conv" in row["name"] for row in profiled["longest"])
+
+
+@NO_CUDA
+@pytest.mark.parametrize("flags", [[], ["--device", "cuda", "--json"]])
+@pytest.mark.parametrize("main", [gpu.main, lambda flags: cli.main(["bench", "gpu", *flags])])
+def test_without_cuda_it_says_what_to_write(main, flags, capsys):
+    assert main(flags) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "write --device cpu" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--updates", "0"], "--updates is 0: write at least 1"),
+        (["--seconds", "nan"], "--seconds is nan"),
+        (["--batches", "32", "0"], "from 1 to 8,192"),
+        (["--update", "3"], "--update"),
+    ],
+)
+def test_bad_input_is_one_line(flags, said, capsys):
+    assert gpu.main([*flags, "--device", "cpu"] if "--device" not in flags else flags) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_both_ways_of_asking_give_the_same_command(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(gpu, "run", lambda c, say=print: asked.append(c) or {"passed": False})
+    flags = ["--device", "cpu", "--batches", "8", "16", "--seconds", "0.5", "--updates", "7", "--quick", "--json"]
+    assert gpu.main(flags) == cli.main(["bench", "gpu", *flags]) == 1
+    assert gpu.main([]) == cli.main(["bench", "gpu"]) == 1
+    given = gpu.Command(device="cpu", batches=(8, 16), seconds=0.5, updates=7, quick=True, json=True)
+    assert asked == [given, given, gpu.Command(), gpu.Command()]
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [{"passed": False}] * 2
+
+
+def test_the_networks_are_the_presets():
+    assert {"nature": preset("breakout").network, "small": preset("pong").network} == NETWORKS
+
+
+def test_the_source_hands_out_batches_as_the_sampler_does():
+    pool = Pool(10)
+    source = Source(pool, 4)
+    first, second, third = (source.sample(0.0) for _ in range(3))
+    s_tm1, a_tm1, r_t, discount_t, s_t = first.transitions
+    assert s_tm1.shape == s_t.shape == (4, *SPEC.shape)
+    assert s_tm1.base is s_t.base is pool.stacks  # views of one buffer, pair by pair
+    assert s_t.ctypes.data - s_tm1.ctypes.data == 4 * 84 * 84
+    assert [x.dtype for x in (s_tm1, a_tm1, r_t, discount_t)] == [np.uint8, np.int64, np.float32, np.float32]
+    assert [x.flags.writeable for x in (s_tm1, a_tm1, r_t, discount_t)] == [True, True, False, False]
+    assert second.keys.tolist() == [4, 5, 6, 7]
+    assert third.keys.tolist() == first.keys.tolist()  # the last 2 of 10 make no batch
+    assert not np.array_equal(s_tm1, second.transitions.s_tm1)
+
+
+@pytest.mark.parametrize(
+    ("got", "passed", "worst", "at"),
+    [
+        ([0.5, 0.25, 2.0], True, 0.0, 1),
+        ([0.5, 0.25 * 1.0009, 2.0], True, 9e-4, 2),
+        ([0.5, 0.25, 2.0 * 0.998], False, 2e-3, 3),
+        ([0.5, float("nan"), 2.0], False, None, 2),
+        ([0.5, 0.25], False, 0.0, 1),
+        ([], False, None, 0),
+    ],
+)
+def test_a_sequence_of_losses_that_is_off_fails(got, passed, worst, at):
+    verdict = gpu_checks.compared("x", [0.5, 0.25, 2.0], got, 1e-3)
+    assert (verdict["passed"], verdict["at_update"]) == (passed, at)
+    assert verdict["worst"] == (None if worst is None else pytest.approx(worst))
+
+
+@pytest.mark.parametrize(
+    ("changes", "passed"),
+    [
+        ({}, True),
+        ({"learning_rate": 1.1e-5}, False),  # a tenth too long
+        ({"target_update_period": 10**6}, False),  # never copied
+        ({"max_grad_norm": 0.0}, False),  # never clipped
+        ({"optimizer": "rmsprop"}, False),
+        ({"loss": "squared"}, False),
+    ],
+)
+def test_a_learner_that_is_off_fails(changes, passed):
+    pool, config = Pool(64), gpu_checks._config("small", "adam", replace(Sizes(), batch=8))
+    with (
+        trial(*SMALL_CPU, pool, config, exact=True) as reference,
+        trial(*SMALL_CPU, pool, {**config, **changes}, exact=True) as tested,
+    ):
+        (verdict,) = gpu_checks.losses_beside(reference, {"float32": tested}, updates=8, equal_every=8)
+    assert verdict["passed"] is passed
+
+
+def test_a_state_that_is_off_fails():
+    state = {"updates": 3, "rng": {"torch": [1], "drawn": 3}}
+    one = Checkpoint({"online": {"w": np.ones(2, np.float32)}, "optimizer": {"0.step": np.array(3.0)}}, state)
+    assert gpu_checks.same_state("x", one, replace(one, state={**state, "rng": {**state["rng"], "cuda": [7]}}))[
+        "passed"
+    ]
+    for arrays, plain, wrong in [
+        ({**one.arrays, "online": {"w": np.nextafter(one.arrays["online"]["w"], 2)}}, state, ["online/w"]),
+        ({**one.arrays, "online": {}}, state, ["online/w"]),
+        ({**one.arrays, "optimizer": {"0.step": np.array([3.0])}}, state, ["optimizer/0.step"]),
+        (one.arrays, {**state, "updates": 4}, ["updates"]),
+        (one.arrays, {**state, "rng": {"torch": [2], "drawn": 3}}, ["rng"]),
+    ]:
+        verdict = gpu_checks.same_state("x", one, Checkpoint(arrays, plain))
+        assert (verdict["passed"], verdict["differing"]) == (False, wrong)
+
+
+def test_a_part_that_fails_is_named_and_hides_nothing(monkeypatch, capsys):
+    """One check is off, one part raises: the others are done, the status is 1, and both are named."""
+
+    def off(device, network, optimizer, pool, updates, sizes):
+        verdict = gpu_checks.compared("losses, float32", [1.0], [1.0 + (network == "small")], 1e-3)
+        return [{**verdict, "network": network, "optimizer": optimizer}]
+
+    def raising(*args):
+        raise RuntimeError("CUDA error: an illegal memory access\nCUDA kernel errors might be reported later")
+
+    monkeypatch.setattr(gpu, "check_losses", off)
+    monkeypatch.setattr(gpu, "check_checkpoints", raising)
+    monkeypatch.setattr(gpu, "check_speed", lambda *args: {"network": "small"})
+    monkeypatch.setattr(gpu, "check_profile", raising)
+    assert gpu.main(["--device", "cpu", "--quick", "--json"]) == 1
+    out = capsys.readouterr().out
+    figures = json.loads(out.splitlines()[-1])
+    assert len(figures["failed"]) == 2 + 2 + 2
+    assert "losses, float32, small, adam: off by 1 at update 1, 0.001 is allowed" in figures["failed"]
+    assert all(f"FAILED: {name}" in out for name in figures["failed"])
+    assert figures["failed"][0].endswith("RuntimeError: CUDA error: an illegal memory access")
+    assert len(figures["speed"]) == 4
+
+
+def test_kernels_and_gaps_are_read_from_a_trace():
+    """Two updates; 0-10 and 30-45 overlap nothing, 12-20 runs beside 15-25: idle 2 + 5 us, whatever else is traced."""
+    spans = [("kernel", "conv", 0, 10), ("kernel", "conv", 12, 8), ("gpu_memcpy", "Memcpy HtoD", 15, 10)]
+    spans += [("kernel", "adam", 30, 15), ("gpu_user_annotation", "step", 0, 45), ("cuda_runtime", "launch", 26, 2)]
+    events = [{"cat": cat, "name": name, "ts": ts, "dur": dur} for cat, name, ts, dur in spans]
+    found = gpu_profile.kernels([*events, {"name": "metadata without a category"}], updates=2)
+    assert [(row["name"], row["calls"], row["us"]) for row in found["longest"]] == [
+        ("conv", 1.0, 9.0),
+        ("adam", 0.5, 7.5),
+        ("Memcpy HtoD", 0.5, 5.0),
+    ]
+    assert found["longest"][0]["share"] == pytest.approx(18 / 43)
+    assert (found["busy_us"], found["idle_us"], found["largest_gap_us"]) == (43 / 2, (2 + 5) / 2, 5)
+    assert (found["gaps"], found["launches"]) == (1, 2)
+    nothing = gpu_profile.kernels([], updates=2)
+    assert "no kernel" in nothing["note"]
+    for own in (found, nothing):
+        figures = {"checks": [], "speed": [], "profile": [{"network": "n", "dtype": "d", "batch": 1, **own}]}
+        assert "us idle between them" in "\n".join(gpu_tables.tables(figures))
+
+
+def test_a_trace_that_the_profiler_wrote_is_read():
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        torch.ones(3).add(1)
+    events = gpu_profile._trace(profiler)
+    assert "aten::add" in {e["name"] for e in events if e.get("cat") == "cpu_op"}
+    assert "no kernel" in gpu_profile.kernels(events, updates=1)["note"]
+
+
+def test_quick_is_small():
+    assert QUICK.batch < Sizes().batch
+    assert QUICK.pairs * SPEC.frame_bytes * 8 < 2**24
+
+
+def test_a_closed_pipe_ends_it_quietly():
+    command = [sys.executable, "-u", "-m", "benchmarks.gpu", "--device", "cpu", "--quick"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 141
+    process.stderr.close()

@@ -1,0 +1,141 @@
+"""Output that nobody reads any more (`| head`): commands end quietly with 141, a run writes its last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from qfleet.cli import main as cli
+from qfleet.cli.main import CLOSED_PIPE
+from qfleet.run.directory import STATUS, SUMMARY, RunDir
+
+QFLEET = [sys.executable, "-m", "qfleet"]
+ENV = {**os.environ, "PYTHONUNBUFFERED": ""}  # so that what is printed waits in a buffer, as it does by default
+RUN = ["train", "cartpole", "--serial", "--replay.limiter.min-size", "200", "--evaluation.quick-episodes", "1"]
+
+
+@pytest.fixture
+def unread():
+    """The end for writing of a pipe whose other end is closed."""
+    read, write = os.pipe()
+    os.close(read)
+    yield write
+    os.close(write)
+
+
+def run_unread(args, unread, unbuffered=""):
+    """(exit status, standard error) of a command whose output nobody reads."""
+    done = subprocess.run(
+        [*QFLEET, *args],
+        stdout=unread,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env={**ENV, "PYTHONUNBUFFERED": unbuffered},
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", "--help"],
+        ["bench"],
+        ["replay", "serve", "--port", "0", "--capacity", "1000"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_ends_quietly(args, unread):
+    assert run_unread(args, unread) == (CLOSED_PIPE, "")
+
+
+def test_a_picture_whose_name_nobody_reads_is_there_and_not_complained_of(unread, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.csv").write_text("wall_seconds,agent_steps,greedy_return\n1,10,1.0\n2,20,2.0\n")
+    (run / "eval.csv").write_text("wall_seconds,agent_steps,mean_return\n2,20,2.0\n")
+    args = ["plot", str(run), "--to", str(tmp_path / "curves.png")]
+    assert run_unread(args, unread, unbuffered="1") == (CLOSED_PIPE, "")
+    assert (tmp_path / "curves.png").is_file()
+
+
+def test_what_is_wrong_is_said_to_nobody(unread):
+    done = subprocess.run([*QFLEET, "trian"], stdout=subprocess.PIPE, stderr=unread, text=True, timeout=60, env=ENV)
+    assert (done.returncode, done.stdout) == (CLOSED_PIPE, "")
+
+
+def test_a_pipe_of_somebody_else_is_a_fault_that_is_seen(monkeypatch):
+    def broken(args):
+        raise BrokenPipeError
+
+    monkeypatch.setitem(cli.COMMANDS, "bench", broken)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["bench"])
+
+
+def test_a_classic_method_ends_quietly(unread, tmp_path):
+    words = ["q-learning", "--env", "FrozenLake-v1", "--no-video", "--run-dir", str(tmp_path / "run")]
+    command = [*QFLEET, "classic", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=unread, text=True, timeout=60, env=ENV)
+    assert (done.returncode, done.stdout) == (CLOSED_PIPE, "")
+
+
+def start(run, *more, **streams):
+    return subprocess.Popen([*QFLEET, *RUN, "--run-dir", str(run), *more], text=True, **{"env": ENV, **streams})
+
+
+def kept(run):
+    """The last checkpoint's state, after a look at what else a run that ended in order leaves."""
+    summary = json.loads((run / SUMMARY).read_text())
+    status = json.loads((run / STATUS).read_text())
+    state = RunDir.open(run).newest_checkpoint().state
+    assert 200 < summary["agent_steps"] == state["agent_steps"] == status["agent_steps"]
+    assert 0 < summary["updates"] == state["updates"]
+    return state
+
+
+@pytest.mark.parametrize(
+    "color", [pytest.param({}, id="lines", marks=pytest.mark.slow), pytest.param({"FORCE_COLOR": "1"}, id="table")]
+)
+def test_a_run_whose_progress_nobody_reads_any_more_ends_in_order(color, tmp_path):
+    run = tmp_path / "run"
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**ENV, **color}}
+    with start(run, "--evaluation.period", "400", **streams) as process:
+        while "evaluation (quick)" not in (line := process.stderr.readline()):
+            assert line, process.wait()
+        process.stderr.close()
+        said = process.stdout.read()
+        assert process.wait(timeout=60) == CLOSED_PIPE, said
+    assert said.startswith("not solved: ")
+    assert len(said.splitlines()) == 1
+    assert kept(run)["agent_steps"] < 50_000
+
+
+def test_a_run_all_of_whose_output_nobody_reads_any_more_ends_in_order(tmp_path):
+    run = tmp_path / "run"
+    with start(run, "--evaluation.period", "400", stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while "evaluation (quick)" not in (line := process.stdout.readline()):
+            assert line, process.wait()
+        process.stdout.close()
+        assert process.wait(timeout=60) == CLOSED_PIPE
+    kept(run)
+
+
+def test_a_run_that_nobody_reads_is_stopped_in_order_by_a_signal(tmp_path):
+    run = tmp_path / "run"
+    with start(run, "--evaluation.period", "0", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert re.search(r" at most (\d+:\d\d:\d\d|-) left\n$", process.stderr.readline())
+        process.stderr.close()
+        while not (run / STATUS).is_file() or not json.loads((run / STATUS).read_text())["updates"]:
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+        assert process.wait(timeout=60) == 130, said
+    assert said.startswith("not solved: ")
+    kept(run)

@@ -1,0 +1,336 @@
+"""Shards that join, leave and are drained while writers and a sampler go on, and a limiter that is changed meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from protos import replay_pb2 as pb
+from replay.rate_limiter import LimiterConfig
+from replay.wire.connection import ShardConnection
+from replay.wire.drain import drain
+from replay.wire.writer import Writer
+from rl.errors import BadInput, RunFault
+from tests.conftest import make_segment
+from tests.integration.shards import sampler, shards_fixture  # noqa: F401
+
+
+def fill(shard, rng, segments, mark, priority=1.0):
+    """Marks mark, mark + 1, ... of ``segments`` segments of 4 items, at one priority."""
+    writer = Writer([shard.address])
+    for k in range(segments):
+        writer.write(make_segment(rng, mark=mark + 10 * k, td_abs=[priority] * 4))
+    writer.flush(10.0)
+    writer.close()
+
+
+def writing(writer):
+    """Let it write as fast as it can; returns what ends that, a write that waits for credit too."""
+    stop = threading.Event()
+
+    def write():
+        own = np.random.default_rng(5)
+        while not stop.is_set():
+            try:
+                writer.write(make_segment(own, items=8))
+            except RunFault:
+                assert stop.is_set()
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+
+    def end():
+        stop.set()
+        writer.close()
+        thread.join(10.0)
+        assert not thread.is_alive()
+
+    return end
+
+
+def marks(batches):
+    return np.concatenate([b.transitions.s_tm1[:, 0].astype(int) for b in batches])
+
+
+def assert_proportional(drawn, priorities):
+    """Chi-square of the marks drawn against their priorities (proportional selector, alpha 1)."""
+    keys = sorted(priorities)
+    p = np.array([priorities[k] for k in keys])
+    expected = p / p.sum() * len(drawn)
+    counts = np.array([(drawn == k).sum() for k in keys])
+    assert counts.sum() == len(drawn), "something was drawn that is not stored"
+    chi2 = ((counts - expected) ** 2 / expected).sum()
+    assert chi2 < len(keys) + 6 * np.sqrt(2 * len(keys))
+
+
+def test_draws_are_those_of_one_buffer_as_shards_join_and_leave(shards, rng):
+    """1, then 4, then 2 shards of unequal fill and priority, the second of which took in what a third had."""
+    four = shards(4)
+    priorities = {}
+    for k, (shard, segments, priority) in enumerate(zip(four, (3, 9, 1, 6), (1.0, 2.0, 30.0, 0.5), strict=True)):
+        fill(shard, rng, segments, 1000 * k, priority)
+        priorities |= {1000 * k + 10 * s + i: priority for s in range(segments) for i in range(4)}
+    source = sampler(four[:1], batch=256)
+
+    def settle_and_draw(count=60):
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline - 9.3:  # news of all shards
+            source.sample(5.0)
+        for _ in range(4):
+            source.sample(5.0)  # what was in hand before
+        return marks([source.sample(5.0) for _ in range(count)])
+
+    assert_proportional(settle_and_draw(), {k: p for k, p in priorities.items() if k < 1000})
+    source.set_shards([s.address for s in four])
+    assert_proportional(settle_and_draw(), priorities)
+    writer = Writer([four[1].address])
+    assert drain(ShardConnection(four[2].address, 5.0), writer) == 4
+    writer.close()
+    source.set_shards([s.address for s in four[:2]])
+    assert_proportional(settle_and_draw(), {k: p for k, p in priorities.items() if k < 3000})
+    source.close()
+
+
+def test_a_shard_is_drained_whole_while_it_is_drawn_from(shards, rng):
+    """Segments arrive byte for byte, take no credit, do not count as inserted; draws never fail meanwhile."""
+    old, new = *shards(1), *shards(1, "--limited")
+    fill(old, rng, 100, 0)
+    before = [s.SerializeToString() for s in old.stub.Drain(pb.DrainRequest(segments=200)).segments]
+    source = sampler([old, new], LimiterConfig(0.0, 1))
+    assert source.sample(5.0) is not None
+    writer, seen = Writer([new.address]), []
+    thread = threading.Thread(target=lambda: seen.append(drain(ShardConnection(old.address, 5.0), writer)))
+    thread.start()
+    while thread.is_alive():
+        assert source.sample(5.0) is not None
+    assert seen == [400]
+    assert old.counts().stored == 0
+    counts = new.counts()
+    assert (counts.stored, counts.inserted, counts.transferred) == (400, 0, 400)
+    assert [s.SerializeToString() for s in new.stub.Drain(pb.DrainRequest(segments=200)).segments] == before
+    assert source.sample(5.0) is not None
+    writer.close()
+    source.close()
+
+
+def test_a_drain_that_is_broken_off_loses_nothing(shards, rng):
+    old, new = shards(2)
+    fill(old, rng, 100, 0)
+    writer = Writer([new.address], give_up_after=0.5, write_timeout=5.0)
+
+    def kill(moved, left):
+        new.kill()
+
+    with pytest.raises(RunFault):
+        drain(ShardConnection(old.address, 5.0), writer, kill)
+    assert old.counts().stored >= 400 - 64 * 4
+    writer.close()
+
+
+def test_a_writer_goes_over_to_other_shards_and_delivers_what_is_in_flight(shards, rng):
+    one, two = shards(2)
+    writer = Writer([one.address])
+    for k in range(50):
+        writer.write(make_segment(rng, mark=k))
+    writer.set_shards([two.address])
+    for k in range(50):
+        writer.write(make_segment(rng, mark=k))
+    writer.flush(10.0)
+    assert (one.counts().inserted, two.counts().inserted) == (200, 200)
+    writer.set_shards([one.address])  # it comes back, and knows the numbers of before
+    writer.write(make_segment(rng))
+    writer.flush(10.0)
+    assert (one.counts().inserted, two.counts().inserted) == (204, 200)
+    with pytest.raises(BadInput, match="at least one"):
+        writer.set_shards([])
+    writer.close()
+
+
+def test_draws_go_on_when_a_shard_that_is_silent_leaves(shards, rng):
+    """What it was asked for while its stream paused between two attempts is lost, not waited for."""
+    stays, dies = shards(2)
+    fill(stays, rng, 3, 0)
+    fill(dies, rng, 3, 100)
+    source = sampler([stays, dies], give_up_after=60.0)
+    assert source.sample(5.0) is not None
+    dies.kill()
+    until = time.monotonic() + 3.0  # so that the pauses grow long
+    while time.monotonic() < until:
+        source.sample(0.1)
+    source.set_shards([stays.address])
+    for _ in range(20):
+        assert source.sample(5.0) is not None, "waits for a shard that has left"
+    source.close()
+
+
+def test_writers_and_sampler_keep_the_ratio_while_shards_come_and_go(shards, rng):
+    """The samples-per-insert ratio holds over joins and leaves, with everything under way."""
+    three = shards(3, "--capacity", 4000, "--limited")
+    source = sampler(three[:1], LimiterConfig(4.0, 100, slack=200), batch=64)
+    writer = Writer([three[0].address])
+    end = writing(writer)
+    for members in ([0], [0, 1], [0, 1, 2], [1, 2], [2], [0, 2]):
+        addresses = [three[k].address for k in members]
+        source.set_shards(addresses)
+        writer.set_shards(addresses)
+        for _ in range(150):
+            assert source.sample(10.0) is not None, f"stalled with shards {members}: {source.blocked_reason()}"
+    end()
+    counts = [s.counts() for s in three]
+    d = 4.0 * sum(c.inserted for c in counts) - sum(c.sampled for c in counts)
+    assert abs(d - 4.0 * 100) <= 200 + 8 * 64
+    with pytest.raises(BadInput, match="slack"):
+        source.set_shards([f"127.0.0.1:{k}" for k in range(1, 40)])
+    source.close()
+
+
+def test_a_shard_that_lost_its_content_neither_stalls_the_learner_nor_lets_writers_run_ahead(shards, rng):
+    """A learner that takes its time: in it, writers could do much against credit of before the restart."""
+    two = shards(2, "--limited", "--capacity", 20_000)
+    source = sampler(two, LimiterConfig(1.0, 40, slack=100), batch=64)
+    writer = Writer([s.address for s in two])
+    end = writing(writer)
+    for _ in range(100):
+        assert source.sample(10.0) is not None
+    lost = two[0].counts().inserted
+    two[0].kill()
+    (again,) = shards(1, "--limited", "--capacity", 20_000, port=two[0].port)
+    for i in range(20):
+        assert source.sample(10.0) is not None, f"stalled after {i} batches: {source.blocked_reason()}"
+        time.sleep(0.1)
+        counts = [again.counts(), two[1].counts()]
+        d = lost + sum(c.inserted for c in counts) - source._sums()[1]
+        assert d <= 140 + 64 * 4 + 16, f"writers have run ahead: d is {d}"
+    assert again.counts().inserted > 0
+    end()
+    source.close()
+
+
+def test_the_limiter_is_changed_at_run_time(shards, rng):
+    """Preloaded with it off, then on: what is there owes nothing, and from there on the ratio holds."""
+    (shard,) = shards(1, "--limited", "--insert-timeout", 0.5)
+    writer = Writer([shard.address], write_timeout=30.0)
+    assert not shard.stub.SetLimited(pb.SetLimitedRequest(limited=False)).limited
+    for _ in range(50):
+        writer.write(make_segment(rng))
+    writer.flush(10.0)
+    assert shard.stub.SetLimited(pb.SetLimitedRequest(limited=True)).limited
+    source = sampler([shard], LimiterConfig(2.0, 100, slack=64), batch=16)
+    batches = 0
+    while source.sample(0.5) is not None:
+        batches += 1
+    assert batches == 4  # d falls from 200 to min_diff, 136
+    assert source.blocked_reason().startswith("min_diff: d = 2 * 100 inserted - 64 sampled = 136")
+    source.set_limiter(LimiterConfig(0.0, 1))
+    for _ in range(20):
+        assert source.sample(5.0) is not None
+    source.set_limiter(LimiterConfig(2.0, 100, slack=64))
+    batches = 0
+    while source.sample(0.5) is not None:
+        batches += 1
+    assert 4 <= batches <= 8  # up to 4 were in hand, drawn while it was off
+    assert source.blocked_reason().startswith("min_diff: d = 2 * 100 inserted - 64 sampled = 136")
+    writer.close()
+    source.close()
+
+
+def test_who_waits_hears_which_bound_holds_and_info_shows_it(shards, rng):
+    (shard,) = shards(1, "--limited", "--insert-timeout", 0.5)
+    source = sampler([shard], LimiterConfig(2.0, 8, slack=40), batch=8)
+    assert source.sample(0.2) is None
+    assert source.blocked_reason() == "min_size: 0 of 8 items are stored"
+    writer = Writer([shard.address], write_timeout=2.0)
+    with pytest.raises(RunFault, match=r"max_diff 56.* items are stored \(min_size 8\)"):
+        for _ in range(100):
+            writer.write(make_segment(rng))
+            source._poll()
+    for _ in range(2):  # hear of the last insert, then tell
+        source._poll()
+    told = shard.stub.Info(pb.InfoRequest(), timeout=5.0)
+    assert (told.limiter.samples_per_insert, told.limiter.min_size) == (2.0, 8)
+    assert (told.limiter.min_diff, told.limiter.max_diff) == (-24.0, 56.0)
+    assert told.limiter.diff == 2 * told.counts.inserted
+    assert told.limiter_age < 60
+    writer.close()
+    source.close()
+
+
+def test_who_waits_can_be_let_go(shards, rng):
+    limited, empty = *shards(1, "--limited"), *shards(1)
+    writer, source = Writer([limited.address]), sampler([empty])
+    faults, batches = [], []
+
+    def write():
+        try:
+            for _ in range(10):
+                writer.write(make_segment(rng))
+        except RunFault as fault:
+            faults.append(str(fault))
+
+    threads = [threading.Thread(target=write), threading.Thread(target=lambda: batches.append(source.sample(60.0)))]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    began = time.monotonic()
+    writer.close()
+    source.close()
+    for thread in threads:
+        thread.join(10.0)
+    assert time.monotonic() - began < 5
+    assert faults == ["the writer was closed while it waited for replay to take a segment"]
+    assert batches == [None]
+
+
+def test_batches_in_hand_keep_their_weights_when_all_shards_are_replaced(shards, rng):
+    one, two = shards(2)
+    fill(one, rng, 5, 0)
+    fill(two, rng, 5, 100)
+    source = sampler([one], prefetch=8)
+    for _ in range(5):
+        source.sample(5.0)
+    source.set_shards([two.address])
+    batches = [source.sample(5.0) for _ in range(20)]
+    assert all(np.isfinite(b.weights).all() and b.weights.max() == 1.0 for b in batches)
+    assert (marks(batches[-1:]) >= 100).all()
+    for batch in batches:  # some are of the shard that has left
+        source.update_priorities(batch, np.ones(32, np.float32))
+    assert source.stats()["lost_updates"] > 0
+    source.close()
+
+
+def test_changes_made_before_the_next_batch_are_all_made(shards, rng):
+    two = shards(2)
+    source = sampler(two, LimiterConfig(1.0, 1, slack=100), batch=16)
+    source.set_limiter(LimiterConfig(4.0, 1, slack=200))
+    source.set_shards([s.address for s in two] * 2)
+    with pytest.raises(BadInput, match="slack"):  # enough for 2 shards, not for 8
+        source.set_shards([f"127.0.0.1:{k}" for k in range(1, 12)])
+    source.sample(0.1)
+    assert (source._limiter.sigma, source._limiter.shards, len(source._streams)) == (4.0, 2, 2)
+    source.close()
+
+
+def test_a_shard_that_comes_back_with_its_content_counts_once(shards, rng):
+    """What it holds has been judged: the learner is owed no batch for it a second time."""
+    two = shards(2)
+    fill(two[0], rng, 25, 0)
+    fill(two[1], rng, 25, 1000)
+    source = sampler(two, LimiterConfig(2.0, 100, slack=64), batch=16)
+
+    def drawn():
+        batches = 0
+        while source.sample(0.3) is not None:
+            batches += 1
+        return batches
+
+    assert drawn() == 4
+    source.set_shards([two[0].address])
+    assert drawn() == 0
+    source.set_shards([s.address for s in two])
+    assert drawn() == 0
+    source.set_limiter(LimiterConfig(2.0, 100, slack=64))
+    assert drawn() == 4
+    source.close()

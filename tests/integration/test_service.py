@@ -1,0 +1,257 @@
+"""The replay service for real: shards in processes of their own, gRPC between them and the clients."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos import replay_pb2 as pb
+from protos import replay_pb2_grpc as rpc
+from protos.codec import pack_segment
+from replay.rate_limiter import LimiterConfig, RateLimiter
+from replay.wire.writer import Writer
+from rl.errors import RunFault
+from tests.conftest import FRAMES, ROOT, make_segment
+from tests.integration.shards import sampler, shards_fixture, wait_for  # noqa: F401
+
+
+def test_what_is_written_is_sampled_whole(shards, rng):
+    (shard,) = shards(1, "--shape", 20, 20, "--dtype", "uint8", "--stack", 4)
+    writer = Writer([shard.address])
+    for k in range(5):
+        writer.write(make_segment(rng, FRAMES, first_step=0 if k == 0 else 4 * k, mark=10 * k))
+    writer.flush(10.0)
+    source = sampler([shard], spec=FRAMES)
+    batch = source.sample(10.0)
+    t = batch.transitions
+    assert t.s_tm1.shape == t.s_t.shape == (32, 4, 20, 20)
+    assert t.s_tm1.dtype == np.uint8
+    newest = t.s_tm1[:, -1, 0, 0].astype(int)
+    np.testing.assert_array_equal(t.s_t[:, -1, 0, 0], newest + 3)  # n = 3 steps on
+    for i, value in enumerate(newest):
+        expected = [max(0, value - k) if value >= 10 or k <= value else 0 for k in (3, 2, 1, 0)]
+        assert t.s_tm1[i, :, 0, 0].tolist() == expected
+    assert batch.weights.max() == 1.0
+    writer.close()
+    source.close()
+
+
+def test_health_answers(shards):
+    (shard,) = shards(1)
+    stub = health_pb2_grpc.HealthStub(grpc.insecure_channel(shard.address))
+    reply = stub.Check(health_pb2.HealthCheckRequest(service="qfleet.replay.v1.Replay"), timeout=5.0)
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_shards_of_unequal_fill_sample_as_one_would(shards, rng):
+    """Marks of all items, their total priority shares over shards 1:1:1:100, against one buffer's distribution."""
+    four = shards(4, "--capacity", 4000)
+    priorities = {}
+    for index, (shard, scale, count) in enumerate(zip(four, (1.0, 1.0, 1.0, 100.0), (2, 4, 8, 6), strict=True)):
+        writer = Writer([shard.address])
+        for k in range(count):
+            mark = 1000 * index + 100 * k
+            priority = scale * (1 + rng.random(4))
+            for i in range(4):
+                priorities[mark + i] = float(priority[i])
+            writer.write(make_segment(rng, mark=mark, td_abs=priority))
+        writer.flush(10.0)
+        writer.close()
+    source = sampler(four, batch=500)
+    batches = [source.sample(10.0) for _ in range(60)]
+    marks = np.concatenate([b.transitions.s_tm1[:, 0].astype(int) for b in batches])
+    keys = sorted(priorities)
+    expected = np.array([priorities[k] for k in keys])
+    probability = expected / expected.sum()
+    counts = np.array([(marks == k).sum() for k in keys])
+    assert counts.sum() == len(marks)
+    likely = probability * len(marks) > 10
+    chi2 = ((counts - probability * len(marks)) ** 2 / (probability * len(marks)))[likely].sum()
+    assert chi2 < likely.sum() + 6 * np.sqrt(2 * likely.sum())
+    # weights: (N * P)^-beta over the batch's maximum, P as one buffer would have it
+    batch = batches[0]
+    p = np.array([priorities[int(m)] for m in batch.transitions.s_tm1[:, 0]]) / expected.sum()
+    w = (len(keys) * p) ** -0.4
+    np.testing.assert_allclose(batch.weights, w / w.max(), rtol=1e-4)
+    source.close()
+
+
+def test_priority_updates_reach_their_shard_and_steer_the_draws(shards, rng):
+    two = shards(2)
+    for index, shard in enumerate(two):
+        writer = Writer([shard.address])
+        writer.write(make_segment(rng, items=8, mark=100 * (index + 1)))
+        writer.flush(10.0)
+        writer.close()
+    source = sampler(two, prefetch=1)
+    before = [s.counts().total_priority for s in two]
+    for _ in range(8):
+        batch = source.sample(10.0)
+        chosen = batch.transitions.s_tm1[:, 0] == 105  # one item of the first shard
+        source.update_priorities(batch, np.where(chosen, 1000.0, 0.001).astype(np.float32))
+        time.sleep(0.05)
+    wait_for(lambda: two[0].counts().total_priority > 100 * before[0])
+    assert two[1].counts().total_priority < before[1]
+    drawn = np.concatenate([source.sample(10.0).transitions.s_tm1[:, 0] for _ in range(4)])
+    assert (drawn == 105).mean() > 0.9
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("batches", "slack"),
+    [(400, 160), pytest.param(100_000, 112, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])],
+)
+def test_the_limiter_holds_the_ratio_of_the_whole_service(shards, rng, batches, slack):
+    """A writer and a sampler as fast as they can over 4 shards of priorities 1:1:1:100: neither stalls, the ratio stays
+    within its bounds (112 is the smallest slack that is accepted)."""
+    four = shards(4, "--capacity", 2000, "--limited")
+    limiter = LimiterConfig(samples_per_insert=4.0, min_size=100, slack=slack)
+    source = sampler(four, limiter, batch=64)
+    stop = threading.Event()
+
+    def write():
+        writer, own = Writer([s.address for s in four]), np.random.default_rng(5)
+        while not stop.is_set():
+            writer.write(make_segment(own, items=8))
+        writer.close()
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    rule = RateLimiter(limiter, 10, 64, 4)
+    seen = np.zeros(4, int)
+    for i in range(batches):
+        batch = source.sample(10.0)
+        assert batch is not None, f"stalled after {i} batches"
+        seen += np.bincount(batch.shards, minlength=4)
+        source.update_priorities(batch, np.where(batch.shards == 3, 100.0, 1.0).astype(np.float32))
+    stats = source.stats()
+    stop.set()
+    deadline = time.monotonic() + 20
+    while thread.is_alive():  # its last segment waits for credit
+        assert time.monotonic() < deadline
+        source.sample(0.1)
+    d = 4.0 * stats["inserted"] - stats["sampled"]
+    assert rule.min_diff - 64 * 8 <= d <= rule.max_diff + 4.0 * 64
+    assert seen[3] > 2 * seen[:3].max()
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("frames", b"x"), ("td_abs", np.array([np.nan] * 4, "<f4").tobytes()), ("item_step", b"abc")],
+)
+def test_a_refused_segment_is_a_fault_not_a_loop(shards, rng, field, value):
+    (shard,) = shards(1)
+    message = pack_segment(make_segment(rng))
+    setattr(message, field, value)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(shard.stub.Insert(iter([pb.InsertRequest(writer="w", sequence=1, segment=message)]), timeout=5.0))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert shard.counts().inserted == 0
+
+
+def test_a_writer_of_the_wrong_shape_stops_with_the_shards_words(shards, rng):
+    (shard,) = shards(1)
+    writer = Writer([shard.address])
+    with pytest.raises(RunFault, match="refused"):
+        for _ in range(50):
+            writer.write(make_segment(rng, FRAMES))
+            time.sleep(0.05)
+    writer.close()
+
+
+def test_sequences_are_stored_once_and_in_order(shards, rng):
+    (shard,) = shards(1)
+
+    def send(*sequences):
+        requests = [
+            pb.InsertRequest(writer="w", sequence=s, segment=pack_segment(make_segment(rng))) for s in sequences
+        ]
+        return [r.acknowledged for r in shard.stub.Insert(iter(requests), timeout=5.0)]
+
+    assert send(1, 2, 2, 1, 3) == [1, 2, 2, 2, 3]
+    assert shard.counts().inserted == 3 * 4
+    with pytest.raises(grpc.RpcError) as caught:
+        send(5)
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "resend from 4" in caught.value.details()
+
+
+def test_an_empty_shard_gives_nothing_within_the_timeout(shards):
+    (shard,) = shards(1)
+    source = sampler([shard])
+    began = time.monotonic()
+    assert source.sample(0.3) is None
+    assert time.monotonic() - began < 3
+    source.close()
+
+
+def test_a_writer_pickles_as_its_addresses(shards):
+    (shard,) = shards(1)
+    writer = Writer([shard.address])
+    twin = pickle.loads(pickle.dumps(writer))
+    assert twin.addresses == writer.addresses
+    assert twin.name != writer.name
+    writer.close()
+    twin.close()
+
+
+def test_the_example_of_a_shard_that_stands_alone_runs(shards):
+    """The code of docs/replay.md, against a shard of that kind."""
+    (shard,) = shards(1, "--shape", 84, 84, "--dtype", "uint8", "--stack", 4)
+    text = (ROOT / "docs" / "replay.md").read_text()
+    code = text.split("```python\n", 1)[1].split("```", 1)[0].replace("127.0.0.1:50051", shard.address)
+    names: dict = {}
+    exec(code, names)
+    assert shard.counts().inserted == 1000
+    assert names["s_tm1"].shape == (32, 4, 84, 84)
+
+
+@pytest.fixture
+def served():
+    """`qfleet replay serve` on a free port: its process, the words that started it, and its port."""
+    command = [
+        sys.executable,
+        "-m",
+        "qfleet",
+        "replay",
+        "serve",
+        "--frame-shape",
+        "2",
+        "--dtype",
+        "float32",
+        "--port",
+    ]
+    process = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    yield (
+        process,
+        command,
+        int(re.fullmatch(r"replay shard on 127.0.0.1:(\d+): up to 200,000 transitions .*\n", line)[1]),
+    )
+    process.kill()
+    process.communicate(timeout=10)
+
+
+def test_a_shard_that_stands_alone_listens_where_it_says_and_ends_in_order(served):
+    process, command, port = served
+    stub = rpc.ReplayStub(grpc.insecure_channel(f"127.0.0.1:{port}"))
+    assert stub.Info(pb.InfoRequest(), timeout=5.0).capacity == 200_000
+    second = subprocess.run([*command, str(port)], capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2
+    assert second.stderr == (
+        f"qfleet: port {port}: Address already in use: write another --port, or 0 for a free one\n"
+    )
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (143, "")

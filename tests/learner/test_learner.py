@@ -1,0 +1,87 @@
+"""The learner around its updates: preparing thread, publication, checkpoints, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from learner.checkpoint import CheckpointStore
+from learner.learner import pick_device
+from rl.errors import BadInput, RunFault
+from rl.networks import make_network
+from rl.parameters import load_weights, weights_of
+from tests.conftest import SMALL
+from tests.learner.updates import MLP, batch_of, learner_over
+
+
+def test_a_learner_with_its_preparing_thread_regresses_to_fixed_targets(rng):
+    """Terminal transitions only: the targets are the rewards, whatever the networks; the error must go."""
+    sampled = batch_of(rng)
+    sampled = replace(sampled, transitions=sampled.transitions._replace(discount_t=np.zeros(8, np.float32)))
+    learner = learner_over([sampled] * 400, prefetch=True, learning_rate=3e-3)
+    reported = learner._source.reported
+    while len(reported) < 400:
+        assert learner.step(10.0)
+    learner.close()
+    assert reported[-1][1].mean() < 0.2 * reported[0][1].mean()
+
+
+def test_a_diverged_learner_stops_with_a_reason(rng):
+    sampled = batch_of(rng)
+    sampled.transitions.r_t[0] = np.nan
+    learner = learner_over([sampled])
+    with pytest.raises(RunFault, match="diverged"):
+        learner.step()
+
+
+def test_the_learner_publishes_by_period_and_the_target_only_when_it_changed(rng):
+    learner = learner_over([batch_of(rng) for _ in range(13)])
+    while learner.step():
+        pass
+    got = learner._weights.got
+    assert [p.updates for p in got] == [4, 8, 12]
+    assert [p.version for p in got] == [1, 2, 3]
+    assert [p.target_weights is not None for p in got] == [True, True, True]  # first ever, sync at 6, sync at 12
+    assert [p.target_version for p in got] == [0, 1, 2]
+    assert len(learner._source.reported) == 13
+
+
+def test_the_learner_publishes_the_average_where_it_makes_one(rng):
+    learner = learner_over([batch_of(rng) for _ in range(4)], average_tau=0.1)
+    while learner.step():
+        pass
+    (got,) = learner._weights.got
+    policy, online = (weights_of(n) for n in (learner.updater.policy, learner.updater.online))
+    for name, x in got.weights.items():
+        np.testing.assert_array_equal(x, policy[name])
+        assert (x != online[name]).any()
+
+
+def test_a_learner_resumes_from_its_checkpoint(rng, tmp_path):
+    learner = learner_over([batch_of(rng) for _ in range(7)])
+    while learner.step():
+        pass
+    store = CheckpointStore(str(tmp_path / "c"))
+    store.save(7, learner.get_checkpoint({"agent_steps": 123}))
+    again = learner_over([])
+    loaded = store.load_newest()
+    again.set_checkpoint(loaded)
+    assert loaded.state["agent_steps"] == 123
+    assert again.updater.updates == 7
+    assert again.updater.target_syncs == 1
+    assert again.publisher.version == learner.publisher.version
+    assert again._source.drawn == learner._source.drawn
+
+
+def test_weights_of_another_network_are_refused():
+    small, large = make_network(MLP, SMALL, 3, 1), make_network(replace(MLP, hidden=(32,)), SMALL, 3, 1)
+    with pytest.raises(ValueError, match="another network"):
+        load_weights(small, weights_of(large))
+
+
+@pytest.mark.parametrize("name", ["cuda:9", "quantum", "mps"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(BadInput, match="learner.device"):
+        pick_device(name)

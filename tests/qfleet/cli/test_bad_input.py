@@ -1,0 +1,257 @@
+"""Every mistake of a user: one line that says what, where and what to write instead; exit status 2; nothing started."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from qfleet.api import train
+from qfleet.cli import main as cli
+from qfleet.config import from_yaml, to_yaml
+from qfleet.presets import PRESETS, preset
+from qfleet.run.directory import RunDir
+from rl.errors import BadInput
+from rl.networks import NetworkConfig
+from tests.qfleet.configs import short
+
+CASES = {
+    "unknown command": (["trian"], "'train'"),
+    "unknown preset": (["train", "pongg"], "'pong'"),
+    "unknown environment": (["train", "--env.id", "CartPol-v1"], "CartPole-v"),
+    "unknown flag": (["train", "--actors.cuont", "3"], "--actors.count"),
+    "unknown switch": (["train", "--learner.no-dubble"], "--learner.no-double"),
+    "stray word": (["train", "pong", "fast"], "'fast'"),
+    "not a number": (["train", "--actors.count", "many"], "--actors.count"),
+    "missing value": (["train", "--seed"], "--seed"),
+    "bad choice": (["train", "--network.kind", "resnet"], "'resnet'"),
+    "continuous actions": (["train", "--env.id", "Pendulum-v1"], "Discrete action space"),
+    "dict observations": (["train", "--env.id", "Blackjack-v1"], "Box or Discrete"),
+    "zero actors": (["train", "--actors.count", "0"], "at least 1"),
+    "negative shards": (["train", "--replay.shards", "-1"], "at least 1"),
+    "zero steps": (["train", "--max-steps", "0"], "max_steps"),
+    "negative minutes": (["train", "--max-minutes", "-3"], "max_minutes"),
+    "a goal that is no number": (["train", "--evaluation.goal", "nan"], "evaluation.goal"),
+    "an infinite ratio": (["train", "--replay.limiter.samples-per-insert", "inf"], "samples_per_insert"),
+    "a rate that is no number": (["train", "--learner.learning-rate", "nan"], "learning_rate"),
+    "a seed too large": (["train", "--seed", "99999999999999999999999"], "seed"),
+    "bfloat16 actors without pixels": (
+        ["train", "cartpole", "--actors.precision", "bfloat16"],
+        "--actors.precision float32",
+    ),
+    "bfloat16 actors without convolutions": (
+        ["train", "pong", "--network.kind", "mlp", "--actors.precision", "bfloat16"],
+        "--actors.precision float32",
+    ),
+    "a run directory in /proc": (["train", "cartpole", "--run-dir", "/proc/self"], "/proc/self"),
+    "a picture of no kind": (["plot", "RUN", "--to", "curves.xyz"], "curves.xyz"),
+    "a negative seed": (["eval", "RUN", "--seed", "-1"], "--seed"),
+    "batch above capacity": (["train", "cartpole", "--learner.batch-size", "50001"], "at most 50000"),
+    "batch above a request": (["train", "pong", "--learner.batch-size", "65537"], "at most 65536"),
+    "min_size above capacity": (["train", "cartpole", "--replay.limiter.min-size", "60000"], "at most 50000"),
+    "a capacity beyond memory": (["train", "cartpole", "--replay.capacity", "100000000000000"], "at most 100000000"),
+    "memory for nothing but rows": (["train", "cartpole", "--replay.capacity-bytes", "2000000"], "alone take 2050000"),
+    "memory below 0": (["train", "cartpole", "--replay.capacity-bytes", "-1"], "0 for no bound"),
+    "segments that no shard takes": (["train", "pong", "--actors.segment-items", "9994"], "write at most 9993"),
+    "a token file that is missing": (
+        ["train", "cartpole", "--replay.security.token-file", "NOWHERE"],
+        "cannot be read",
+    ),
+    "certificates that nobody checks": (
+        ["train", "pong", "--replay.security.certificate", "a.pem", "--replay.security.key", "a.key"],
+        "go together",
+    ),
+    "an epsilon above 1": (["train", "cartpole", "--exploration.knots", "0", "1.5"], "from 0 to 1"),
+    "no time to start in": (["train", "cartpole", "--ready-timeout", "0"], "ready_timeout"),
+    "an empty run directory": (["train", "cartpole", "--run-dir", ""], "--run-dir is empty"),
+    "a benchmark of nothing": (["bench", "replay", "--items", "0"], "--items is 0"),
+    "a benchmark of no actors": (["bench", "actors", "--counts", "0"], "from 1 on"),
+    "status of nothing": (["status", "NOWHERE"], "no directory here"),
+    "impossible ratio": (["train", "cartpole", "--replay.limiter.slack", "10"], "at least"),
+    "a CNN on CartPole": (["train", "cartpole", "--network.kind", "nature"], "--network.kind mlp"),
+    "no such device": (["train", "cartpole", "--learner.device", "cuda:7"], "cuda:7"),
+    "no device at all": (["train", "cartpole", "--learner.device", "tpu9"], "tpu9"),
+    "resume of nothing": (["train", "--resume", "NOWHERE"], "no run's directory"),
+    "resume of an empty directory": (["train", "--resume", "EMPTY"], "config.yaml is missing"),
+    "resume without checkpoint": (["train", "--resume", "FRESH"], "no whole checkpoint"),
+    "resume of another environment": (["train", "--resume", "RUN", "--env.id", "Acrobot-v1"], "CartPole-v1"),
+    "resume of another network": (["train", "--resume", "RUN", "--network.hidden", "32"], "another network"),
+    "resume with a preset": (["train", "pong", "--resume", "RUN"], "leave 'pong' out"),
+    "run directory in use": (["train", "cartpole", "--run-dir", "RUN"], "already holds a run"),
+    "run directory is a file": (["train", "cartpole", "--run-dir", "RUN/config.yaml"], "file"),
+    "serial on a cluster": (["train", "cartpole", "--serial", "--address", "auto"], "exclude"),
+    "address without a port": (["train", "cartpole", "--address", "nonsense"], "host:port"),
+    "eval of nothing": (["eval", "NOWHERE"], "no run's directory"),
+    "eval of another network": (["eval", "OTHER"], "another network"),
+    "eval of no episodes": (["eval", "RUN", "--episodes", "0"], "--episodes"),
+    "plot of nothing": (["plot", "NOWHERE"], "metrics.csv"),
+    "unknown benchmark": (["bench", "pipelin"], "'pipeline'"),
+    "a benchmark against nobody we know": (["bench", "replay", "--vs", "acme"], "acme"),
+    "a benchmark of empty batches": (["bench", "replay", "--batch-sizes", "0"], "--batch-sizes"),
+    "a benchmark of no shards": (["bench", "shards", "--shards", "0"], "numbers of shards from 1 on"),
+    "a benchmark without writers": (["bench", "shards", "--writers", "1", "-2"], "numbers of writers from 1 on"),
+    "a benchmark of no time": (["bench", "shards", "--seconds", "0"], "--seconds is 0"),
+    "a benchmark's picture nowhere": (["bench", "shards", "--to", "NOWHERE/shards.png"], "a directory that is there"),
+    "a benchmark's picture of another kind": (["bench", "soak", "--to", "soak.jpg"], "a .png file"),
+    "a soak of a moment": (["bench", "soak", "--minutes", "1"], "at least 10 readings"),
+    "a benchmark of an empty shard": (["bench", "memory", "--items", "0"], "--items is 0"),
+    "sizes for nobody": (["bench", "sizing", "--actors", "0"], "numbers of actors from 1 on"),
+    "sizes for standstill": (["bench", "sizing", "--steps", "0"], "--steps is 0"),
+    "unknown replay command": (["replay", "serv"], "'serve'"),
+    "a port that is none": (["replay", "serve", "--port", "70000"], "0 to 65535"),
+    "a frame of objects": (["replay", "serve", "--dtype", "object"], "uint8 or float32"),
+    "a frame of nothing we know": (["replay", "serve", "--dtype", "pixels"], "uint8 or float32"),
+    "snapshots without a directory": (["replay", "serve", "--snapshot-minutes", "1"], "--snapshots"),
+    "snapshots in /proc": (["replay", "serve", "--port", "0", "--snapshots", "/proc/self"], "/proc/self"),
+    "snapshots of nobody": (["replay", "snapshot"], "host:port"),
+    "a shard's address without a port": (["replay", "snapshot", "localhost"], "'localhost'"),
+    "a negative time between snapshots": (["train", "cartpole", "--replay.snapshot-minutes", "-1"], "snapshot_minutes"),
+    "snapshots of a serial run": (["train", "cartpole", "--serial", "--replay.snapshot-minutes", "1"], "--serial"),
+    "a shard of nothing": (["replay", "serve", "--capacity", "0"], "--capacity is 0"),
+    "a shard without memory": (["replay", "serve", "--capacity-bytes", "1000"], "--capacity-bytes is 1000"),
+    "a frame without sides": (["replay", "serve", "--frame-shape", "0", "84"], "at least 1"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    base = tmp_path_factory.mktemp("runs")
+    train(short(max_steps=300), run_dir=base / "run", serial=True)
+    (base / "empty").mkdir()
+    (base / "fresh").mkdir()
+    shutil.copy(base / "run" / "config.yaml", base / "fresh" / "config.yaml")
+    other = base / "other"
+    shutil.copytree(base / "run", other)
+    (other / "config.yaml").write_text(to_yaml(short(network=NetworkConfig(kind="mlp", hidden=(7,)))))
+    places = {"NOWHERE": base / "nowhere", "EMPTY": base / "empty", "FRESH": base / "fresh"}
+    return {**places, "RUN": base / "run", "OTHER": other}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_and_status_2(case, places, capsys, monkeypatch):
+    def started(*args, **kwargs):
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr("qfleet.cluster.supervisor.run_distributed", started)
+    monkeypatch.setattr("qfleet.api.run_serial", started)
+    args, words = CASES[case]
+    args = [a.replace(k, str(v)) if a.startswith(k) else a for a in args for k, v in [_place(a, places)]]
+    assert cli.main(args) == 2
+    printed = capsys.readouterr()
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("qfleet: ")
+    assert words in lines[0]
+    assert "Traceback" not in printed.out + printed.err
+
+
+def _place(word, places):
+    return next(((k, v) for k, v in places.items() if word.startswith(k)), ("", ""))
+
+
+def test_no_ray_at_the_address_is_said_within_10_seconds(tmp_path, capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    assert cli.main(["train", "cartpole", "--address", address, "--run-dir", str(tmp_path / "r")]) == 2
+    error = capsys.readouterr().err
+    assert "no Ray answers" in error
+    assert address in error
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_directory_is_trained_in_by_one_process_at_a_time(tmp_path, capsys):
+    train(short(max_steps=300), run_dir=tmp_path / "run", serial=True)
+    other = RunDir.open(tmp_path / "run")
+    other.lock()
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), "--serial", "--max-steps", "600"]) == 2
+    assert "another process" in capsys.readouterr().err
+    other.unlock()
+    with pytest.raises(BadInput, match="another network") as refused:
+        train(short(network=NetworkConfig(kind="mlp", hidden=(3,))), resume=tmp_path / "run", serial=True)
+    assert refused.value  # held, and the lock is free all the same
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), "--serial", "--max-steps", "600"]) == 0
+
+
+def test_flags_hold_for_an_atari_game_by_its_id(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("qfleet.cli.train.train", lambda config, **_: seen.append(config) or {"interrupted_by": 2})
+    monkeypatch.setattr("qfleet.cli.train.say_summary", lambda summary: None)
+    assert cli.main(["train", "--env.id", "ALE/Pong-v5", "--env.sticky", "0.25", "--actors.count", "3"]) == 130
+    (config,) = seen
+    assert (config.env.id, config.env.sticky, config.actors.count) == ("ALE/Pong-v5", 0.25, 3)
+    assert config.network.kind == "nature"
+
+
+def test_a_config_file_with_a_wrong_word_names_the_right_one(tmp_path):
+    text = to_yaml(preset("pong")).replace("n_step", "n_steps")
+    with pytest.raises(BadInput, match=r"config.yaml: returns: unknown setting 'n_steps'.*'n_step'"):
+        from_yaml(text, "config.yaml")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_its_file(name):
+    assert from_yaml(to_yaml(preset(name)), "config.yaml") == preset(name)
+
+
+def test_help_names_every_flag_and_its_meaning(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--help"])
+    assert stop.value.code in (0, None)
+    out = capsys.readouterr().out
+    for flag in ("--actors.count", "--replay.shards", "--learner.double", "--learner.device", "--serial", "--resume"):
+        assert flag in out
+    assert cli.main([]) == 0
+
+
+def test_json_is_the_last_line(places, capsys):
+    assert cli.main(["eval", str(places["RUN"]), "--episodes", "2", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["episodes"] == 2
+    assert figures["env"] == "CartPole-v1"
+    assert cli.main(["status", str(places["RUN"]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["agent_steps"] >= 300
+
+
+def test_plot_draws_a_picture(places, tmp_path):
+    assert cli.main(["plot", str(places["RUN"]), "--to", str(tmp_path / "a" / "curves.png")]) == 0
+    assert (tmp_path / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_writes_a_video(places):
+    assert cli.main(["eval", str(places["RUN"]), "--episodes", "1", "--video"]) == 0
+    videos = list((places["RUN"] / "videos").glob("*.mp4"))
+    assert len(videos) == 1
+    assert videos[0].stat().st_size > 1000
+
+
+def eval_of(run, *words, without=""):
+    """`qfleet eval` of two episodes in a process of its own, in which importing ``without`` raises ImportError."""
+    program = (
+        f"import sys\nsys.modules[{without!r}] = None\nfrom qfleet.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "eval", str(run), "--episodes", "2", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_video_that_cannot_be_drawn_is_refused_before_anything_is_played(places):
+    said = "qfleet: env.id 'CartPole-v1' cannot be drawn: pygame is not installed, run `pip install"
+    status, out, err = eval_of(places["RUN"], "--video", without="pygame")
+    assert (status, out, len(err.splitlines())) == (2, "", 1), err
+    assert err.startswith(said)
+    assert err.endswith("or write --no-video\n")
+    assert eval_of(places["RUN"], without="pygame")[0] == 0
+
+
+def test_a_video_that_cannot_be_kept_is_refused_before_anything_is_played(places, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(places["RUN"], run, ignore=shutil.ignore_patterns("videos"))
+    (run / "videos").write_text("")
+    status, out, err = eval_of(run, "--video")
+    assert (status, out) == (2, "")
+    assert err == f"qfleet: {run}/videos cannot be written (Not a directory): write --no-video\n"

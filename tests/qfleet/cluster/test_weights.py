@@ -1,0 +1,80 @@
+"""Weights through a real Ray: nobody waits for a slow weight store, and no target sync is lost to it."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import ray
+
+from qfleet.cluster.weights import RayWeightSink, RayWeightSource, WeightStore
+from rl.errors import RunFault
+from rl.ports import Publication
+
+
+class SlowStore(WeightStore):
+    def sleep(self, seconds):
+        time.sleep(seconds)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def publication(version, target_version=0, target=None):
+    weights = {"w": np.full(3, version, np.float32)}
+    return Publication(version, 10 * version, weights, target_version, target)
+
+
+def test_a_slow_store_holds_nobody_up_and_a_held_target_is_sent_later():
+    store = ray.remote(SlowStore).remote()
+    sink, source = RayWeightSink(store), RayWeightSource(store)
+    sink.publish(publication(1, 0, {"w": np.zeros(3, np.float32)}))
+    assert source.wait(30.0).version == 1
+    asleep = store.sleep.remote(2.0)
+    began = time.monotonic()
+    for version in (2, 3, 4):
+        sink.publish(publication(version))
+    sink.publish(publication(5, 1, {"w": np.full(3, 7, np.float32)}))  # held: two are on their way
+    sink.publish(publication(6, 1))
+    assert time.monotonic() - began < 1.0
+    ray.get(asleep)
+    time.sleep(0.5)
+    assert source.wait(10.0).version == 3
+    sink.publish(publication(7, 1))
+    ray.get(store.newer_than.remote(99, 0))  # calls are taken in order
+    got = source.wait(10.0)
+    assert (got.version, got.target_version) == (7, 1)
+    np.testing.assert_array_equal(got.target_weights["w"], 7)
+
+
+def test_a_store_that_takes_nothing_is_a_fault():
+    store = ray.remote(SlowStore).remote()
+    sink = RayWeightSink(store, patience=0.2)
+    store.sleep.remote(3.0)
+    for version in (1, 2, 3):
+        sink.publish(publication(version))
+    time.sleep(0.4)
+    with pytest.raises(RunFault, match="weight store"):
+        sink.publish(publication(4))
+
+
+def test_what_is_published_is_ready_at_a_new_readers_first_look():
+    store = ray.remote(SlowStore).remote()
+    RayWeightSink(store).publish(publication(7, 3, {"w": np.full(3, 5, np.float32)}))
+    source = RayWeightSource(store)
+    source.await_first(30.0)
+    got = source.poll()
+    assert (got.version, got.target_version) == (7, 3)
+    np.testing.assert_array_equal(got.weights["w"], 7)
+    np.testing.assert_array_equal(got.target_weights["w"], 5)
+
+
+def test_a_learner_that_never_publishes_is_a_fault():
+    source = RayWeightSource(ray.remote(SlowStore).remote())
+    with pytest.raises(RunFault, match=r"no weights within 0.5 s"):
+        source.await_first(0.5)

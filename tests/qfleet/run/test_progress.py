@@ -1,0 +1,66 @@
+"""What is shown of a run: the plain line, the live table, and `qfleet status`."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from qfleet.cli import main as cli
+from qfleet.run.directory import CONFIG, STATUS
+from qfleet.run.progress import Progress, plain_line
+
+NAN = math.nan
+ROW = {
+    "wall_seconds": 61.0,
+    "agent_steps": 1_200,
+    "frames": 1_200,
+    "updates": 300,
+    "steps_per_s": 82.4,
+    "updates_per_s": 20.6,
+    "samples_per_insert": 8.0,
+    "epsilon_min": 0.5,
+    "train_return": 9.0,
+    "greedy_return": NAN,
+}
+YOUNG = {**ROW, "steps_per_s": NAN, "updates_per_s": NAN}  # no rate yet
+
+
+@pytest.mark.parametrize(
+    ("row", "left", "line"),
+    [
+        (ROW, 5068.0, "steps 1,200 (82/s) updates 300 (20.6/s) | at most 1:24:28 left"),
+        (ROW, math.inf, "steps 1,200 (82/s) updates 300 (20.6/s) | at most - left"),
+        (YOUNG, NAN, "steps 1,200 (-/s) updates 300 (-/s) | at most - left"),
+        ({**ROW, "steps_per_s": None}, NAN, "steps 1,200 (-/s) updates 300 (20.6/s) | at most - left"),
+    ],
+)
+def test_the_plain_line(row, left, line):
+    rates, end = line.split("|")
+    assert plain_line(row, "9.0", left) == (
+        f"[0:01:01] {rates}samples/insert 8.00 eps 0.5 return 9.0 greedy - eval 9.0{end}"
+    )
+
+
+@pytest.mark.parametrize(("row", "rates"), [(ROW, ["82", "20.6"]), (YOUNG, ["-", "-"])])
+def test_the_table_has_a_dash_for_a_rate_that_is_not_known(row, rates):
+    out = io.StringIO()
+    progress = Progress("a run", {"agent_steps": 50_000}, 475.0)
+    table = progress._table(row, "-", math.inf)
+    progress.close()
+    Console(file=out, width=120).print(table)
+    (line,) = [line.split() for line in out.getvalue().splitlines() if "steps/s" in line]
+    assert line == ["steps/s", rates[0], "updates/s", rates[1]]
+
+
+def test_status_of_a_run_that_has_no_rates_yet(tmp_path, capsys):
+    (tmp_path / CONFIG).write_text("")
+    figures = {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in YOUNG.items()}
+    (tmp_path / STATUS).write_text(json.dumps({**figures, "last_return": None}))
+    assert cli.main(["status", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "steps 1,200 (-/s) updates 300 (-/s)" in said
+    assert said.endswith(" eval - at most - left\n")

@@ -1,0 +1,265 @@
+"""Serial mode: same seed, same numbers; resume; the actor's segments and priorities."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from actors.actor import Actor
+from qfleet.api import load_policy, train
+from qfleet.cli import main as cli
+from qfleet.presets import cartpole, preset
+from qfleet.run.directory import RunDir
+from qfleet.run.serial import LocalWeights, SerialParts
+from rl import td
+from rl.envs.config import EnvConfig
+from rl.envs.make import describe
+from rl.errors import BadInput
+from rl.evaluation import EvaluationConfig
+from rl.exploration import Exploration
+from rl.networks import make_network
+from rl.parameters import weights_of
+from rl.ports import Publication
+from rl.returns import ReturnConfig
+from rl.segments import stack_frames
+from tests.conftest import ROOT
+from tests.qfleet.configs import short
+
+
+def losses_of(config, updates):
+    """The losses of a serial run's first updates."""
+    parts, found = SerialParts(config), []
+    update = parts.learner.updater.update
+
+    def spy(batch):
+        result = update(batch)
+        found.append(float(result[1]["loss"]))
+        return result
+
+    parts.learner.updater.update = spy
+    parts.learner.publisher.publish()
+    while len(found) < updates:
+        if parts.replay.may_insert():
+            parts.actors[0].step()
+        parts.learner.step(0.0)
+    return found
+
+
+def test_one_seed_gives_identical_losses_twice_and_another_seed_others():
+    first, second, other = losses_of(short(), 60), losses_of(short(), 60), losses_of(short(seed=2), 60)
+    assert first == second
+    assert first != other
+    assert len(set(first)) > 50
+
+
+def test_atari_runs_serially_and_repeats():
+    config = preset("pong")
+    config = replace(
+        config,
+        actors=replace(config.actors, environments=2, segment_items=10),
+        replay=replace(config.replay, capacity=2000, limiter=replace(config.replay.limiter, min_size=100)),
+        learner=replace(config.learner, batch_size=8, device="cpu"),
+    )
+    assert losses_of(config, 5) == losses_of(config, 5)
+
+
+def test_a_serial_run_saves_reloads_and_goes_on(tmp_path):
+    summary = train(short(), run_dir=tmp_path / "run", serial=True)
+    assert 1500 <= summary["agent_steps"] < 1600
+    assert summary["updates"] > 200
+    assert not summary["solved"]
+    on_disk = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {k: v for k, v in summary.items() if k != "interrupted_by"} == on_disk
+    more = train(short(max_steps=2500), resume=tmp_path / "run", serial=True)
+    assert more["agent_steps"] >= 2500
+    assert more["updates"] > summary["updates"]
+    assert more["wall_seconds"] >= summary["wall_seconds"]
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        steps = [int(row["agent_steps"]) for row in csv.DictReader(file)]
+    assert steps == sorted(steps)
+    with (tmp_path / "run" / "eval.csv").open() as file:
+        assert len(list(csv.DictReader(file))) >= 2
+    for name in ("config.yaml", "tensorboard", "checkpoints", "best"):
+        assert (tmp_path / "run" / name).exists()
+    for which in ("best", "last"):
+        policy = load_policy(tmp_path / "run", which)
+        assert policy.which == which
+        assert policy.act(np.zeros((3, 4))).shape == (3,)
+
+
+def test_the_last_policy_is_the_average_that_acted(tmp_path):
+    config = short(max_steps=400)
+    train(replace(config, learner=replace(config.learner, average_tau=0.01)), run_dir=tmp_path / "run", serial=True)
+    arrays = RunDir.open(tmp_path / "run").newest_checkpoint().arrays
+    for name, x in weights_of(load_policy(tmp_path / "run", "last").network).items():
+        np.testing.assert_array_equal(x, arrays["average"][name])
+        assert (x != arrays["online"][name]).any()
+
+
+def test_a_run_directory_is_not_overwritten(tmp_path):
+    train(short(max_steps=300), run_dir=tmp_path / "run", serial=True)
+    with pytest.raises(BadInput, match="already holds a run"):
+        train(short(max_steps=300), run_dir=tmp_path / "run", serial=True)
+
+
+class Keep:
+    """A `SegmentSink` that keeps what it is given."""
+
+    def __init__(self):
+        self.segments = []
+
+    def write(self, segment):
+        self.segments.append(segment)
+
+    def close(self):
+        pass
+
+
+def make_actor(double, environments=3, **returns):
+    config = replace(cartpole().actors, environments=environments, segment_items=12)
+    env = EnvConfig(id="CartPole-v1")
+    spec, actions = describe(env)
+    networks = [make_network(cartpole().network, spec, actions, seed) for seed in (1, 2)]
+    sink, weights = Keep(), LocalWeights()
+    source = weights.reader()
+    explore = Exploration(cartpole().exploration, 0, environments, environments)
+    actor = Actor(config, env, ReturnConfig(n_step=3, **returns), double, tuple(networks), explore, sink, source, 1, 0)
+    return actor, sink, weights
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_initial_priorities_are_the_learners_td_error(double):
+    """Recomputed item by item from the frames, ends of episodes included."""
+    actor, sink, _ = make_actor(double)
+    for _ in range(150):
+        actor.step()
+    assert any(s.terminated.any() for s in sink.segments)
+    for s in sink.segments:
+        start = s.item_step.astype(int)
+        s_tm1 = torch.from_numpy(stack_frames(s.frames, start, 1))
+        s_t = torch.from_numpy(stack_frames(s.frames, start + s.item_length, 1))
+        with torch.no_grad():
+            q_t = actor.target(s_t)
+            error = td.double_q_error(
+                actor.online(s_tm1),
+                torch.from_numpy(s.actions[start].astype(np.int64)),
+                torch.from_numpy(s.r_t),
+                torch.from_numpy(s.discount_t),
+                q_t,
+                actor.online(s_t) if double else q_t,
+            )
+        np.testing.assert_allclose(s.td_abs, error.abs(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_actor_stores_each_step_of_each_episode_once_and_counts_them():
+    actor, sink, _ = make_actor(True, environments=2)
+    for _ in range(200):
+        actor.step()
+    assert actor.agent_steps == 400
+    episodes = actor.take_episodes()
+    assert episodes
+    assert all(e.episode_return == e.length for e in episodes)  # CartPole pays 1 a step
+    for episode_id in {s.episode_id for s in sink.segments}:
+        own = [s for s in sink.segments if s.episode_id == episode_id]
+        steps = np.concatenate([s.first_step + s.item_step.astype(int) for s in own])
+        assert steps.tolist() == list(range(len(steps)))
+    ended = [s for s in sink.segments if s.terminated[-1] or s.truncated[-1]]
+    assert len(ended) == len(episodes)
+
+
+def test_an_actor_takes_newer_weights_and_target():
+    actor, sink, weights = make_actor(True)
+    new = {k: np.full(v.shape, 0.5, np.float32) for k, v in actor.online.state_dict().items()}
+    weights.publish(Publication(1, 10, new, 0, new))
+    weights.publish(Publication(2, 20, new, 1, None))
+    for _ in range(40):
+        actor.step()
+    assert actor.version == 2
+    assert actor.target_version == 1
+    assert float(next(actor.target.parameters()).mean()) == 0.5
+    assert set(np.concatenate([s.versions for s in sink.segments]).tolist()) == {2}
+
+
+def test_each_of_several_actors_takes_every_publication():
+    config = short(actors=replace(cartpole().actors, count=3, environments=2))
+    parts = SerialParts(config)
+    learned = {k: v + 1 for k, v in weights_of(parts.learner.updater.online).items()}
+    parts.learner.publisher.publish()
+    parts.weights.publish(Publication(2, 20, learned, 1, learned))
+    for actor in parts.actors:
+        actor.step()
+    assert [actor.version for actor in parts.actors] == [2, 2, 2]
+    assert [actor.target_version for actor in parts.actors] == [1, 1, 1]
+    for actor in parts.actors:
+        for network in (actor.online, actor.target):
+            for name, x in weights_of(network).items():
+                np.testing.assert_array_equal(x, learned[name])
+
+
+def test_a_solved_run_resumed_with_a_higher_goal_trains_on(tmp_path):
+    config = short(max_steps=2000)
+    easy = replace(config.evaluation, goal=5.0, margin=0.0)
+    first = train(replace(config, evaluation=easy), run_dir=tmp_path / "run", serial=True)
+    assert first["solved"]
+    assert first["agent_steps"] < 2000
+    harder = replace(easy, goal=1e6)
+    second = train(replace(config, evaluation=harder), resume=tmp_path / "run", serial=True)
+    assert not second["solved"]
+    assert second["agent_steps"] >= 2000
+
+
+def test_a_solved_run_that_goes_on_is_evaluated_on(tmp_path):
+    config = short(max_steps=3000)
+    on = replace(config.evaluation, goal=5.0, margin=0.0, stop_when_solved=False)
+    summary = train(replace(config, evaluation=on), run_dir=tmp_path / "run", serial=True)
+    assert summary["solved"]
+    with (tmp_path / "run" / "eval.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    solved_at = next(i for i, row in enumerate(rows) if row["kind"] == "confirm")
+    assert [row["kind"] for row in rows[solved_at + 1 :]] == ["full"] * (len(rows) - solved_at - 1)
+    assert len(rows) - solved_at - 1 >= 3
+    assert summary["mean_return"] == pytest.approx(float(rows[-1]["mean_return"]), rel=1e-4)
+
+
+def test_an_evaluation_of_an_environment_without_a_limit_ends_and_says_so(tmp_path, capfd):
+    """An untrained greedy policy on the cliff walks into a wall for ever."""
+    config = replace(
+        preset("generic"),
+        env=EnvConfig(id="CliffWalking-v1"),
+        evaluation=EvaluationConfig(period=500, quick_episodes=2, environments=2, epsilon=0.0, max_episode_steps=300),
+        max_steps=1200,
+    )
+    train(config, run_dir=tmp_path / "run", serial=True)
+    assert "2 of 2 episodes cut at 300 steps" in capfd.readouterr().err
+    assert cli.main(["eval", str(tmp_path / "run"), "--episodes", "3", "--epsilon", "0"]) == 0
+    assert "3 of 3 episodes cut at 300 steps" in capfd.readouterr().out
+    with (tmp_path / "run" / "eval.csv").open() as file:
+        assert len(list(csv.DictReader(file))) >= 2
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(tmp_path):
+    train(short(max_steps=600), run_dir=tmp_path / "run", serial=True)
+    before = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file() and f.name != ".lock"}
+    other = short(max_steps=900)
+    other = replace(other, learner=replace(other.learner, optimizer="rmsprop"))
+    with pytest.raises(BadInput, match=r"of Adam, not of RMSProp: leave --learner.optimizer out"):
+        train(other, resume=tmp_path / "run", serial=True)
+    assert {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file() and f.name != ".lock"} == before
+    assert train(short(max_steps=900), resume=tmp_path / "run", serial=True)["agent_steps"] >= 900
+
+
+def test_the_readme_example_from_python_runs(tmp_path):
+    """The example of docs/python.md, with fewer steps."""
+
+    text = (ROOT / "docs" / "python.md").read_text()
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    code = code.replace("300_000", "600").replace('"runs/cartpole-example"', repr(str(tmp_path / "run")))
+    names: dict = {}
+    exec(code, names)
+    assert names["summary"]["agent_steps"] >= 600
+    assert names["actions"].shape == (1,)

@@ -1,0 +1,376 @@
+"""A whole shard beside a naive list, in any order of everything that may be asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from protos import codec
+from protos import replay_pb2 as pb
+from replay.store.selectors import RERANK_FRACTION, SelectorConfig
+from replay.store.shard import KEYS, MAX_BATCH, OutOfOrder, Shard, fixed_bytes
+from replay.store.snapshots import Snapshots
+from replay.store.storage import SEGMENT_BYTES
+from rl.segments import stack_frames
+from rl.types import ObservationSpec
+from tests.conftest import FRAMES, make_segment
+
+VECTORS = ObservationSpec((3,), "float32", 2)
+WRITERS = ("a", "b", "c")
+TD = st.floats(0, 2.0**100, width=32) | st.floats(0, 10, width=32)
+KINDS = st.sampled_from(["prioritized", "rank", "uniform"])
+
+
+MALFORMED = {
+    "a priority that is no number": lambda m: setattr(m, "td_abs", b"\0\0\xc0\x7f" + m.td_abs[4:]),
+    "a negative priority": lambda m: setattr(m, "td_abs", m.td_abs[:-4] + b"\0\0\x80\xbf"),
+    "frames cut": lambda m: setattr(m, "frames", m.frames[:-1]),
+    "an item too many": lambda m: setattr(m, "item_step", m.item_step + b"\0\0\0\0"),
+    "an item outside": lambda m: setattr(m, "item_length", b"\xff\0\0\0" + m.item_length[4:]),
+    "no items": lambda m: [m.ClearField(f) for f in ("item_step", "item_length", "r_t", "discount_t", "td_abs")],
+    "a negative action": lambda m: setattr(m, "actions", b"\xff\xff\xff\xff" + m.actions[4:]),
+}
+
+
+@dataclass
+class NaiveShard:
+    """Segments as a list, oldest first: each its message, who wrote it, and its items as dictionaries."""
+
+    capacity: int
+    room: int  # bytes for segments
+    stack: int
+    segments: list = field(default_factory=list)
+    next_key: int = 0
+    last: dict = field(default_factory=dict)  # sequence of each writer
+    inserted: int = 0
+    transferred: int = 0
+    sampled: int = 0
+    dropped: int = 0
+    generation: int = 0  # of keys: how often it was restored
+
+    def insert(self, origin, segment, message):
+        start = segment.item_step.astype(int)
+        s_tm1 = stack_frames(segment.frames, start, self.stack)
+        s_t = stack_frames(segment.frames, start + segment.item_length, self.stack)
+        items = [
+            {
+                "key": self.next_key + i,
+                "s_tm1": s_tm1[i],
+                "s_t": s_t[i],
+                "a": segment.actions[start[i]],
+                "r": segment.r_t[i],
+                "discount": segment.discount_t[i],
+                "td": float(segment.td_abs[i]),
+            }
+            for i in range(segment.items)
+        ]
+        self.next_key += len(items)
+        steps = len(segment.actions)
+        size = len(message.frames) + 4 * (steps + 2) + (4 + 4 + 1 + 4) * steps + SEGMENT_BYTES
+        self.segments.append({"origin": origin, "message": message, "items": items, "bytes": size})
+        while len(self.items) > self.capacity or self.bytes > self.room:
+            self.segments.pop(0)
+
+    @property
+    def items(self):
+        """By key."""
+        return {item["key"]: item for segment in self.segments for item in segment["items"]}
+
+    @property
+    def bytes(self):
+        return sum(segment["bytes"] for segment in self.segments)
+
+    @property
+    def first_key(self):
+        return self.segments[0]["items"][0]["key"] if self.segments else self.next_key
+
+    def given_back(self, segment):
+        """The segment as it should come back: with its items' present TD errors."""
+        message = pb.Segment.FromString(segment["message"].SerializeToString())
+        message.td_abs = np.array([item["td"] for item in segment["items"]], "<f4").tobytes()
+        return pb.InsertRequest(origin=segment["origin"], segment=message)
+
+
+def random_segment(rng, spec, items, first_step, priority):
+    """With flags and versions of all kinds."""
+    segment = make_segment(rng, spec, items, episode=2**60, first_step=first_step, td_abs=priority)
+    steps = len(segment.actions)
+    flags = {name: rng.random(steps) < 0.5 for name in ("terminated", "truncated", "lost_life")}
+    return dataclasses.replace(segment, versions=rng.integers(0, 2**32, steps, np.uint32), **flags)
+
+
+class ShardBesideNaive(RuleBasedStateMachine):
+    """Both hold the same, whatever is asked."""
+
+    @initialize(
+        kind=KINDS,
+        spec=st.sampled_from([VECTORS, FRAMES]),
+        capacity=st.sampled_from([23, 60]),
+        segments=st.sampled_from([None, 2.5, 6.5]),
+        limited=st.booleans(),
+    )
+    def start(self, kind, spec, capacity, segments, limited):
+        self.spec, self.config, self.limited = spec, SelectorConfig(kind=kind, epsilon=1e-2), limited
+        self.rng = np.random.default_rng(0)
+        largest = codec.pack_segment(make_segment(self.rng, spec, 9, first_step=9))
+        room = round(segments * (len(largest.frames) + 1000)) if segments else sys.maxsize
+        self.capacity_bytes = room + fixed_bytes(capacity, self.config) if segments else 0
+        self.naive = NaiveShard(capacity, room, spec.stack)
+        self.credit = 0
+        self.shard = self.empty_shard()
+        self.snapshots, self.kept = None, []  # copies of directories, each with what it should hold
+
+    def empty_shard(self):
+        return Shard(self.naive.capacity, self.spec, self.config, self.limited, capacity_bytes=self.capacity_bytes)
+
+    def segment(self, data, items, first_step=0):
+        return random_segment(self.rng, self.spec, items, first_step, [data.draw(TD) for _ in range(items)])
+
+    @rule(
+        writer=st.sampled_from(WRITERS),
+        items=st.integers(1, 9),
+        first_step=st.sampled_from([0, 7]),
+        origin=st.sampled_from(["", "", "elsewhere"]),
+        transferred=st.booleans(),
+        data=st.data(),
+    )
+    def insert(self, writer, items, first_step, origin, transferred, data):
+        segment = self.segment(data, items, first_step)
+        message, naive = codec.pack_segment(segment), self.naive
+        sequence = naive.last.get(writer, 0) + 1
+        request = pb.InsertRequest(segment=message, transferred=transferred)
+        fits = transferred or not self.limited or naive.inserted + items <= self.credit
+        assert self.shard.has_room(request) == fits
+        if not fits:
+            return
+        assert self.shard.insert(writer, sequence, message, origin, transferred) == sequence
+        naive.last[writer] = sequence
+        naive.insert(origin or writer, segment, message)
+        if transferred:
+            naive.transferred += items
+        else:
+            naive.inserted += items
+
+    @rule(writer=st.sampled_from(WRITERS), back=st.integers(0, 3), data=st.data())
+    def insert_again(self, writer, back, data):
+        last = self.naive.last.get(writer, 0)
+        if last:
+            sequence = max(1, last - back)
+            assert self.shard.is_duplicate(writer, sequence)
+            assert self.shard.insert(writer, sequence, codec.pack_segment(self.segment(data, 2))) == last
+
+    @rule(writer=st.sampled_from(WRITERS), skip=st.integers(2, 5), data=st.data())
+    def insert_too_early(self, writer, skip, data):
+        sequence = self.naive.last.get(writer, 0) + skip
+        assert not self.shard.is_duplicate(writer, sequence)
+        with pytest.raises(OutOfOrder):
+            self.shard.insert(writer, sequence, codec.pack_segment(self.segment(data, 2)))
+
+    @rule(writer=st.sampled_from(WRITERS), how=st.sampled_from(sorted(MALFORMED)), data=st.data())
+    def insert_malformed(self, writer, how, data):
+        message = codec.pack_segment(self.segment(data, 3))
+        MALFORMED[how](message)
+        with pytest.raises(codec.InvalidMessage):
+            self.shard.insert(writer, self.naive.last.get(writer, 0) + 1, message)
+
+    @rule(
+        name=st.sampled_from(["", "a", "w" * 201]),
+        origin=st.sampled_from(["", "o" * 201]),
+        items=st.sampled_from([1, 61]),
+        sequence=st.sampled_from([0, 1]),
+        data=st.data(),
+    )
+    def insert_what_cannot_be(self, name, origin, items, sequence, data):
+        sequence += self.naive.last.get(name, 0) if sequence else 0
+        if name != "a" or origin or items > 1 or not sequence:
+            with pytest.raises(codec.InvalidMessage):
+                self.shard.insert(name, sequence, codec.pack_segment(self.segment(data, items)), origin)
+
+    @rule(credit=st.integers(0, 80), tell=st.booleans())
+    def grant(self, credit, tell):
+        request = pb.SampleRequest(insert_credit=credit, limiter=pb.Limiter(diff=3.0) if tell else None)
+        assert self.shard.grant(request) == (credit > self.credit)
+        self.credit = credit
+
+    @rule()
+    def switch_limited(self):
+        self.shard.limited = self.limited = not self.limited
+
+    @rule(counts=st.lists(st.integers(0, 9), max_size=4))
+    def sample(self, counts):
+        reply, items = self.shard.sample(*counts), self.naive.items
+        if not items or not any(counts):
+            assert not reply.keys
+            return
+        self.naive.sampled += sum(counts)
+        seen = {}
+        for count, draw in zip(counts, codec.unpack_samples([(reply, counts)], self.spec), strict=True):
+            transition, keys, probability = draw
+            assert len(keys) == count
+            for i, key in enumerate(keys.tolist()):
+                item = items[key - self.naive.generation * KEYS]
+                np.testing.assert_array_equal(transition.s_tm1[i], item["s_tm1"])
+                np.testing.assert_array_equal(transition.s_t[i], item["s_t"])
+                assert transition.a_tm1[i] == item["a"]
+                assert transition.r_t[i] == item["r"]
+                assert transition.discount_t[i] == item["discount"]
+                assert seen.setdefault(key, probability[i]) == probability[i]
+        lowest, highest = self.priorities()
+        for key, p in seen.items():
+            key -= self.naive.generation * KEYS
+            p *= reply.counts.total_priority
+            assert lowest[key] * (1 - 1e-6) <= p <= highest[key] * (1 + 1e-6)
+
+    @rule(counts=st.sampled_from([[MAX_BATCH + 1], [MAX_BATCH, 1], [0] * (MAX_BATCH + 1)]))
+    def sample_too_much(self, counts):
+        with pytest.raises(codec.InvalidMessage):
+            self.shard.sample(*counts)
+
+    def priorities(self):
+        """The least and the greatest that each item's priority may be, by key."""
+        td = {key: item["td"] for key, item in self.naive.items.items()}
+        if self.config.kind == "uniform":
+            return dict.fromkeys(td, 1.0), dict.fromkeys(td, 1.0)
+        alpha = self.config.exponent
+        if self.config.kind == "prioritized":
+            exact = {key: (value + 1e-2) ** alpha for key, value in td.items()}
+            return exact, exact
+        values = np.array(list(td.values()))
+        off = int(
+            len(td) * RERANK_FRACTION / (1 - RERANK_FRACTION)
+        )  # ranked were no more than these and those that changed
+        rank = {key: (values > value).sum() + ((values == value).sum() + 1) / 2 for key, value in td.items()}
+        return (
+            {key: (r + off) ** -alpha for key, r in rank.items()},
+            {key: max(r - off, 1.0) ** -alpha for key, r in rank.items()},
+        )
+
+    @precondition(lambda self: self.naive.next_key > 0)
+    @rule(data=st.data())
+    def update(self, data):
+        """Of live, evicted and never existing items, also of before a restart, some of them twice: the last one counts."""
+        base = self.naive.generation * KEYS
+        known = st.integers(base, base + self.naive.next_key - 1)
+        alien = st.sampled_from([base + self.naive.next_key, base + KEYS, max(0, base - KEYS), 2**63, 2**64 - 1])
+        keys = data.draw(st.lists(known | known | alien, min_size=1, max_size=8))
+        td = [data.draw(TD) for _ in keys]
+        request = pb.UpdatePrioritiesRequest(keys=np.array(keys, "<u8").tobytes(), td_abs=np.array(td, "<f4").tobytes())
+        keys = [key - base for key in keys]
+        items = self.naive.items
+        dropped = sum(key not in items for key in keys)
+        assert self.shard.update_priorities(request) == dropped
+        self.naive.dropped += dropped
+        for key, value in zip(keys, td, strict=True):
+            if key in items:
+                items[key]["td"] = value
+
+    @rule(td=st.sampled_from([[1.0], [1.0, -1.0], [np.nan, 1.0], [1.0, np.inf]]))
+    def update_malformed(self, td):
+        keys = np.array([self.naive.first_key, self.naive.first_key + 1], "<u8")
+        request = pb.UpdatePrioritiesRequest(keys=keys.tobytes(), td_abs=np.array(td, "<f4").tobytes())
+        with pytest.raises(codec.InvalidMessage):
+            self.shard.update_priorities(request)
+
+    @rule(ahead=st.integers(-5, 12), segments=st.sampled_from([0, 1, 3, 100]))
+    def drain(self, ahead, segments):
+        """Forget nearly nothing or some, and see what comes next."""
+        naive, base = self.naive, self.naive.generation * KEYS
+        taken = max(0, naive.first_key + ahead)
+        for never in (base + naive.next_key + 1, base - KEYS + taken):
+            if never > 0:
+                with pytest.raises(codec.InvalidMessage, match="no reply named"):
+                    self.shard.drain(never, segments)
+        if taken > naive.next_key:
+            return
+        while naive.segments and naive.segments[0]["items"][-1]["key"] < taken:
+            naive.segments.pop(0)
+        reply = self.shard.drain(base + taken, segments)
+        given, left = naive.segments[:segments], naive.segments[segments:]
+        assert [r.SerializeToString() for r in reply.segments] == [
+            naive.given_back(s).SerializeToString() for s in given
+        ]
+        assert reply.next == base + (left[0]["items"][0]["key"] if left else naive.next_key)
+        assert reply.left == sum(len(s["items"]) for s in left)
+
+    def directory(self):
+        return Path(tempfile.mkdtemp(dir=self.folder.name))
+
+    @precondition(lambda self: len(self.kept) < 4)
+    @rule()
+    def snapshot(self):
+        """The second and those that follow are incremental."""
+        if self.snapshots is None:
+            self.folder = tempfile.TemporaryDirectory()
+            self.snapshots = Snapshots(self.directory(), self.shard)
+        written = asyncio.run(self.snapshots.write())
+        assert written.items == len(self.naive.items)
+        place = shutil.copytree(self.snapshots.directory, self.directory(), dirs_exist_ok=True)
+        self.kept.append((place, copy.deepcopy(self.naive)))
+
+    @precondition(lambda self: self.kept)
+    @rule(data=st.data())
+    def restore(self, data):
+        """The last or an older one, in a new shard: what was not in it is gone, and no more than that."""
+        place, naive = data.draw(st.sampled_from(self.kept))
+        self.snapshots.close()
+        self.naive, self.credit = copy.deepcopy(naive), 0
+        self.naive.generation += 1
+        self.shard = self.empty_shard()
+        own = shutil.copytree(place, self.directory(), dirs_exist_ok=True)
+        self.snapshots = Snapshots(own, self.shard)
+        self.drain(0, 100)
+        self.sample([9])
+
+    def teardown(self):
+        if getattr(self, "snapshots", None) is not None:
+            self.snapshots.close()
+            self.folder.cleanup()
+
+    @invariant()
+    def both_agree(self):
+        self.shard.check_valid()
+        naive, counts = self.naive, self.shard.counts()
+        items = naive.items
+        lowest, highest = (sum(p.values()) for p in self.priorities())
+        assert counts.stored == len(items)
+        assert lowest * (1 - 1e-6) <= counts.total_priority <= highest * (1 + 1e-6)
+        assert (counts.inserted, counts.transferred) == (naive.inserted, naive.transferred)
+        assert (counts.sampled, counts.dropped_updates) == (naive.sampled, naive.dropped)
+        assert counts.bytes == sum(len(s["message"].frames) for s in naive.segments)
+        assert counts.resident_bytes == naive.bytes + fixed_bytes(naive.capacity, self.config)
+        assert (self.shard.storage.first_key, self.shard.storage.next_key) == (naive.first_key, naive.next_key)
+        assert dict(self.shard._last) == naive.last
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps"), [(40, 50), pytest.param(1000, 100, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
+)
+def test_a_shard_beside_a_naive_list(examples, steps, monkeypatch):
+    monkeypatch.setattr("replay.store.snapshots.CHUNK_BYTES", 2000)  # of one or a few segments
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    profile = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    run_state_machine_as_test(ShardBesideNaive, settings=profile)

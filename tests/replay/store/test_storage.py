@@ -1,0 +1,76 @@
+"""Storage and shard, case by case; test_shard_machine.py has a shard beside a naive list."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from protos import codec
+from protos import replay_pb2 as pb
+from replay.store.selectors import SelectorConfig
+from replay.store.shard import Shard
+from tests.conftest import FRAMES, SMALL, make_segment
+
+
+@pytest.mark.parametrize("kind", ["uniform", "prioritized"])
+def test_draws_follow_the_selector(rng, kind):
+    shard = Shard(100, SMALL, SelectorConfig(kind=kind, alpha=1.0, epsilon=1e-6), limited=False)
+    shard.insert("w", 1, codec.pack_segment(make_segment(rng, items=4, td_abs=[1, 2, 3, 10])))
+    keys = np.concatenate([next(codec.unpack_samples([(shard.sample(1000), [1000])], SMALL))[1] for _ in range(20)])
+    expected = [0.25] * 4 if kind == "uniform" else [1 / 16, 2 / 16, 3 / 16, 10 / 16]
+    np.testing.assert_allclose(np.bincount(keys.astype(int)) / len(keys), expected, atol=0.02)
+
+
+def test_uniform_forgets_what_is_evicted(rng):
+    shard = Shard(10, SMALL, SelectorConfig(kind="uniform"), limited=False)
+    for sequence in range(1, 30):
+        shard.insert("w", sequence, codec.pack_segment(make_segment(rng, items=int(rng.integers(1, 6)))))
+        shard.check_valid()
+    _, keys, _ = next(codec.unpack_samples([(shard.sample(500), [500])], SMALL))
+    live = range(shard.storage.first_key, shard.storage.next_key)
+    assert set(keys.tolist()) == set(live)
+
+
+def test_a_refused_segment_leaves_no_trace(rng):
+    shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
+    empty = shard.counts()
+    message = codec.pack_segment(make_segment(rng, FRAMES))
+    message.td_abs = np.array([1, 1, 1, np.nan], "<f4").tobytes()
+    with pytest.raises(codec.InvalidMessage):
+        shard.insert("w", 1, message)
+    too_long = codec.pack_segment(make_segment(rng, FRAMES, items=11))
+    with pytest.raises(codec.InvalidMessage, match="capacity"):
+        shard.insert("w", 1, too_long)
+    assert shard.counts() == empty
+    assert not shard.is_duplicate("w", 1)
+
+
+def test_what_is_inserted_while_segments_are_given_back_does_no_harm(rng):
+    shard = Shard(12, SMALL, SelectorConfig(), limited=False)
+    for sequence in (1, 2, 3):
+        shard.insert(f"w{sequence}", 1, codec.pack_segment(make_segment(rng, items=4)))
+    seen = []
+    for kept in shard.storage.segments():
+        seen.append((kept.writer, kept.first_key))
+        shard.insert("late", len(seen), codec.pack_segment(make_segment(rng, items=5)))  # evicts two, then one
+    assert seen == [("w1", 0), ("w3", 8)]
+
+
+def test_evicted_keys_are_dropped_and_counted(rng):
+    shard = Shard(8, SMALL, SelectorConfig(), limited=False)
+    for sequence in (1, 2, 3):
+        shard.insert("w", sequence, codec.pack_segment(make_segment(rng, items=4)))
+    request = pb.UpdatePrioritiesRequest(keys=np.array([0, 3, 4], "<u8").tobytes(), td_abs=np.ones(3, "<f4").tobytes())
+    assert shard.update_priorities(request) == 2
+    assert shard.counts().dropped_updates == 2
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 1], [-1, 1], [np.inf, 1]])
+def test_bad_priorities_change_nothing(rng, bad):
+    shard = Shard(8, SMALL, SelectorConfig(), limited=False)
+    shard.insert("w", 1, codec.pack_segment(make_segment(rng)))
+    before = shard.counts()
+    request = pb.UpdatePrioritiesRequest(keys=np.array([0, 1], "<u8").tobytes(), td_abs=np.array(bad, "<f4").tobytes())
+    with pytest.raises(codec.InvalidMessage):
+        shard.update_priorities(request)
+    assert shard.counts() == before

@@ -1,0 +1,190 @@
+"""Environments: frames and rewards equal Gymnasium's own wrappers, and no reset ever becomes a step."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rl.envs.atari import atari_game
+from rl.envs.config import EnvConfig
+from rl.envs.make import check_env, describe, make_environments, make_rendered
+from rl.errors import BadInput
+from rl.evaluation import evaluate
+from rl.stepping import SeedSequence
+from rl.types import ObservationSpec
+
+
+class Countdown(gym.Env):
+    """Observation [episode's seed, t]; terminates or truncates after `length` steps; reward t."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Discrete(3, start=1)
+
+    def __init__(self, length=3, truncates=False):
+        self.length, self.truncates = length, truncates
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed_, self.t = float(seed if seed is not None else -1), 0
+        return np.array([self.seed_, 0], np.float32), {}
+
+    def step(self, action):
+        assert action in (1, 2, 3)
+        self.t += 1
+        over = self.t == self.length
+        observation = np.array([self.seed_, self.t], np.float32)
+        return observation, float(self.t), over and not self.truncates, over and self.truncates, {}
+
+
+gym.register("qfleet-test/Countdown-v0", Countdown)
+gym.register("qfleet-test/Truncated-v0", lambda: Countdown(truncates=True))
+
+
+@pytest.mark.parametrize("env_id", ["qfleet-test/Countdown-v0", "qfleet-test/Truncated-v0"])
+def test_the_last_observation_is_the_true_one_and_a_restart_is_no_step(env_id):
+    envs = make_environments(EnvConfig(id=env_id), 2)
+    observation = envs.reset(np.array([10, 20]))
+    assert observation.tolist() == [[10, 0], [20, 0]]
+    for t in (1, 2, 3):
+        step = envs.step(np.array([0, 2]))
+        assert step.observation.tolist() == [[10, t], [20, t]]
+        assert step.reward.tolist() == [t, t]
+    truncates = "Truncated" in env_id
+    assert step.terminated.tolist() == [not truncates] * 2
+    assert step.truncated.tolist() == [truncates] * 2
+    observation = envs.restart(np.array([True, True]), np.array([30, 40]))
+    assert observation.tolist() == [[30, 0], [40, 0]]
+    envs.close()
+
+
+def play_wrapped(env_id, sticky, seed, actions):
+    env = gym.make(env_id, frameskip=1, repeat_action_probability=sticky)
+    env = gym.wrappers.AtariPreprocessing(env, noop_max=0)
+    env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
+    observation, _ = env.reset(seed=seed)
+    frames, rewards = [observation], []
+    for action in actions:
+        observation, reward, terminated, truncated, _ = env.step(int(action))
+        frames.append(observation)
+        rewards.append(reward)
+        if terminated or truncated:
+            break
+    env.close()
+    return np.stack(frames), rewards
+
+
+@pytest.mark.parametrize("env_id", ["PongNoFrameskip-v4", "BreakoutNoFrameskip-v4"])
+def test_atari_equals_gymnasiums_wrappers(env_id, rng):
+    config = EnvConfig(id=env_id, noop_max=0)
+    envs = make_environments(config, 1)
+    actions = rng.integers(0, envs.actions, 400)
+    expected, rewards = play_wrapped(env_id, 0.0, 5, actions)
+    got = [envs.reset(np.array([5]))[0]]
+    got_rewards = []
+    for action in actions[: len(rewards)]:
+        step = envs.step(np.array([action]))
+        got.append(step.observation[0])
+        got_rewards.append(float(step.reward[0]))
+    difference = np.abs(np.stack(got).astype(int) - expected.astype(int))
+    assert difference.max() <= 1  # rounding of the two resizers
+    assert (difference > 0).mean() < 0.02
+    assert got_rewards == rewards
+    envs.close()
+
+
+def test_a_lost_life_is_seen_and_does_not_end_the_game(rng):
+    envs = make_environments(EnvConfig(id="BreakoutNoFrameskip-v4"), 1)
+    envs.reset(np.array([1]))
+    lost = 0
+    for _ in range(2000):
+        step = envs.step(rng.integers(0, 4, 1))
+        lost += int(step.lost_life[0])
+        if step.done[0]:
+            break
+    assert step.terminated[0]
+    assert lost == 5
+    envs.close()
+
+
+def test_atari_restarts_only_the_masked_with_their_seeds(rng):
+    envs = make_environments(EnvConfig(), 2)
+    first = envs.reset(np.array([3, 4])).copy()
+    for _ in range(10):
+        step = envs.step(rng.integers(0, envs.actions, 2))
+    kept = step.observation[1].copy()
+    observation = envs.restart(np.array([True, False]), np.array([3]))
+    np.testing.assert_array_equal(observation[0], first[0])
+    np.testing.assert_array_equal(observation[1], kept)
+    assert not observation[0][:3].any()  # zero-padded stack
+    envs.close()
+
+
+def test_atari_truncates_at_the_frame_limit(rng):
+    envs = make_environments(EnvConfig(max_frames=200, noop_max=0), 1)
+    envs.reset(np.array([1]))
+    for t in range(1, 60):
+        step = envs.step(np.array([0]))
+        if step.done[0]:
+            ended = t
+            break
+    assert step.truncated[0]
+    assert not step.terminated[0]
+    assert ended == 200 // 4
+    envs.close()
+
+
+def test_discrete_observations_become_one_hot():
+    spec, actions = describe(EnvConfig(id="FrozenLake-v1"))
+    assert spec == ObservationSpec((16,), "float32")
+    assert actions == 4
+    envs = make_environments(EnvConfig(id="FrozenLake-v1"), 3)
+    assert envs.reset(np.arange(3)).sum(axis=1).tolist() == [1, 1, 1]
+    envs.close()
+
+
+def test_names_of_games():
+    assert atari_game("ALE/Pong-v5") == "pong"
+    assert atari_game("PongNoFrameskip-v4") == "pong"
+    assert atari_game("CartPole-v1") is None
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [
+        ("CartPole-v11", "CartPole-v1"),
+        ("Pendulum-v1", "Discrete action space"),
+        ("Blackjack-v1", "Box or Discrete"),
+    ],
+)
+def test_what_q_learning_cannot_take_is_refused(env_id, words):
+    with pytest.raises(BadInput, match=words):
+        check_env(EnvConfig(id=env_id))
+
+
+def test_an_evaluation_counts_each_environments_share_and_repeats():
+    envs = make_environments(EnvConfig(id="qfleet-test/Countdown-v0"), 2)
+    results = [evaluate(lambda x: np.zeros(len(x), np.int64), envs, 5, 0.5, seed=3) for _ in range(2)]
+    assert [e.episode_return for e in results[0].episodes] == [1 + 2 + 3] * 5
+    assert [e.length for e in results[0].episodes] == [3] * 5
+    assert results[0].episodes == results[1].episodes
+    envs.close()
+
+
+def test_the_rendered_environment_gives_what_the_network_takes():
+    for config in (EnvConfig(), EnvConfig(id="CartPole-v1")):
+        env = make_rendered(config)
+        observation, _ = env.reset(seed=1)
+        assert np.asarray(observation).shape == describe(config)[0].shape
+        assert env.render().shape[-1] == 3
+        env.close()
+
+
+def test_seeds_are_a_stream_that_can_be_put_aside():
+    seeds = SeedSequence(1, 2)
+    seeds.draw(3)
+    state = seeds.get_state()
+    rest = seeds.draw(4)
+    again = SeedSequence(9, 9)
+    again.set_state(state)
+    assert again.draw(4).tolist() == rest.tolist()
