@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import measure, memory, pipeline, shard_process, shards, sizing, soak
+from benchmarks import measure, memory, pipeline, shards, sizing, soak
+from benchmarks.processes import shard as shard_process
 from protos.codec import pack_segment
 from qfleet.cli import main as cli
 from replay.store.selectors import SelectorConfig
