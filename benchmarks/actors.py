@@ -49,7 +49,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 def _together(address: str, count: int, c: Command) -> float:
     """Agent steps a second of ``count`` actor processes that start at the same moment."""
-    command = [sys.executable, "-m", "benchmarks.actor_process", address, str(c.environments), str(c.seconds)]
+    command = [sys.executable, "-m", "benchmarks.processes.actor", address, str(c.environments), str(c.seconds)]
     pinned = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen([*command, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=pinned)

@@ -65,9 +65,9 @@ def checked_shard_process(
 ) -> Iterator[tuple[str, int, Callable[[], str]]]:
     """A replay shard in a process of its own; yields its address, its process number, and a function that asks it.
 
-    The shard is asked whether its parts agree, and answers with `shard_process.VALID` or what contradicts what.
+    The shard is asked whether its parts agree, and answers with `processes.shard.VALID` or what contradicts what.
     """
-    command = [sys.executable, "-m", "benchmarks.shard_process", "--capacity", str(capacity), "--dtype", spec.dtype]
+    command = [sys.executable, "-m", "benchmarks.processes.shard", "--capacity", str(capacity), "--dtype", spec.dtype]
     command += ["--shape", *map(str, spec.frame_shape), "--stack", str(spec.stack)] + ["--limited"] * limited
     command += ["--alpha", str(SelectorConfig().exponent)] + (["--snapshots", str(snapshots)] if snapshots else [])
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

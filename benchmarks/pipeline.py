@@ -166,7 +166,7 @@ def _loop(seconds: float, precision: Precision) -> dict[str, float]:
 
 
 def _sb3(seconds: float) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.sb3", str(seconds)]
+    command = [sys.executable, "-m", "benchmarks.processes.sb3", str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300)
     if done.returncode != 0:
         raise RuntimeError(f"Stable-Baselines3 failed (pip install 'qfleet[bench]'?): {done.stderr[-2000:]}")

@@ -33,8 +33,8 @@ from benchmarks.measure import (
     shard_process,
     with_cpu,
 )
-from benchmarks.plain_stream import plain_stream
-from benchmarks.reverb_process import Reverb
+from benchmarks.processes.plain_stream import plain_stream
+from benchmarks.processes.reverb_process import Reverb
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from protos.codec import unpack_samples

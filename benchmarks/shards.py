@@ -80,10 +80,10 @@ class Command:
 
 
 class Writers:
-    """Processes of `writer_process`, that insert together."""
+    """Processes of `processes.writer`, that insert together."""
 
     def __init__(self, count: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.writer_process", str(PLAYED)]
+        command = [sys.executable, "-m", "benchmarks.processes.writer", str(PLAYED)]
         pinned = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._running = [
             subprocess.Popen([*command, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=pinned)

@@ -33,7 +33,7 @@ from benchmarks.measure import (
     pong_segments,
 )
 from benchmarks.pictures import draw_memory
-from benchmarks.shard_process import VALID
+from benchmarks.processes.shard import VALID
 from replay.wire.sampler import Sampler
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory

@@ -20,10 +20,10 @@ FREE = LimiterConfig(samples_per_insert=0, min_size=1)
 
 
 class ShardProcess:
-    """One `benchmarks.shard_process`."""
+    """One `benchmarks.processes.shard`."""
 
     def __init__(self, *args, port=0):
-        command = [sys.executable, "-m", "benchmarks.shard_process", "--port", str(port), *map(str, args)]
+        command = [sys.executable, "-m", "benchmarks.processes.shard", "--port", str(port), *map(str, args)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
         assert line, "the shard did not start"

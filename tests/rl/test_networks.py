@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ import torch
 from rl.errors import BadInput
 from rl.networks import DuelingHead, NetworkConfig, check_network, for_acting, make_network, values
 from rl.parameters import weights_of
-from rl.precision import pick_dtype
 from rl.types import ObservationSpec
 from tests.conftest import SMALL
 
@@ -88,14 +85,6 @@ def test_one_seed_one_network_whatever_was_drawn_before():
     b = weights_of(make_network(MLP, SMALL, 3, 5))
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
-
-
-def test_auto_is_bfloat16_where_the_processor_multiplies_it():
-    cpu, flags = torch.device("cpu"), Path("/proc/cpuinfo").read_text().split()
-    native = "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags
-    assert pick_dtype("auto", cpu) == (torch.bfloat16 if native else torch.float32)
-    assert pick_dtype("bfloat16", cpu) == torch.bfloat16
-    assert pick_dtype("float32", cpu) == torch.float32
 
 
 def test_only_convolutions_of_pixels_act_in_bfloat16():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -98,23 +96,3 @@ def test_it_is_drawn_without_a_display(monkeypatch):
     env.reset(seed=1)
     assert env.render().shape == (512, 288, 3)
     env.close()
-
-
-@pytest.mark.parametrize("blocked", ["flappy_bird_gymnasium", "pygame"])
-def test_the_missing_extra_is_one_line(blocked):
-    """In a process of its own: here the package is imported already."""
-    program = f"""
-import sys
-sys.modules[{blocked!r}] = None  # importing it raises ImportError
-from rl.envs.config import EnvConfig
-from rl.envs.make import check_env
-from rl.errors import BadInput
-try:
-    check_env(EnvConfig(id="FlappyBird-v0"))
-except BadInput as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.stdout == 'FlappyBird-v0 needs the extra `classic`: pip install -c constraints.txt -e ".[classic]"\n', (
-        done.stderr
-    )

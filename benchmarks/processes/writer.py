@@ -1,4 +1,4 @@
-"""One writer (`python -m benchmarks.writer_process ITEMS SEED`), which plays ITEMS transitions of Pong first.
+"""One writer (`python -m benchmarks.processes.writer ITEMS SEED`), which plays ITEMS transitions of Pong first.
 
 Then for each line SECONDS ADDRESS [ADDRESS ...]: it opens its streams to these shards, says "ready", waits for a line,
 inserts for so many seconds, and prints transitions/s, the last acknowledgement included.

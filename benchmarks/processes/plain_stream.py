@@ -1,5 +1,6 @@
-"""A gRPC stream that answers every request with the same bytes (`python -m benchmarks.plain_stream FILE`): prints its port.
+"""A gRPC stream that answers every request with the same bytes; prints its port.
 
+`python -m benchmarks.processes.plain_stream FILE`, where FILE holds the bytes.
 What `qfleet bench replay` could at most carry, had the shard nothing to do.
 """
 
@@ -47,7 +48,7 @@ def plain_stream(reply: bytes) -> Iterator[Callable[[], bytes]]:
     with contextlib.ExitStack() as stack, tempfile.NamedTemporaryFile() as file:
         file.write(reply)
         file.flush()
-        command = [sys.executable, "-m", "benchmarks.plain_stream", file.name]
+        command = [sys.executable, "-m", "benchmarks.processes.plain_stream", file.name]
         process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         stack.callback(process.kill)
         assert process.stdout is not None

@@ -1,4 +1,7 @@
-"""One actor with a random policy, writing to a shard: ADDRESS ENVIRONMENTS SECONDS INDEX. Prints agent steps/s."""
+"""One actor with a random policy, writing to a shard; prints agent steps/s.
+
+`python -m benchmarks.processes.actor ADDRESS ENVIRONMENTS SECONDS INDEX`; it says "ready" and waits for a line.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A replay shard in a process of its own (`python -m benchmarks.shard_process`): prints its port, serves until killed.
+"""A replay shard in a process of its own (`python -m benchmarks.processes.shard`): prints its port, serves until killed.
 
 `qfleet replay serve` without the command line's imports, and with short names. At SIGUSR1 it looks whether its parts agree
 (`Shard.check_valid`), between two requests, and prints VALID or what contradicts what.

@@ -1,0 +1,207 @@
+"""The bot's datasets of BabyAI's levels, and what is learned from them."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from classic import babyai
+from classic.babyai import MakeDatasetConfig, make_dataset
+from classic.interface import RecordingMonitor
+from classic.offline_data import read
+from classic.offline_q import OfflineQConfig, offline_q
+from rl.envs.config import EnvConfig
+from rl.envs.grid_states import is_grid, pack, picture, unpack
+from rl.envs.minari_files import NewDataset, open_dataset
+from rl.envs.vector import single
+from rl.errors import BadInput, RunFault
+from tests.classic.offline_datasets import CLIFF, learn
+
+minari = pytest.importorskip("minari")
+pytest.importorskip("minigrid")
+from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX  # noqa: E402
+
+PICKUP = EnvConfig(id="BabyAI-Pickup-v0")
+EPISODES = 8
+PICK_UP = 3  # MiniGrid's number of the action
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("minari")
+
+
+@pytest.fixture(autouse=True)
+def _datasets(root, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
+
+
+@pytest.fixture(scope="module")
+def pickup(root):
+    """The name of a dataset that the bot played, and what `make_dataset` says of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(root))
+        config = MakeDatasetConfig(episodes=EPISODES, first_seed=3)
+        return config.name, make_dataset(config, RecordingMonitor())
+
+
+@pytest.fixture(scope="module")
+def learned(root, pickup):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(root))
+        return offline_q(OfflineQConfig(dataset=pickup[0]), PICKUP, 1, RecordingMonitor())
+
+
+def test_the_bots_dataset_keeps_seeds_and_observations(pickup):
+    name, figures = pickup
+    assert name == "qfleet/babyai-pickup-fullobs-v0"
+    data = open_dataset(name)
+    assert is_grid(data.observation_space)
+    kept = list(data.storage.get_episode_metadata(range(EPISODES)))
+    assert [episode["seed"] for episode in kept] == list(range(3, 3 + EPISODES))
+    assert (figures["episodes"], figures["steps"], figures["skipped"]) == (EPISODES, data.total_steps, 0)
+    assert figures["bytes"] < data.total_steps * 22 * 22 * 3 / 2, "compressed"
+    episodes = list(data.iterate_episodes())
+    assert figures["mean_return"] == pytest.approx(np.mean([e.rewards.sum() for e in episodes]))
+    assert all(e.rewards.sum() > 0.5 and e.terminations[-1] and not e.truncations.any() for e in episodes)
+    env = data.recover_environment()
+    first, _ = env.reset(seed=3 + 7)
+    assert (episodes[7].observations["image"][0] == first["image"]).all()
+    assert episodes[7].observations["mission"][0] == first["mission"]
+    with pytest.raises(BadInput, match="already there"):
+        make_dataset(MakeDatasetConfig(episodes=1), RecordingMonitor())
+
+
+def test_in_the_states_of_highest_value_the_target_can_be_picked_up(learned, pickup):
+    data = open_dataset(pickup[0])
+    for at in learned.figures["highest"][:2]:
+        observed = data[at["episode"]].observations
+        state = unpack(pack({key: column[at["step"]] for key, column in observed.items()}))
+        *_, colour, kind = state.mission.split()
+        assert state.ahead[:2] == (OBJECT_TO_IDX[kind], COLOR_TO_IDX[colour])
+        assert (at["action"], at["mission"]) == (PICK_UP, state.mission)
+    shape = (4, 22 * 16, 22 * 16, 3)
+    assert learned.arrays["highest"].shape == learned.arrays["lowest"].shape == shape
+    first = learned.figures["highest"][0]
+    own = {key: column[first["step"]] for key, column in data[first["episode"]].observations.items()}
+    assert (learned.arrays["highest"][0] == picture(unpack(pack(own)))).all()
+    assert learned.figures["value_max"] == first["value"] > learned.figures["lowest"][0]["value"] > 0
+
+
+def test_the_greedy_policy_solves_the_bots_levels_as_well_as_the_bot(learned, pickup):
+    figures = learned.figures
+    assert figures["training_data_return"] == pytest.approx(pickup[1]["mean_return"])
+    assert figures["training_return"] >= figures["training_data_return"]
+    assert (figures["training_episodes"], figures["training_unknown"], figures["training_other_starts"]) == (
+        EPISODES,
+        0,
+        0,
+    )
+    assert figures["max_change"] == 0.0
+
+
+def test_twice_the_same_and_a_directory_is_as_good_as_an_id(learned, pickup, root):
+    settings = OfflineQConfig(dataset=str(root / pickup[0]), training_seeds=2)
+    again = offline_q(settings, PICKUP, 2, RecordingMonitor())
+    for name, array in learned.arrays.items():
+        np.testing.assert_array_equal(array, again.arrays[name])
+    assert again.figures["training_episodes"] == 2
+
+
+def test_a_dataset_that_minari_itself_wrote_is_read(pickup):
+    """As the published ones: Minari's own layout, another text space, its own seeds, nothing of ours in the metadata."""
+    source = open_dataset(pickup[0])
+    text = gym.spaces.Text(30, charset="abcdefghijklmnopqrstuvwxyz ")
+    buffers = [
+        minari.data_collector.EpisodeBuffer(
+            seed=100 + e.id,
+            observations=e.observations,
+            actions=e.actions,
+            rewards=e.rewards,
+            terminations=e.terminations,
+            truncations=e.truncations,
+        )
+        for e in list(source.iterate_episodes())[:2]
+    ]
+    name = "minigrid/BabyAI-Pickup/optimal-fullobs-v0"
+    minari.create_dataset_from_buffers(
+        name,
+        buffers,
+        env=source.env_spec,
+        action_space=source.action_space,
+        observation_space=gym.spaces.Dict({**source.observation_space.spaces, "mission": text}),
+    )
+    theirs, ours = read(name, PICKUP), read(pickup[0], PICKUP)
+    assert theirs.seeds == (100, 101)
+    for own, column in ((theirs.s_tm1, ours.s_tm1), (theirs.a_tm1, ours.a_tm1), (theirs.r_t, ours.r_t)):
+        assert (own == column[: len(own)]).all()
+    assert list(theirs.states.by_bytes) == list(ours.states.by_bytes)[: theirs.states.count]
+
+
+def test_a_dataset_of_another_environment_names_its_own(pickup):
+    with pytest.raises(BadInput, match=r"was played on BabyAI-Pickup-v0.* write --env BabyAI-Pickup-v0"):
+        learn(pickup[0], CLIFF)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"env": "CartPole-v1"}, "--env is 'CartPole-v1'"),
+        ({"episodes": 0}, "--episodes is 0"),
+        ({"first_seed": -1}, "--first-seed is -1"),
+        ({"env": "BabyAI-Nothing-v0"}, "not a Gymnasium environment"),
+        ({"to": "pickup"}, "must end in its version"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line(settings, match):
+    with pytest.raises(BadInput, match=match):
+        make_dataset(MakeDatasetConfig(**settings), RecordingMonitor())
+
+
+def test_levels_that_the_bot_cannot_solve_are_left_out_and_said(tmp_path, monkeypatch):
+    said, solved = [], babyai.solved
+    monitor = RecordingMonitor()
+    monitor.note = said.append
+
+    def unlucky(env, seed):
+        if seed == 1:
+            raise babyai.Unsolved("the bot gave up")
+        return solved(env, seed)
+
+    monkeypatch.setattr(babyai, "solved", unlucky)
+    figures = make_dataset(MakeDatasetConfig(episodes=2, to=str(tmp_path / "a-v0")), monitor)
+    assert (figures["episodes"], figures["skipped"]) == (2, 1)
+    seeds = [e["seed"] for e in open_dataset(str(tmp_path / "a-v0")).storage.get_episode_metadata([0, 1])]
+    assert seeds == [0, 2]
+    assert said == ["seed 1 is left out: the bot gave up"]
+
+
+def test_a_level_beyond_the_bot_ends_with_a_fault_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(babyai, "GIVE_UP", 3)
+    config = MakeDatasetConfig(env="BabyAI-KeyInBox-v0", episodes=1, to=str(tmp_path / "a-v0"))
+    with pytest.raises(RunFault, match=r"solved none of 3 seeds in a row of BabyAI-KeyInBox-v0: the bot gave up"):
+        make_dataset(config, RecordingMonitor())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_partial_observations_are_named(tmp_path):
+    """The same shape as the whole grid's, but no agent in it."""
+    env = single(EnvConfig(id="MiniGrid-Empty-6x6-v0"), "table")
+    state, _ = env.reset(seed=0)
+    grid = unpack(state)
+    space = gym.spaces.Dict(
+        direction=gym.spaces.Discrete(4),
+        image=gym.spaces.Box(0, 255, grid.image.shape, np.uint8),
+        mission=gym.spaces.Text(90),
+    )
+    with NewDataset(str(tmp_path / "a-v0"), space, env.action_space, None, {}) as dataset:
+        observations = {
+            "direction": np.zeros(2, int),
+            "image": np.zeros((2, *grid.image.shape), np.uint8),
+            "mission": ["a"] * 2,
+        }
+        ends = {"terminations": np.array([True]), "truncations": np.array([False])}
+        dataset.add(observations, np.array([1.0]), actions=np.array([2]), infos={}, **ends)
+    with pytest.raises(BadInput, match="not the whole grid"):
+        learn(str(tmp_path / "a-v0"), EnvConfig(id="MiniGrid-Empty-6x6-v0"))

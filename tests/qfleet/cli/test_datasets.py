@@ -1,0 +1,90 @@
+"""`qfleet replay export` and `qfleet train --offline`: what the commands make, and bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from qfleet.cli import main as cli
+from replay.datasets.dataset import Dataset
+from rl.envs.config import EnvConfig
+from tests.replay.datasets.made import BOX, datasets_fixture, episode, foreign, run_fixture  # noqa: F401
+
+
+def test_export_of_one_shard_without_its_run(run, capsys):
+    shard = run / "replay" / "shard-1"
+    assert cli.main(["replay", "export", str(shard), "--to", "one-v0"]) == 0
+    assert Dataset("one-v0").env is None
+    assert cli.main(["replay", "export", str(shard), "--to", "two-v0", "--env", "CartPole-v1"]) == 0
+    assert Dataset("two-v0").env == EnvConfig(id="CartPole-v1")
+    assert Dataset("two-v0").steps == Dataset("one-v0").steps
+
+
+@pytest.fixture
+def examples(tmp_path, run):
+    """Datasets that do not fit, by name."""
+    discrete = gym.spaces.Discrete(2)
+    foreign("wide-v0", gym.spaces.Box(-9, 9, (9,), np.float32), discrete, [episode(3, (9,))], gym.spec("CartPole-v1"))
+    foreign("many-v0", BOX, gym.spaces.Discrete(5), [episode(3)], gym.spec("CartPole-v1"))
+    foreign("nameless-v0", BOX, discrete, [episode(3)])
+    foreign("nowhere-v0", BOX, discrete, [episode(3)], replace(gym.spec("CartPole-v1"), id="Nowhere-v9"))
+    foreign("push-v0", BOX, gym.spaces.Box(-1, 1, (1,)), [episode(3, actions=np.zeros((3, 1)))])
+    both = gym.spaces.Dict({"a": BOX})
+    foreign("dict-v0", both, discrete, [episode(3, observations={"a": np.zeros((4, 4))})])
+    foreign("empty-v0", BOX, discrete, [])
+    (tmp_path / "here-v0" / "data").mkdir(parents=True)
+    (tmp_path / "bare").mkdir()
+    return {"HERE": tmp_path, "RUN": run}
+
+
+BAD = {
+    "no such dataset": (["train", "--offline", "qfleet/pongg-v0"], "there is no dataset qfleet/pongg-v0"),
+    "no version": (["train", "--offline", "qfleet/pong"], "end in its version"),
+    "a directory without data": (["train", "--offline", "HERE/here-v0"], "cannot be read"),
+    "continuous actions": (["train", "--offline", "push-v0"], "Discrete action space"),
+    "dict observations": (["train", "--offline", "dict-v0"], "Box space"),
+    "empty": (["train", "--offline", "empty-v0"], "is empty"),
+    "no environment": (["train", "--offline", "nameless-v0"], "--env.id"),
+    "an environment that is not here": (["train", "--offline", "nowhere-v0"], "Nowhere-v9"),
+    "observations of another size": (["train", "--offline", "wide-v0"], "float32 9, CartPole-v1 has float32 4"),
+    "another number of actions": (["train", "--offline", "many-v0"], "5 actions, CartPole-v1 has 2"),
+    "a preset of something else": (["train", "pong", "--offline", "wide-v0"], "2 actions, PongNoFrameskip-v4 has 6"),
+    "no limit": (["train", "cartpole", "--offline", "nameless-v0", "--max-updates", "0"], "--max-updates"),
+    "on a cluster": (["train", "cartpole", "--offline", "nameless-v0", "--address", "auto"], "leave --address out"),
+    "negative updates": (["train", "cartpole", "--max-updates", "-1"], "max_updates"),
+    "export of nothing": (["replay", "export", "HERE/bare", "--to", "x-v0"], "no snapshot"),
+    "export to no name": (["replay", "export", "RUN", "--to", "x"], "end in its version"),
+    "export onto another": (["replay", "export", "RUN", "--to", "many-v0"], "already there"),
+    "export as something else": (
+        ["replay", "export", "RUN", "--to", "x-v0", "--env", "Acrobot-v1"],
+        "Acrobot-v1 gives",
+    ),
+    "export of no environment": (["replay", "export", "RUN", "--to", "x-v0", "--env", "Nope-v1"], "Nope-v1"),
+    "import to nobody": (
+        ["replay", "import", "many-v0", "--to", "127.0.0.1:1"],
+        "no replay shard answers at 127.0.0.1:1",
+    ),
+    "import of nothing": (["replay", "import", "none-v0", "--to", "127.0.0.1:1"], "there is no dataset none-v0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(case, examples, capsys):
+    args, words = BAD[case]
+    for key, value in examples.items():
+        args = [a.replace(key, str(value)) for a in args]
+    assert cli.main(args) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.strip().splitlines()
+    assert line.startswith("qfleet: ")
+    assert words in line
+
+
+def test_without_minari_it_is_said_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    assert cli.main(["train", "--offline", "qfleet/pong-v0"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert '".[datasets]"' in line

@@ -1,0 +1,67 @@
+"""MiniGrid's observations as one array a state, and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rl.envs.config import EnvConfig
+from rl.envs.grid_states import MISSION, pack, picture, unpack
+from rl.envs.make import make_environments, make_rendered
+from rl.envs.vector import single
+from rl.evaluation import evaluate
+
+pytest.importorskip("minigrid")
+from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
+
+PICKUP = EnvConfig(id="BabyAI-Pickup-v0")
+
+
+def test_every_part_of_a_grid_observation_tells_states_apart():
+    image = np.zeros((4, 3, 3), np.uint8)
+    image[1, 0] = OBJECT_TO_IDX["agent"], 0, 2
+    image[1, 1] = OBJECT_TO_IDX["ball"], COLOR_TO_IDX["grey"], 0
+    one = {"image": image, "direction": 1, "mission": "pick up a grey ball"}
+    state = unpack(pack(one))
+    assert (state.image == image).all()
+    assert (state.direction, state.mission, state.agent) == (1, one["mission"], (1, 0))
+    assert state.ahead == (OBJECT_TO_IDX["ball"], COLOR_TO_IDX["grey"], 0), "direction 1 looks down"
+    assert picture(state, tile=8).shape == (3 * 8, 4 * 8, 3)
+    others = [{**one, "direction": 2}, {**one, "mission": "pick up the grey ball"}, {**one, "image": image[::-1]}]
+    assert len({pack(o).tobytes() for o in (one, *others)}) == 4
+    with pytest.raises(ValueError, match="a mission has 257 bytes"):
+        pack({**one, "mission": "x" * (MISSION + 1)})
+    with pytest.raises(ValueError, match="not the whole grid"):
+        pack({**one, "image": np.zeros((3, 2, 3), np.uint8)})
+
+
+def test_a_table_takes_minigrids_worlds(tmp_path):
+    config = replace(PICKUP, max_episode_steps=6)
+    environments = make_environments(config, 2, takes="table")
+    seen = []
+
+    def policy(observations):
+        seen.append(observations.copy())
+        return np.full(len(observations), 2)
+
+    result = evaluate(policy, environments, 2, 0.0, 1)
+    assert [e.length for e in result.episodes] == [6, 6]
+    assert seen[0].dtype == np.uint8
+    assert seen[0].shape == (2, 3 + MISSION + 22 * 22 * 3)
+    assert unpack(seen[0][0]).mission.startswith("pick up ")
+    rendered = make_rendered(config, "table")
+    observation, _ = rendered.reset(seed=3)
+    assert (picture(unpack(observation), tile=32).shape) == rendered.render().shape
+
+
+def test_the_levels_that_babyai_rejects_are_not_printed(capsys):
+    def drawn(env):
+        for seed in range(10):
+            env.reset(seed=seed)
+        return capsys.readouterr().out
+
+    assert "Sampling rejected" in drawn(gym.make(PICKUP.id))
+    assert drawn(single(PICKUP, "table")) == ""
