@@ -48,6 +48,13 @@ def datasets(tmp_path, monkeypatch):
     return tmp_path / "minari"
 
 
+def added(builder, **step):
+    """The segment that a step completes, rated 1, in a list; or an empty one."""
+    step = {"reward": 1.0, "terminated": False, "truncated": False, "lost_life": False, "version": 0} | step
+    cut = builder.add(**step)
+    return [cut.rated(np.ones(cut.items, np.float32))] if cut else []
+
+
 def play(spec, steps, end, base=0, episode=0, returns=RETURNS):
     """Segments of an episode whose frame k is full of base + k, as an actor would cut them."""
     builder, segments = SegmentBuilder(returns, spec, ITEMS, first_episode=episode), []
@@ -55,8 +62,16 @@ def play(spec, steps, end, base=0, episode=0, returns=RETURNS):
     builder.begin(frame(0))
     for k in range(steps):
         ends = [k == steps - 1 and end == kind for kind in ("terminated", "truncated")]
-        closed = builder.add(np.zeros(2), k % 2, 1.0 + k, *ends, k % 5 == 2, k, frame(k + 1))
-        segments += [closed.segment] if closed else []
+        segments += added(
+            builder,
+            action=k % 2,
+            reward=1.0 + k,
+            terminated=ends[0],
+            truncated=ends[1],
+            lost_life=k % 5 == 2,
+            version=k,
+            frame=frame(k + 1),
+        )
     return segments
 
 
@@ -156,10 +171,9 @@ def test_no_stack_begins_with_frames_that_never_were():
     for frames, items in ((4, 0), (5, 1)):
         builder = SegmentBuilder(RETURNS, spec, ITEMS)
         builder.begin(np.zeros(1, np.float32), first_step=1)
-        steps = [
-            builder.add(np.zeros(2), 0, 1.0, k == frames - 2, False, False, 0, np.zeros(1)) for k in range(frames - 1)
-        ]
-        closed = [c.segment for c in steps if c is not None]
+        closed = []
+        for k in range(frames - 1):
+            closed += added(builder, action=0, terminated=k == frames - 2, frame=np.zeros(1))
         assert sum(s.items for s in closed) == items
         assert all(s.first_step == 1 and s.item_step[0] == 3 for s in closed)
 
@@ -187,8 +201,7 @@ def test_pixels_are_kept_without_loss_and_compressed(rng, datasets):
     frames[:, 20:30, 20:30] = rng.integers(0, 256, (61, 10, 10))
     builder.begin(frames[0])
     for k in range(60):
-        closed = builder.add(np.zeros(6), k % 6, 1.0, False, k == 59, False, 3, frames[k + 1])
-        segments += [closed.segment] if closed else []
+        segments += added(builder, action=k % 6, truncated=k == 59, version=3, frame=frames[k + 1])
     env = EnvConfig(id="PongNoFrameskip-v4", sticky=0.25)
     with DatasetWriter("qfleet/pong-v0", spec, 6, env) as writer:
         for run in episode_runs(stored(segments), spec):
@@ -323,11 +336,9 @@ def balance(steps, epsilons, seed=0, items=20):
             action = int(rng.integers(2)) if rng.random() < epsilon else int(x[2] + 0.5 * x[3] > 0)
             x, reward, terminated, truncated, _ = env.step(action)
             done, played = terminated or truncated, played + 1
-            closed = builder.add(
-                np.zeros(2), action, float(reward), terminated, truncated and not terminated, False, 0, x
-            )
-            if closed is not None:
-                local.write(closed.segment)
+            ends = {"terminated": terminated, "truncated": truncated and not terminated}
+            for segment in added(builder, action=action, reward=float(reward), **ends, frame=x):
+                local.write(segment)
         returns.append(played)
     return shard, float(np.mean(returns))
 
