@@ -28,6 +28,7 @@ from rl.envs.make import make_environments
 from rl.errors import BadInput, RunFault
 from rl.returns import ReturnConfig
 from rl.segments import SegmentBuilder, newest_frame
+from rl.stepping import rollout
 from rl.types import ObservationSpec, SampledBatch, Segment
 
 PONG = EnvConfig(id="PongNoFrameskip-v4")
@@ -99,36 +100,32 @@ def pong_segments(items: int, n_step: int = 3, segment_items: int = 40, seed: in
     """Segments of about ``items`` transitions of real Pong frames under a random policy."""
     count = 8
     environments = make_environments(PONG, count)
-    rng = np.random.default_rng(seed)
-    builders = [
-        SegmentBuilder(ReturnConfig(n_step, clip_reward=1.0), PONG_SPEC, segment_items, i << 24) for i in range(count)
-    ]
-    observation = environments.reset(rng.integers(0, 2**31, count))
-    for i, builder in enumerate(builders):
-        builder.begin(newest_frame(observation, PONG_SPEC)[i].copy())
+    rng, returns = np.random.default_rng(seed), ReturnConfig(n_step, clip_reward=1.0)
+    builders = [SegmentBuilder(returns, PONG_SPEC, segment_items, i << 24) for i in range(count)]
+    steps = rollout(
+        environments,
+        lambda _: rng.integers(0, environments.actions, count),
+        lambda episodes: rng.integers(0, 2**31, episodes),
+    )
     segments: list[Segment] = []
-    q = np.zeros(PONG_ACTIONS, np.float32)
     while sum(s.items for s in segments) < items:
-        action = rng.integers(0, environments.actions, count)
-        step = environments.step(action)
-        frames = newest_frame(step.observation, PONG_SPEC)
-        done = step.done
-        fresh = environments.restart(done, rng.integers(0, 2**31, int(done.sum()))) if done.any() else None
+        acted = next(steps)
+        step = acted.step
+        first, frames = (newest_frame(x, PONG_SPEC) for x in (acted.observation, step.observation))
         for i, builder in enumerate(builders):
-            closed = builder.add(
-                q,
-                int(action[i]),
-                float(step.reward[i]),
-                bool(step.terminated[i]),
-                bool(step.truncated[i]),
-                bool(step.lost_life[i]),
-                0,
-                frames[i].copy(),
+            if acted.begins[i]:
+                builder.begin(first[i])
+            segment = builder.add(
+                action=int(acted.action[i]),
+                reward=float(step.reward[i]),
+                terminated=bool(step.terminated[i]),
+                truncated=bool(step.truncated[i]),
+                lost_life=bool(step.lost_life[i]),
+                version=0,
+                frame=frames[i],
             )
-            if closed is not None:
-                segments.append(closed.segment)
-            if done[i] and fresh is not None:
-                builder.begin(fresh[i, -1].copy())
+            if segment is not None:
+                segments.append(segment.rated(np.ones(segment.items, np.float32)))
     environments.close()
     return segments
 

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actors.rollout import rollout
 from benchmarks.measure import (
     PONG,
     PONG_ACTIONS,
@@ -45,9 +44,10 @@ from rl.allocator import keep_freed_memory
 from rl.envs.make import make_environments
 from rl.errors import BadInput
 from rl.networks import NetworkConfig, for_acting, make_network, values
+from rl.policies import epsilon_greedy
 from rl.ports import BatchSource
 from rl.precision import Precision, pick_dtype
-from rl.stepping import SeedSequence
+from rl.stepping import SeedSequence, rollout
 from rl.types import SampledBatch, Segment, TransitionBatch
 
 NATURE = NetworkConfig(kind="nature", hidden=(512,), dueling=False)
@@ -246,10 +246,8 @@ def _agent_step_seconds(precision: Precision, seconds: float) -> float:
     torch.set_num_threads(1)
     network = for_acting(make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1), precision)
     environments = make_environments(PONG, ENVIRONMENTS)
-    epsilons = np.full(ENVIRONMENTS, 0.1)
-    acting = rollout(
-        environments, lambda x: values(network, x), lambda: epsilons, np.random.default_rng(1), SeedSequence(1, 0)
-    )
+    rng = np.random.default_rng(1)
+    acting = rollout(environments, lambda s: epsilon_greedy(values(network, s), 0.1, rng), SeedSequence(1, 0).draw)
 
     def act() -> int:
         next(acting)

@@ -26,8 +26,8 @@ from rl.errors import BadInput, RunFault
 from rl.networks import NetworkConfig, QNetwork, make_network
 from rl.policies import epsilon_greedy
 from rl.schedules import linear
-from rl.stepping import SeedSequence
-from rl.types import Array, EpisodeResult
+from rl.stepping import SeedSequence, rollout
+from rl.types import Array
 
 LOSSES = {"huber": td.huber, "squared": td.squared}
 REPORT_PERIOD = 1_000  # steps between reports of the loss
@@ -119,19 +119,16 @@ def batches(config: OnlineQConfig, steps: Iterator[Batch], seed: int) -> Iterato
 
 def play(config: OnlineQConfig, learner: OnlineLearner, env: EnvConfig, seed: int, monitor: Monitor) -> Iterator[Batch]:
     """``config.steps`` epsilon-greedy steps, each as a batch of one; tells the monitor of every episode."""
-    environments, seeds = make_environments(env, 1), SeedSequence(seed, 0)
-    rng = np.random.default_rng([seed, 2])
-    s, total, length = environments.reset(seeds.draw(1)), 0.0, 0
+    environments, rng = make_environments(env, 1), np.random.default_rng([seed, 2])
+    epsilon = 1.0  # of the next step
+    steps = rollout(environments, lambda s: epsilon_greedy(learner.values(s), epsilon, rng), SeedSequence(seed, 0).draw)
     for t in range(config.steps):
         epsilon = linear(1.0, config.epsilon_end, config.epsilon_steps, t)
-        a = epsilon_greedy(learner.values(s), epsilon, rng)
-        step = environments.step(a)
-        total, length = total + float(step.reward[0]), length + 1
+        acted = next(steps)
+        s, a, step, *_ = acted
         yield Batch(s, a, step.reward, step.terminated, step.observation)
-        s = step.observation
-        if step.done[0]:
-            monitor.episode(EpisodeResult(total, length, epsilon, bool(step.truncated[0])))
-            s, total, length = environments.restart(step.done, seeds.draw(1)), 0.0, 0
+        for _, result in acted.finished(epsilon):
+            monitor.episode(result)
     environments.close()
 
 

@@ -73,7 +73,7 @@ class MetricSink(Protocol):
 
 
 class Environments(Protocol):
-    """N environments that step together."""
+    """N environments that step together. The arrays that they return are the caller's: they are never written again."""
 
     count: int
     actions: int
@@ -82,8 +82,8 @@ class Environments(Protocol):
     def reset(self, seeds: Int64) -> Array:
         """Begin an episode in every environment from seeds [N]; returns observations [N, *observation]."""
 
-    def step(self, actions: Int64) -> Step:
-        """Act [N]. An environment that is done must be restarted before it steps again."""
+    def step(self, actions: Array) -> Step:
+        """Act [N], or [N, D] where continuous. An environment that is done must be restarted before it steps again."""
 
     def restart(self, mask: Bool, seeds: Int64) -> Array:
         """Begin a new episode where ``mask`` [N], from seeds [sum(mask)]; returns all current observations [N, ...]."""

@@ -73,3 +73,10 @@ def n_step_returns(rewards: Array, stops: Bool, items: int, n: int, gamma: float
         discount = np.where(stopped, 0.0, discount)
         alive = alive & ~stopped
     return NStep(r_t.astype(np.float32), discount.astype(np.float32), length)
+
+
+def targets(config: ReturnConfig, rewards: Array, terminated: Bool, lost_life: Bool, items: int) -> NStep:
+    """`n_step_returns` of raw rewards [S], clipped, with a stop at each termination and each lost life that counts."""
+    training = np.clip(rewards, -config.clip_reward, config.clip_reward) if config.clip_reward else rewards
+    stops = terminated | (lost_life & config.life_loss_terminates)
+    return n_step_returns(training, stops, items, config.n_step, config.gamma)

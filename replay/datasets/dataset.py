@@ -87,18 +87,17 @@ class Dataset:
         actions = np.asarray(episode.actions, np.int64) - self._first_action
         builder.begin(frames[0], int(np.asarray(infos.get("step", [0]))[0]))
         for t in range(steps):
-            closed = builder.add(
-                np.zeros(1, np.float32),
-                int(actions[t]),
-                float(episode.rewards[t]),
-                bool(terminated[t]),
-                bool(truncated[t]),
-                lost is not None and bool(lost[t]),
-                int(versions[t + 1]),
-                frames[t + 1],
+            segment = builder.add(
+                action=int(actions[t]),
+                reward=float(episode.rewards[t]),
+                terminated=bool(terminated[t]),
+                truncated=bool(truncated[t]),
+                lost_life=lost is not None and bool(lost[t]),
+                version=int(versions[t + 1]),
+                frame=frames[t + 1],
             )
-            if closed is not None:
-                yield closed.segment
+            if segment is not None:
+                yield segment.rated(np.ones(segment.items, np.float32))
 
 
 def _lost_lives(infos: dict[str, Any], steps: int) -> Array | None:

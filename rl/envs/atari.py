@@ -57,7 +57,7 @@ class AtariEnvironments:
         self._lives = info["lives"].copy()
         return np.asarray(observation)
 
-    def step(self, actions: Int64) -> Step:
+    def step(self, actions: Array) -> Step:
         observation, reward, terminated, truncated, info = self._env.step(actions)
         lost = info["lives"] < self._lives
         self._lives = info["lives"].copy()

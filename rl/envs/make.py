@@ -34,7 +34,7 @@ def make_environments(config: EnvConfig, count: int, threads: int = 1, takes: Sp
     """``count`` environments behind one interface; ``threads`` emulator threads (Atari)."""
     if takes == "network" and atari_game(config.id) is not None:
         return AtariEnvironments(config, count, threads)
-    return GymnasiumEnvironments(config, count, takes)
+    return GymnasiumEnvironments(lambda: single(config, takes), count, takes)
 
 
 @functools.cache
