@@ -102,7 +102,10 @@ class CreditLedger:
                     account.held = 0
 
     def totals(self) -> Totals:
-        """The sums now. What a shard held at its baseline enters them here, as far as min_size has room for it."""
+        """The sums now.
+
+        What a shard held at its baseline enters them at the first look after it, as far as min_size then has room for it.
+        """
         with self._lock:
             inserted = self._preloaded + sum(a.inserted for a in self._accounts)
             for account in self._accounts:
