@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -164,7 +165,7 @@ class Twin:
     def count(self, k):
         """Items inserted and sampled since the baseline: growth from word to word, none over a restart."""
         story, total = self.stories[k], (0, 0)
-        for was, now in zip(story, story[1:], strict=False):
+        for was, now in itertools.pairwise(story):
             if now[0] >= was[0] and now[1] >= was[1]:
                 total = (total[0] + now[0] - was[0], total[1] + now[1] - was[1])
         return total
