@@ -151,10 +151,10 @@ def fill(address: str, items: int, segments: Sequence[Segment]) -> None:
         writer.flush(60.0)
 
 
-def free_sampler(addresses: list[str], batch: int, prefetch: int) -> Sampler:
+def free_sampler(addresses: list[str], batch: int, batches_ahead: int) -> Sampler:
     """A sampler of Pong that no limiter holds."""
     limiter = RateLimiter(LimiterConfig(0.0, 1), max_insert=100, batch=batch, shards=len(addresses))
-    return Sampler(addresses, PONG_SPEC, limiter, BetaConfig(), prefetch)
+    return Sampler(addresses, PONG_SPEC, limiter, BetaConfig(), batches_ahead)
 
 
 def next_batch(sampler: Sampler) -> SampledBatch:

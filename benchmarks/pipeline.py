@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,6 +193,12 @@ class Memory:
 
     def stats(self) -> dict[str, float]:
         return {}
+
+    def get_state(self) -> dict[str, int]:
+        return {}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        del state
 
     def close(self) -> None:
         pass

@@ -38,7 +38,7 @@ from benchmarks.processes.reverb_process import Reverb
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from protos.codec import unpack_samples
-from replay.wire.service import CHANNEL_OPTIONS
+from replay.wire.channel import CHANNEL_OPTIONS
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
 from rl.errors import BadInput

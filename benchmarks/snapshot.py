@@ -27,7 +27,7 @@ from benchmarks.measure import at_least_1, cpu_seconds, median, pong_segments, s
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from protos.codec import pack_segment
-from replay.wire.service import CHANNEL_OPTIONS
+from replay.wire.channel import CHANNEL_OPTIONS
 
 PLAYED = 20_000  # transitions of Pong that are played; inserted again and again
 BATCH = 32

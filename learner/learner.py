@@ -152,7 +152,7 @@ class Learner:
         arrays = self.updater.get_state()
         if not all(np.isfinite(x).all() for x in arrays["online"].values()):
             raise RunFault("the learner has diverged: no checkpoint of weights that are not finite")
-        rng = {"torch": torch.get_rng_state().numpy().tolist(), "drawn": getattr(self._source, "drawn", 0)}
+        rng = {"torch": torch.get_rng_state().numpy().tolist(), **self._source.get_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device).numpy().tolist()
         state = {
@@ -171,8 +171,7 @@ class Learner:
         torch.set_rng_state(torch.from_numpy(np.asarray(state["rng"]["torch"], np.uint8)))
         if self.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(torch.from_numpy(np.asarray(state["rng"]["cuda"], np.uint8)), self.device)
-        if hasattr(self._source, "drawn"):
-            self._source.drawn = int(state["rng"]["drawn"])
+        self._source.set_state({name: x for name, x in state["rng"].items() if name not in ("torch", "cuda")})
         self.publisher.version = int(state["weights_version"])
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ header and end mark, are unpacked by one call.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lz4.block
@@ -309,3 +309,13 @@ def _blocks(frames: memoryview, count: int, spec: ObservationSpec) -> memoryview
     if frames[:HEADER] != _header(spec.frame_bytes, count) or frames[-len(END_MARK) :] != END_MARK:
         raise InvalidMessage(f"frames do not stand between the LZ4 header of {count} frames and an end mark")
     return frames[HEADER : -len(END_MARK)]
+
+
+def sample_request(counts: Sequence[int], insert_credit: int, limiter: Mapping[str, float] | None) -> pb.SampleRequest:
+    """A request for draws of so many items each, with the shard's credit and, now and then, the limiter's fields."""
+    return pb.SampleRequest(counts=counts, insert_credit=insert_credit, limiter=limiter)
+
+
+def priorities_request(keys: UInt64, td_abs: Array) -> pb.UpdatePrioritiesRequest:
+    """The |TD error| [B] of the items of ``keys`` [B]."""
+    return pb.UpdatePrioritiesRequest(keys=_bytes(keys, "<u8"), td_abs=_bytes(td_abs, "<f4"))

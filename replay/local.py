@@ -36,7 +36,7 @@ class LocalReplay:
 
     def sample(self, timeout: float) -> SampledBatch | None:
         shard, batch = self.shard, self._limiter.batch
-        self._limiter.check_fills(shard.inserted, shard.storage.size)
+        self._limiter.check_min_size_reachable(shard.inserted, shard.storage.size)
         if not self._limiter.can_sample(shard.inserted, shard.sampled, shard.storage.size, batch):
             return None
         transitions, keys, probability = next(unpack_samples([(shard.sample(batch), [batch])], shard.spec))
@@ -52,6 +52,12 @@ class LocalReplay:
     def stats(self) -> Mapping[str, float]:
         counts = self.shard.counts()
         return {name: float(getattr(counts, name)) for name in ("inserted", "sampled", "stored", "bytes")}
+
+    def get_state(self) -> Mapping[str, int]:
+        return {"drawn": self.drawn}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        self.drawn = int(state["drawn"])
 
     def close(self) -> None:
         """Nothing to release."""

@@ -1,6 +1,6 @@
 """Who may talk to a shard and who can listen in: files for TLS, and a bearer token.
 
-Plain data, without gRPC: `guard.py` makes the shard's side of it, `links.py` the clients'.
+Plain data, without gRPC: `guard.py` makes the shard's side of it, `connection.py` the clients'.
 """
 
 from __future__ import annotations

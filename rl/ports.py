@@ -47,6 +47,12 @@ class BatchSource(Protocol):
     def stats(self) -> Mapping[str, float]:
         """Counts of the replay as last seen: stored, inserted, sampled, ..."""
 
+    def get_state(self) -> Mapping[str, int]:
+        """What a checkpoint must hold of the source: ``drawn``, the batches returned so far."""
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Inverse of `get_state`: go on from there."""
+
     def close(self) -> None:
         """Release what the source holds."""
 

@@ -9,8 +9,7 @@ import grpc
 
 from protos import replay_pb2_grpc as rpc
 from replay.security import UNPROTECTED, Access
-from replay.wire.guard import NO_STREAM
-from replay.wire.service import CHANNEL_OPTIONS, NO_CREDIT
+from replay.wire.channel import CHANNEL_OPTIONS, NO_CREDIT, NO_STREAM
 from rl.errors import BadInput, RunFault
 
 RETRY_FROM, RETRY_TO = 0.1, 2.0  # seconds between attempts, doubling
@@ -103,7 +102,7 @@ def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.UNKNOWN, str(error)
 
 
-def all_gone(links: list[ShardConnection]) -> RunFault:
+def all_gone(connections: list[ShardConnection]) -> RunFault:
     """The error that a client raises when no shard is left."""
-    states = "; ".join(f"{link.address} ({link.last_error})" for link in links)
-    return RunFault(f"no replay shard has answered for {links[0].give_up_after:g} s: {states}")
+    states = "; ".join(f"{c.address} ({c.last_error})" for c in connections)
+    return RunFault(f"no replay shard has answered for {connections[0].give_up_after:g} s: {states}")

@@ -13,12 +13,12 @@ from typing import Any
 import grpc
 
 from replay.security import Access
+from replay.wire.channel import NO_STREAM
 from rl.errors import BadInput
 
 Context = Any  # grpc.aio.ServicerContext, which is untyped
 Stream = Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]
 
-NO_STREAM = "no stream is free"  # how the error of a stream too many begins
 OPEN_METHODS = {"/grpc.health.v1.Health/Check"}  # answered without a token, for probes
 
 

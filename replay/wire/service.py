@@ -17,32 +17,14 @@ from protos.codec import InvalidMessage
 from replay.security import UNPROTECTED, Access, check_listening, host_port
 from replay.store.shard import OutOfOrder, Shard
 from replay.store.snapshots import Snapshots
+from replay.wire.channel import NO_CREDIT, SERVER_OPTIONS
 from replay.wire.guard import Limits, StreamGuard, TokenCheck, add_port
 from rl.errors import RunFault
 
 Context = Any  # grpc.aio.ServicerContext, which is untyped
 
 SERVICE_NAME = "qfleet.replay.v1.Replay"
-MAX_MESSAGE = 64 * 2**20  # bytes
-NO_CREDIT = "no insert credit"  # how the error of a segment that waited in vain begins
 INSERT_TIMEOUT = 60.0  # seconds that a segment waits for credit before its stream is ended
-CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", MAX_MESSAGE),
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # without it an unanswered ping is found out after a minute
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-]
-SERVER_OPTIONS = [
-    ("grpc.max_send_message_length", MAX_MESSAGE),
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-]
 DEFAULT_LIMITS = Limits()
 
 

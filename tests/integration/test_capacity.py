@@ -191,8 +191,8 @@ def test_a_replay_that_falls_below_min_size_for_a_while_goes_on():
     inserted = 0
     for stored in [0, 50, 100, 99, 98, 100, 99] * 50:
         inserted += 60
-        limiter.check_fills(inserted, stored)
+        limiter.check_min_size_reachable(inserted, stored)
     with pytest.raises(RunFault, match="holds 99"):
         for _ in range(4):
             inserted += 60
-            limiter.check_fills(inserted, 99)
+            limiter.check_min_size_reachable(inserted, 99)

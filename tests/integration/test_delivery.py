@@ -55,13 +55,15 @@ class Pen:
 
     def in_flight(self):
         with self.writer._changed:
-            queued = [request.segment.frames for lane in self.writer._lanes for request in lane.queue]
+            queued = [request.segment.frames for stream in self.writer._streams for request in stream.queue]
         return {int(np.frombuffer(frames, "<f4")[0]) for frames in queued}
 
     def has_heard_all(self, address):
         """Whether the stream to a shard that is dead has ended, and with it the acknowledgements."""
         with self.writer._changed:
-            return all(x.link.last_error != "no error" for x in self.writer._lanes if x.link.address == address)
+            return all(
+                x.connection.last_error != "no error" for x in self.writer._streams if x.connection.address == address
+            )
 
     def finish(self, stop=True):
         if stop:

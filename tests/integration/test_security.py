@@ -28,8 +28,9 @@ from qfleet.cli import main as cli
 from replay.security import UNPROTECTED, Access, SecurityConfig, is_loopback, make_token_file, new_token
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
+from replay.wire.channel import NO_STREAM
 from replay.wire.connection import HUNG_UP, ShardConnection, open_channel
-from replay.wire.guard import NO_STREAM, Limits
+from replay.wire.guard import Limits
 from replay.wire.service import ShardServer
 from replay.wire.writer import Writer
 from rl.errors import BadInput, RunFault
@@ -288,7 +289,7 @@ def test_clients_that_were_silent_go_on_without_loss_or_outage(serve, rng):
         assert server.counts().inserted == 4 * (2 * k + 1)
         time.sleep(0.8)
         insert(stub_of(server), rng, 1, writer=f"another {k}")
-    assert not writer._lanes[0].link.gone
+    assert not writer._streams[0].connection.gone
     writer.close()
     other = serve(stream_idle=0.3)
     source = sampler([other], give_up_after=0.2)

@@ -93,7 +93,7 @@ def test_priority_updates_reach_their_shard_and_steer_the_draws(shards, rng):
         writer.write(make_segment(rng, items=8, mark=100 * (index + 1)))
         writer.flush(10.0)
         writer.close()
-    source = sampler(two, prefetch=1)
+    source = sampler(two, batches_ahead=1)
     before = [s.counts().total_priority for s in two]
     for _ in range(8):
         batch = source.sample(10.0)

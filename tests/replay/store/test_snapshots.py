@@ -356,7 +356,7 @@ def test_a_writer_goes_on_after_a_restart_and_nothing_saved_is_stored_twice(tmp_
     writer.write(make_segment(rng, mark=500))
     (again,) = shards(1, "--snapshots", tmp_path, port=shard.port)
     wait_for(lambda: again.counts().inserted == 24, 20.0)
-    name = writer._lanes[0]._name
+    name = writer._streams[0]._name
     saved = pb.InsertRequest(writer=name, sequence=5, segment=codec.pack_segment(make_segment(rng, mark=400)))
     (reply,) = again.stub.Insert(iter([saved]), timeout=5.0)
     assert reply.acknowledged == 6
