@@ -132,9 +132,9 @@ class Trial:
     ) -> None:
         settings = LearnerConfig(device=device, **config)
         self.source, self.sink = Source(pool, settings.batch_size), Sink()
-        prefetch = not exact or device != "cpu"
+        threaded = not exact or device != "cpu"
         self.learner = Learner(
-            settings, network, SPEC, ACTIONS, self.source, self.sink, self.sink, seed=seed, prefetch=prefetch
+            settings, network, SPEC, ACTIONS, self.source, self.sink, self.sink, seed=seed, threaded=threaded
         )
 
     def step(self) -> None:

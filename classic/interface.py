@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from rl.envs.config import EnvConfig
-from rl.envs.spaces import SpaceKind, has_limit
+from rl.envs.registry import has_limit
+from rl.envs.spaces import SpaceKind
 from rl.evaluation import Policy
 from rl.policies import greedy
 from rl.types import Array, EpisodeResult
@@ -25,6 +27,10 @@ ActionValues = Callable[[Array], Array]  # observations [N, ...] -> q [N, A]
 class Monitor(Protocol):
     """Who is told how learning goes."""
 
+    @property
+    def folder(self) -> Path | None:
+        """Where a method may keep more than what it gives back; None: nowhere."""
+
     def episode(self, result: EpisodeResult) -> None:
         """An episode of training has ended."""
 
@@ -34,9 +40,14 @@ class Monitor(Protocol):
     def note(self, text: str) -> None:
         """A line for the person who waits."""
 
+    def hand_over(self) -> None:
+        """Leave the screen to a display of the method's own."""
+
 
 class RecordingMonitor:
     """A monitor that keeps what it is told."""
+
+    folder: Path | None = None
 
     def __init__(self) -> None:
         self.episodes: list[EpisodeResult] = []
@@ -49,6 +60,9 @@ class RecordingMonitor:
         self.rows.append((at, dict(figures)))
 
     def note(self, text: str) -> None:
+        pass
+
+    def hand_over(self) -> None:
         pass
 
 

@@ -92,14 +92,14 @@ class Learner:
         weights: WeightSink,
         metrics: MetricSink,
         seed: int,
-        prefetch: bool = True,
+        threaded: bool = True,
     ) -> None:
         self.config = config
         self.device = pick_device(config.device)
         online, target = (make_network(network, spec, actions, seed) for _ in range(2))
-        self.updater = Updater(config, online, target, self.device, concurrent=prefetch and self.device.type == "cpu")
+        self.updater = Updater(config, online, target, self.device, concurrent=threaded and self.device.type == "cpu")
         self._source, self._weights, self._metrics = source, weights, metrics
-        self._prefetch = prefetch
+        self._threaded = threaded
         self._batches: Prefetcher | SynchronousBatches | None = None
         self.publisher = Publisher(self.updater, weights, config.publish_period)
         self._seconds_waiting = self._seconds_learning = 0.0
@@ -107,7 +107,7 @@ class Learner:
     def step(self, timeout: float = 1.0) -> bool:
         """One update if a batch comes within ``timeout`` seconds; returns whether there was one. Raises RunFault."""
         if self._batches is None:
-            self._batches = (Prefetcher if self._prefetch else SynchronousBatches)(self._source, self.updater.prepare)
+            self._batches = (Prefetcher if self._threaded else SynchronousBatches)(self._source, self.updater.prepare)
         began = time.perf_counter()
         got = self._batches.get(timeout)
         ready = time.perf_counter()

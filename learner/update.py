@@ -136,9 +136,9 @@ class Updater:
         for network in (self.online, self.target):
             network.to(memory_format=self._order)  # type: ignore[call-overload]
         self.target.load_state_dict(self.online.state_dict())
-        self.policy = self.online  # what acts
+        self.acting = self.online
         if config.average_tau:
-            self.policy = copy.deepcopy(self.online).requires_grad_(False)
+            self.acting = copy.deepcopy(self.online).requires_grad_(False)
         self._average = get_ema_multi_avg_fn(1.0 - config.average_tau)
         self.optimizer = make_optimizer(
             config.optimizer, self.online.parameters(), config.learning_rate, config.optimizer_epsilon
@@ -203,8 +203,8 @@ class Updater:
         norm = nn.utils.clip_grad_norm_(self.online.parameters(), c.max_grad_norm or float("inf"))
         self._set_learning_rate()
         self.optimizer.step()
-        if self.policy is not self.online:
-            self._average(list(self.policy.parameters()), list(self.online.parameters()), self.updates)
+        if self.acting is not self.online:
+            self._average(list(self.acting.parameters()), list(self.online.parameters()), self.updates)
         self.updates += 1
         synced = self._sync_target()
         if synced or self.updates % FREEZE_PERIOD == 0:
@@ -220,7 +220,7 @@ class Updater:
     @property
     def _named(self) -> dict[str, QNetwork]:
         """The networks by their group in a state."""
-        average = {} if self.policy is self.online else {"average": self.policy}
+        average = {} if self.acting is self.online else {"average": self.acting}
         return {"online": self.online, "target": self.target, **average}
 
     def _copies(self) -> _Frozen:

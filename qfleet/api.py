@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
 from learner.checkpoint import Checkpoint
-from learner.optimizers import check_optimizer
-from qfleet.config import TrainConfig, check, to_yaml
-from qfleet.run.directory import CONFIG, SUMMARY, RunDir
+from qfleet.config import TrainConfig, check
+from qfleet.run.directory import RunDir
 from qfleet.run.offline import fit
+from qfleet.run.resume import resume_run
 from qfleet.run.run import Run
 from qfleet.run.serial import run_serial
+from qfleet.run.signals import Signals
 from qfleet.run.stats import OnEpisode
 from rl.envs.make import describe
 from rl.errors import BadInput
@@ -56,20 +52,21 @@ def train(
         resolve(address)
     resumed: Checkpoint | None = None
     if resume is not None:
-        directory = RunDir.open(Path(resume), config.learner.keep_checkpoints)
-        directory.lock()
-        try:
-            resumed = directory.newest_checkpoint()
-            _check_resumed(config, resumed, str(resume))
-        except BadInput:
-            directory.unlock()  # a caller in Python may hold on to the error, and through it to the lock
-            raise
-        directory.write(CONFIG, to_yaml(config))
-        (directory.path / SUMMARY).unlink(missing_ok=True)
+        directory, resumed = resume_run(config, Path(resume))
     else:
         directory = RunDir.create(None if run_dir is None else Path(run_dir), config)
     run = Run(config, directory, resumed, on_episode)
-    signals = _Signals(run)
+    try:
+        _go(run, serial, address)
+    finally:
+        summary = run.close()
+        directory.unlock()
+    return {**summary, "interrupted_by": run.interrupted_by}
+
+
+def _go(run: Run, serial: bool, address: str | None) -> None:
+    """Train until the run is finished; Ctrl-C and SIGTERM end it in order."""
+    signals = Signals(run)
     signals.catch()
     try:
         if serial:
@@ -80,53 +77,6 @@ def train(
             run_distributed(run, address, on_ready=signals.catch)
     finally:
         signals.release()
-        summary = run.close()
-        directory.unlock()
-    return {**summary, "interrupted_by": run.interrupted_by}
-
-
-class _Signals:
-    """While open, Ctrl-C and SIGTERM end the run in order: the first one asks, further ones change nothing."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._old: dict[int, Any] = {}
-
-    def catch(self) -> None:
-        """Take the signals over (again after Ray, which sets handlers of its own)."""
-        if threading.current_thread() is not threading.main_thread():
-            return  # the caller handles signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous = signal.signal(number, self._handle)
-            self._old.setdefault(number, previous)
-
-    def release(self) -> None:
-        """Put the old handlers back."""
-        for number, previous in self._old.items():
-            signal.signal(number, previous)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        if self._run.interrupted_by is None:
-            self._run.interrupted_by = number
-            with contextlib.suppress(OSError):  # nobody reads standard error any more
-                os.write(2, b"\nstopping: writing a last checkpoint ...\n")
-
-
-def _check_resumed(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:
-    """Raise BadInput when the checkpoint is of another environment, network or optimizer."""
-    made_for = checkpoint.state.get("env")
-    if made_for != config.env.id:
-        raise BadInput(f"--resume {where} is a run of {made_for}, not of {config.env.id}: leave --env.id out")
-    spec, actions = describe(config.env)
-    try:
-        load_weights(make_network(config.network, spec, actions, 0), checkpoint.arrays["online"])
-    except ValueError as error:
-        raise BadInput(f"--resume {where}: {error}: leave the --network flags out") from error
-    try:
-        check_optimizer(config.learner.optimizer, checkpoint.arrays["optimizer"])
-    except ValueError as error:
-        raise BadInput(f"--resume {where}: {error}: leave --learner.optimizer out") from error
 
 
 class Policy:

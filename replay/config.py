@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from replay.rate_limiter import LimiterConfig
 from replay.security import SecurityConfig
 from replay.store.selectors import SelectorConfig
-from replay.store.shard import fixed_bytes
+from replay.store.shard import Shard, fixed_bytes
 from rl.errors import BadInput
+from rl.types import ObservationSpec
 
 MAX_CAPACITY = 100_000_000  # transitions a shard: 4 to 8 GB of rows and priorities before the first frame
 
@@ -81,3 +82,8 @@ class ReplayConfig:
     def shard_capacity_bytes(self) -> int:
         """Bytes of memory a shard; 0: no bound."""
         return self.capacity_bytes // self.shards
+
+
+def make_shard(config: ReplayConfig, spec: ObservationSpec, seed: int, limited: bool) -> Shard:
+    """One of the configured shards, empty; ``limited``: inserts need credit."""
+    return Shard(config.shard_capacity, spec, config.selector, limited, seed, config.shard_capacity_bytes)

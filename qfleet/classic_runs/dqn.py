@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from classic.interface import Learned, Method, Monitor, Setting
 from qfleet.api import load_policy, train
-from qfleet.classic_runs.log import ClassicLog
 from qfleet.config import check
 from qfleet.presets import PRESETS, preset
 from rl.envs.config import EnvConfig
@@ -42,15 +44,17 @@ def check_preset(config: DqnConfig, env: EnvConfig) -> None:
 
 def dqn(config: DqnConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
     """Double-DQN with prioritized n-step replay (Mnih et al. 2015, van Hasselt et al. 2016), as `qfleet train --serial`."""
-    assert isinstance(monitor, ClassicLog), "a run of DQN has a directory"
     monitor.hand_over()
     base = preset(config.preset)
     settings = replace(base, env=env, seed=seed, max_steps=config.max_steps or base.max_steps)
-    shutil.rmtree(monitor.folder / "run", ignore_errors=True)  # of a seed that was stopped: it begins anew
-    summary = train(settings, run_dir=monitor.folder / "run", serial=True, on_episode=monitor.episode)
-    if summary["interrupted_by"]:
-        raise SystemExit(128 + summary["interrupted_by"])
-    policy = load_policy(monitor.folder / "run")
+    with contextlib.ExitStack() as stack:
+        folder = monitor.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        run = folder / "run"
+        shutil.rmtree(run, ignore_errors=True)  # of a seed that was stopped: it begins anew
+        summary = train(settings, run_dir=run, serial=True, on_episode=monitor.episode)
+        if summary["interrupted_by"]:
+            raise SystemExit(128 + summary["interrupted_by"])
+        policy = load_policy(run)
     figures = {name: summary[name] for name in ("solved", "agent_steps", "updates")}
     return Learned(lambda observations: policy.act(observations), policy.values, {}, figures)
 

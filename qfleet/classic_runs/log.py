@@ -25,7 +25,8 @@ class ClassicLog:
     """`Monitor` of one seed: ``total`` episodes are expected (0: unknown)."""
 
     def __init__(self, folder: Path, title: str, total: int = 0) -> None:
-        self.folder, self._title, self._total = folder, title, total
+        self.folder: Path | None = folder
+        self._title, self._total = title, total
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._files = {name: (folder / name).open("w", newline="") for name in (EPISODES, PROGRESS)}
         self._episodes = csv.writer(self._files[EPISODES])

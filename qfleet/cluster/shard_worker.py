@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from qfleet.cluster.metrics import RayMetrics
-from replay.config import ReplayConfig
+from replay.config import ReplayConfig, make_shard
 from replay.security import Access
 from replay.store.shard import Shard, fresh_generation
 from replay.store.snapshots import Snapshots
@@ -35,10 +35,9 @@ class ShardWorker:
         access: Access,
         directory: Path,
     ) -> None:
-        c, limited = config, config.limiter.samples_per_insert > 0
-        shard = Shard(c.shard_capacity, spec, c.selector, limited, seed * 1009 + index, c.shard_capacity_bytes)
+        shard = make_shard(config, spec, seed * 1009 + index, limited=config.limiter.samples_per_insert > 0)
         host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        snapshots = Snapshots(directory, shard, c.snapshot_minutes) if c.snapshot_minutes > 0 else None
+        snapshots = Snapshots(directory, shard, config.snapshot_minutes) if config.snapshot_minutes > 0 else None
         if snapshots is None:
             shard.generation = fresh_generation()
         restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)

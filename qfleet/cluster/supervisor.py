@@ -138,7 +138,7 @@ def _describe(config: TrainConfig, topology: Topology) -> str:
     url = ray.get_runtime_context().gcs_address
     dashboard = ray._private.worker.global_worker.node and ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
     where = f", dashboard http://{dashboard}" if dashboard else ""
-    shards = topology.fleet.addresses
+    shards = topology.shards.addresses
     return (
         f"{config.actors.count} actor(s) x {config.actors.environments} environments, {len(shards)} replay shard(s) at "
         f"{', '.join(shards.values())}, learner on {topology.device}; Ray at {url}{where}"
@@ -170,15 +170,15 @@ def _drive(run: Run, topology: Topology) -> None:
 def _resize(run: Run, topology: Topology, asked: ScaleRequest | None) -> None:
     """One step towards the number of shards that `qfleet scale` asked for, in the run's directory or in the cluster."""
     request = run.dir.read_json(SCALE) or asked or None
-    news = topology.fleet.advance(request, topology.board, topology.learner, topology.actors)
-    shards = len(topology.fleet.addresses)
+    news = topology.shards.advance(request, topology.board, topology.learner, topology.actors)
+    shards = len(topology.shards.addresses)
     if news:
         run.progress.note(news)
-        run.dir.write(CONFIG, to_yaml(topology.fleet.resized(shards)))  # for who resumes
+        run.dir.write(CONFIG, to_yaml(topology.shards.resized(shards)))  # for who resumes
     answered: dict[str, Any] = {"scale_news": news, "scale_request": request} if news else {}
-    if not topology.fleet.changing:  # who waits for a number waits until everybody knows of it
+    if not topology.shards.changing:  # who waits for a number waits until everybody knows of it
         answered["shards"] = shards
-    run.fleet = {"scale_news": "", "scale_request": None, "shards": shards, **run.fleet, **answered}
+    run.scaling = {"scale_news": "", "scale_request": None, "shards": shards, **run.scaling, **answered}
 
 
 def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> None:
@@ -188,17 +188,17 @@ def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> No
         run.progress.note(f"replay {name} {news}")
     if failure is not None:
         index = int(name.removeprefix("shard-")) if name.startswith("shard-") else None
-        if index is not None and index not in topology.fleet.addresses:
+        if index is not None and index not in topology.shards.addresses:
             return  # it was to join, and the fleet says why it has not
-        if index is None or len(topology.fleet.addresses) < 2:
+        if index is None or len(topology.shards.addresses) < 2:
             raise RunFault(f"{name}: {failure}")
         run.progress.note(f"warning: replay {name} is gone, its content with it: {failure}")
-        topology.fleet.lost(index)
-        _check_min_size(run.config, len(topology.fleet.addresses))
+        topology.shards.lost(index)
+        _check_min_size(run.config, len(topology.shards.addresses))
         return
     if name.startswith("shard-"):
         clients = [topology.board, topology.learner, *topology.actors]
-        topology.fleet.moved(int(name.removeprefix("shard-")), answer["address"], clients)
+        topology.shards.moved(int(name.removeprefix("shard-")), answer["address"], clients)
     elif name == "learner":
         run.stats.learned(answer)
     elif name.startswith("actor-"):
@@ -224,7 +224,7 @@ def _finish(run: Run, topology: Topology) -> None:
         run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
     except (ray.exceptions.RayError, TimeoutError) as error:
         run.progress.note(f"warning: no last checkpoint: {first_line(error)}")
-    shards = topology.fleet.handles
+    shards = topology.shards.handles
     if run.config.replay.snapshot_minutes > 0:
         _stop_shards(run, shards)
     for handle in (

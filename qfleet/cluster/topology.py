@@ -15,7 +15,7 @@ from learner.learner import learner_threads
 from qfleet.cluster.board import BOARD, RunBoard
 from qfleet.cluster.faults import last_line
 from qfleet.cluster.needs import Needs
-from qfleet.cluster.shard_fleet import ShardFleet
+from qfleet.cluster.shards import ReplayShards
 from qfleet.cluster.weights import WEIGHT_STORE, WeightStore
 from qfleet.cluster.workers import ActorWorker, EvaluatorWorker, LearnerWorker
 from qfleet.config import TrainConfig
@@ -35,7 +35,7 @@ class Topology:
 
     board: Any
     weights: Any
-    fleet: ShardFleet
+    shards: ReplayShards
     learner: Any
     actors: list[Any]
     evaluator: Any
@@ -44,7 +44,7 @@ class Topology:
     def workers(self) -> list[tuple[str, Any]]:
         """(name, handle) of everything that is polled or stopped."""
         actors = [(f"actor-{i}", a) for i, a in enumerate(self.actors)]
-        shards = [(f"shard-{i}", s) for i, s in self.fleet.handles.items()]
+        shards = [(f"shard-{i}", s) for i, s in self.shards.handles.items()]
         return [("learner", self.learner), *actors, *shards]
 
 
@@ -58,24 +58,18 @@ def build(
 ) -> Topology:
     """Start every process and wait until all are ready. Raises RunFault naming what was not placed in time."""
     needs, run = Needs.of(config), directory.name
-    nice = config.actors.nice if local else 0
-    try:
-        board = remote(RunBoard).options(name=BOARD, num_cpus=0, max_restarts=0).remote()
-        weights = remote(WeightStore).options(name=WEIGHT_STORE, num_cpus=0, max_restarts=0).remote()
-    except ValueError as error:
-        raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir of another name") from error
+    board, weights = _start_stores(run)
     access = Access.of(config.replay.security)
     access = replace(access, token=access.token or new_token())  # goes to the parts as an argument, and nowhere else
-    fleet = ShardFleet(config, directory, access, local)
+    fleet = ReplayShards(config, directory, access, local)
     wanted = {f"shard-{i}": fleet.start(i) for i in range(config.replay.shards)}
     addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each", config.ready_timeout, stopping)
     fleet.addresses = dict(enumerate(addresses))
     board.set_shards.remote(addresses)
-    threads = learner_threads(config.learner)
     learner = (
         remote(LearnerWorker)
         .options(name="learner", num_cpus=needs.learner_cpus, num_gpus=needs.learner_gpus)
-        .remote(config, addresses, resumed, run, threads, access)
+        .remote(config, addresses, resumed, run, learner_threads(config.learner), access)
     )
     device = _await_ready(
         {"learner": learner.start.remote()},
@@ -83,12 +77,7 @@ def build(
         config.ready_timeout,
         stopping,
     )
-    actors = [
-        remote(ActorWorker)
-        .options(name=f"actor-{i}", num_cpus=needs.actor_cpus, max_restarts=-1, scheduling_strategy="SPREAD")
-        .remote(config, i, base_steps, run, nice, access)
-        for i in range(config.actors.count)
-    ]
+    actors = _start_actors(config, base_steps, run, config.actors.nice if local else 0, access)
     evaluator = (
         remote(EvaluatorWorker)
         .options(name="evaluator", num_cpus=needs.evaluator_cpus, max_restarts=-1)
@@ -98,6 +87,23 @@ def build(
     ready["evaluator"] = evaluator.__ray_ready__.remote()
     _await_ready(ready, "1 CPU each", config.ready_timeout, stopping)
     return Topology(board, weights, fleet, learner, actors, evaluator, device[0])
+
+
+def _start_stores(run: str) -> tuple[Any, Any]:
+    """The run's board and its weight store. Raises RunFault when a run of this name has them already."""
+    try:
+        board = remote(RunBoard).options(name=BOARD, num_cpus=0, max_restarts=0).remote()
+        return board, remote(WeightStore).options(name=WEIGHT_STORE, num_cpus=0, max_restarts=0).remote()
+    except ValueError as error:
+        raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir of another name") from error
+
+
+def _start_actors(config: TrainConfig, base_steps: int, run: str, nice: int, access: Access) -> list[Any]:
+    options = {"num_cpus": Needs.of(config).actor_cpus, "max_restarts": -1, "scheduling_strategy": "SPREAD"}
+    return [
+        remote(ActorWorker).options(name=f"actor-{i}", **options).remote(config, i, base_steps, run, nice, access)
+        for i in range(config.actors.count)
+    ]
 
 
 def _await_ready(calls: dict[str, Any], asks: str, timeout: float, stopping: Callable[[], bool]) -> list[Any]:

@@ -7,7 +7,6 @@ travel inside lists, so that a reader gets the reference at once and fetches the
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +14,8 @@ import ray
 
 from rl.errors import RunFault
 from rl.ports import Publication
-from rl.types import Array
 
+Found = tuple[Publication, list[Any]]  # a publication without its weights; [online] or [online, target], references
 WEIGHT_STORE = "weights"  # the actor's name, in the run's own namespace
 
 
@@ -24,28 +23,26 @@ class WeightStore:
     """A Ray actor: the newest publication, and the newest target weights."""
 
     def __init__(self) -> None:
-        self._meta: dict[str, int] = {}
+        self._newest: Publication | None = None  # without its weights
         self._online: Any = None
         self._target: Any = None
         self._target_version = -1
 
-    def publish(
-        self, version: int, updates: int, weights: Mapping[str, Array], target_version: int, target: Any
-    ) -> None:
+    def publish(self, publication: Publication) -> None:
         """Take a publication and own its objects."""
-        self._online = ray.put(weights)
-        if target is not None:
-            self._target, self._target_version = ray.put(target), target_version
-        self._meta = {"version": version, "updates": updates, "target_version": target_version}
+        self._online = ray.put(publication.weights)
+        if publication.target_weights is not None:
+            self._target, self._target_version = ray.put(publication.target_weights), publication.target_version
+        self._newest = replace(publication, weights={}, target_weights=None)
 
-    def newer_than(self, version: int, target_version: int) -> tuple[dict[str, int], list[Any]] | None:
-        """(meta, [online] or [online, target]) when there is a publication newer than ``version``, else None."""
-        if not self._meta or self._meta["version"] <= version:
+    def newer_than(self, version: int, target_version: int) -> Found | None:
+        """What is newer than ``version``, if anything; with the target's weights where these are newer, too."""
+        if self._newest is None or self._newest.version <= version:
             return None
         refs = [self._online]
         if self._target is not None and self._target_version > target_version:
             refs.append(self._target)
-        return self._meta, refs
+        return self._newest, refs
 
 
 class RayWeightSink:
@@ -74,10 +71,7 @@ class RayWeightSink:
                 raise RunFault(f"the weight store has taken no weights for {self._patience:g} s")
             self._held = publication
             return
-        p = publication
-        target = None if p.target_weights is None else dict(p.target_weights)
-        call = self._store.publish.remote(p.version, p.updates, dict(p.weights), p.target_version, target)
-        self._pending.append(call)
+        self._pending.append(self._store.publish.remote(publication))
 
 
 class RayWeightSource:
@@ -87,7 +81,7 @@ class RayWeightSource:
         self._store = store
         self._version, self._target_version = 0, -1
         self._asked: Any = None
-        self._found: tuple[dict[str, int], list[Any]] | None = None
+        self._found: Found | None = None
 
     def poll(self) -> Publication | None:
         if self._found is None and not self._ask():
@@ -95,14 +89,13 @@ class RayWeightSource:
         if not self._arrived():
             return None  # still on their way to this node
         assert self._found is not None
-        meta, refs = self._found
-        weights = ray.get(refs)
+        newest, refs = self._found
+        online, *target = ray.get(refs)
         self._found = None
-        self._version = meta["version"]
-        target = None
-        if len(weights) > 1:
-            target, self._target_version = weights[1], meta["target_version"]
-        return Publication(meta["version"], meta["updates"], weights[0], meta["target_version"], target)
+        self._version = newest.version
+        if target:
+            self._target_version = newest.target_version
+        return replace(newest, weights=online, target_weights=target[0] if target else None)
 
     def _ask(self) -> bool:
         """Whether an answer with a newer publication has come; asks when no question is under way."""

@@ -14,14 +14,12 @@ from typing import Any
 import ray
 import torch
 
-from actors.actor import Actor
-from actors.evaluator import Evaluator
 from learner.checkpoint import Checkpoint
-from learner.learner import Learner
 from qfleet.cluster.board import RemoteBoard
 from qfleet.cluster.metrics import RayMetrics
 from qfleet.cluster.weights import WEIGHT_STORE, RayWeightSink, RayWeightSource
 from qfleet.config import TrainConfig
+from qfleet.run.parts import make_actor, make_evaluator, make_learner
 from replay.security import Access
 from replay.wire.sampler import Sampler
 from replay.wire.writer import Writer
@@ -29,8 +27,6 @@ from rl.allocator import keep_freed_memory
 from rl.envs.make import describe
 from rl.errors import RunFault
 from rl.evaluation import EvaluationResult
-from rl.exploration import Exploration
-from rl.networks import QNetwork, make_network
 from rl.ports import Weights
 
 FIRST_WEIGHTS = 60.0  # seconds in which the learner must have published weights for an actor that starts
@@ -65,11 +61,6 @@ class _Loop:
         return not self._thread.is_alive()
 
 
-def _network(config: TrainConfig) -> QNetwork:
-    spec, actions = describe(config.env)
-    return make_network(config.network, spec, actions, config.seed)
-
-
 def _weight_store() -> Any:
     return ray.get_actor(WEIGHT_STORE)  # in the run's own namespace
 
@@ -88,7 +79,6 @@ class ActorWorker:
     ) -> None:
         os.nice(nice)
         torch.set_num_threads(1)
-        count = config.actors.environments
         board = RemoteBoard.here()
         seen = board.status().get("agent_steps", 0)  # of the fleet, after a restart
         base_steps = max(base_steps, int(seen))
@@ -96,19 +86,7 @@ class ActorWorker:
         weights = RayWeightSource(_weight_store())
         weights.await_first(FIRST_WEIGHTS)  # not the seed's: what it does and the priorities it gives would be of those
         self._writer = Writer(shards, config.replay.give_up_after, access=access)
-        self._actor = Actor(
-            config.actors,
-            config.env,
-            config.returns,
-            config.learner.double,
-            (_network(config), _network(config)),
-            Exploration(config.exploration, index * count, count, config.fleet_environments),
-            self._writer,
-            weights,
-            config.seed,
-            index,
-            base_steps,
-        )
+        self._actor = make_actor(config, index, base_steps, self._writer, weights)
         self._metrics = RayMetrics("actor", f"{run}/{index}")
         self._loop = _Loop(self._act, "actor")
         self._loop.start()
@@ -145,7 +123,7 @@ class LearnerWorker:
         access: Access,
     ) -> None:
         keep_freed_memory()
-        spec, actions = describe(config.env)
+        spec, _ = describe(config.env)
         torch.set_num_threads(threads)
         self._threads = threads
         self._sampler = Sampler(
@@ -159,16 +137,8 @@ class LearnerWorker:
             access=access,
         )
         self._metrics = RayMetrics("learner", run)
-        self._learner = Learner(
-            config.learner,
-            config.network,
-            spec,
-            actions,
-            self._sampler,
-            RayWeightSink(_weight_store()),
-            self._metrics,
-            config.seed,
-        )
+        sink = RayWeightSink(_weight_store())
+        self._learner = make_learner(config, spec, self._sampler, sink, self._metrics, threaded=True)
         if resumed is not None:
             self._learner.set_checkpoint(resumed)
         self._wanted: dict[str, Any] | None = None  # extra data of a checkpoint that was asked for
@@ -226,9 +196,7 @@ class EvaluatorWorker:
 
     def __init__(self, config: TrainConfig, base_steps: int, run: str) -> None:
         torch.set_num_threads(1)
-        self._evaluator = Evaluator(
-            config.evaluation, config.env, _network(config), config.actors.precision, config.seed, base_steps
-        )
+        self._evaluator = make_evaluator(config, base_steps)
         self._source = RayWeightSource(_weight_store())
         self._weights: Weights | None = None
         self._meta = (0, 0)  # version, updates

@@ -1,7 +1,7 @@
 """A training run as its driver sees it: the bookkeeping that serial and distributed mode share.
 
-`Run` owns the directory, the totals, the judge, the logs and the display. A mode feeds it counts and evaluation results
-and asks it when to evaluate, to save and to stop.
+`Run` owns the directory, the totals, the evaluation scheduler, the logs and the display. A mode feeds it counts and
+evaluation results, and asks it when to evaluate, to save and to stop.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Run:
         self._exploration = Exploration(config.exploration, config.fleet_environments - 1, 1, config.fleet_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
         self.last_row: dict[str, Any] = {}
-        self.fleet: dict[str, Any] = {}  # how many replay shards there are, for `qfleet status`
+        self.scaling: dict[str, Any] = {}  # how many replay shards there are, for `qfleet status`
         self.interrupted_by: int | None = None  # number of the signal that ended the run; SIGPIPE: nobody read it
 
     def _unread(self) -> None:
@@ -80,7 +80,7 @@ class Run:
     def status(self, row: dict[str, Any]) -> dict[str, Any]:
         """What `qfleet status` shows."""
         shown = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
-        return {"env": self.config.env.id, "time": time.time(), **shown, **self.scheduler.state(), **self.fleet}
+        return {"env": self.config.env.id, "time": time.time(), **shown, **self.scheduler.state(), **self.scaling}
 
     def save_due(self) -> bool:
         """Whether a checkpoint is due."""

@@ -1,4 +1,4 @@
-"""The judge: when to evaluate, which weights are best, and whether the run is solved (docs/evaluation.md).
+"""The evaluation scheduler: when to evaluate, which weights are best, and whether the run is solved (docs/evaluation.md).
 
 Three kinds of evaluation: `quick` (few episodes: by period, and when the greedy end's training returns come near the goal),
 `full` (after a quick one of the same weights at the goal; and by period, once the best weights were judged by one) and
@@ -40,24 +40,25 @@ class EvaluationScheduler:
         self.last_return: float | None = earlier.get("last_return")
         self._reached: float | None = earlier.get("reached")  # the highest goal that was confirmed
         self._next = clock + config.period
+        self._greedy_seen = 0  # episodes of the greedy end when the last evaluation began
 
     @property
     def solved(self) -> bool:
         """Whether the goal, or a higher one before a resume, was confirmed."""
         return self._reached is not None and self._config.goal <= self._reached
 
-    def due(self, tally: RunStats) -> Kind | None:
+    def due(self, stats: RunStats) -> Kind | None:
         """The evaluation that should start now, if any."""
         c = self._config
         if self.solved and c.stop_when_solved:
             return None
-        near = tally.greedy_return >= c.goal - c.margin and tally.greedy_since_evaluation >= GREEDY_EPISODES
-        periodic = bool(c.period) and tally.clock >= self._next
+        near = stats.greedy_return >= c.goal - c.margin and stats.greedy_episodes - self._greedy_seen >= GREEDY_EPISODES
+        periodic = bool(c.period) and stats.clock >= self._next
         if not periodic and (self.solved or not near):
             return None
         if periodic:
-            self._next = tally.clock + c.period
-        tally.greedy_since_evaluation = 0
+            self._next = stats.clock + c.period
+        self._greedy_seen = stats.greedy_episodes
         return "full" if periodic and self._best_is_full else "quick"
 
     def episodes(self, kind: Kind) -> int:

@@ -5,21 +5,19 @@ An offline run is a serial run without actors, whose replay is filled from a dat
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from actors.actor import Actor
-from actors.evaluator import Evaluator
-from learner.learner import Learner
 from qfleet.config import TrainConfig
 from qfleet.run.latest_metrics import LatestMetrics
 from qfleet.run.offline import fill, offline_spec
+from qfleet.run.parts import make_actor, make_evaluator, make_learner
 from qfleet.run.run import Run
 from qfleet.run.scheduler import Candidate, Kind
+from replay.config import make_shard
 from replay.local import LocalReplay
-from replay.store.shard import Shard
 from rl.envs.make import describe
-from rl.exploration import Exploration
-from rl.networks import make_network
 from rl.ports import Publication
 from rl.types import Array
 
@@ -61,45 +59,16 @@ class SerialParts:
     """The components of a serial run."""
 
     def __init__(self, config: TrainConfig, base: int = 0) -> None:
-        spec, actions = describe(config.env)
-        if config.offline:
-            spec = offline_spec(config)
-        c = config.replay
-        seed = config.seed + base
-        shard = Shard(c.capacity, spec, c.selector, limited=False, seed=seed, capacity_bytes=c.capacity_bytes)
+        spec = offline_spec(config) if config.offline else describe(config.env)[0]
+        shard = make_shard(replace(config.replay, shards=1), spec, config.seed + base, limited=False)
         self.replay = LocalReplay(shard, config.limiter(), config.beta)
         self.weights, self.metrics = LocalWeights(), LatestMetrics()
-        self.learner = Learner(
-            config.learner, config.network, spec, actions, self.replay, self.weights, self.metrics, config.seed, False
-        )
-        count = config.actors.environments
+        self.learner = make_learner(config, spec, self.replay, self.weights, self.metrics, threaded=False)
         self.actors = [
-            Actor(
-                config.actors,
-                config.env,
-                config.returns,
-                config.learner.double,
-                (
-                    make_network(config.network, spec, actions, config.seed),
-                    make_network(config.network, spec, actions, config.seed),
-                ),
-                Exploration(config.exploration, i * count, count, config.fleet_environments),
-                self.replay,
-                self.weights.reader(),
-                config.seed,
-                i,
-                base,
-            )
+            make_actor(config, i, base, self.replay, self.weights.reader())
             for i in range(0 if config.offline else config.actors.count)
         ]
-        self.evaluator = Evaluator(
-            config.evaluation,
-            config.env,
-            make_network(config.network, spec, actions, config.seed),
-            config.actors.precision,
-            config.seed,
-            base,
-        )
+        self.evaluator = make_evaluator(config, base)
 
 
 def run_serial(run: Run) -> None:

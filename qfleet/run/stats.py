@@ -42,7 +42,7 @@ class RunStats:
         self._learner_heard = False
         self.recent: deque[EpisodeResult] = deque(maxlen=RECENT)
         self.greedy: deque[float] = deque(maxlen=RECENT // 2)
-        self.greedy_since_evaluation = 0
+        self.greedy_episodes = 0  # of the greedy end
         self._by_epsilon: dict[float, deque[float]] = {}
         self._marks: deque[tuple[float, int, int]] = deque()  # seconds, agent steps, updates
 
@@ -63,7 +63,7 @@ class RunStats:
                 self._by_epsilon.setdefault(episode.epsilon, deque(maxlen=10)).append(episode.episode_return)
             if episode.epsilon <= self._config.exploration.greedy_below:
                 self.greedy.append(episode.episode_return)
-                self.greedy_since_evaluation += 1
+                self.greedy_episodes += 1
 
     def learned(self, values: Mapping[str, Any]) -> None:
         """Take the learner's newest figures."""

@@ -6,6 +6,7 @@ new episode begins only through `restart`, which is no step. So nothing that a r
 
 from __future__ import annotations
 
+import functools
 import os
 
 import gymnasium as gym
@@ -36,8 +37,9 @@ def make_environments(config: EnvConfig, count: int, threads: int = 1, takes: Sp
     return GymnasiumEnvironments(config, count, takes)
 
 
+@functools.cache
 def describe(config: EnvConfig) -> tuple[ObservationSpec, int]:
-    """Observation and number of actions of an environment."""
+    """Observation and number of actions of an environment, which is made once a process to ask it."""
     env = make_environments(config, 1)
     env.close()
     return env.spec, env.actions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,25 +10,15 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from rl.envs import bias_example, grid_worlds
 from rl.envs.config import kwargs_of
 from rl.envs.grid_states import WholeGrid, grid_space, is_grid, pack
+from rl.envs.registry import known_ids, register
 from rl.errors import BadInput, nearest
-
-gym.register_envs(bias_example)
-gym.register_envs(grid_worlds)
 
 SpaceKind = Literal["network", "table", "continuous"]
 AnyEnv = gym.Env[Any, Any]
 
 LARGEST_STATE = 4_096  # numbers in an observation that a table keeps; pictures would fill the memory
-
-# Packages that register environments when they are imported, by how their ids begin, and the extra that brings them.
-PROVIDERS = {
-    "FlappyBird": ("flappy_bird_gymnasium", "classic"),
-    "MiniGrid-": ("minigrid", "classic"),
-    "BabyAI-": ("minigrid", "classic"),
-}
 
 
 def make_single(env_id: str, takes: SpaceKind, kwargs: str = "{}", max_episode_steps: int = 0, **more: Any) -> AnyEnv:
@@ -45,30 +34,6 @@ def make_single(env_id: str, takes: SpaceKind, kwargs: str = "{}", max_episode_s
     except BadInput:
         env.close()
         raise
-
-
-def known_ids() -> list[str]:
-    """The ids of Gymnasium's registry, without those that are written in JAX."""
-    return [k for k in gym.registry if not re.match(r"(phys2d|tabular)/", k)]
-
-
-def register(env_id: str) -> None:
-    """Import the package that registers ``env_id``, where one is known; raises BadInput when it is not installed."""
-    for prefix, (package, extra) in PROVIDERS.items():
-        if env_id.startswith(prefix) and env_id not in gym.registry:
-            try:
-                __import__(package)
-            except ImportError as error:
-                raise BadInput(
-                    f'{env_id} needs the extra `{extra}`: pip install -c constraints.txt -e ".[{extra}]"'
-                ) from error
-
-
-def has_limit(env_id: str) -> bool:
-    """Whether an environment truncates its episodes by itself; False for one that is not known."""
-    register(env_id)
-    spec = gym.registry.get(env_id)
-    return spec is not None and spec.max_episode_steps is not None
 
 
 def _make(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> AnyEnv:

@@ -20,7 +20,7 @@ def test_a_learner_with_its_preparing_thread_regresses_to_fixed_targets(rng):
     """Terminal transitions only: the targets are the rewards, whatever the networks; the error must go."""
     sampled = batch_of(rng)
     sampled = replace(sampled, transitions=sampled.transitions._replace(discount_t=np.zeros(8, np.float32)))
-    learner = learner_over([sampled] * 400, prefetch=True, learning_rate=3e-3)
+    learner = learner_over([sampled] * 400, threaded=True, learning_rate=3e-3)
     reported = learner._source.reported
     while len(reported) < 400:
         assert learner.step(10.0)
@@ -53,7 +53,7 @@ def test_the_learner_publishes_the_average_where_it_makes_one(rng):
     while learner.step():
         pass
     (got,) = learner._weights.got
-    policy, online = (weights_of(n) for n in (learner.updater.policy, learner.updater.online))
+    policy, online = (weights_of(n) for n in (learner.updater.acting, learner.updater.online))
     for name, x in got.weights.items():
         np.testing.assert_array_equal(x, policy[name])
         assert (x != online[name]).any()

@@ -85,7 +85,7 @@ def test_the_first_batch_centers_every_network_and_no_later_one_does(rng):
     for u in (first, second):
         u.prepare(batch_of(rng, spec))
         copies = [n for frozen in (u._frozen, u._spare) for n in frozen.networks]
-        for n in (u.online, u.target, u.policy, *(copies if u is first else u._frozen.networks)):
+        for n in (u.online, u.target, u.acting, *(copies if u is first else u._frozen.networks)):
             np.testing.assert_array_equal(n.background.numpy(), background)
 
 
@@ -202,20 +202,20 @@ def test_what_acts_is_the_average_of_the_weights_and_goes_on_from_a_state(rng):
     for _ in range(3):
         u.update(u.prepare(batch_of(rng)))
         average = [a + 0.25 * (p - a) for a, p in zip(average, u.online.parameters(), strict=True)]
-    acts = weights_of(u.policy)
+    acts = weights_of(u.acting)
     for expected, got in zip(average, acts.values(), strict=True):
         torch.testing.assert_close(torch.from_numpy(got), expected.detach())
     state = u.get_state()
     for given, group in ((state, "average"), ({k: v for k, v in state.items() if k != "average"}, "online")):
         other = updater(config, seed=9)
         other.set_state(given, u.updates, u.target_syncs)
-        for name, x in weights_of(other.policy).items():
+        for name, x in weights_of(other.acting).items():
             np.testing.assert_array_equal(x, state[group][name])
     plain = updater(seed=9)  # resumed without an average
     plain.set_state(state, u.updates, u.target_syncs)
-    assert plain.policy is plain.online
+    assert plain.acting is plain.online
     assert set(plain.get_state()) == {"online", "target", "optimizer"}
-    np.testing.assert_array_equal(weights_of(plain.policy)["head.2.weight"], state["online"]["head.2.weight"])
+    np.testing.assert_array_equal(weights_of(plain.acting)["head.2.weight"], state["online"]["head.2.weight"])
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])

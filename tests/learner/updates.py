@@ -66,6 +66,6 @@ class Sink:
         self.got.append(dict(metrics))
 
 
-def learner_over(batches, prefetch=False, **changes):
+def learner_over(batches, threaded=False, **changes):
     config = LearnerConfig(device="cpu", publish_period=4, target_update_period=6, **changes)
-    return Learner(config, MLP, SMALL, 3, Source(batches), Sink(), Sink(), seed=1, prefetch=prefetch)
+    return Learner(config, MLP, SMALL, 3, Source(batches), Sink(), Sink(), seed=1, threaded=threaded)

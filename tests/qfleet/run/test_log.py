@@ -45,9 +45,9 @@ def test_a_ladder_of_one_environment_has_no_series_by_epsilon():
     config = cartpole()
     alone = replace(config, actors=replace(config.actors, environments=1))
     for c, series in ((alone, 0), (config, 2)):
-        tally = RunStats(replace(c, exploration=replace(c.exploration, kind="ladder")))
-        tally.actor(0, 10, [EpisodeResult(1.0, 5, 0.5, False), EpisodeResult(1.0, 5, 0.4, False)])
-        assert len(tally.returns_by_epsilon()) == series
+        stats = RunStats(replace(c, exploration=replace(c.exploration, kind="ladder")))
+        stats.actor(0, 10, [EpisodeResult(1.0, 5, 0.5, False), EpisodeResult(1.0, 5, 0.4, False)])
+        assert len(stats.returns_by_epsilon()) == series
 
 
 def test_metrics_name_the_weights_version(tmp_path):
@@ -60,35 +60,35 @@ def test_metrics_name_the_weights_version(tmp_path):
 def test_no_speed_is_told_before_a_second_has_passed(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("qfleet.run.stats.time.monotonic", lambda: now[0])
-    tally = RunStats(cartpole(), {"agent_steps": 400_000, "updates": 50_000})
+    stats = RunStats(cartpole(), {"agent_steps": 400_000, "updates": 50_000})
     now[0] += 30.0  # processes start, and the actors begin before the clock does
-    tally.start_clock()
+    stats.start_clock()
     now[0] += 0.02
-    tally.actor(0, 17_000, [])
-    tally.learned({"updates": 52_700})
-    assert all(math.isnan(rate) for rate in tally.rates())
+    stats.actor(0, 17_000, [])
+    stats.learned({"updates": 52_700})
+    assert all(math.isnan(rate) for rate in stats.rates())
     now[0] += 2.0
-    tally.actor(0, 17_500, [])
-    tally.learned({"updates": 52_760})
-    assert tally.rates() == pytest.approx((250.0, 30.0))
+    stats.actor(0, 17_500, [])
+    stats.learned({"updates": 52_760})
+    assert stats.rates() == pytest.approx((250.0, 30.0))
 
 
 def test_what_a_part_had_made_when_it_was_first_heard_of_is_no_speed(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("qfleet.run.stats.time.monotonic", lambda: now[0])
-    tally = RunStats(cartpole(), {"agent_steps": 400_000, "updates": 50_000})
-    tally.start_clock()
-    tally.rates()
+    stats = RunStats(cartpole(), {"agent_steps": 400_000, "updates": 50_000})
+    stats.start_clock()
+    stats.rates()
     now[0] += 5.0
-    tally.actor(0, 17_000, [])
-    tally.learned({"updates": 52_700})
-    assert tally.rates() == (0.0, 0.0)
-    tally.actor(1, 9_000, [])
+    stats.actor(0, 17_000, [])
+    stats.learned({"updates": 52_700})
+    assert stats.rates() == (0.0, 0.0)
+    stats.actor(1, 9_000, [])
     now[0] += 5.0
-    tally.actor(0, 18_000, [])
-    tally.actor(1, 10_000, [])
-    tally.learned({"updates": 53_700})
-    assert tally.rates() == pytest.approx((200.0, 100.0))
-    tally.actor(1, 100, [])  # restarted
-    assert tally.agent_steps == 400_000 + 18_000 + 10_000 + 100
-    assert tally.rates() == pytest.approx((210.0, 100.0))
+    stats.actor(0, 18_000, [])
+    stats.actor(1, 10_000, [])
+    stats.learned({"updates": 53_700})
+    assert stats.rates() == pytest.approx((200.0, 100.0))
+    stats.actor(1, 100, [])  # restarted
+    assert stats.agent_steps == 400_000 + 18_000 + 10_000 + 100
+    assert stats.rates() == pytest.approx((210.0, 100.0))

@@ -21,67 +21,67 @@ def result(mean, episodes=30):
 
 
 def tally_at(steps, greedy=()):
-    """A tally after ``steps`` agent steps, with these training returns of the greedy end."""
-    tally = RunStats(replace(cartpole(), evaluation=CONFIG))
-    tally.actor(0, steps, [EpisodeResult(value, 10, 0.01, False) for value in greedy])
-    return tally
+    """The stats after ``steps`` agent steps, with these training returns of the greedy end."""
+    stats = RunStats(replace(cartpole(), evaluation=CONFIG))
+    stats.actor(0, steps, [EpisodeResult(value, 10, 0.01, False) for value in greedy])
+    return stats
 
 
 def test_solved_takes_a_full_and_a_confirming_evaluation():
-    judge = EvaluationScheduler(CONFIG)
-    assert judge.take("quick", result(10.0)) == (None, True)
-    assert judge.take("quick", result(19.5)) == ("full", False)
-    assert judge.take("full", result(18.0)) == (None, True)
-    assert judge.take("full", result(19.2)) == ("confirm", False)
-    assert not judge.solved
-    assert judge.take("confirm", result(18.9)) == (None, True)
-    assert not judge.solved
-    assert judge.take("full", result(19.1)) == ("confirm", False)
-    assert judge.take("confirm", result(19.05)) == (None, True)
-    assert judge.solved
-    assert judge.best_return == judge.last_return == pytest.approx(19.05)
+    scheduler = EvaluationScheduler(CONFIG)
+    assert scheduler.take("quick", result(10.0)) == (None, True)
+    assert scheduler.take("quick", result(19.5)) == ("full", False)
+    assert scheduler.take("full", result(18.0)) == (None, True)
+    assert scheduler.take("full", result(19.2)) == ("confirm", False)
+    assert not scheduler.solved
+    assert scheduler.take("confirm", result(18.9)) == (None, True)
+    assert not scheduler.solved
+    assert scheduler.take("full", result(19.1)) == ("confirm", False)
+    assert scheduler.take("confirm", result(19.05)) == (None, True)
+    assert scheduler.solved
+    assert scheduler.best_return == scheduler.last_return == pytest.approx(19.05)
 
 
 def test_a_lucky_evaluation_keeps_no_better_weights_out():
-    judge = EvaluationScheduler(CONFIG)
-    assert judge.take("quick", result(19.5, 10)) == ("full", False)
-    assert judge.take("full", result(18.0)) == (None, True)  # of the same weights: it stands for the lucky one
-    assert judge.take("full", result(18.8)) == (None, True)
-    assert judge.take("full", result(19.5)) == ("confirm", False)
-    assert judge.take("confirm", result(12.0)) == (None, False)  # and the better ones before it are not lost to it
-    assert judge.best_return == 18.8
+    scheduler = EvaluationScheduler(CONFIG)
+    assert scheduler.take("quick", result(19.5, 10)) == ("full", False)
+    assert scheduler.take("full", result(18.0)) == (None, True)  # of the same weights: it stands for the lucky one
+    assert scheduler.take("full", result(18.8)) == (None, True)
+    assert scheduler.take("full", result(19.5)) == ("confirm", False)
+    assert scheduler.take("confirm", result(12.0)) == (None, False)  # and the better ones before it are not lost to it
+    assert scheduler.best_return == 18.8
 
 
 def test_only_like_is_ranked_with_like():
-    judge = EvaluationScheduler(CONFIG)
-    assert judge.take("quick", result(12.0, 10)) == (None, True)
-    assert judge.take("quick", result(11.0, 10)) == (None, False)
-    assert judge.take("full", result(10.0)) == (None, True)  # more episodes than the best so far had
-    assert judge.take("quick", result(9.0, 10)) == (None, False)
-    assert judge.take("quick", result(12.0, 10)) == (None, False)
-    assert judge.due(tally_at(1000)) == "full"  # by period, to be ranked with the best
-    assert judge.take("full", result(9.5)) == (None, False)
-    assert judge.take("full", result(10.5)) == (None, True)
-    assert judge.best_return == 10.5
+    scheduler = EvaluationScheduler(CONFIG)
+    assert scheduler.take("quick", result(12.0, 10)) == (None, True)
+    assert scheduler.take("quick", result(11.0, 10)) == (None, False)
+    assert scheduler.take("full", result(10.0)) == (None, True)  # more episodes than the best so far had
+    assert scheduler.take("quick", result(9.0, 10)) == (None, False)
+    assert scheduler.take("quick", result(12.0, 10)) == (None, False)
+    assert scheduler.due(tally_at(1000)) == "full"  # by period, to be ranked with the best
+    assert scheduler.take("full", result(9.5)) == (None, False)
+    assert scheduler.take("full", result(10.5)) == (None, True)
+    assert scheduler.best_return == 10.5
 
 
 def test_a_run_without_a_goal_ranks_its_quick_evaluations():
-    judge = EvaluationScheduler(replace(CONFIG, goal=float("inf")))
-    kinds = [judge.take("quick", result(mean, 10)) for mean in (5.0, 7.0, 6.0)]
+    scheduler = EvaluationScheduler(replace(CONFIG, goal=float("inf")))
+    kinds = [scheduler.take("quick", result(mean, 10)) for mean in (5.0, 7.0, 6.0)]
     assert kinds == [(None, True), (None, True), (None, False)]
-    assert judge.best_return == 7.0
+    assert scheduler.best_return == 7.0
 
 
 def test_a_solved_run_resumed_with_a_higher_goal_is_not_solved():
-    judge = EvaluationScheduler(replace(CONFIG, goal=9.0))
-    judge.take("full", result(9.5))
-    judge.take("confirm", result(9.2))
-    assert judge.solved
-    assert EvaluationScheduler(replace(CONFIG, goal=9.0), 0, judge.state()).solved
-    lower = EvaluationScheduler(replace(CONFIG, goal=8.0), 0, judge.state())
+    scheduler = EvaluationScheduler(replace(CONFIG, goal=9.0))
+    scheduler.take("full", result(9.5))
+    scheduler.take("confirm", result(9.2))
+    assert scheduler.solved
+    assert EvaluationScheduler(replace(CONFIG, goal=9.0), 0, scheduler.state()).solved
+    lower = EvaluationScheduler(replace(CONFIG, goal=8.0), 0, scheduler.state())
     assert lower.solved
     assert EvaluationScheduler(replace(CONFIG, goal=9.0), 0, lower.state()).solved
-    higher = EvaluationScheduler(replace(CONFIG, goal=19.0), 0, judge.state())
+    higher = EvaluationScheduler(replace(CONFIG, goal=19.0), 0, scheduler.state())
     assert not higher.solved
     assert higher.due(tally_at(1000)) == "full"
     higher.take("full", result(19.5))
@@ -91,58 +91,58 @@ def test_a_solved_run_resumed_with_a_higher_goal_is_not_solved():
 
 
 def test_a_solved_run_that_goes_on_is_evaluated_on():
-    judge = EvaluationScheduler(replace(CONFIG, stop_when_solved=False))
+    scheduler = EvaluationScheduler(replace(CONFIG, stop_when_solved=False))
     for kind in ("full", "confirm"):
-        judge.take(kind, result(19.5))
-    tally = tally_at(999, [20.0] * 20)
-    assert judge.due(tally) is None  # by period alone: its greedy end is at the goal for good
-    tally.actor(0, 1000, [])
-    assert judge.due(tally) == "full"  # to be ranked with the one that solved it
-    assert judge.take("full", result(17.0)) == (None, False)
-    assert (judge.solved, judge.last_return, judge.best_return) == (True, 17.0, 19.5)
-    tally.actor(0, 2000, [])
-    assert judge.due(tally) == "full"
-    assert judge.take("full", result(20.5)) == (None, True)
-    assert (judge.solved, judge.last_return, judge.best_return) == (True, 20.5, 20.5)
+        scheduler.take(kind, result(19.5))
+    stats = tally_at(999, [20.0] * 20)
+    assert scheduler.due(stats) is None  # by period alone: its greedy end is at the goal for good
+    stats.actor(0, 1000, [])
+    assert scheduler.due(stats) == "full"  # to be ranked with the one that solved it
+    assert scheduler.take("full", result(17.0)) == (None, False)
+    assert (scheduler.solved, scheduler.last_return, scheduler.best_return) == (True, 17.0, 19.5)
+    stats.actor(0, 2000, [])
+    assert scheduler.due(stats) == "full"
+    assert scheduler.take("full", result(20.5)) == (None, True)
+    assert (scheduler.solved, scheduler.last_return, scheduler.best_return) == (True, 20.5, 20.5)
 
 
 def test_a_solved_run_that_ends_is_not_evaluated_again():
-    judge = EvaluationScheduler(CONFIG)
+    scheduler = EvaluationScheduler(CONFIG)
     for kind in ("full", "confirm"):
-        judge.take(kind, result(19.5))
-    assert judge.due(tally_at(5000, [20.0] * 20)) is None
+        scheduler.take(kind, result(19.5))
+    assert scheduler.due(tally_at(5000, [20.0] * 20)) is None
 
 
 def test_evaluations_come_by_period_and_when_the_greedy_end_is_near_the_goal():
-    tally, judge = tally_at(0), EvaluationScheduler(CONFIG)
-    assert judge.due(tally) is None
-    tally.actor(0, 1000, [EpisodeResult(5.0, 10, 0.01, False)] * 12)
-    assert judge.due(tally) == "quick"
-    assert judge.due(tally) is None
-    tally.actor(0, 1100, [EpisodeResult(30.0, 10, 0.5, False)] * 40)  # exploring ones do not count
-    assert judge.due(tally) is None
-    tally.actor(0, 1200, [EpisodeResult(18.2, 10, 0.01, False)] * 20)
-    assert judge.due(tally) == "quick"
-    assert judge.due(tally) is None  # not again before new episodes
-    tally.actor(0, 1999, [EpisodeResult(18.2, 10, 0.01, False)] * 9)
-    assert judge.due(tally) is None
-    tally.actor(0, 2000, [])
-    assert judge.due(tally) == "quick"  # the period goes on beside the hopeful ones
+    stats, scheduler = tally_at(0), EvaluationScheduler(CONFIG)
+    assert scheduler.due(stats) is None
+    stats.actor(0, 1000, [EpisodeResult(5.0, 10, 0.01, False)] * 12)
+    assert scheduler.due(stats) == "quick"
+    assert scheduler.due(stats) is None
+    stats.actor(0, 1100, [EpisodeResult(30.0, 10, 0.5, False)] * 40)  # exploring ones do not count
+    assert scheduler.due(stats) is None
+    stats.actor(0, 1200, [EpisodeResult(18.2, 10, 0.01, False)] * 20)
+    assert scheduler.due(stats) == "quick"
+    assert scheduler.due(stats) is None  # not again before new episodes
+    stats.actor(0, 1999, [EpisodeResult(18.2, 10, 0.01, False)] * 9)
+    assert scheduler.due(stats) is None
+    stats.actor(0, 2000, [])
+    assert scheduler.due(stats) == "quick"  # the period goes on beside the hopeful ones
 
 
 def test_a_restarted_actor_counts_on():
-    tally = RunStats(cartpole(), {"agent_steps": 100, "updates": 7})
-    tally.actor(0, 50, [])
-    tally.actor(0, 80, [])
-    tally.actor(0, 10, [])  # restarted
-    assert tally.agent_steps == 100 + 80 + 10
-    assert tally.updates == 7
+    stats = RunStats(cartpole(), {"agent_steps": 100, "updates": 7})
+    stats.actor(0, 50, [])
+    stats.actor(0, 80, [])
+    stats.actor(0, 10, [])  # restarted
+    assert stats.agent_steps == 100 + 80 + 10
+    assert stats.updates == 7
 
 
 def test_a_goal_that_was_lowered_makes_no_worse_weights_the_best():
-    judge = EvaluationScheduler(CONFIG)
-    judge.take("full", result(18.5))
-    easier = EvaluationScheduler(replace(CONFIG, goal=15.0), 0, judge.state())
+    scheduler = EvaluationScheduler(CONFIG)
+    scheduler.take("full", result(18.5))
+    easier = EvaluationScheduler(replace(CONFIG, goal=15.0), 0, scheduler.state())
     assert easier.take("full", result(16.0)) == ("confirm", False)
     assert easier.take("confirm", result(15.1)) == (None, False)
     assert easier.solved
@@ -157,13 +157,13 @@ def test_what_repeated_tries_do_to_solved_is_as_documented(first, mean, tries, s
     rng, runs = np.random.default_rng(0), 4_000
 
     def solved_in(tries):
-        judge = EvaluationScheduler(CONFIG)
+        scheduler = EvaluationScheduler(CONFIG)
         for _ in range(tries):
             kind = first
-            while kind is not None and not judge.solved:
-                returns = rng.normal(mean, 1.5, judge.episodes(kind))
+            while kind is not None and not scheduler.solved:
+                returns = rng.normal(mean, 1.5, scheduler.episodes(kind))
                 episodes = tuple(EpisodeResult(float(r), 10, 0.01, False) for r in returns)
-                kind, _ = judge.take(kind, EvaluationResult(episodes))
-        return judge.solved
+                kind, _ = scheduler.take(kind, EvaluationResult(episodes))
+        return scheduler.solved
 
     assert sum(solved_in(tries) for _ in range(runs)) / runs == pytest.approx(share, abs=0.02)

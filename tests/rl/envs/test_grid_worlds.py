@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import rl.envs.spaces  # noqa: F401 (registers them)
+import rl.envs.registry  # noqa: F401 (registers them)
 from rl.envs.grid_worlds import CELL, COLOURS, GridWorld, WindyGridWorld
 
 UP, RIGHT, DOWN, LEFT = range(4)

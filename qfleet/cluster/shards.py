@@ -28,7 +28,7 @@ DRAIN_TIMEOUT = 3600.0
 remote: Any = ray.remote  # Ray's handles type no methods
 
 
-class ShardFleet:
+class ReplayShards:
     """Handles and addresses of a run's shards, by index."""
 
     def __init__(self, config: TrainConfig, directory: Path, access: Access, local: bool) -> None:

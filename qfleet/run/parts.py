@@ -1,0 +1,59 @@
+"""The components of a run, made of its configuration: the same ones in serial mode and in the processes of a cluster."""
+
+from __future__ import annotations
+
+from actors.actor import Actor
+from actors.evaluator import Evaluator
+from learner.learner import Learner
+from qfleet.config import TrainConfig
+from rl.envs.make import describe
+from rl.exploration import Exploration
+from rl.networks import QNetwork, make_network
+from rl.ports import BatchSource, MetricSink, SegmentSink, WeightSink, WeightSource
+from rl.types import ObservationSpec
+
+
+def make_q_network(config: TrainConfig) -> QNetwork:
+    """The network with the seed's initial weights."""
+    spec, actions = describe(config.env)
+    return make_network(config.network, spec, actions, config.seed)
+
+
+def make_actor(config: TrainConfig, index: int, base_steps: int, sink: SegmentSink, weights: WeightSource) -> Actor:
+    """Actor ``index`` of the fleet, whose actors together had made ``base_steps`` agent steps before."""
+    count = config.actors.environments
+    return Actor(
+        config.actors,
+        config.env,
+        config.returns,
+        config.learner.double,
+        (make_q_network(config), make_q_network(config)),
+        Exploration(config.exploration, index * count, count, config.fleet_environments),
+        sink,
+        weights,
+        config.seed,
+        index,
+        base_steps,
+    )
+
+
+def make_learner(
+    config: TrainConfig,
+    spec: ObservationSpec,
+    source: BatchSource,
+    weights: WeightSink,
+    metrics: MetricSink,
+    threaded: bool,
+) -> Learner:
+    """The learner of batches whose observations are as ``spec`` says; ``threaded``: it prepares them in another thread."""
+    _, actions = describe(config.env)
+    return Learner(
+        config.learner, config.network, spec, actions, source, weights, metrics, config.seed, threaded=threaded
+    )
+
+
+def make_evaluator(config: TrainConfig, base_steps: int) -> Evaluator:
+    """The evaluator; ``base_steps`` as in `make_actor`, so that a resumed run plays other episodes."""
+    return Evaluator(
+        config.evaluation, config.env, make_q_network(config), config.actors.precision, config.seed, base_steps
+    )

@@ -1,0 +1,44 @@
+"""Which environments there are: Gymnasium's, our own, and those of packages that register theirs when they are imported."""
+
+from __future__ import annotations
+
+import re
+
+import gymnasium as gym
+
+from rl.envs import bias_example, grid_worlds
+from rl.errors import BadInput
+
+gym.register_envs(bias_example)
+gym.register_envs(grid_worlds)
+
+# Packages that register environments when they are imported, by how their ids begin, and the extra that brings them.
+PROVIDERS = {
+    "FlappyBird": ("flappy_bird_gymnasium", "classic"),
+    "MiniGrid-": ("minigrid", "classic"),
+    "BabyAI-": ("minigrid", "classic"),
+}
+
+
+def known_ids() -> list[str]:
+    """The ids of Gymnasium's registry, without those that are written in JAX."""
+    return [k for k in gym.registry if not re.match(r"(phys2d|tabular)/", k)]
+
+
+def register(env_id: str) -> None:
+    """Import the package that registers ``env_id``, where one is known; raises BadInput when it is not installed."""
+    for prefix, (package, extra) in PROVIDERS.items():
+        if env_id.startswith(prefix) and env_id not in gym.registry:
+            try:
+                __import__(package)
+            except ImportError as error:
+                raise BadInput(
+                    f'{env_id} needs the extra `{extra}`: pip install -c constraints.txt -e ".[{extra}]"'
+                ) from error
+
+
+def has_limit(env_id: str) -> bool:
+    """Whether an environment truncates its episodes by itself; False for one that is not known."""
+    register(env_id)
+    spec = gym.registry.get(env_id)
+    return spec is not None and spec.max_episode_steps is not None
