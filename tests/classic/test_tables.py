@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from classic.tables import States
+from classic.tables import UNKNOWN, QTable, States
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,31 @@ def test_states_are_known_again_and_given_back(space, first, second):
     assert all(
         (a == np.asarray(b)).all() and a.shape == space.shape for a, b in zip(back, (second, first), strict=True)
     )
+
+
+def test_a_state_outside_the_space_is_refused_and_one_never_seen_is_unknown():
+    for outside in (-1, 5):
+        with pytest.raises(ValueError, match="is not one of 5"):
+            States(gym.spaces.Discrete(5)).row(outside)
+    states = States(gym.spaces.Box(0, 9, (2,), np.int64))
+    states.row([1, 1])
+    assert states.rows(np.array([[1, 1], [1, 2]])).tolist() == [0, UNKNOWN]
+    assert states.count == 1, "asking makes no row"
+
+
+def test_a_table_grows_and_keeps_what_it_learned():
+    table = QTable(gym.spaces.Box(-1e6, 1e6, (1,), np.int64), 2, initial=0.5)
+    for state in range(200):
+        values = table.values([state])
+        assert values.tolist() == [0.5, 0.5]
+        values[:] = state, -state  # in place
+    assert table.q.tolist() == [[s, -s] for s in range(200)]
+    assert table(np.array([[7], [999], [199]])).tolist() == [[7, -7], [0.5, 0.5], [199, -199]]
+    assert table.states.count == 200
+
+
+def test_a_table_of_numbered_states_has_a_row_for_each():
+    table = QTable(gym.spaces.Discrete(3), 2)
+    table.values(2)[1] = 4.0
+    assert table.q.tolist() == [[0, 0], [0, 0], [0, 4]]
+    assert table(np.array([2, 0])).tolist() == [[0, 4], [0, 0]]

@@ -1,0 +1,48 @@
+"""Scikit-learn's regressors: what each can fit, its seed, and its inputs' units."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from classic.regressors import REGRESSORS, check_regressor, make_regressor
+from rl.errors import BadInput
+
+pytest.importorskip("sklearn")
+CURVED = [name for name in REGRESSORS if name != "linear"]
+
+
+def data(rng, units=(1.0, 1.0), points=400):
+    """A bent surface over two inputs, in ``units``."""
+    x = rng.uniform(-1, 1, (points, 2))
+    return x * units, x[:, 0] ** 2 + 0.5 * x[:, 1]
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_each_fits_a_bent_surface_and_a_line_alone_does_not(name, rng):
+    x, y = data(rng)
+    model, line = (make_regressor(n, 1, 1).fit(x, y) for n in (name, "linear"))
+    unseen, true = data(rng)
+    assert model.score(unseen, true) > 0.8 > 0.6 > line.score(unseen, true)
+
+
+@pytest.mark.parametrize("name", ["k-nearest", "polynomial"])
+def test_inputs_in_other_units_are_fitted_alike(name, rng):
+    x, y = data(rng)
+    predictions = [
+        make_regressor(name, 1, 1).fit(x * units, y).predict(x[:20] * units) for units in ([1.0, 1.0], [1000.0, 0.01])
+    ]
+    np.testing.assert_allclose(*predictions)
+
+
+@pytest.mark.parametrize("name", ["forest", "extra-trees"])
+def test_one_seed_one_forest(name, rng):
+    x, y = data(rng)
+    one, again, other = (make_regressor(name, seed, 1).fit(x, y).predict(x) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+
+
+def test_an_unknown_name_gives_all_and_the_nearest():
+    with pytest.raises(BadInput, match=r"is none of k-nearest, linear, .*: did you mean 'boosting'\?"):
+        check_regressor("bosting")

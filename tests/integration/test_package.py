@@ -1,0 +1,114 @@
+"""The package as others get it: what an import costs, and the wheel without the checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.conftest import ROOT
+
+TINY = ["--serial", "--max-steps", "300", "--learner.device", "cpu", "--evaluation.period", "0"]
+
+LOADED = """
+import contextlib, io, sys
+import qfleet
+assert not {"torch", "gymnasium", "ray"} & sys.modules.keys(), "import qfleet is dear"
+from qfleet.cli.main import main
+for words in COMMANDS:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            status = main(words)
+        except SystemExit as stop:
+            status = stop.code or 0
+    print(" ".join(words[:2]), status, "ray" in sys.modules, said.getvalue())
+"""
+
+
+def python(*args, **kwargs):
+    kwargs.setdefault("cwd", ROOT)
+    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, timeout=200, **kwargs)
+
+
+def test_what_needs_no_ray_does_not_import_it(tmp_path):
+    """Nor does `import qfleet` import torch or gymnasium. The commands share one process, which keeps what each imported."""
+    run = str(tmp_path / "run")
+    commands = {
+        ("--help",): 0,
+        ("replay", "serve", "--help"): 0,
+        ("replay", "info", "127.0.0.1:1", "--timeout", "0.5"): 1,  # nobody is there
+        ("classic",): 0,
+        ("train", "cartpole", *TINY, "--run-dir", run): 0,
+        ("eval", run, "--episodes", "1"): 0,
+    }
+    done = python("-c", LOADED.replace("COMMANDS", repr([list(words) for words in commands])))
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if re.search(r" \d (True|False) ", line)]
+    for line, (words, status) in zip(lines, commands.items(), strict=True):
+        assert line.startswith(f"{' '.join(words[:2])} {status} False"), done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # pip builds in the source tree: a copy keeps the checkout as it is
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if not name.startswith(("docs/", "tests/")):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    pip = ["-m", "pip", "--disable-pip-version-check", "wheel", source, "--no-deps", "--no-build-isolation"]
+    done = python(*pip, "-w", folder, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("qfleet-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """(place, environment, empty directory) of an interpreter that finds Qfleet first as the wheel installed it."""
+    folder = tmp_path_factory.mktemp("installed")
+    done = python("-m", "pip", "install", "-q", "--no-deps", "--target", folder / "site", wheel, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "empty").mkdir()
+    return folder / "site", {**os.environ, "PYTHONPATH": str(folder / "site")}, folder / "empty"
+
+
+def test_the_wheel_holds_every_package_and_its_types(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        held = set(file.namelist())
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    ours = {name for name in tracked.split() if not name.startswith(("tests/", "docs/", "."))}
+    assert {"qfleet/__main__.py", "benchmarks/registry.py"} <= ours
+    assert not ours - held
+    assert {"qfleet/py.typed", "protos/replay.proto", "protos/replay_pb2.pyi"} <= held
+    assert not [name for name in held if name.startswith("tests/")]
+
+
+def test_it_runs_without_the_checkout(installed):
+    site, env, empty = installed
+    where = python("-c", "import qfleet, benchmarks; print(qfleet.__file__, benchmarks.__file__)", env=env, cwd=empty)
+    assert [name.startswith(str(site)) for name in where.stdout.split()] == [True, True], where.stderr
+    assert python("-m", "qfleet", "--help", env=env, cwd=empty).stdout.startswith("usage: qfleet COMMAND")
+    trained = python("-m", "qfleet", "train", "cartpole", *TINY, "--json", env=env, cwd=empty)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout.splitlines()[-1])["agent_steps"] >= 300
+
+
+def test_a_type_checker_sees_its_types(installed):
+    """Of a package without py.typed mypy takes nothing, and calls all of it Any."""
+    _, env, empty = installed
+    (empty / "mypy.ini").write_text(
+        "[mypy]\nfollow_imports = skip\n[mypy-qfleet.*]\nfollow_imports = silent\n"
+    )  # a minute less
+    (empty / "user.py").write_text("import qfleet\nreveal_type(qfleet.train)\nreveal_type(qfleet.preset('pong'))\n")
+    out = python("-m", "mypy", "--cache-dir", os.devnull, "user.py", env=env, cwd=empty).stdout
+    revealed = re.findall(r'Revealed type is "(.*)"', out)
+    assert len(revealed) == 2, out
+    assert revealed[0].startswith("def (config: ")
+    assert revealed[1] == "qfleet.config.TrainConfig"

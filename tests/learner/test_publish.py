@@ -1,0 +1,35 @@
+"""When weights are published, and with them the target's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from learner.publish import Publisher
+from rl.parameters import weights_of
+from tests.learner.updates import Sink, batch_of, updater
+
+
+def test_a_publication_holds_copies_of_what_was_learned_by_then(rng):
+    own, sink = updater(), Sink()
+    publisher = Publisher(own, sink, period=2)
+    before = weights_of(own.policy)
+    publisher.publish()
+    own.update(own.prepare(batch_of(rng)))
+    (first,) = sink.got
+    assert (first.version, first.updates, first.target_version) == (1, 0, 0)
+    for name, x in before.items():
+        np.testing.assert_array_equal(first.weights[name], x)
+    assert any((x != before[name]).any() for name, x in weights_of(own.policy).items())
+
+
+def test_the_target_travels_when_it_changed_and_first_of_all_after_a_resume(rng):
+    """The target is copied after every 5th update (tests/learner/updates.py); publications come every 2nd."""
+    own, sink = updater(), Sink()
+    publisher = Publisher(own, sink, period=2, version=30)
+    for _ in range(12):
+        own.update(own.prepare(batch_of(rng)))
+        publisher.maybe_publish()
+    assert [p.updates for p in sink.got] == [2, 4, 6, 8, 10, 12]
+    assert [p.version for p in sink.got] == [31, 32, 33, 34, 35, 36]
+    assert [p.target_version for p in sink.got] == [0, 0, 1, 1, 2, 2]
+    assert [p.target_weights is not None for p in sink.got] == [True, False, True, False, True, False]

@@ -1,0 +1,37 @@
+"""Which Ray is meant, and whether one answers there."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from qfleet.cluster import connect
+from qfleet.cluster.connect import resolve
+from rl.errors import BadInput
+
+
+@pytest.fixture
+def listening():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_an_address_is_itself_and_auto_is_the_environments(listening, monkeypatch):
+    assert resolve(listening) == listening
+    monkeypatch.setenv("RAY_ADDRESS", listening)
+    assert resolve("auto") == listening
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:", ":6379", "127.0.0.1:port"])
+def test_what_is_no_address_says_what_to_write(address):
+    with pytest.raises(BadInput, match="write auto, or host:port of a Ray head"):
+        resolve(address)
+
+
+def test_where_nobody_listens_is_said_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(connect, "JOIN_TIMEOUT", 0.5)
+    with pytest.raises(
+        BadInput, match=r"no Ray answers at 127.0.0.1:1 within 0.5 s: start one with `ray start --head`"
+    ):
+        resolve("127.0.0.1:1")

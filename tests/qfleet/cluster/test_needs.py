@@ -1,0 +1,38 @@
+"""What a run asks of Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from qfleet.cluster.needs import Needs
+from qfleet.presets import cartpole
+
+
+def config(threads=1, actors=1, shards=1):
+    base = cartpole()
+    learner = replace(base.learner, device="cpu", threads=threads)
+    return replace(
+        base,
+        learner=learner,
+        actors=replace(base.actors, count=actors),
+        replay=replace(base.replay, shards=shards),
+    )
+
+
+@pytest.mark.parametrize(
+    ("threads", "actors", "shards", "cpus"),
+    [(1, 1, 1, 2 + 1 + 1 + 1), (1, 5, 2, 2 + 5 + 2 + 1), (4, 2, 1, 8 + 2 + 1 + 1)],
+)
+def test_a_learner_takes_two_threads_and_every_other_process_one(threads, actors, shards, cpus):
+    own = config(threads, actors, shards)
+    assert Needs.of(own).total_cpus(own) == cpus
+
+
+def test_a_learner_on_cuda_asks_for_a_gpu(monkeypatch):
+    monkeypatch.setattr("qfleet.cluster.needs.pick_device", lambda name: torch.device("cuda"))
+    assert (Needs.of(config()).learner_gpus, Needs.of(config()).learner_cpus) == (1, 2)
+    monkeypatch.undo()
+    assert Needs.of(config()).learner_gpus == 0

@@ -1,0 +1,33 @@
+"""Presets: their names in the usage, and what each is for."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qfleet.cli.main import COMMANDS, USAGE
+from qfleet.presets import PRESETS, preset
+from rl.errors import BadInput
+
+BY_ENVIRONMENT = {"atari", "generic"}  # chosen by --env.id where no preset was asked for
+
+
+def test_the_usage_names_the_presets_that_are_for_users():
+    (named,) = re.findall(r"presets: (.*)", USAGE)
+    assert named.split(", ")[0] == "pong (default)"
+    assert {name.split()[0] for name in named.split(", ")} == PRESETS.keys() - BY_ENVIRONMENT
+
+
+def test_the_usage_names_every_command():
+    assert set(re.findall(r"^  qfleet (\w+)", USAGE, re.M)) == COMMANDS.keys()
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(BadInput, match="unknown preset 'cartpol': did you mean 'cartpole'"):
+        preset("cartpol")
+
+
+def test_only_presets_for_one_environment_promise_a_goal():
+    goals = {name: preset(name).evaluation.goal for name in PRESETS}
+    assert {name for name, goal in goals.items() if goal == float("inf")} == BY_ENVIRONMENT

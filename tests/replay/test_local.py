@@ -1,0 +1,79 @@
+"""Replay in process: the two ports over one shard, held to the same ratio as the service."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from replay.importance_weights import BetaConfig
+from replay.local import LocalReplay
+from replay.rate_limiter import LimiterConfig, RateLimiter
+from replay.store.selectors import SelectorConfig
+from replay.store.shard import Shard
+from tests.conftest import SMALL, make_segment
+
+ITEMS, BATCH = 4, 8
+
+
+def replay(selector=None, limiter=None, capacity=1_000):
+    shard = Shard(capacity, SMALL, selector or SelectorConfig(kind="uniform"), limited=False)
+    rule = RateLimiter(limiter or LimiterConfig(samples_per_insert=0, min_size=10), ITEMS + 2, BATCH)
+    return LocalReplay(shard, rule, BetaConfig())
+
+
+def test_nothing_is_drawn_below_min_size(rng):
+    local = replay()
+    for stored in (4, 8):
+        local.write(make_segment(rng, items=ITEMS))
+        assert local.stats()["stored"] == stored
+        assert local.sample(0.0) is None
+    local.write(make_segment(rng, items=ITEMS))
+    batch = local.sample(0.0)
+    assert batch.transitions.s_tm1.shape == (BATCH, *SMALL.shape)
+    assert local.stats()["sampled"] == BATCH
+
+
+def test_writer_and_sampler_keep_the_ratio(rng):
+    """Two samples an insert: neither gets further ahead than the slack and its own step."""
+    local = replay(limiter=LimiterConfig(samples_per_insert=2.0, min_size=20, slack=60))
+    for _ in range(300):
+        wrote = local.may_insert()
+        if wrote:
+            local.write(make_segment(rng, items=ITEMS))
+        drew = local.sample(0.0) is not None
+        assert wrote or drew, "both wait"
+        stats = local.stats()
+        if stats["inserted"] > 20 + 60:
+            assert abs(stats["sampled"] - 2.0 * (stats["inserted"] - 20)) <= 2 * 60 + BATCH
+    assert stats["sampled"] > 500
+
+
+def test_a_transition_is_given_back_as_it_was_written(rng):
+    local = replay(limiter=LimiterConfig(samples_per_insert=0, min_size=1))
+    segment = make_segment(rng, items=1, n=1, mark=40.0)
+    local.write(segment)
+    t = local.sample(0.0).transitions
+    np.testing.assert_array_equal(t.s_tm1, np.full((BATCH, 2), 40.0))
+    np.testing.assert_array_equal(t.s_t, np.full((BATCH, 2), 41.0))
+    assert t.a_tm1.tolist() == [segment.actions[0]] * BATCH
+    np.testing.assert_array_equal(t.r_t, np.repeat(segment.r_t, BATCH))
+
+
+def test_reported_errors_steer_the_draws_and_their_weights(rng):
+    local = replay(SelectorConfig(alpha=1.0, epsilon=1e-6))
+    for k in range(5):
+        local.write(make_segment(rng, items=ITEMS, episode=k))
+    seen = np.array([], np.uint64)
+    while len(seen) < 20:  # each item once at least
+        batch = local.sample(0.0)
+        np.testing.assert_array_equal(batch.weights, 1.0)
+        seen = np.union1d(seen, batch.keys)
+    for key in seen:  # one item 19 times as likely as each of the others: half of all draws
+        given = batch.keys.copy()
+        given[:] = key
+        error = np.full(BATCH, 19.0 if key == seen[0] else 1.0)
+        local.update_priorities(batch.__class__(batch.transitions, given, batch.shards, batch.weights), error)
+    drawn = [local.sample(0.0) for _ in range(300)]
+    keys, weights = (np.concatenate([getattr(b, name) for b in drawn]) for name in ("keys", "weights"))
+    assert (keys == seen[0]).mean() == pytest.approx(0.5, abs=0.04)
+    assert weights[keys == seen[0]].max() < 0.4 < 1.0 == weights[keys != seen[0]].min()
