@@ -51,7 +51,7 @@ def test_returns_of_the_greedy_end_are_told_apart(clock):
     own = RunStats(cartpole(), on_episode=told.append)  # greedy below 0.05
     assert own.train_return != own.train_return  # NaN
     own.actor(0, 10, [episode(10.0, 0.5), episode(30.0, 0.05), episode(50.0, 0.0)])
-    assert (own.train_return, own.greedy_return, own.greedy_since_evaluation) == (30.0, 40.0, 2)
+    assert (own.train_return, own.greedy_return, own.greedy_episodes) == (30.0, 40.0, 2)
     assert [e.episode_return for e in told] == [10.0, 30.0, 50.0]
     own.actor(0, 20, [episode(8.0, 1.0)] * RECENT)
     assert (own.train_return, own.greedy_return) == (8.0, 40.0)
