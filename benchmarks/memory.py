@@ -29,7 +29,7 @@ from protos import replay_pb2_grpc as rpc
 from rl.allocator import keep_freed_memory
 from rl.errors import BadInput
 
-BATCH, PREFETCH = 32, 16
+BATCH, BATCHES_AHEAD = 32, 16
 PLAYED = 20_000  # transitions of Pong
 
 
@@ -64,7 +64,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
         fill(address, c.items, segments)
         took, after = time.perf_counter() - began, resident_mib([pid])
         say(f"filled in {took:.1f} s, {c.items / took:,.0f} inserted/s")
-        sampler = stack.enter_context(contextlib.closing(free_sampler([address], BATCH, PREFETCH)))
+        sampler = stack.enter_context(contextlib.closing(free_sampler([address], BATCH, BATCHES_AHEAD)))
         drawn(sampler)
         sampled = batches_timed(lambda: drawn(sampler), c.seconds)
         counts = stub.Info(pb.InfoRequest(), timeout=10.0).counts

@@ -60,8 +60,8 @@ class Command:
     """Windows of each kind, taking turns; medians are reported."""
     items: int = 20_000
     """Transitions of Pong that are inserted again and again; also the shard's capacity."""
-    prefetch: int = 16
-    """Batches that the sampler keeps in hand."""
+    batches_ahead: int = 16
+    """Batches that the sampler asks for ahead of their use."""
     vs: Literal["nobody", "reverb"] = "nobody"
     """reverb: the same of Reverb 0.14, in a virtual environment of its own (made at the first time, 1.3 GB)."""
     json: bool = False
@@ -105,7 +105,7 @@ def _ours(c: Command, segments: list[Segment]) -> Iterator[tuple[Cases, Callable
         for _ in segments:
             insert()
         writer.flush(60.0)
-        samplers = {batch: free_sampler([address], batch, c.prefetch) for batch in c.batch_sizes}
+        samplers = {batch: free_sampler([address], batch, c.batches_ahead) for batch in c.batch_sizes}
         pids = [pid, os.getpid()]
 
         def inserted() -> dict[str, float]:

@@ -45,7 +45,7 @@ from replay.wire.sampler import Sampler
 from rl.allocator import keep_freed_memory
 from rl.errors import BadInput, RunFault
 
-BATCH, PREFETCH = 32, 16
+BATCH, BATCHES_AHEAD = 32, 16
 PLAYED = 2_000  # transitions of Pong that a process plays, to insert them again and again
 Figures = Mapping[str, float]
 
@@ -178,7 +178,7 @@ def _started(c: Command) -> Iterator[tuple[list[str], Writers, dict[int, Sampler
             fill(address, c.items, segments)
         samplers = {}
         for k in c.shards:
-            samplers[k] = stack.enter_context(contextlib.closing(free_sampler(addresses[:k], BATCH, PREFETCH)))
+            samplers[k] = stack.enter_context(contextlib.closing(free_sampler(addresses[:k], BATCH, BATCHES_AHEAD)))
             drawn(samplers[k])
         writers.wait()
         yield addresses, writers, samplers

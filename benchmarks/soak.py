@@ -39,7 +39,7 @@ from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
 from rl.errors import BadInput, RunFault
 
-BATCH, PREFETCH = 32, 16
+BATCH, BATCHES_AHEAD = 32, 16
 PLAYED = 20_000  # transitions of Pong that are inserted again and again
 SETTLES = 120.0  # seconds after the buffer is full, before memory is judged; a fifth of the whole if that is less
 GROWTH = 0.02  # of memory that is not flat
@@ -94,7 +94,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         address, pid, check = stack.enter_context(checked_shard_process(c.capacity))
         writer = stack.enter_context(contextlib.closing(Writer([address])))
-        sampler = stack.enter_context(contextlib.closing(free_sampler([address], BATCH, PREFETCH)))
+        sampler = stack.enter_context(contextlib.closing(free_sampler([address], BATCH, BATCHES_AHEAD)))
         faults = stack.enter_context(_inserting_beside(inserting(writer, segments)))
         readings, verdicts = _watched(c, sampler, pid, check, faults, say)
         stats = sampler.stats()

@@ -22,7 +22,7 @@ import grpc
 from replay.wire.channel import CHANNEL_OPTIONS, SERVER_OPTIONS
 
 METHOD = "/qfleet.bench.Plain/Stream"
-IN_HAND = 4  # requests, as the sampler's prefetch
+IN_HAND = 4  # requests, as many as the sampler has batches ahead
 
 
 async def serve(path: str) -> None:

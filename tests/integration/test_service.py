@@ -83,6 +83,12 @@ def test_shards_of_unequal_fill_sample_as_one_would(shards, rng):
     p = np.array([priorities[int(m)] for m in batch.transitions.s_tm1[:, 0]]) / expected.sum()
     w = (len(keys) * p) ** -0.4
     np.testing.assert_allclose(batch.weights, w / w.max(), rtol=1e-4)
+    # as a checkpoint holds it: the batches drawn, over 200,000 of which beta goes from 0.4 to 1
+    assert source.get_state() == {"drawn": 60}
+    source.set_state({"drawn": 200_000})
+    batch = source.sample(10.0)
+    w = 1 / np.array([priorities[int(m)] for m in batch.transitions.s_tm1[:, 0]])
+    np.testing.assert_allclose(batch.weights, w / w.max(), rtol=1e-4)
     source.close()
 
 
