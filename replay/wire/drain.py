@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from protos import replay_pb2 as pb
+from protos.codec import segment_from_message
 from replay.wire.connection import ShardConnection
 from replay.wire.writer import Writer
 from rl.errors import RunFault
@@ -26,8 +27,9 @@ def drain(link: ShardConnection, writer: Writer, say: Callable[[int, int], None]
         if not reply.segments:
             return moved
         for request in reply.segments:
-            writer.transfer(request.segment, request.origin)
-            moved += len(request.segment.item_step) // 4
+            segment = segment_from_message(request.segment)  # the shard that takes it in checks it
+            writer.transfer(segment, request.origin)
+            moved += segment.items
         try:
             writer.flush(TIMEOUT)
         except TimeoutError as error:

@@ -27,6 +27,7 @@ from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
 from replay.store.snapshots import Snapshots
+from replay.store.storage import StoredSegment
 from rl.envs.config import EnvConfig
 from rl.envs.minari_files import dataset_path
 from rl.errors import BadInput
@@ -85,7 +86,7 @@ def tail(stack, end):
 
 
 def stored(segments, writer="a"):
-    return [(writer, pack_segment(s)) for s in segments]
+    return [StoredSegment(writer, 0, pack_segment(s)) for s in segments]
 
 
 def round_trip(segments, spec, name="qfleet/table-v0"):
@@ -461,7 +462,7 @@ def test_shards_of_another_kind_are_named(shards, capsys):
 
 def exported(shard, name):
     with DatasetWriter(name, shard.spec, 2, EnvConfig(id="CartPole-v1")) as writer:
-        for joined in episode_runs(((k.writer, k.message) for k in shard.storage.segments()), shard.spec):
+        for joined in episode_runs(shard.storage.segments(), shard.spec):
             writer.append(joined)
 
 
