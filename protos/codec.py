@@ -27,25 +27,20 @@ from rl.types import Array, Float32, Float64, ObservationSpec, Segment, Transiti
 
 MAX_STEPS = 10_000  # of a segment; its items too
 
-STEP_ARRAYS = {"actions": "<i4", "rewards": "<f4", "flags": "u1", "versions": "<u4"}
-_ITEM_ARRAYS = {
-    "item_step": "<u4",
-    "item_length": "<u4",
-    "r_t": "<f4",
-    "discount_t": "<f4",
-    "td_abs": "<f4",
-}
-_SEGMENT_ARRAYS = {"frame_sizes": "<u4", **STEP_ARRAYS, **_ITEM_ARRAYS}
-_SAMPLE_ARRAYS = {"keys": "<u8", "probability": "<f8", "a_tm1": "<i4", "r_t": "<f4", "discount_t": "<f4"}
+_U1, _I4, _U4, _U8, _F4, _F8 = map(np.dtype, ("u1", "<i4", "<u4", "<u8", "<f4", "<f8"))
+STEP_ARRAYS = {"actions": _I4, "rewards": _F4, "flags": _U1, "versions": _U4}
+_ITEM_ARRAYS = {"item_step": _U4, "item_length": _U4, "r_t": _F4, "discount_t": _F4, "td_abs": _F4}
+_SEGMENT_ARRAYS = {"frame_sizes": _U4, **STEP_ARRAYS, **_ITEM_ARRAYS}
+_SAMPLE_ARRAYS = {"keys": _U8, "probability": _F8, "a_tm1": _I4, "r_t": _F4, "discount_t": _F4}
 
 Batch = tuple[TransitionBatch, UInt64, Float64]  # transitions, keys [B] and draw probabilities [B]
 
 
-def _array(message: Any, field: str, dtype: str) -> Array:
+def _array(message: Any, field: str, dtype: np.dtype[Any]) -> Array:
     """The packed array in a bytes field; read-only. Raises InvalidMessage when it is cut short."""
     data = getattr(message, field)
-    if len(data) % np.dtype(dtype).itemsize:
-        raise InvalidMessage(f"{field} has {len(data)} bytes, not a whole number of {dtype}")
+    if len(data) % dtype.itemsize:
+        raise InvalidMessage(f"{field} has {len(data)} bytes, not a whole number of {dtype.str}")
     return np.frombuffer(data, dtype=dtype)
 
 
@@ -215,7 +210,7 @@ def _draws(message: pb.SampleReply, draws: Sequence[int], spec: ObservationSpec)
 
 def priorities_from_message(message: pb.UpdatePrioritiesRequest) -> tuple[UInt64, Float32]:
     """Keys and |TD error|. Raises InvalidMessage on an array that is cut short."""
-    return _array(message, "keys", "<u8"), _array(message, "td_abs", "<f4")
+    return _array(message, "keys", _U8), _array(message, "td_abs", _F4)
 
 
 def limiter_from_message(message: pb.SampleRequest) -> LimiterState | None:

@@ -6,7 +6,6 @@ S steps and F = S + 1 frames of a segment, M items of a segment, B items that we
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +20,7 @@ class InvalidMessage(ValueError):
     """A message whose content contradicts the specification; the text says what and where."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class PackedSegment:
+class PackedSegment(NamedTuple):
     """A `rl.types.Segment` with its frames still compressed, as it travels and rests. Columns may be read-only."""
 
     episode_id: int

@@ -21,7 +21,7 @@ from protos.types import InvalidMessage, PackedSegment
 from rl.types import Array, Int64, ObservationSpec, UInt64
 
 SLOT_BYTES = 32  # of memory for a row, whether it is filled or not
-STEP_BYTES = sum(np.dtype(dtype).itemsize for dtype in STEP_ARRAYS.values())  # of a step's columns
+STEP_BYTES = sum(dtype.itemsize for dtype in STEP_ARRAYS.values())  # of a step's columns
 OFFSET_BYTES = array("I").itemsize  # of a frame's place in a segment
 SEGMENT_BYTES = 512  # of memory around a segment's frames, ends and steps: their objects, and what malloc loses to them
 
@@ -214,17 +214,19 @@ class Storage:
 
     def _given_back(self, resting: _RestingSegment, first_key: int) -> PackedSegment:
         slots = np.arange(first_key, first_key + resting.items) % self.capacity
-        steps, at, columns = len(resting.ends) - 2, 0, {}
+        ends = np.frombuffer(resting.ends, np.uint32)
+        steps, at, columns = len(ends) - 2, 0, {}
         for name, dtype in STEP_ARRAYS.items():
             columns[name] = np.frombuffer(resting.steps, dtype, steps, at)
-            at += columns[name].nbytes
+            at += steps * dtype.itemsize
+        step = self._tm1[slots]
         return PackedSegment(
             episode_id=resting.episode_id,
             first_step=resting.first_step,
             frames=resting.frames,
-            frame_sizes=np.diff(np.frombuffer(resting.ends, np.uint32)),
-            item_step=self._tm1[slots],
-            item_length=self._t[slots] - self._tm1[slots],
+            frame_sizes=ends[1:] - ends[:-1],
+            item_step=step,
+            item_length=self._t[slots] - step,
             r_t=self._columns["r_t"][slots],
             discount_t=self._columns["discount_t"][slots],
             td_abs=self.td_abs[slots],

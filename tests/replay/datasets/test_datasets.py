@@ -15,6 +15,7 @@ import pytest
 from protos.codec import pack_segment
 from qfleet.api import load_policy, train
 from qfleet.cli import main as cli
+from qfleet.cli.datasets import origin_of
 from qfleet.config import to_yaml
 from qfleet.presets import cartpole
 from qfleet.run.offline import offline_preset
@@ -25,7 +26,7 @@ from replay.importance_weights import BetaConfig
 from replay.local import LocalReplay
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.store.selectors import SelectorConfig
-from replay.store.shard import Shard
+from replay.store.shard import MAX_WRITER, Shard
 from replay.store.snapshots import Snapshots
 from replay.store.storage import StoredSegment
 from rl.envs.config import EnvConfig
@@ -455,6 +456,15 @@ def test_shards_of_another_kind_are_named(shards, capsys):
     (pixels,) = shards(1, "--shape", 20, 20, "--dtype", "uint8", "--stack", 4)
     assert cli.main(["replay", "import", "plain-v0", "--to", pixels.address]) == 2
     assert "float64 4, the shard at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["qfleet/pong-v0", "./" + "é" * 150, "./x" + "€" * 150, "./\udcff-v0"])
+def test_a_datasets_episodes_bear_as_much_of_its_name_as_a_shard_takes(name):
+    """In bytes: no letter is cut in two, and a name that is no text is one all the same."""
+    origin = origin_of(name)
+    assert MAX_WRITER - 3 < len(origin.encode()) <= MAX_WRITER or len(name.encode(errors="replace")) < MAX_WRITER
+    assert name.encode(errors="replace").decode().endswith(origin)
+    assert origin
 
 
 # --- learning -------------------------------------------------------------------------------------------------------------
