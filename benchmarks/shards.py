@@ -195,7 +195,9 @@ def _bounds(address: str, seconds: float, cores: int) -> dict[str, float]:
 
     def store() -> int:
         sequence, segment = next(turn)
-        shard.insert("bench", sequence, pack_segment(segment))
+        packed = pack_segment(segment)
+        shard.check(packed)
+        shard.insert("bench", sequence, packed)
         return segment.items
 
     found = limits(address, BATCH, seconds)

@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.measure import at_least_1, cpu_seconds, median, pong_segments, shard_process
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
-from protos.codec import pack_segment
+from protos.codec import pack_segment, segment_to_message
 from replay.wire.channel import CHANNEL_OPTIONS
 
 PLAYED = 20_000  # transitions of Pong that are played; inserted again and again
@@ -72,7 +72,7 @@ class Caller:
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
     """Measure; returns the figures."""
     say(f"playing {min(PLAYED, c.items):,} transitions of Pong ...")
-    messages = [pack_segment(segment) for segment in pong_segments(min(PLAYED, c.items))]
+    messages = [segment_to_message(pack_segment(segment)) for segment in pong_segments(min(PLAYED, c.items))]
     figures: dict[str, float] = {"items": c.items}
     with tempfile.TemporaryDirectory(prefix="qfleet-bench-") as folder:
         directory = Path(folder) / "shard"

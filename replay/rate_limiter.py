@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from protos.types import LimiterState
 from rl.errors import BadInput, RunFault
 
 
@@ -34,17 +34,6 @@ class LimiterConfig:
             raise BadInput(f"replay.limiter.min_size is {self.min_size}: write at least 1 item")
         if not 0 < self.slack < math.inf:
             raise BadInput(f"replay.limiter.slack is {self.slack}: write a positive number of samples")
-
-
-class LimiterState(NamedTuple):
-    """The rule and where it stands, under the names of `replay.proto`'s Limiter."""
-
-    samples_per_insert: float  # sigma; 0: min_size alone holds
-    min_size: int  # items
-    min_diff: float  # samples, as the next two
-    max_diff: float
-    diff: float
-    stored: int  # items
 
 
 class RateLimiter:

@@ -10,13 +10,13 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import grpc
 
 from protos import replay_pb2 as pb
 from protos.codec import sample_request
+from protos.types import LimiterState
 from replay.credit import ShardAccount
 from replay.wire.connection import ShardConnection
 from rl.errors import RunFault
@@ -77,7 +77,7 @@ class DrawStream:
         """Whether the shard may still answer."""
         return not (self.left or self.connection.gone)
 
-    def ask(self, request: DrawRequest, own: ShardRequest, limiter: Mapping[str, float] | None) -> None:
+    def ask(self, request: DrawRequest, own: ShardRequest, limiter: LimiterState | None) -> None:
         """Send this shard's part of ``request``; its reply will settle it."""
         with self._lock:
             if not self.alive:

@@ -158,7 +158,7 @@ class Sampler:
         limiter = None
         if look:
             self._looked = time.monotonic()
-            limiter = self._ledger.limiter.state(*totals)._asdict()
+            limiter = self._ledger.limiter.state(*totals)
             for stream in self._streams:
                 if stream.alive:
                     request.shards.setdefault(stream.index, ShardRequest([], 0.0))

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from protos import replay_pb2 as pb
-from protos.codec import pack_segment
 from replay.wire.writer import Writer
-from tests.conftest import make_segment
+from tests.conftest import make_message, make_segment
 from tests.integration.flaky_proxy import FlakyProxy
 from tests.integration.shards import shards_fixture, wait_for  # noqa: F401
 
@@ -204,9 +203,7 @@ def test_what_a_snapshot_holds_and_nobody_heard_acknowledged_is_not_stored_again
 def send(shard, writer, sequences):
     """What the shard acknowledges on one stream, and the error that ends it."""
     rng = np.random.default_rng(0)
-    requests = (
-        pb.InsertRequest(writer=writer, sequence=s, segment=pack_segment(make_segment(rng, mark=s))) for s in sequences
-    )
+    requests = (pb.InsertRequest(writer=writer, sequence=s, segment=make_message(rng, mark=s)) for s in sequences)
     heard = []
     try:
         for reply in shard.stub.Insert(requests, timeout=20.0):

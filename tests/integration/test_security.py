@@ -23,7 +23,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
-from protos.codec import pack_segment
 from qfleet.cli import main as cli
 from replay.security import UNPROTECTED, Access, SecurityConfig, is_loopback, make_token_file, new_token
 from replay.store.selectors import SelectorConfig
@@ -34,7 +33,7 @@ from replay.wire.guard import Limits
 from replay.wire.service import ShardServer
 from replay.wire.writer import Writer
 from rl.errors import BadInput, RunFault
-from tests.conftest import SMALL, make_segment
+from tests.conftest import SMALL, make_message, make_segment
 from tests.integration.shards import sampler, wait_for
 
 TOKEN = "t0k3n-of-the-tests-and-of-nobody-else-at-all"
@@ -69,7 +68,7 @@ def shard_mutual(pem):
 
 
 def insert(stub, rng, *sequences, writer="w", **kwargs):
-    requests = [pb.InsertRequest(writer=writer, sequence=s, segment=pack_segment(make_segment(rng))) for s in sequences]
+    requests = [pb.InsertRequest(writer=writer, sequence=s, segment=make_message(rng)) for s in sequences]
     return list(stub.Insert(iter(requests), timeout=5.0, **kwargs))
 
 
@@ -273,7 +272,7 @@ def test_a_silent_stream_is_ended_in_words_and_a_talking_one_is_not(serve, rng):
 
     def talking():
         for sequence in range(1, 6):
-            yield pb.InsertRequest(writer="w", sequence=sequence, segment=pack_segment(make_segment(rng)))
+            yield pb.InsertRequest(writer="w", sequence=sequence, segment=make_message(rng))
             time.sleep(0.25)
 
     assert [r.acknowledged for r in stub_of(server).Insert(talking(), timeout=10.0)] == [1, 2, 3, 4, 5]
@@ -337,7 +336,7 @@ def test_streams_are_bounded_and_come_free(serve, rng):
 
 
 def too_long(rng, items):
-    message = pack_segment(make_segment(rng, items=items, n=1))
+    message = make_message(rng, items=items, n=1)
     return pb.InsertRequest(writer="w", sequence=1, segment=message)
 
 

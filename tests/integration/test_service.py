@@ -17,11 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
-from protos.codec import pack_segment
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.wire.writer import Writer
 from rl.errors import RunFault
-from tests.conftest import FRAMES, ROOT, make_segment
+from tests.conftest import FRAMES, ROOT, make_message, make_segment
 from tests.integration.shards import sampler, shards_fixture, wait_for  # noqa: F401
 
 
@@ -158,7 +157,7 @@ def test_the_limiter_holds_the_ratio_of_the_whole_service(shards, rng, batches, 
 )
 def test_a_refused_segment_is_a_fault_not_a_loop(shards, rng, field, value):
     (shard,) = shards(1)
-    message = pack_segment(make_segment(rng))
+    message = make_message(rng)
     setattr(message, field, value)
     with pytest.raises(grpc.RpcError) as caught:
         list(shard.stub.Insert(iter([pb.InsertRequest(writer="w", sequence=1, segment=message)]), timeout=5.0))
@@ -180,9 +179,7 @@ def test_sequences_are_stored_once_and_in_order(shards, rng):
     (shard,) = shards(1)
 
     def send(*sequences):
-        requests = [
-            pb.InsertRequest(writer="w", sequence=s, segment=pack_segment(make_segment(rng))) for s in sequences
-        ]
+        requests = [pb.InsertRequest(writer="w", sequence=s, segment=make_message(rng)) for s in sequences]
         return [r.acknowledged for r in shard.stub.Insert(iter(requests), timeout=5.0)]
 
     assert send(1, 2, 2, 1, 3) == [1, 2, 2, 2, 3]

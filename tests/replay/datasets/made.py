@@ -110,5 +110,5 @@ def run_fixture(tmp_path_factory):
 
 def exported(shard, name):
     with DatasetWriter(name, shard.spec, 2, EnvConfig(id="CartPole-v1")) as writer:
-        for joined in episode_runs(((k.writer, k.message) for k in shard.storage.segments()), shard.spec):
+        for joined in episode_runs(shard.storage.segments(), shard.spec):
             writer.append(joined)

@@ -12,6 +12,7 @@ from protos.codec import pack_segment
 from replay.datasets.dataset import Dataset
 from replay.datasets.episodes import episode_runs
 from replay.datasets.export import DatasetWriter
+from replay.store.storage import StoredSegment
 from rl.envs.config import EnvConfig
 from rl.returns import ReturnConfig
 from rl.segments import SegmentBuilder, stack_frames
@@ -68,7 +69,7 @@ def tail(stack, end):
 
 
 def stored(segments, writer="a"):
-    return [(writer, pack_segment(s)) for s in segments]
+    return [StoredSegment(writer, 0, pack_segment(s)) for s in segments]
 
 
 def round_trip(segments, spec, name="qfleet/table-v0"):
