@@ -7,7 +7,7 @@ import dataclasses
 import signal
 
 from qfleet.cli.datasets import export_command, import_command
-from qfleet.cli.flags import parse
+from qfleet.cli.flags import as_flags, parse
 from qfleet.cli.shards import drain_command, info_command, limit_command, snapshot_command
 from replay.security import Access, host_port, make_token_file
 from replay.store.snapshots import Restored
@@ -43,7 +43,15 @@ def replay_command(args: list[str]) -> int:
 
 def serve_command(args: list[str]) -> int:
     config = parse(ServeConfig, args, prog="qfleet replay serve")
+    with as_flags(ServeConfig):
+        ended = _serve(config)
+    if ended == signal.SIGINT:
+        raise KeyboardInterrupt
+    return 143
 
+
+def _serve(config: ServeConfig) -> signal.Signals:
+    """Serve until a signal, and return it."""
     check_port(config.host, config.port)
     Access.of(dataclasses.replace(config.security, token_file=""))  # says what is wrong with the files of TLS
     if make_token_file(config.security.token_file):
@@ -58,10 +66,7 @@ def serve_command(args: list[str]) -> int:
             flush=True,
         )
 
-    ended = asyncio.run(serve(config, ready))
-    if ended == signal.SIGINT:
-        raise KeyboardInterrupt
-    return 143
+    return asyncio.run(serve(config, ready))
 
 
 COMMANDS = {

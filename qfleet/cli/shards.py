@@ -12,11 +12,12 @@ import tyro
 from google.protobuf.json_format import MessageToDict
 
 from protos import replay_pb2 as pb
-from qfleet.cli.flags import parse
+from qfleet.cli.flags import as_flags, parse
 from replay.security import Access, SecurityConfig
 from replay.wire.connection import ShardConnection
 from replay.wire.drain import drain
 from replay.wire.writer import Writer
+from rl.bounds import positive
 from rl.errors import BadInput, RunFault
 
 
@@ -36,9 +37,13 @@ class ShardsCommand:
     def __post_init__(self) -> None:
         if not self.addresses:
             raise BadInput("a shard's address is missing: write host:port of one or more")
-        if self.timeout <= 0:
-            raise BadInput(f"--timeout is {self.timeout}: write a positive number of seconds")
+        positive(self, "timeout", unit="seconds")
         check_addresses(self.addresses)
+
+    def access(self) -> Access:
+        """What the connections are made with. Raises BadInput."""
+        with as_flags(type(self)):
+            return Access.of(self.security)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def check_addresses(addresses: tuple[str, ...]) -> None:
 
 def _each(c: ShardsCommand, method: str, request: Any) -> Iterator[tuple[str, Any]]:
     """The answer of each shard to ``request`` by its address; raises RunFault at the end for those that gave none."""
-    access, faults = Access.of(c.security), []
+    access, faults = c.access(), []
     for address in c.addresses:
         link = ShardConnection(address, c.timeout, access)
         try:
@@ -137,7 +142,7 @@ def limit_command(args: list[str]) -> int:
 def drain_command(args: list[str]) -> int:
     """One shard after the other into others."""
     c = parse(DrainCommand, args, prog="qfleet replay drain")
-    access, figures = Access.of(c.security), {}
+    access, figures = c.access(), {}
     writer = Writer(list(c.to), c.timeout, access=access)
     try:
         for address in c.addresses:

@@ -88,7 +88,7 @@ def played_on(data: Any, name: str) -> EnvConfig | None:
     if ours.get("env"):
         try:
             return EnvConfig(**ours["env"])
-        except TypeError as error:
+        except (TypeError, BadInput) as error:
             raise BadInput(f"dataset {name}: its environment has settings of another Qfleet: {error}") from error
     return None if data.env_spec is None else EnvConfig(id=data.env_spec.id)
 
