@@ -43,7 +43,7 @@ class MakeDatasetConfig:
 
     def __post_init__(self) -> None:
         level = re.fullmatch(r"BabyAI-.+-v\d+", self.env) is not None
-        require(level, self, "env", "one of BabyAI's levels, such as BabyAI-Pickup-v0: the bot plays no others")
+        require(level, self, "env", "one such as BabyAI-Pickup-v0: the bot plays BabyAI's levels alone")
         at_least(self, 1, "episodes")
         between(self, 0, 2**31 - 1, "first_seed")
 

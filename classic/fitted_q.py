@@ -19,7 +19,7 @@ from classic.regressors import REGRESSORS, Regressor, make_regressor
 from rl.bounds import at_least, between, require
 from rl.envs.config import EnvConfig
 from rl.envs.make import describe, make_environments
-from rl.errors import BadSetting
+from rl.errors import BadSetting, nearest
 from rl.evaluation import evaluate
 from rl.policies import greedy
 from rl.types import Array, Float64, Int64
@@ -69,7 +69,8 @@ class FittedQConfig(BatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.regressor in REGRESSORS, self, "regressor", f"one of {', '.join(REGRESSORS)}")
+        known = f"one of {', '.join(REGRESSORS)} ({nearest(self.regressor, REGRESSORS)})"
+        require(self.regressor in REGRESSORS, self, "regressor", known)
         at_least(self, 1, "jobs", unit="thread")
 
 

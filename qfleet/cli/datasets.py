@@ -171,8 +171,7 @@ def _info(address: str, access: Access) -> pb.InfoReply:
 def import_command(args: list[str]) -> int:
     c = parse(ImportCommand, args, prog="qfleet replay import")
     dataset = Dataset(c.dataset)
-    with as_flags(ImportCommand):
-        access = Access.of(c.security)
+    access = Access.of(c.security)
     infos = [_info(address, access) for address in c.to]
     specs = [ObservationSpec(tuple(i.frame_shape), i.dtype, i.stack) for i in infos]
     for address, spec in zip(c.to, specs, strict=True):

@@ -12,7 +12,7 @@ import tyro
 from google.protobuf.json_format import MessageToDict
 
 from protos import replay_pb2 as pb
-from qfleet.cli.flags import as_flags, parse
+from qfleet.cli.flags import parse
 from replay.security import Access, SecurityConfig
 from replay.wire.connection import ShardConnection
 from replay.wire.drain import drain
@@ -39,11 +39,6 @@ class ShardsCommand:
             raise BadInput("a shard's address is missing: write host:port of one or more")
         positive(self, "timeout", unit="seconds")
         check_addresses(self.addresses)
-
-    def access(self) -> Access:
-        """What the connections are made with. Raises BadInput."""
-        with as_flags(type(self)):
-            return Access.of(self.security)
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def check_addresses(addresses: tuple[str, ...]) -> None:
 
 def _each(c: ShardsCommand, method: str, request: Any) -> Iterator[tuple[str, Any]]:
     """The answer of each shard to ``request`` by its address; raises RunFault at the end for those that gave none."""
-    access, faults = c.access(), []
+    access, faults = Access.of(c.security), []
     for address in c.addresses:
         link = ShardConnection(address, c.timeout, access)
         try:
@@ -142,7 +137,7 @@ def limit_command(args: list[str]) -> int:
 def drain_command(args: list[str]) -> int:
     """One shard after the other into others."""
     c = parse(DrainCommand, args, prog="qfleet replay drain")
-    access, figures = c.access(), {}
+    access, figures = Access.of(c.security), {}
     writer = Writer(list(c.to), c.timeout, access=access)
     try:
         for address in c.addresses:

@@ -404,16 +404,16 @@ def test_a_dataset_of_another_environment_names_its_own(pickup):
     ],
 )
 def test_settings_are_checked(field, value):
-    with pytest.raises(BadInput, match=f"--{field.replace('_', '-')} is {value}: write"):
+    with pytest.raises(BadInput, match=f"{field} is {value:g}: write"):
         OfflineQConfig(**{field: value})
 
 
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"env": "CartPole-v1"}, "--env is 'CartPole-v1'"),
-        ({"episodes": 0}, "--episodes is 0"),
-        ({"first_seed": -1}, "--first-seed is -1"),
+        ({"env": "CartPole-v1"}, "env is 'CartPole-v1'"),
+        ({"episodes": 0}, "episodes is 0"),
+        ({"first_seed": -1}, "first_seed is -1"),
         ({"env": "BabyAI-Nothing-v0"}, "not a Gymnasium environment"),
         ({"to": "pickup"}, "must end in its version"),
     ],
