@@ -27,8 +27,13 @@ from rl.envs.make import check_env, describe
 from rl.errors import BadInput, BadSetting, nearest
 from rl.evaluation import EvaluationConfig
 from rl.exploration import ExplorationConfig
+from rl.formats import KEY as FORMAT_KEY
+from rl.formats import upgraded
 from rl.networks import NetworkConfig, check_network
 from rl.returns import ReturnConfig
+
+# What config.yaml calls otherwise since format 0, 1, ...: a change of a field's name is added here.
+RENAMED = ({"learner.prefetch": "learner.batches_ahead"},)
 
 
 @dataclass(frozen=True)
@@ -178,15 +183,18 @@ def check(config: TrainConfig) -> None:
 
 def to_yaml(config: TrainConfig) -> str:
     """The content of config.yaml."""
-    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
+    data = {FORMAT_KEY: len(RENAMED), **dataclasses.asdict(config)}
+    return yaml.safe_dump(json.loads(json.dumps(data)), sort_keys=False)
 
 
 def from_yaml(text: str, where: str) -> TrainConfig:
-    """Inverse of `to_yaml`; raises BadInput naming the place in ``where``."""
+    """Inverse of `to_yaml`, also of what a Qfleet before this one wrote; raises BadInput naming the place in ``where``."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise BadInput(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(data, Mapping):
+        data = upgraded(data, RENAMED, where)
     try:
         config = _build(TrainConfig, data, where)
     except BadSetting as error:

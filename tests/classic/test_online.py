@@ -97,7 +97,7 @@ def test_it_learns_a_lake_without_ice():
         (dict(replay=-1), "replay is -1"),
         (dict(target_period=-5), "target_period is -5"),
         (dict(gamma=2.0), "gamma is 2"),
-        (dict(hidden=()), "--hidden is"),
+        (dict(hidden=()), "hidden is"),
         (dict(learning_rate=0.0), "learning_rate is 0"),
     ],
 )
