@@ -223,6 +223,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         raise BadInput(f"{where} is {value!r}: expected a list")
     if origin is tuple:
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise BadInput(f"{where} holds {value!r}: expected {len(inner)} values")
         return tuple(_value(h, v, where) for h, v in zip(inner, value, strict=True))
     if origin is typing.Literal:
         if value not in args:

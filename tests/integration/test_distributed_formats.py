@@ -13,6 +13,7 @@ from tests.integration.runs import finish, newest_state, qfleet, saved_state
 FIXTURE = ROOT / "tests" / "fixtures" / "format-0" / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_run_of_format_0_goes_on_with_its_replay(tmp_path):
     run = shutil.copytree(FIXTURE, tmp_path / "run")
