@@ -52,6 +52,18 @@ def make_segment(rng, spec=SMALL, items=4, n=3, episode=1, first_step=0, td_abs=
     )
 
 
+LONGEST = ("test_distributed_kills", "test_distributed", "integration/")  # in the paths of the files that take longest
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: workers that take a file at a time (`make test`) then have short ones to end together with."""
+
+    def rank(item):
+        return next((k for k, word in enumerate(LONGEST) if word in str(item.path.relative_to(ROOT))), len(LONGEST))
+
+    items.sort(key=rank)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
