@@ -1,1 +1,1 @@
-"""Acting: rollouts, actors, evaluators."""
+"""Acting: actors, what they make of their steps, evaluators."""

@@ -97,6 +97,12 @@ class Source:
     def stats(self) -> dict[str, float]:
         return {}
 
+    def get_state(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        self.drawn = int(state["drawn"])
+
     def close(self) -> None:
         pass
 

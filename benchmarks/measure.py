@@ -28,18 +28,12 @@ from rl.envs.make import make_environments
 from rl.errors import BadInput, RunFault
 from rl.returns import ReturnConfig
 from rl.segments import SegmentBuilder, newest_frame
+from rl.stepping import rollout
 from rl.types import ObservationSpec, SampledBatch, Segment
 
 PONG = EnvConfig(id="PongNoFrameskip-v4")
 PONG_SPEC = ObservationSpec((84, 84), "uint8", 4)
 PONG_ACTIONS = 6
-
-
-def at_least_1(config: object, *names: str) -> None:
-    """Raise BadInput where a setting of a benchmark is below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} is {getattr(config, name)}: write at least 1")
 
 
 def check_picture(to: str) -> None:
@@ -99,36 +93,32 @@ def pong_segments(items: int, n_step: int = 3, segment_items: int = 40, seed: in
     """Segments of about ``items`` transitions of real Pong frames under a random policy."""
     count = 8
     environments = make_environments(PONG, count)
-    rng = np.random.default_rng(seed)
-    builders = [
-        SegmentBuilder(ReturnConfig(n_step, clip_reward=1.0), PONG_SPEC, segment_items, i << 24) for i in range(count)
-    ]
-    observation = environments.reset(rng.integers(0, 2**31, count))
-    for i, builder in enumerate(builders):
-        builder.begin(newest_frame(observation, PONG_SPEC)[i].copy())
+    rng, returns = np.random.default_rng(seed), ReturnConfig(n_step, clip_reward=1.0)
+    builders = [SegmentBuilder(returns, PONG_SPEC, segment_items, i << 24) for i in range(count)]
+    steps = rollout(
+        environments,
+        lambda _: rng.integers(0, environments.actions, count),
+        lambda episodes: rng.integers(0, 2**31, episodes),
+    )
     segments: list[Segment] = []
-    q = np.zeros(PONG_ACTIONS, np.float32)
     while sum(s.items for s in segments) < items:
-        action = rng.integers(0, environments.actions, count)
-        step = environments.step(action)
-        frames = newest_frame(step.observation, PONG_SPEC)
-        done = step.done
-        fresh = environments.restart(done, rng.integers(0, 2**31, int(done.sum()))) if done.any() else None
+        acted = next(steps)
+        step = acted.step
+        first, frames = (newest_frame(x, PONG_SPEC) for x in (acted.observation, step.observation))
         for i, builder in enumerate(builders):
-            closed = builder.add(
-                q,
-                int(action[i]),
-                float(step.reward[i]),
-                bool(step.terminated[i]),
-                bool(step.truncated[i]),
-                bool(step.lost_life[i]),
-                0,
-                frames[i].copy(),
+            if acted.begins[i]:
+                builder.begin(first[i])
+            segment = builder.add(
+                action=int(acted.action[i]),
+                reward=float(step.reward[i]),
+                terminated=bool(step.terminated[i]),
+                truncated=bool(step.truncated[i]),
+                lost_life=bool(step.lost_life[i]),
+                version=0,
+                frame=frames[i],
             )
-            if closed is not None:
-                segments.append(closed.segment)
-            if done[i] and fresh is not None:
-                builder.begin(fresh[i, -1].copy())
+            if segment is not None:
+                segments.append(segment.rated(np.ones(segment.items, np.float32)))
     environments.close()
     return segments
 
@@ -154,10 +144,10 @@ def fill(address: str, items: int, segments: Sequence[Segment]) -> None:
         writer.flush(60.0)
 
 
-def free_sampler(addresses: list[str], batch: int, prefetch: int) -> Sampler:
+def free_sampler(addresses: list[str], batch: int, batches_ahead: int) -> Sampler:
     """A sampler of Pong that no limiter holds."""
     limiter = RateLimiter(LimiterConfig(0.0, 1), max_insert=100, batch=batch, shards=len(addresses))
-    return Sampler(addresses, PONG_SPEC, limiter, BetaConfig(), prefetch)
+    return Sampler(addresses, PONG_SPEC, limiter, BetaConfig(), batches_ahead)
 
 
 def next_batch(sampler: Sampler) -> SampledBatch:

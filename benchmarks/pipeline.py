@@ -16,20 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from actors.rollout import rollout
 from benchmarks.measure import (
     PONG,
     PONG_ACTIONS,
     PONG_SPEC,
     alternating,
-    at_least_1,
     pong_segments,
     rate,
     roughly,
@@ -42,12 +40,14 @@ from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.wire.sampler import Sampler
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
+from rl.bounds import at_least
 from rl.envs.make import make_environments
 from rl.errors import BadInput
 from rl.networks import NetworkConfig, for_acting, make_network, values
+from rl.policies import epsilon_greedy
 from rl.ports import BatchSource
 from rl.precision import Precision, pick_dtype
-from rl.stepping import SeedSequence
+from rl.stepping import SeedSequence, rollout
 from rl.types import SampledBatch, Segment, TransitionBatch
 
 NATURE = NetworkConfig(kind="nature", hidden=(512,), dueling=False)
@@ -74,7 +74,7 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "windows", "seconds")
+        at_least(self, 1, "windows", "seconds")
         if self.sb3 and importlib.util.find_spec("stable_baselines3") is None:
             raise BadInput(
                 "Stable-Baselines3 is not installed: pip install 'qfleet[bench]', or leave it out with --no-sb3"
@@ -194,6 +194,12 @@ class Memory:
     def stats(self) -> dict[str, float]:
         return {}
 
+    def get_state(self) -> dict[str, int]:
+        return {}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        del state
+
     def close(self) -> None:
         pass
 
@@ -246,10 +252,8 @@ def _agent_step_seconds(precision: Precision, seconds: float) -> float:
     torch.set_num_threads(1)
     network = for_acting(make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1), precision)
     environments = make_environments(PONG, ENVIRONMENTS)
-    epsilons = np.full(ENVIRONMENTS, 0.1)
-    acting = rollout(
-        environments, lambda x: values(network, x), lambda: epsilons, np.random.default_rng(1), SeedSequence(1, 0)
-    )
+    rng = np.random.default_rng(1)
+    acting = rollout(environments, lambda s: epsilon_greedy(values(network, s), 0.1, rng), SeedSequence(1, 0).draw)
 
     def act() -> int:
         next(acting)

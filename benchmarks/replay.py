@@ -22,7 +22,6 @@ import numpy as np
 from benchmarks.measure import (
     PONG_SPEC,
     alternating,
-    at_least_1,
     batches_timed,
     drawn,
     free_sampler,
@@ -38,9 +37,10 @@ from benchmarks.processes.reverb_process import Reverb
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from protos.codec import unpack_samples
-from replay.wire.service import CHANNEL_OPTIONS
+from replay.wire.channel import CHANNEL_OPTIONS
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
+from rl.bounds import at_least
 from rl.errors import BadInput
 from rl.types import Segment
 
@@ -60,15 +60,15 @@ class Command:
     """Windows of each kind, taking turns; medians are reported."""
     items: int = 20_000
     """Transitions of Pong that are inserted again and again; also the shard's capacity."""
-    prefetch: int = 16
-    """Batches that the sampler keeps in hand."""
+    batches_ahead: int = 16
+    """Batches that the sampler asks for ahead of their use."""
     vs: Literal["nobody", "reverb"] = "nobody"
     """reverb: the same of Reverb 0.14, in a virtual environment of its own (made at the first time, 1.3 GB)."""
     json: bool = False
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "windows", "items", "seconds")
+        at_least(self, 1, "windows", "items", "seconds")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise BadInput("--batch-sizes must name sizes of at least 1")
 
@@ -105,7 +105,7 @@ def _ours(c: Command, segments: list[Segment]) -> Iterator[tuple[Cases, Callable
         for _ in segments:
             insert()
         writer.flush(60.0)
-        samplers = {batch: free_sampler([address], batch, c.prefetch) for batch in c.batch_sizes}
+        samplers = {batch: free_sampler([address], batch, c.batches_ahead) for batch in c.batch_sizes}
         pids = [pid, os.getpid()]
 
         def inserted() -> dict[str, float]:

@@ -25,7 +25,6 @@ from typing import Any
 from benchmarks.measure import (
     PONG_SPEC,
     alternating,
-    at_least_1,
     check_picture,
     drawn,
     fill,
@@ -43,9 +42,10 @@ from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
 from replay.wire.sampler import Sampler
 from rl.allocator import keep_freed_memory
+from rl.bounds import at_least, positive
 from rl.errors import BadInput, RunFault
 
-BATCH, PREFETCH = 32, 16
+BATCH, BATCHES_AHEAD = 32, 16
 PLAYED = 2_000  # transitions of Pong that a process plays, to insert them again and again
 Figures = Mapping[str, float]
 
@@ -70,12 +70,11 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "windows", "items")
+        at_least(self, 1, "windows", "items")
         for name, counts in (("shards", self.shards), ("writers", self.writers)):
             if not counts or min(counts) < 1:
                 raise BadInput(f"--{name} {counts}: write numbers of {name} from 1 on")
-        if self.seconds <= 0:
-            raise BadInput(f"--seconds is {self.seconds}: write a positive number of seconds")
+        positive(self, "seconds", unit="seconds")
         check_picture(self.to)
 
 
@@ -178,7 +177,7 @@ def _started(c: Command) -> Iterator[tuple[list[str], Writers, dict[int, Sampler
             fill(address, c.items, segments)
         samplers = {}
         for k in c.shards:
-            samplers[k] = stack.enter_context(contextlib.closing(free_sampler(addresses[:k], BATCH, PREFETCH)))
+            samplers[k] = stack.enter_context(contextlib.closing(free_sampler(addresses[:k], BATCH, BATCHES_AHEAD)))
             drawn(samplers[k])
         writers.wait()
         yield addresses, writers, samplers
@@ -195,7 +194,9 @@ def _bounds(address: str, seconds: float, cores: int) -> dict[str, float]:
 
     def store() -> int:
         sequence, segment = next(turn)
-        shard.insert("bench", sequence, pack_segment(segment))
+        packed = pack_segment(segment)
+        shard.check(packed)
+        shard.insert("bench", sequence, packed)
         return segment.items
 
     found = limits(address, BATCH, seconds)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from benchmarks.measure import PONG_ACTIONS, PONG_SPEC, at_least_1, pong_segments
+from benchmarks.measure import PONG_ACTIONS, PONG_SPEC, pong_segments
 from protos import replay_pb2 as pb
-from protos.codec import pack_segment
+from protos.codec import pack_segment, sampled_to_message, segment_to_message
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
+from rl.bounds import at_least, positive
 from rl.errors import BadInput
 from rl.networks import NetworkConfig, make_network
 
@@ -48,12 +49,10 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "batch_size", "actors_per_node", "publish_period", "items")
+        at_least(self, 1, "batch_size", "actors_per_node", "publish_period", "items")
         if not self.actors or min(self.actors) < 1:
             raise BadInput(f"--actors {self.actors}: write numbers of actors from 1 on")
-        for name in ("steps", "updates", "inserts", "samples"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"--{name} is {getattr(self, name)}: write a positive number")
+        positive(self, "steps", "updates", "inserts", "samples")
 
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -76,15 +75,16 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 def measured(items: int) -> dict[str, float]:
     """Bytes a transition on its way into a shard, in it and out of it, and bytes of a Nature network's weights."""
-    messages = [pack_segment(segment) for segment in pong_segments(items)]
-    inserts = [
-        pb.InsertRequest(writer="0" * 32, origin="0" * 32, sequence=i, segment=m) for i, m in enumerate(messages, 1)
-    ]
-    stored = sum(len(m.item_step) // 4 for m in messages)
+    name = "0" * 32  # as long as a writer's
+    segments = [pack_segment(segment) for segment in pong_segments(items)]
+    stored = sum(segment.items for segment in segments)
     shard = Shard(stored, PONG_SPEC, SelectorConfig(), limited=False)
-    for request in inserts:
-        shard.insert(request.writer, request.sequence, request.segment)
-    replies = [shard.sample(BATCH) for _ in range(100)]
+    inserts = []
+    for sequence, segment in enumerate(segments, 1):
+        message = segment_to_message(segment)
+        inserts.append(pb.InsertRequest(writer=name, origin=name, sequence=sequence, segment=message))
+        shard.insert(name, sequence, segment)
+    replies = [sampled_to_message(shard.sample([BATCH]), PONG_SPEC) for _ in range(100)]
     network = make_network(NetworkConfig(kind="nature", hidden=(512,), dueling=False), PONG_SPEC, PONG_ACTIONS, 0)
     return {
         "insert_bytes": sum(r.ByteSize() for r in inserts) / stored,

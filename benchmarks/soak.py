@@ -24,7 +24,6 @@ import numpy as np
 import psutil
 
 from benchmarks.measure import (
-    at_least_1,
     check_picture,
     checked_shard_process,
     free_sampler,
@@ -37,9 +36,10 @@ from benchmarks.processes.shard import VALID
 from replay.wire.sampler import Sampler
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
+from rl.bounds import at_least
 from rl.errors import BadInput, RunFault
 
-BATCH, PREFETCH = 32, 16
+BATCH, BATCHES_AHEAD = 32, 16
 PLAYED = 20_000  # transitions of Pong that are inserted again and again
 SETTLES = 120.0  # seconds after the buffer is full, before memory is judged; a fifth of the whole if that is less
 GROWTH = 0.02  # of memory that is not flat
@@ -63,7 +63,7 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "capacity", "wraps")
+        at_least(self, 1, "capacity", "wraps")
         if self.every <= 0 or self.minutes * 60 < 10 * self.every:
             raise BadInput(
                 f"--minutes is {self.minutes:g} and --every {self.every:g} s: write enough for at least 10 readings"
@@ -94,7 +94,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         address, pid, check = stack.enter_context(checked_shard_process(c.capacity))
         writer = stack.enter_context(contextlib.closing(Writer([address])))
-        sampler = stack.enter_context(contextlib.closing(free_sampler([address], BATCH, PREFETCH)))
+        sampler = stack.enter_context(contextlib.closing(free_sampler([address], BATCH, BATCHES_AHEAD)))
         faults = stack.enter_context(_inserting_beside(inserting(writer, segments)))
         readings, verdicts = _watched(c, sampler, pid, check, faults, say)
         stats = sampler.stats()

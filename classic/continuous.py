@@ -5,7 +5,7 @@ Legend: ``s`` [B, O], ``a`` [B, D] in [-1, 1], ``r`` [B], ``s_next`` [B, O].
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
@@ -17,13 +17,14 @@ from torch import Tensor
 from classic.interface import Learned, Method, Monitor, Setting
 from classic.maximizers import Cem, Ddpg, Maximizer, Naf
 from classic.replay_buffer import Batch, Memory
+from rl.bounds import at_least, between, layers, positive, require
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
-from rl.errors import BadInput, RunFault
+from rl.errors import BadSetting, RunFault
 from rl.parameters import weights_of
-from rl.stepping import SeedSequence
+from rl.stepping import SeedSequence, rollout
 from rl.td import squared
-from rl.types import Array, EpisodeResult, Step
+from rl.types import Array
 
 REPORT_PERIOD = 500  # gradient steps
 
@@ -70,22 +71,15 @@ class ContinuousConfig:
     """Times that new actions are drawn around the best; 0: the best of the first ones (cem alone)."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "environments", "updates", "warm_up", "batch", "capacity", "samples", "elites"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        self._require(self.steps > self.warm_up, "steps", f"more than --warm-up, which is {self.warm_up}")
-        self._require(self.maximizer in MAXIMIZERS, "maximizer", "cem, naf or ddpg")
-        self._require(self.refinements >= 0, "refinements", "0 or more")
-        self._require(self.elites <= self.samples, "elites", f"at most --samples, which is {self.samples}")
-        self._require(0.0 <= self.gamma <= 1.0, "gamma", "a number from 0 to 1")
-        self._require(0.0 < self.tau <= 1.0, "tau", "a number above 0, up to 1")
-        self._require(self.noise >= 0.0, "noise", "0 or more")
-        self._require(self.reward_scale > 0.0, "reward_scale", "a number above 0")
-        self._require(self.learning_rate > 0.0, "learning_rate", "a number above 0")
-        self._require(bool(self.hidden) and min(self.hidden) >= 1, "hidden", "one layer or more of at least 1 unit")
-
-    def _require(self, holds: bool, name: str, wanted: str) -> None:
-        if not holds:
-            raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write {wanted}")
+        at_least(self, 1, "steps", "environments", "updates", "warm_up", "batch", "capacity", "samples", "elites")
+        require(self.steps > self.warm_up, self, "steps", f"more than `warm_up`, which is {self.warm_up}")
+        require(self.maximizer in MAXIMIZERS, self, "maximizer", "cem, naf or ddpg")
+        require(self.elites <= self.samples, self, "elites", f"at most `samples`, which is {self.samples}")
+        at_least(self, 0, "refinements", "noise")
+        between(self, 0, 1, "gamma")
+        between(self, 0, 1, "tau", above=True)
+        positive(self, "reward_scale", "learning_rate")
+        layers(self, "hidden")
 
 
 def make_maximizer(config: ContinuousConfig, observation: int, action: int, seed: int) -> Maximizer:
@@ -145,21 +139,6 @@ def _tensor(observations: Array) -> Tensor:
     return torch.from_numpy(np.asarray(observations, np.float32))
 
 
-class _Tally:
-    """Returns and lengths of the episodes that run."""
-
-    def __init__(self, count: int) -> None:
-        self.returns, self.lengths = np.zeros(count), np.zeros(count, np.int64)
-
-    def ended(self, step: Step) -> Iterator[EpisodeResult]:
-        """Count a step; the episodes that ended with it."""
-        self.returns += step.reward
-        self.lengths += 1
-        for i in np.flatnonzero(step.done):
-            yield EpisodeResult(float(self.returns[i]), int(self.lengths[i]), 0.0, bool(step.truncated[i]))
-            self.returns[i], self.lengths[i] = 0.0, 0
-
-
 def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
     """Act greedily with noise, keep, sample, and move q towards r + gamma max_a q_target(s_next, a).
 
@@ -171,26 +150,32 @@ def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor)
     shape, count, action = environments.spec.shape, environments.count, environments.actions
     if len(shape) != 1:
         environments.close()
-        raise BadInput(
-            f"env.id {env.id!r} has observations of shape {shape}: write one with vectors, such as Pendulum-v1"
+        raise BadSetting(
+            EnvConfig,
+            "id",
+            f"{env.id!r} has observations of shape {shape}: write one with vectors, such as Pendulum-v1",
         )
-    learner, tally = _Learner(c, shape[0], action, seed), _Tally(count)
+    learner = _Learner(c, shape[0], action, seed)
     memory = Memory(min(c.capacity, c.steps + count), shape, (action,), np.float32, np.float32)
-    rng, seeds = np.random.default_rng([seed, 0]), SeedSequence(seed, 1)
-    figures: list[tuple[float, float]] = []  # of each gradient step since the last report
-    s = environments.reset(seeds.draw(count))
-    for t in range(0, c.steps, count):
+    rng, t = np.random.default_rng([seed, 0]), 0  # t: agent steps taken before the next one
+
+    def act(s: Array) -> Array:
         if t < c.warm_up:
-            a: Array = rng.uniform(-1.0, 1.0, (count, action)).astype(np.float32)
-        else:
+            return rng.uniform(-1.0, 1.0, (count, action)).astype(np.float32)
+        noise = c.noise * rng.standard_normal((count, action), np.float32)
+        return np.asarray(np.clip(learner.policy(s) + noise, -1.0, 1.0))
+
+    steps = rollout(environments, act, SeedSequence(seed, 1).draw)
+    figures: list[tuple[float, float]] = []  # of each gradient step since the last report
+    for t in range(0, c.steps, count):
+        if t >= c.warm_up:
             figures += [learner.update(memory.sample(rng, c.batch)) for _ in range(c.updates)]
-            a = (learner.policy(s) + c.noise * rng.standard_normal((count, action), np.float32)).clip(-1.0, 1.0)
-        step = environments.step(a)
+        acted = next(steps)
+        s, a, step, *_ = acted
         for i in range(count):
             memory.append(s[i], a[i], float(step.reward[i]), bool(step.terminated[i]), step.observation[i])
-        for result in tally.ended(step):
+        for _, result in acted.finished(epsilons=0.0):
             monitor.episode(result)
-        s = environments.restart(step.done, seeds.draw(int(step.done.sum()))) if step.done.any() else step.observation
         if len(figures) >= REPORT_PERIOD or (figures and t + count >= c.steps):
             _report(monitor, t + count, figures, c.reward_scale)
             figures = []

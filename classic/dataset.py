@@ -6,6 +6,7 @@ Legend: ``s``, ``s_next`` [N, *observation], ``a`` [N] actions counted from 0, `
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from rl.envs.config import EnvConfig
 from rl.envs.make import describe, make_environments
 from rl.errors import BadInput
-from rl.stepping import SeedSequence
+from rl.stepping import SeedSequence, rollout
 from rl.types import Array, Bool, Float64, Int64
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
@@ -42,16 +43,15 @@ class Dataset:
 
 def collect(env: EnvConfig, steps: int, seed: int) -> Dataset:
     """``steps`` steps of uniformly random actions, the same for the same seed; raises BadInput."""
-    environments, seeds = make_environments(env, 1), SeedSequence(seed, 0)
+    environments = make_environments(env, 1)
     a = np.random.default_rng([seed, 1]).integers(0, environments.actions, steps)
     s, s_next = (np.zeros((steps, *environments.spec.shape), environments.spec.dtype) for _ in range(2))
     r, terminated, truncated = np.zeros(steps), np.zeros(steps, np.bool_), np.zeros(steps, np.bool_)
-    observation = environments.reset(seeds.draw(1))
-    for i in range(steps):
-        step = environments.step(a[i : i + 1])
+    actions = iter(a[:, None])
+    played = rollout(environments, lambda _: next(actions), SeedSequence(seed, 0).draw)
+    for i, (observation, _, step, *_) in enumerate(itertools.islice(played, steps)):
         s[i], s_next[i] = observation[0], step.observation[0]
         r[i], terminated[i], truncated[i] = step.reward[0], step.terminated[0], step.truncated[0]
-        observation = environments.restart(step.done, seeds.draw(1)) if step.done[0] else step.observation
     environments.close()
     return Dataset(env.id, s, a, r, terminated, truncated, s_next)
 

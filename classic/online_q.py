@@ -20,14 +20,15 @@ import torch
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.replay_buffer import Batch, Memory
 from rl import td
+from rl.bounds import at_least, between, layers, positive
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
-from rl.errors import BadInput, RunFault
+from rl.errors import RunFault
 from rl.networks import NetworkConfig, QNetwork, make_network
 from rl.policies import epsilon_greedy
 from rl.schedules import linear
-from rl.stepping import SeedSequence
-from rl.types import Array, EpisodeResult
+from rl.stepping import SeedSequence, rollout
+from rl.types import Array
 
 LOSSES = {"huber": td.huber, "squared": td.squared}
 REPORT_PERIOD = 1_000  # steps between reports of the loss
@@ -59,19 +60,11 @@ class OnlineQConfig:
     """Gradient steps between copies into a network that computes the targets; 0: the network that learns computes them."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epsilon_steps", "batch"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least 1")
-        for name in ("replay", "target_period"):
-            if getattr(self, name) < 0:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write 0 or more")
-        for name in ("gamma", "epsilon_end"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write a number from 0 to 1")
-        if not self.hidden or min(self.hidden) < 1:
-            raise BadInput(f"--hidden is {self.hidden}: write at least one layer of at least 1 unit")
-        if not 0.0 < self.learning_rate < float("inf"):
-            raise BadInput(f"--learning-rate is {self.learning_rate}: write a positive number")
+        at_least(self, 1, "steps", "epsilon_steps", "batch")
+        at_least(self, 0, "replay", "target_period")
+        between(self, 0, 1, "gamma", "epsilon_end")
+        layers(self, "hidden")
+        positive(self, "learning_rate")
 
 
 class OnlineLearner:
@@ -119,19 +112,16 @@ def batches(config: OnlineQConfig, steps: Iterator[Batch], seed: int) -> Iterato
 
 def play(config: OnlineQConfig, learner: OnlineLearner, env: EnvConfig, seed: int, monitor: Monitor) -> Iterator[Batch]:
     """``config.steps`` epsilon-greedy steps, each as a batch of one; tells the monitor of every episode."""
-    environments, seeds = make_environments(env, 1), SeedSequence(seed, 0)
-    rng = np.random.default_rng([seed, 2])
-    s, total, length = environments.reset(seeds.draw(1)), 0.0, 0
+    environments, rng = make_environments(env, 1), np.random.default_rng([seed, 2])
+    epsilon = 1.0  # of the next step
+    steps = rollout(environments, lambda s: epsilon_greedy(learner.values(s), epsilon, rng), SeedSequence(seed, 0).draw)
     for t in range(config.steps):
         epsilon = linear(1.0, config.epsilon_end, config.epsilon_steps, t)
-        a = epsilon_greedy(learner.values(s), epsilon, rng)
-        step = environments.step(a)
-        total, length = total + float(step.reward[0]), length + 1
+        acted = next(steps)
+        s, a, step, *_ = acted
         yield Batch(s, a, step.reward, step.terminated, step.observation)
-        s = step.observation
-        if step.done[0]:
-            monitor.episode(EpisodeResult(total, length, epsilon, bool(step.truncated[0])))
-            s, total, length = environments.restart(step.done, seeds.draw(1)), 0.0, 0
+        for _, result in acted.finished(epsilon):
+            monitor.episode(result)
     environments.close()
 
 

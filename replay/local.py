@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from protos import replay_pb2 as pb
-from protos.codec import pack_segment, unpack_samples
+from protos.codec import pack_segment, unpack_sampled
 from replay.importance_weights import BetaConfig, importance_weights
 from replay.rate_limiter import RateLimiter
 from replay.store.shard import Shard
@@ -28,30 +27,37 @@ class LocalReplay:
         return self._limiter.can_insert(s.inserted, s.sampled, s.storage.size, self._limiter.max_insert)
 
     def write(self, segment: Segment) -> None:
+        packed = pack_segment(segment)
+        self.shard.check(packed, trusted=True)  # its frames were packed just now
         self._sequence += 1
-        self.shard.insert("local", self._sequence, pack_segment(segment))
+        self.shard.insert("local", self._sequence, packed)
 
     def flush(self, timeout: float) -> None:
         """Nothing is ever in flight."""
 
     def sample(self, timeout: float) -> SampledBatch | None:
         shard, batch = self.shard, self._limiter.batch
-        self._limiter.check_fills(shard.inserted, shard.storage.size)
+        self._limiter.check_min_size_reachable(shard.inserted, shard.storage.size)
         if not self._limiter.can_sample(shard.inserted, shard.sampled, shard.storage.size, batch):
             return None
-        transitions, keys, probability = next(unpack_samples([(shard.sample(batch), [batch])], shard.spec))
+        transitions, keys, probability = unpack_sampled(shard.sample([batch]), shard.spec)
         beta = self._beta.at(self.drawn)
         self.drawn += 1
         weights = importance_weights(probability, beta)
         return SampledBatch(transitions, keys, np.zeros(batch, np.int64), weights)
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
-        td = np.asarray(td_abs, "<f4")
-        self.shard.update_priorities(pb.UpdatePrioritiesRequest(keys=batch.keys.tobytes(), td_abs=td.tobytes()))
+        self.shard.update_priorities(batch.keys, np.asarray(td_abs, np.float32))
 
     def stats(self) -> Mapping[str, float]:
         counts = self.shard.counts()
         return {name: float(getattr(counts, name)) for name in ("inserted", "sampled", "stored", "bytes")}
+
+    def get_state(self) -> Mapping[str, int]:
+        return {"drawn": self.drawn}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        self.drawn = int(state["drawn"])
 
     def close(self) -> None:
         """Nothing to release."""

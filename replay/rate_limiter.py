@@ -2,9 +2,8 @@
 
 With I items inserted and S sampled over the whole service, and the ratio sigma: d = sigma * I - S. Inserting k items is
 allowed while stored < min_size or d + sigma * k <= max_diff; sampling b is allowed when stored >= min_size and
-d - b >= min_diff (Cassirer et al. 2021, Reverb, section 3.3, with d counted in samples). I and S count from when the
-sampler met the shards (`sampler.py`), of what they held then at most min_size items, so that a replay that was restored or
-preloaded neither owes nor is owed anything.
+d - b >= min_diff (Cassirer et al. 2021, Reverb, section 3.3, with d counted in samples). I and S count from the shards'
+baselines (`credit.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl.errors import BadInput, RunFault
+from protos.types import LimiterState
+from rl.bounds import at_least, positive
+from rl.errors import BadSetting, RunFault
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,9 @@ class LimiterConfig:
     """How far the samples may run ahead of or behind the ratio, in samples."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.samples_per_insert < math.inf:
-            raise BadInput(f"replay.limiter.samples_per_insert is {self.samples_per_insert}: write 0 or more")
-        if self.min_size < 1:
-            raise BadInput(f"replay.limiter.min_size is {self.min_size}: write at least 1 item")
-        if not 0 < self.slack < math.inf:
-            raise BadInput(f"replay.limiter.slack is {self.slack}: write a positive number of samples")
+        at_least(self, 0, "samples_per_insert", zero="no ratio")
+        at_least(self, 1, "min_size", unit="item")
+        positive(self, "slack", unit="samples")
 
 
 class RateLimiter:
@@ -53,10 +51,11 @@ class RateLimiter:
         # Credit is granted shard by shard and under one rule never taken back: each shard must be able to hold a segment's.
         needed = self.sigma * max_insert * shards + batch
         if self.sigma > 0 and self.max_diff - self.min_diff < needed:
-            raise BadInput(
-                f"replay.limiter.slack is {config.slack:g}: with segments of up to {max_insert} items, {shards} shard(s) "
-                f"and batches of {batch}, writers and learner could wait for each other for ever; write at least "
-                f"{math.ceil(needed / 2)}"
+            raise BadSetting(
+                LimiterConfig,
+                "slack",
+                f"is {config.slack:g}: with segments of up to {max_insert} items, {shards} shard(s) and batches of {batch}, "
+                f"writers and learner could wait for each other for ever; write at least {math.ceil(needed / 2)}",
             )
 
     def over(self, shards: int) -> RateLimiter:
@@ -67,7 +66,7 @@ class RateLimiter:
         """d = sigma * I - S, in samples."""
         return self.sigma * inserted - sampled
 
-    def holds_batch(self, inserted: int, sampled: int, stored: int, b: int) -> str:
+    def blocked_reason(self, inserted: int, sampled: int, stored: int, b: int) -> str:
         """Which bound forbids sampling ``b`` more items, with the counts; empty when none does."""
         if stored < self.config.min_size:
             return f"min_size: {stored} of {self.config.min_size} items are stored"
@@ -77,6 +76,11 @@ class RateLimiter:
             f"min_diff: d = {self.sigma:g} * {inserted} inserted - {sampled} sampled = {self.diff(inserted, sampled):g}, "
             f"and less {b} it is below {self.min_diff:g}: more must be inserted first"
         )
+
+    def state(self, inserted: int, sampled: int, stored: int) -> LimiterState:
+        """The rule with d and the items stored now."""
+        diff = self.diff(inserted, sampled)
+        return LimiterState(self.sigma, self.config.min_size, self.min_diff, self.max_diff, diff, stored)
 
     def can_insert(self, inserted: int, sampled: int, stored: int, k: int) -> bool:
         """Whether ``k`` more items may be inserted."""
@@ -90,7 +94,7 @@ class RateLimiter:
             return False
         return self.sigma == 0 or self.diff(inserted, sampled) - b >= self.min_diff
 
-    def check_fills(self, inserted: int, stored: int) -> None:
+    def check_min_size_reachable(self, inserted: int, stored: int) -> None:
         """Raise RunFault when replay evicts before it holds min_size; to be asked before each batch.
 
         Nobody can know beforehand how many transitions a capacity in bytes will hold. The sign: since replay was last

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rl.errors import BadInput
+from rl.bounds import at_least, between
 from rl.ports import Environments
-from rl.stepping import SeedSequence
+from rl.stepping import SeedSequence, rollout
 from rl.types import Array, EpisodeResult, Int64
 
 MAX_EPISODE_STEPS = 27_000  # agent steps: the Atari protocol's 108,000 frames
@@ -42,13 +42,9 @@ class EvaluationConfig:
     """End the run when it is solved."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "environments", "quick_episodes", "max_episode_steps"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"evaluation.{name} is {getattr(self, name)}: write at least 1")
-        if not 0.0 <= self.epsilon <= 1.0:
-            raise BadInput(f"evaluation.epsilon is {self.epsilon}: write a probability from 0 to 1")
-        if self.period < 0:
-            raise BadInput(f"evaluation.period is {self.period}: write agent steps, or 0")
+        at_least(self, 1, "episodes", "environments", "quick_episodes", "max_episode_steps")
+        between(self, 0, 1, "epsilon", what="a probability")
+        at_least(self, 0, "period", unit="agent steps")
 
 
 @dataclass(frozen=True)
@@ -97,28 +93,24 @@ def evaluate(
     it ends returns the episodes finished so far.
     """
     count = environments.count
-    rng, seeds = np.random.default_rng([seed, 1]), SeedSequence(seed, 0)
-    quota = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
-    returns, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
-    results: list[EpisodeResult] = []
-    cut = 0
-    observation = environments.reset(seeds.draw(count))
-    while (quota > 0).any() and not should_stop():
+    rng = np.random.default_rng([seed, 1])
+
+    def act(observation: Array) -> Array:
         actions = policy(observation)
         if epsilon > 0.0:
             random = rng.random(count) < epsilon
             actions = np.where(random, rng.integers(0, environments.actions, count), actions)
-        step = environments.step(actions)
-        returns += step.reward
-        lengths += 1
-        observation = step.observation
-        ended = step.done | (lengths >= max_steps)
-        if ended.any():
-            for i in np.flatnonzero(ended & (quota > 0)):
-                truncated = not step.terminated[i]
-                results.append(EpisodeResult(float(returns[i]), int(lengths[i]), epsilon, truncated))
-                cut += not step.done[i]
-            quota[ended] -= 1
-            returns[ended], lengths[ended] = 0.0, 0
-            observation = environments.restart(ended, seeds.draw(int(ended.sum())))
+        return actions
+
+    quota = np.full(count, episodes // count) + (np.arange(count) < episodes % count)
+    results: list[EpisodeResult] = []
+    cut = 0
+    steps = rollout(environments, act, SeedSequence(seed, 0).draw, max_steps)
+    while (quota > 0).any() and not should_stop():
+        acted = next(steps)
+        for i, result in acted.finished(epsilon):
+            if quota[i] > 0:
+                results.append(result)
+                cut += not acted.step.done[i]
+            quota[i] -= 1
     return EvaluationResult(tuple(results), cut=cut)

@@ -47,6 +47,12 @@ class BatchSource(Protocol):
     def stats(self) -> Mapping[str, float]:
         """Counts of the replay as last seen: stored, inserted, sampled, ..."""
 
+    def get_state(self) -> Mapping[str, int]:
+        """What a checkpoint must hold of the source: ``drawn``, the batches returned so far."""
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Inverse of `get_state`: go on from there."""
+
     def close(self) -> None:
         """Release what the source holds."""
 
@@ -73,7 +79,7 @@ class MetricSink(Protocol):
 
 
 class Environments(Protocol):
-    """N environments that step together."""
+    """N environments that step together. The arrays that they return are the caller's: they are never written again."""
 
     count: int
     actions: int
@@ -82,8 +88,8 @@ class Environments(Protocol):
     def reset(self, seeds: Int64) -> Array:
         """Begin an episode in every environment from seeds [N]; returns observations [N, *observation]."""
 
-    def step(self, actions: Int64) -> Step:
-        """Act [N]. An environment that is done must be restarted before it steps again."""
+    def step(self, actions: Array) -> Step:
+        """Act [N], or [N, D] where continuous. An environment that is done must be restarted before it steps again."""
 
     def restart(self, mask: Bool, seeds: Int64) -> Array:
         """Begin a new episode where ``mask`` [N], from seeds [sum(mask)]; returns all current observations [N, ...]."""

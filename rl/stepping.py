@@ -1,13 +1,17 @@
-"""Stepping a batch of environments under a policy: the one loop of training, evaluation and the classic family."""
+"""Stepping a batch of environments: the one loop of training, evaluation, recording and the classic family.
+
+Legend: N environments; ``observation`` [N, *observation] before the action, ``action`` [N] ([N, D] where continuous).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rl.types import Int64
+from rl.ports import Environments
+from rl.types import Array, Bool, EpisodeResult, Float64, Int64, Step
 
 
 class SeedSequence:
@@ -25,3 +29,53 @@ class SeedSequence:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self._rng.bit_generator.state = state
+
+
+class ActorStep(NamedTuple):
+    """One batched step: what was seen, what was done, what came of it, and how the episodes stand after it."""
+
+    observation: Array
+    action: Array
+    step: Step  # its observation is the true successor, also where the episode ended
+    begins: Bool  # [N], whether ``observation`` is the first of an episode
+    ended: Bool  # [N], whether the episode is over: terminated, truncated, or cut by ``max_steps``
+    episode_return: Float64  # [N], raw rewards of the episode so far, undiscounted
+    length: Int64  # [N], agent steps of the episode so far
+
+    def finished(self, epsilons: Array | float) -> Iterator[tuple[int, EpisodeResult]]:
+        """(environment, result) of each episode that ended here; ``epsilons`` [N], or one for all: acted with."""
+        epsilons = np.broadcast_to(epsilons, len(self.ended))
+        for i in np.flatnonzero(self.ended):
+            truncated = not self.step.terminated[i]
+            yield (
+                int(i),
+                EpisodeResult(float(self.episode_return[i]), int(self.length[i]), float(epsilons[i]), truncated),
+            )
+
+
+def rollout(
+    environments: Environments,
+    act: Callable[[Array], Array],
+    seeds: Callable[[int], Int64],
+    max_steps: int | None = None,
+) -> Iterator[ActorStep]:
+    """Step for ever, acting by ``act``: observations [N, ...] -> actions [N, ...].
+
+    ``seeds(count)`` begins so many episodes (`SeedSequence.draw`). An episode is cut after ``max_steps`` agent steps, where
+    given. What ended is restarted only when the next step is asked for: the last step taken is followed by no reset.
+    No array that is yielded is written again.
+    """
+    count = environments.count
+    observation = environments.reset(seeds(count))
+    begins = np.ones(count, np.bool_)
+    returns, lengths = np.zeros(count), np.zeros(count, np.int64)
+    while True:
+        action = act(observation)
+        step = environments.step(action)
+        returns, lengths = returns + step.reward, lengths + 1
+        ended = step.done if max_steps is None else step.done | (lengths >= max_steps)
+        yield ActorStep(observation, action, step, begins, ended, returns, lengths)
+        observation, begins = step.observation, ended
+        if ended.any():
+            observation = environments.restart(ended, seeds(int(ended.sum())))
+            returns, lengths = np.where(ended, 0.0, returns), np.where(ended, 0, lengths)

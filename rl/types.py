@@ -65,8 +65,8 @@ class ObservationSpec:
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
-    """Consecutive steps of one episode, each frame stored once; the unit that is inserted into replay.
+class UnratedSegment:
+    """A segment whose items' |TD errors| are not known yet.
 
     Step j leads from frame j to frame j + 1. Item m starts at frame ``item_step[m]`` and bootstraps from frame
     ``item_step[m] + item_length[m]``. Frames in front of the first item give its stack context.
@@ -85,11 +85,21 @@ class Segment:
     item_length: npt.NDArray[np.uint32]  # [M], 1..n
     r_t: Float32  # [M]
     discount_t: Float32  # [M]
-    td_abs: Float32  # [M], |TD error|, from which a shard makes the items' priorities
 
     @property
     def items(self) -> int:
         return len(self.item_step)
+
+    def rated(self, td_abs: Float32) -> Segment:
+        """The same with |TD error| [M] of its items."""
+        return Segment(**{**vars(self), "td_abs": td_abs})
+
+
+@dataclass(frozen=True, eq=False)
+class Segment(UnratedSegment):
+    """Consecutive steps of one episode, each frame stored once; the unit that is inserted into replay."""
+
+    td_abs: Float32  # [M], |TD error|, from which a shard makes the items' priorities
 
 
 class EpisodeResult(NamedTuple):

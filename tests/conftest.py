@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from protos.codec import pack_segment, segment_to_message
 from rl.returns import n_step_returns
 from rl.types import ObservationSpec, Segment
 
@@ -50,6 +51,11 @@ def make_segment(rng, spec=SMALL, items=4, n=3, episode=1, first_step=0, td_abs=
         discount_t=targets.discount_t,
         td_abs=np.full(items, 1.0, np.float32) if td_abs is None else np.asarray(td_abs, np.float32),
     )
+
+
+def make_message(*args, **kwargs):
+    """What `make_segment` makes, as it travels."""
+    return segment_to_message(pack_segment(make_segment(*args, **kwargs)))
 
 
 LONGEST = ("test_distributed_kills", "test_distributed", "integration/")  # in the paths of the files that take longest

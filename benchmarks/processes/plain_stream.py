@@ -19,10 +19,10 @@ from typing import Any
 
 import grpc
 
-from replay.wire.service import CHANNEL_OPTIONS, SERVER_OPTIONS
+from replay.wire.channel import CHANNEL_OPTIONS, SERVER_OPTIONS
 
 METHOD = "/qfleet.bench.Plain/Stream"
-IN_HAND = 4  # requests, as the sampler's prefetch
+IN_HAND = 4  # requests, as many as the sampler has batches ahead
 
 
 async def serve(path: str) -> None:

@@ -10,22 +10,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 from protos import replay_pb2 as pb
 from protos.codec import InvalidMessage, pack_segment
-from qfleet.cli.flags import parse
+from qfleet.cli.flags import as_flags, parse
 from qfleet.cli.shards import check_addresses
 from qfleet.run.directory import CONFIG, RunDir
 from replay.datasets.dataset import Dataset
-from replay.datasets.episodes import Stored, episode_runs
+from replay.datasets.episodes import episode_runs
 from replay.datasets.export import DatasetWriter
 from replay.security import Access, SecurityConfig
 from replay.store.shard import MAX_WRITER
 from replay.store.snapshot_files import MANIFEST, stored_segments
+from replay.store.storage import StoredSegment
 from replay.wire.connection import ShardConnection
 from replay.wire.writer import Writer
+from rl.bounds import at_least
 from rl.envs.config import EnvConfig
 from rl.envs.make import check_env, describe
 from rl.envs.minari_files import dataset_path
@@ -72,8 +73,7 @@ class ImportCommand:
         if not self.to:
             raise BadInput("--to names no shard: write host:port of one or more")
         check_addresses(self.to)
-        if self.segment_items < 1:
-            raise BadInput(f"--segment-items is {self.segment_items}: write at least 1")
+        at_least(self, 1, "segment_items")
 
 
 class _Progress:
@@ -98,7 +98,7 @@ def export_command(args: list[str]) -> int:
         raise BadInput(f"{c.run} holds observations of {spec}, {env.id} gives {describe(env)[0]}: write another --env")
     dataset_path(c.to)
     segments = _all_of(stored, say)
-    actions = describe(env)[1] if env is not None else 1 + max(_highest_action(segment) for _, segment in segments)
+    actions = describe(env)[1] if env is not None else 1 + max(int(stored.segment.actions.max()) for stored in segments)
     try:
         with DatasetWriter(c.to, spec, actions, env) as writer:
             for run in episode_runs(segments, spec):
@@ -120,12 +120,13 @@ def _env_of(run: Path, named: str) -> EnvConfig | None:
     """What was played: as ``named``, or as the run's own configuration says; None where nothing says."""
     if named:
         env = EnvConfig(id=named)
-        check_env(env)
+        with as_flags(ExportCommand, {EnvConfig: {"id": "env"}}):
+            check_env(env)
         return env
     return RunDir.open(run).config().env if (run / CONFIG).is_file() else None
 
 
-def _stored_in(run: Path) -> tuple[ObservationSpec, list[Iterator[Stored]]]:
+def _stored_in(run: Path) -> tuple[ObservationSpec, list[Iterator[StoredSegment]]]:
     """The observation and the segments of every shard of a run, or of one shard. Raises BadInput."""
     shards = [run] if (run / MANIFEST).is_file() else sorted((run / "replay").glob("shard-*"))
     if not shards:
@@ -137,12 +138,12 @@ def _stored_in(run: Path) -> tuple[ObservationSpec, list[Iterator[Stored]]]:
     for shard, spec in zip(shards, specs, strict=True):
         if spec != specs[0]:
             raise BadInput(f"{shard} is of other observations than {shards[0]}: write the directory of one run")
-    return specs[0], [((kept.writer, kept.message) for kept in own) for own in stored]
+    return specs[0], list(stored)
 
 
-def _all_of(stored: list[Iterator[Stored]], say: _Progress) -> list[Stored]:
+def _all_of(stored: list[Iterator[StoredSegment]], say: _Progress) -> list[StoredSegment]:
     """Every segment, compressed as it was stored. Raises BadInput when there is none."""
-    segments: list[Stored] = []
+    segments: list[StoredSegment] = []
     for own in stored:
         for segment in own:
             segments.append(segment)
@@ -152,8 +153,9 @@ def _all_of(stored: list[Iterator[Stored]], say: _Progress) -> list[Stored]:
     return segments
 
 
-def _highest_action(segment: pb.Segment) -> int:
-    return int(np.frombuffer(segment.actions, "<i4").max())
+def origin_of(dataset: str) -> str:
+    """Whose episodes a dataset's are: the end of its name, as much as MAX_WRITER bytes hold."""
+    return dataset.encode(errors="replace")[-MAX_WRITER:].decode(errors="ignore")
 
 
 def _info(address: str, access: Access) -> pb.InfoReply:
@@ -186,7 +188,7 @@ def import_command(args: list[str]) -> int:
     say, writer = _Progress(), Writer(list(c.to), access=access)
     try:
         for segment in dataset.segments(specs[0], c.returns, c.segment_items):
-            writer.transfer(pack_segment(segment), dataset.name[-MAX_WRITER:])
+            writer.transfer(pack_segment(segment), origin_of(dataset.name))
             done["segments"] += 1
             done["items"] += segment.items
             say(f"{done['items']:,} of at most {dataset.steps:,} transitions written")

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from protos import replay_pb2 as pb
 from protos.codec import unpack_segment
+from protos.types import PackedSegment
+from replay.store.storage import StoredSegment
 from rl.types import Array, Bool, Float32, ObservationSpec
 
-Stored = tuple[str, pb.Segment]  # a segment with the name of its writer
 _STEPS = ("actions", "rewards", "terminated", "truncated", "lost_life", "versions")
 
 
@@ -43,45 +43,40 @@ class EpisodeRun:
         return not (self.terminated[-1] or self.truncated[-1])
 
 
-def episode_runs(stored: Iterable[Stored], spec: ObservationSpec) -> Iterator[EpisodeRun]:
+def episode_runs(stored: Iterable[StoredSegment], spec: ObservationSpec) -> Iterator[EpisodeRun]:
     """All runs that the segments hold, in whatever order they come; each step of an episode once.
 
     Keeps the segments compressed until the last one was read, and one run unpacked. Raises InvalidMessage.
     """
-    episodes: dict[tuple[str, int], list[pb.Segment]] = {}
-    for writer, segment in stored:
+    episodes: dict[tuple[str, int], list[PackedSegment]] = {}
+    for writer, _, segment in stored:
         episodes.setdefault((writer, segment.episode_id), []).append(segment)
     for episode in list(episodes):
         for chain in _chains(episodes.pop(episode)):
             yield _joined(chain, spec)
 
 
-def _end(segment: pb.Segment) -> int:
-    """The episode's step number behind a segment's last step."""
-    return segment.first_step + len(segment.actions) // 4
-
-
-def _chains(segments: list[pb.Segment]) -> Iterator[list[pb.Segment]]:
+def _chains(segments: list[PackedSegment]) -> Iterator[list[PackedSegment]]:
     """The segments of one episode by step, parted where steps are missing; those that add nothing are left out."""
-    chain: list[pb.Segment] = []
-    for segment in sorted(segments, key=lambda s: (s.first_step, -_end(s))):
-        if chain and segment.first_step > _end(chain[-1]):
+    chain: list[PackedSegment] = []
+    for segment in sorted(segments, key=lambda s: (s.first_step, -s.end_step)):
+        if chain and segment.first_step > chain[-1].end_step:
             yield chain
             chain = []
-        if not chain or _end(segment) > _end(chain[-1]):
+        if not chain or segment.end_step > chain[-1].end_step:
             chain.append(segment)
     yield chain
 
 
-def _joined(chain: list[pb.Segment], spec: ObservationSpec) -> EpisodeRun:
+def _joined(chain: list[PackedSegment], spec: ObservationSpec) -> EpisodeRun:
     frames: list[Array] = []
     columns: dict[str, list[Array]] = {name: [] for name in _STEPS}
     first = end = chain[0].first_step
-    for message in chain:
-        segment: Any = unpack_segment(message, spec)
+    for packed in chain:
+        segment: Any = unpack_segment(packed, spec)
         new = end - segment.first_step  # steps of it that the ones before have already
         frames.append(segment.frames[new if not frames else new + 1 :])
         for name, parts in columns.items():
             parts.append(getattr(segment, name)[new:])
-        end = _end(message)
+        end = packed.end_step
     return EpisodeRun(first, np.concatenate(frames), **{n: np.concatenate(parts) for n, parts in columns.items()})

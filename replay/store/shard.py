@@ -6,28 +6,27 @@ A plain object for one thread; `service.py` puts gRPC around it and `local.py` a
 from __future__ import annotations
 
 import itertools
-import math
 import secrets
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from protos import replay_pb2 as pb
-from protos.codec import InvalidMessage, array, pack_samples, segment_arrays
+from protos.codec import check_segment
+from protos.types import Counts, Drained, InvalidMessage, LimiterState, PackedSegment, Sampled, ShardInfo
 from replay.store import selectors, storage
 from replay.store.selectors import SelectorConfig, make_selector, stratified
 from replay.store.storage import Storage, StoredSegment
-from rl.types import Array, ObservationSpec
+from rl.types import Array, Float32, ObservationSpec, UInt64
 
 UNLIMITED = 2**62
-MAX_BATCH = 2**16  # items of a sample request
+MAX_BATCH = 2**16  # items, and draws, that may be asked for at once; priorities too
 DRAIN_BYTES = 2**23  # of segments handed over in one reply
 KEYS = 2**40  # keys of a generation
-MAX_WRITER = 200  # bytes of a writer's name
+MAX_WRITER = 200  # bytes of a writer's or an origin's name, in UTF-8
 MAX_WRITERS = 10_000  # whose last sequence a shard remembers
 
 
@@ -66,7 +65,7 @@ class Shard:
         self._last: OrderedDict[str, int] = OrderedDict()  # last sequence of each writer, who inserted last at the end
         self.inserted = self.transferred = self.sampled = self.dropped_updates = 0
         self.insert_credit = 0
-        self.limiter: pb.Limiter | None = None  # as the sampler last told
+        self.limiter: LimiterState | None = None  # as the sampler last told
         self._told = 0.0  # when
         self.generation = 0  # in the high bits of every key that leaves: a restored shard repeats none of those it lost
 
@@ -75,17 +74,13 @@ class Shard:
         """Items that may be inserted before the next grant."""
         return max(0, self.insert_credit - self.inserted) if self.limited else UNLIMITED
 
-    def grant(self, request: pb.SampleRequest) -> bool:
-        """Allow inserts until ``inserted`` reaches the request's credit; returns whether that is more than before."""
-        more = request.insert_credit > self.insert_credit
-        self.insert_credit = request.insert_credit
-        if request.HasField("limiter"):
-            self.limiter, self._told = request.limiter, time.monotonic()
+    def grant(self, insert_credit: int, limiter: LimiterState | None = None) -> bool:
+        """Allow inserts until ``inserted`` reaches the credit; returns whether that is more than before."""
+        more = insert_credit > self.insert_credit
+        self.insert_credit = insert_credit
+        if limiter is not None:
+            self.limiter, self._told = limiter, time.monotonic()
         return more
-
-    def has_room(self, request: pb.InsertRequest) -> bool:
-        """Whether the credit covers the request's segment, or it needs none."""
-        return request.transferred or len(request.segment.item_step) // 4 <= self.credit_left
 
     def blocked_reason(self) -> str:
         """What keeps a segment waiting, with the counts."""
@@ -99,32 +94,8 @@ class Shard:
             f"said {time.monotonic() - self._told:.1f} s ago: it grants more as it samples"
         )
 
-    def insert(
-        self, writer: str, sequence: int, segment: pb.Segment, origin: str = "", transferred: bool = False
-    ) -> int:
-        """Store a segment once, as one of ``origin``'s episodes (default: the writer's); returns the writer's last sequence.
-
-        Raises InvalidMessage (nothing is stored) and OutOfOrder. The caller has asked `has_room`.
-        """
-        last = self._check_order(writer, sequence, origin)
-        if sequence <= last:
-            return last
-        done = self.storage.insert(origin or writer, segment)
-        if len(done.evicted):
-            self.selector.remove(done.evicted)
-        self.selector.put(done.slots, done.td_abs)
-        if transferred:
-            self.transferred += len(done.slots)
-        else:
-            self.inserted += len(done.slots)
-        self._last[writer] = sequence
-        self._last.move_to_end(writer)
-        if len(self._last) > MAX_WRITERS:
-            self._last.popitem(last=False)
-        return sequence
-
-    def _check_order(self, writer: str, sequence: int, origin: str) -> int:
-        """The writer's last sequence. Raises InvalidMessage, OutOfOrder."""
+    def check_order(self, writer: str, sequence: int, origin: str = "") -> int:
+        """The writer's last sequence: an insert at or below it is stored already. Raises InvalidMessage, OutOfOrder."""
         last = self._last.get(writer, 0)
         if not writer or max(len(writer.encode()), len(origin.encode())) > MAX_WRITER or sequence < 1:
             raise InvalidMessage(
@@ -134,24 +105,38 @@ class Shard:
             raise OutOfOrder(f"writer {writer!r} sent sequence {sequence} after {last}: resend from {last + 1}")
         return last
 
-    def check(self, request: pb.InsertRequest) -> None:
-        """Raise what `insert` would, before the request waits for credit."""
-        self._check_order(request.writer, request.sequence, request.origin)
-        segment_arrays(request.segment, self.spec)
+    def check(self, segment: PackedSegment, trusted: bool = False) -> None:
+        """Raise InvalidMessage unless a segment is valid and fits; ``trusted`` frames are taken as they are."""
+        check_segment(segment, self.spec, trusted)
+        self.storage.check_fits(segment)
 
-    def check_request(self, request: pb.SampleRequest) -> None:
-        """Raise InvalidMessage where a sample request asks for too much, or tells of a limiter that cannot be."""
-        if len(request.counts) > MAX_BATCH:
-            raise InvalidMessage(f"a request for {len(request.counts)} draws: at most {MAX_BATCH}")
-        if not all(math.isfinite(value) for _, value in request.limiter.ListFields()):
-            raise InvalidMessage("limiter is not finite")
+    def insert(
+        self, writer: str, sequence: int, segment: PackedSegment, origin: str = "", transferred: bool = False
+    ) -> int:
+        """Store a segment once, as one of ``origin``'s episodes (default: the writer's); returns the writer's last sequence.
 
-    def is_duplicate(self, writer: str, sequence: int) -> bool:
-        """Whether this insert is already stored."""
-        return 1 <= sequence <= self._last.get(writer, 0)
+        The segment has passed `check`, and there is credit for it unless it is ``transferred``. Raises InvalidMessage and
+        OutOfOrder (nothing is stored): what `check_order` found may have changed since, while a segment waited for credit.
+        """
+        last = self.check_order(writer, sequence, origin)
+        if sequence <= last:
+            return last
+        done = self.storage.insert(origin or writer, segment)
+        if len(done.evicted):
+            self.selector.remove(done.evicted)
+        self.selector.put(done.slots, segment.td_abs)
+        if transferred:
+            self.transferred += segment.items
+        else:
+            self.inserted += segment.items
+        self._last[writer] = sequence
+        self._last.move_to_end(writer)
+        if len(self._last) > MAX_WRITERS:
+            self._last.popitem(last=False)
+        return sequence
 
-    def sample(self, *counts: int) -> pb.SampleReply:
-        """One draw of each of ``counts`` items, end to end; a reply with the totals alone when there are none.
+    def sample(self, counts: Sequence[int]) -> Sampled:
+        """One draw of each of ``counts`` items, end to end; the totals alone when there are none.
 
         Raises InvalidMessage above MAX_BATCH items or draws in all.
         """
@@ -159,15 +144,14 @@ class Shard:
         if max(count, len(counts)) > MAX_BATCH:
             raise InvalidMessage(f"a request for {count} items in {len(counts)} draws: at most {MAX_BATCH} of either")
         if count == 0 or self.storage.size == 0:
-            return pb.SampleReply(counts=self.counts())
+            return Sampled(self.counts())
         slots, probability = self.selector.sample(stratified(counts, self._rng))
         columns, stacks = self.storage.gather(slots)
         columns["keys"] += np.uint64(self.generation * KEYS)
-        columns["probability"] = probability
         self.sampled += count
-        return pack_samples(self.counts(), counts, columns, stacks, self.spec)
+        return Sampled(self.counts(), counts, probability=probability, stacks=stacks, **columns)
 
-    def drain(self, taken: int, segments: int) -> pb.DrainReply:
+    def drain(self, taken: int, segments: int) -> Drained:
         """The oldest segments, up to ``segments`` or DRAIN_BYTES, after those with keys below ``taken`` were forgotten.
 
         Raises InvalidMessage when no reply since the shard's start can have named ``taken``, and it is not 0.
@@ -178,32 +162,30 @@ class Shard:
         gone = self.storage.forget(taken - base)
         if len(gone):
             self.selector.remove(gone)
-        reply, size = pb.DrainReply(next=self.storage.first_key), 0
-        for kept in itertools.islice(self.storage.segments(), segments):
-            size += kept.message.ByteSize()
-            if reply.segments and size > DRAIN_BYTES:
+        handed_over: list[tuple[str, PackedSegment]] = []
+        end, size = self.storage.first_key, 0
+        for stored in itertools.islice(self.storage.segments(), segments):
+            size += stored.segment.nbytes
+            if handed_over and size > DRAIN_BYTES:
                 break
-            reply.segments.append(pb.InsertRequest(origin=kept.writer, segment=kept.message))
-            reply.next = kept.first_key + len(kept.message.item_step) // 4
-        reply.left = self.storage.next_key - reply.next
-        reply.next += base
-        return reply
+            handed_over.append((stored.writer, stored.segment))
+            end = stored.end_key
+        return Drained(handed_over, next=base + end, left=self.storage.next_key - end)
 
-    def update_priorities(self, request: pb.UpdatePrioritiesRequest) -> int:
-        """Set priorities of the items still stored; returns how many were not. Raises InvalidMessage."""
-        keys, td = array(request, "keys", "<u8"), array(request, "td_abs", "<f4")
+    def update_priorities(self, keys: UInt64, td_abs: Float32) -> int:
+        """Set priorities [B] of the items still stored; returns how many were not. Raises InvalidMessage."""
         if len(keys) > MAX_BATCH:
             raise InvalidMessage(f"priorities of {len(keys)} items: at most {MAX_BATCH}")
-        if len(keys) != len(td):
-            raise InvalidMessage(f"{len(keys)} keys for {len(td)} TD errors")
-        if not np.isfinite(td).all() or (td < 0).any():
+        if len(keys) != len(td_abs):
+            raise InvalidMessage(f"{len(keys)} keys for {len(td_abs)} TD errors")
+        if not np.isfinite(td_abs).all() or (td_abs < 0).any():
             raise InvalidMessage("td_abs must be finite and not negative")
         keys = keys - np.uint64(self.generation * KEYS)  # those of an earlier one wrap around to where no key is
         live = self.storage.live(keys)
         if live.any():
             slots = (keys[live] % self.storage.capacity).astype(np.int64)
-            self.storage.td_abs[slots] = td[live]
-            self.selector.put(slots, td[live])
+            self.storage.td_abs[slots] = td_abs[live]
+            self.selector.put(slots, td_abs[live])
         dropped = int(len(keys) - live.sum())
         self.dropped_updates += dropped
         return dropped
@@ -227,15 +209,16 @@ class Shard:
         """
         storage, first = self.storage, state["first_key"]
         storage.start_at(first)
-        for kept in segments:
-            if kept.first_key != storage.next_key:
+        for stored in segments:
+            if stored.first_key != storage.next_key:
                 raise InvalidMessage(
-                    f"the segment of item {kept.first_key} stands where {storage.next_key} is expected"
+                    f"the segment of item {stored.first_key} stands where {storage.next_key} is expected"
                 )
-            if kept.first_key < state["end_key"] - storage.capacity:  # newer ones will need its place
-                storage.start_at(kept.first_key + len(kept.message.item_step) // 4)
+            if stored.first_key < state["end_key"] - storage.capacity:  # newer ones will need its place
+                storage.start_at(stored.end_key)
             else:
-                storage.insert(kept.writer, kept.message, trusted=True)
+                self.check(stored.segment, trusted=True)
+                storage.insert(stored.writer, stored.segment)
         if (storage.next_key, len(td)) != (state["end_key"], state["end_key"] - first):
             raise InvalidMessage(
                 f"items {first} to {storage.next_key} and {len(td)} TD errors, not up to {state['end_key']}"
@@ -249,9 +232,9 @@ class Shard:
             setattr(self, name, state[name])
         self._last = OrderedDict(state["writers"])
 
-    def counts(self) -> pb.Counts:
+    def counts(self) -> Counts:
         """The shard's totals."""
-        return pb.Counts(
+        return Counts(
             inserted=self.inserted,
             sampled=self.sampled,
             stored=self.storage.size,
@@ -262,17 +245,15 @@ class Shard:
             resident_bytes=self._fixed_bytes + self.storage.segment_bytes,
         )
 
-    def info(self) -> pb.InfoReply:
+    def info(self) -> ShardInfo:
         """Counts and settings."""
-        return pb.InfoReply(
+        return ShardInfo(
             counts=self.counts(),
             capacity=self.storage.capacity,
             insert_credit=self.insert_credit,
             limited=self.limited,
             selector=self._selector_kind,
-            frame_shape=self.spec.frame_shape,
-            dtype=self.spec.dtype,
-            stack=self.spec.stack,
+            spec=self.spec,
             limiter=self.limiter,
             limiter_age=time.monotonic() - self._told if self.limiter is not None else 0.0,
             capacity_bytes=self.capacity_bytes,

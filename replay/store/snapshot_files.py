@@ -22,11 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from google.protobuf.message import DecodeError
-
-from protos import replay_pb2 as pb
+from protos.codec import segment_from_record, segment_to_record
 from replay.store.storage import StoredSegment
 from rl.errors import BadInput
+from rl.formats import format_of
 from rl.types import ObservationSpec
 
 log = logging.getLogger("qfleet.snapshot")
@@ -53,7 +52,7 @@ def stored_segments(directory: Path) -> tuple[ObservationSpec, Iterator[StoredSe
         try:
             if snapshot["state"] is not None:
                 yield from segments_of(directory, snapshot["state"]["first_key"], snapshot["files"])
-        except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise _unreadable(directory, error) from error
 
     return observation, segments()
@@ -68,18 +67,15 @@ def segments_of(directory: Path, first_key: int, files: Files) -> Iterator[Store
         data, at, key = read(directory, name, files), 0, key_range(name)[0]
         while at < len(data):
             (size,) = struct.unpack_from("<I", data, at)
-            request = pb.InsertRequest.FromString(data[at + 4 : at + 4 + size])
+            writer, segment = segment_from_record(data[at + 4 : at + 4 + size])
+            stored = StoredSegment(writer, key, segment)
             if key >= first_key:  # a chunk may begin with segments that were evicted before the snapshot
-                yield StoredSegment(request.writer, key, request.segment)
-            at, key = at + 4 + size, key + items_of(request.segment)
+                yield stored
+            at, key = at + 4 + size, stored.end_key
 
 
-def items_of(segment: pb.Segment) -> int:
-    return len(segment.item_step) // 4
-
-
-def record(kept: StoredSegment) -> bytes:
-    data = pb.InsertRequest(writer=kept.writer, segment=kept.message).SerializeToString()
+def record(stored: StoredSegment) -> bytes:
+    data = segment_to_record(stored.writer, stored.segment)
     return struct.pack("<I", len(data)) + data
 
 
@@ -140,10 +136,9 @@ def manifest_bytes(snapshot: dict[str, Any]) -> bytes:
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
-    """What `manifest_bytes` wrote. Raises BadInput on another format, ValueError, KeyError and TypeError on damage."""
+    """What `manifest_bytes` wrote. Raises BadInput on a newer format, ValueError, KeyError and TypeError on damage."""
     data = json.loads(file.read_bytes())
-    if data["format"] != FORMAT:
-        raise BadInput(f"{file} is of format {data['format']}, this Qfleet reads {FORMAT}: use the one that wrote it")
+    format_of(data, FORMAT, str(file))
     snapshot: dict[str, Any] = data["snapshot"]
     if hashlib.sha256(json.dumps(snapshot).encode()).hexdigest() != data["sha256"]:
         raise ValueError(f"{file.name} does not match its checksum")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from replay.store.shard import Shard
 from replay.store.snapshot_files import (
@@ -24,7 +23,6 @@ from replay.store.snapshot_files import (
     Files,
     chunks,
     is_ours,
-    items_of,
     key_range,
     locked,
     manifest_bytes,
@@ -166,15 +164,15 @@ class Snapshots:
         start = at = first_key
         size = 0
         pause = time.monotonic() + SLICE
-        for kept in self._shard.storage.segments(first_key, end_key):
-            if records and (kept.first_key != at or size >= CHUNK_BYTES):
+        for stored in self._shard.storage.segments(first_key, end_key):
+            if records and (stored.first_key != at or size >= CHUNK_BYTES):
                 yield start, at, records
                 records, size = [], 0
             if not records:
-                start = kept.first_key
-            records.append(record(kept))
+                start = stored.first_key
+            records.append(record(stored))
             size += len(records[-1])
-            at = kept.first_key + items_of(kept.message)
+            at = stored.end_key
             if time.monotonic() >= pause:
                 await asyncio.sleep(0)
                 pause = time.monotonic() + SLICE
@@ -213,7 +211,7 @@ class Snapshots:
                         "write another directory, or start the shard with those"
                     )
                 self._fill(snapshot)
-            except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise BadInput(
                     f"{self.directory} holds a snapshot that cannot be taken back ({' '.join(str(error).split())}): "
                     "write another directory, or move this one away to start empty"

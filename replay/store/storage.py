@@ -10,26 +10,29 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from protos import replay_pb2 as pb
-from protos.codec import STEP_ARRAYS, InvalidMessage, blank_frames, segment_arrays
+from protos.codec import STEP_ARRAYS
+from protos.frames import blank_frames
+from protos.types import InvalidMessage, PackedSegment
 from rl.types import Array, Int64, ObservationSpec, UInt64
 
 SLOT_BYTES = 32  # of memory for a row, whether it is filled or not
+STEP_BYTES = sum(dtype.itemsize for dtype in STEP_ARRAYS.values())  # of a step's columns
+OFFSET_BYTES = array("I").itemsize  # of a frame's place in a segment
 SEGMENT_BYTES = 512  # of memory around a segment's frames, ends and steps: their objects, and what malloc loses to them
 
 
-class _Stored(NamedTuple):
-    """A segment at rest."""
+class _RestingSegment(NamedTuple):
+    """A segment in as few objects as can be; its items' columns are in the rows."""
 
     frames: bytes
     ends: array[int]  # [F + 1] byte offsets of the frames
     items: int
-    steps: bytes  # the step columns of the message, end to end
+    steps: bytes  # the step columns, end to end
     episode_id: int
     first_step: int
     writer: str
@@ -37,7 +40,12 @@ class _Stored(NamedTuple):
     @property
     def resident(self) -> int:
         """Bytes of memory that it takes, its items' rows apart."""
-        return len(self.frames) + len(self.steps) + self.ends.itemsize * len(self.ends) + SEGMENT_BYTES
+        return _resident(len(self.frames), len(self.ends) - 2)
+
+
+def _resident(frame_bytes: int, steps: int) -> int:
+    """Bytes of memory that a segment of so many steps takes, whose frames have so many bytes."""
+    return frame_bytes + STEP_BYTES * steps + OFFSET_BYTES * (steps + 2) + SEGMENT_BYTES
 
 
 class StoredSegment(NamedTuple):
@@ -45,7 +53,12 @@ class StoredSegment(NamedTuple):
 
     writer: str  # an episode_id is unique within its writer
     first_key: int  # of its first item; the others follow
-    message: pb.Segment
+    segment: PackedSegment
+
+    @property
+    def end_key(self) -> int:
+        """The key behind its last item."""
+        return self.first_key + self.segment.items
 
 
 class Inserted(NamedTuple):
@@ -53,19 +66,18 @@ class Inserted(NamedTuple):
 
     slots: Int64
     evicted: Int64
-    td_abs: Array  # [M], |TD error| as the writer gave it
 
 
-def _stored(writer: str, message: pb.Segment, arrays: Mapping[str, Array]) -> _Stored:
+def _resting(writer: str, segment: PackedSegment) -> _RestingSegment:
     ends = array("I", [0])
-    ends.frombytes(arrays["frame_sizes"].cumsum(dtype=np.uint32).tobytes())
-    return _Stored(
-        frames=message.frames,
+    ends.frombytes(segment.frame_sizes.cumsum(dtype=np.uint32).tobytes())
+    return _RestingSegment(
+        frames=segment.frames,
         ends=ends,
-        items=len(arrays["item_step"]),
-        steps=b"".join([getattr(message, name) for name in STEP_ARRAYS]),
-        episode_id=message.episode_id,
-        first_step=message.first_step,
+        items=segment.items,
+        steps=b"".join([getattr(segment, name) for name in STEP_ARRAYS]),
+        episode_id=segment.episode_id,
+        first_step=segment.first_step,
         writer=sys.intern(writer),  # one string for all segments of a writer
     )
 
@@ -81,8 +93,8 @@ class Storage:
         self.next_key = 0
         self.bytes = 0  # of frames, compressed
         self.segment_bytes = 0  # of memory for all segments, the rows apart
-        self._segments: deque[_Stored] = deque()
-        self._segment_of: list[_Stored | None] = [None] * capacity
+        self._segments: deque[_RestingSegment] = deque()
+        self._segment_of: list[_RestingSegment | None] = [None] * capacity
         self._columns: dict[str, Array] = {
             "a_tm1": np.zeros(capacity, np.int32),
             "r_t": np.zeros(capacity, np.float32),
@@ -98,41 +110,41 @@ class Storage:
         """Items stored."""
         return self.next_key - self.first_key
 
-    def insert(self, writer: str, message: pb.Segment, trusted: bool = False) -> Inserted:
-        """Store a segment, evicting the oldest ones until it fits; ``trusted``: its frames were checked before.
-
-        Raises InvalidMessage, and changes nothing, when it contradicts the specification or could never fit.
-        """
-        arrays = segment_arrays(message, self.spec, trusted)
-        stored = _stored(writer, message, arrays)
-        if stored.items > self.capacity:
-            raise InvalidMessage(f"a segment of {stored.items} items is larger than the capacity of {self.capacity}")
-        if stored.resident > self.capacity_bytes:
+    def check_fits(self, segment: PackedSegment) -> None:
+        """Raise InvalidMessage where a segment could never fit."""
+        if segment.items > self.capacity:
+            raise InvalidMessage(f"a segment of {segment.items} items is larger than the capacity of {self.capacity}")
+        resident = _resident(len(segment.frames), segment.steps)
+        if resident > self.capacity_bytes:
             raise InvalidMessage(
-                f"a segment that takes {stored.resident} bytes of memory is larger than the {self.capacity_bytes} bytes "
+                f"a segment that takes {resident} bytes of memory is larger than the {self.capacity_bytes} bytes "
                 "of the shard's capacity that are left for segments"
             )
+
+    def insert(self, writer: str, segment: PackedSegment) -> Inserted:
+        """Store a segment that is valid and fits (`check_fits`), evicting the oldest ones until there is room."""
+        resting = _resting(writer, segment)
         evicted_from = self.first_key
-        while self.size + stored.items > self.capacity or self.segment_bytes + stored.resident > self.capacity_bytes:
+        while self.size + resting.items > self.capacity or self.segment_bytes + resting.resident > self.capacity_bytes:
             self._evict()
         evicted = np.arange(evicted_from, self.first_key, dtype=np.int64) % self.capacity
-        return Inserted(self._append(stored, arrays), evicted, arrays["td_abs"])
+        return Inserted(self._append(resting, segment), evicted)
 
-    def _append(self, stored: _Stored, arrays: Mapping[str, Array]) -> Int64:
-        slots = np.arange(self.next_key, self.next_key + stored.items, dtype=np.int64) % self.capacity
-        start = arrays["item_step"]
+    def _append(self, resting: _RestingSegment, segment: PackedSegment) -> Int64:
+        slots = np.arange(self.next_key, self.next_key + resting.items, dtype=np.int64) % self.capacity
+        start = segment.item_step
         self._tm1[slots] = start
-        self._t[slots] = start + arrays["item_length"]
-        self._columns["a_tm1"][slots] = arrays["actions"][start]
+        self._t[slots] = start + segment.item_length
+        self._columns["a_tm1"][slots] = segment.actions[start]
         for name in ("r_t", "discount_t"):
-            self._columns[name][slots] = arrays[name]
-        self.td_abs[slots] = arrays["td_abs"]
+            self._columns[name][slots] = getattr(segment, name)
+        self.td_abs[slots] = segment.td_abs
         for slot in slots.tolist():
-            self._segment_of[slot] = stored
-        self._segments.append(stored)
-        self.next_key += stored.items
-        self.bytes += len(stored.frames)
-        self.segment_bytes += stored.resident
+            self._segment_of[slot] = resting
+        self._segments.append(resting)
+        self.next_key += resting.items
+        self.bytes += len(resting.frames)
+        self.segment_bytes += resting.resident
         return slots
 
     def _evict(self) -> None:
@@ -161,7 +173,7 @@ class Storage:
         return (keys >= self.first_key) & (keys < self.next_key)
 
     def gather(self, slots: Int64) -> tuple[dict[str, Array], list[bytes]]:
-        """Columns of the items at live ``slots`` and their stacks of frames, as `codec.pack_samples` takes them."""
+        """Columns of the items at live ``slots`` and the stacks of frames of s_tm1 and of s_t of each in turn."""
         stacks: list[bytes] = []
         back = self.spec.stack - 1
         for slot, *both in zip(slots.tolist(), self._tm1[slots].tolist(), self._t[slots].tolist(), strict=True):
@@ -195,28 +207,29 @@ class Storage:
         """
         key, end = first_key, self.next_key if end_key is None else end_key
         while (key := max(key, self.first_key)) < end:
-            stored = self._segment_of[key % self.capacity]
-            assert stored is not None, f"key {key} is not stored"
-            yield StoredSegment(stored.writer, key, self._message(stored, key))
-            key += stored.items
+            resting = self._segment_of[key % self.capacity]
+            assert resting is not None, f"key {key} is not stored"
+            yield StoredSegment(resting.writer, key, self._given_back(resting, key))
+            key += resting.items
 
-    def _message(self, stored: _Stored, first_key: int) -> pb.Segment:
-        slots = np.arange(first_key, first_key + stored.items) % self.capacity
-        steps, at, columns = len(stored.ends) - 2, 0, {}
+    def _given_back(self, resting: _RestingSegment, first_key: int) -> PackedSegment:
+        slots = np.arange(first_key, first_key + resting.items) % self.capacity
+        ends = np.frombuffer(resting.ends, np.uint32)
+        steps, at, columns = len(ends) - 2, 0, {}
         for name, dtype in STEP_ARRAYS.items():
-            size = steps * np.dtype(dtype).itemsize
-            columns[name] = stored.steps[at : at + size]
-            at += size
-        return pb.Segment(
-            episode_id=stored.episode_id,
-            first_step=stored.first_step,
-            frames=stored.frames,
-            frame_sizes=np.diff(np.frombuffer(stored.ends, np.uint32)).tobytes(),
-            item_step=self._tm1[slots].tobytes(),
-            item_length=(self._t[slots] - self._tm1[slots]).tobytes(),
-            r_t=self._columns["r_t"][slots].tobytes(),
-            discount_t=self._columns["discount_t"][slots].tobytes(),
-            td_abs=self.td_abs[slots].tobytes(),
+            columns[name] = np.frombuffer(resting.steps, dtype, steps, at)
+            at += steps * dtype.itemsize
+        step = self._tm1[slots]
+        return PackedSegment(
+            episode_id=resting.episode_id,
+            first_step=resting.first_step,
+            frames=resting.frames,
+            frame_sizes=ends[1:] - ends[:-1],
+            item_step=step,
+            item_length=self._t[slots] - step,
+            r_t=self._columns["r_t"][slots],
+            discount_t=self._columns["discount_t"][slots],
+            td_abs=self.td_abs[slots],
             **columns,
         )
 

@@ -8,10 +8,9 @@ from typing import Any
 import grpc
 
 from protos import replay_pb2_grpc as rpc
-from replay.security import UNPROTECTED, Access
-from replay.wire.guard import NO_STREAM
-from replay.wire.service import CHANNEL_OPTIONS, NO_CREDIT
-from rl.errors import BadInput, RunFault
+from replay.security import UNPROTECTED, Access, SecurityConfig
+from replay.wire.channel import CHANNEL_OPTIONS, NO_CREDIT, NO_STREAM
+from rl.errors import BadSetting, RunFault
 
 RETRY_FROM, RETRY_TO = 0.1, 2.0  # seconds between attempts, doubling
 REFUSED = (
@@ -89,7 +88,8 @@ def open_channel(address: str, access: Access) -> grpc.Channel:
     """A channel to a shard, behind TLS when an authority is named. Raises BadInput when a file cannot be read."""
     authority, name = access.pem("authority"), access.security.name
     if authority is None and (name or access.security.certificate):
-        raise BadInput("a client with security.certificate or security.name needs security.authority: write it as well")
+        said = "is missing in a client with `certificate` or `name`: write it as well"
+        raise BadSetting(SecurityConfig, "authority", said)
     if authority is None:
         return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
     credentials = grpc.ssl_channel_credentials(authority, access.pem("key"), access.pem("certificate"))
@@ -103,7 +103,7 @@ def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.UNKNOWN, str(error)
 
 
-def all_gone(links: list[ShardConnection]) -> RunFault:
+def all_gone(connections: list[ShardConnection]) -> RunFault:
     """The error that a client raises when no shard is left."""
-    states = "; ".join(f"{link.address} ({link.last_error})" for link in links)
-    return RunFault(f"no replay shard has answered for {links[0].give_up_after:g} s: {states}")
+    states = "; ".join(f"{c.address} ({c.last_error})" for c in connections)
+    return RunFault(f"no replay shard has answered for {connections[0].give_up_after:g} s: {states}")

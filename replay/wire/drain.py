@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from protos import replay_pb2 as pb
+from protos.codec import InvalidMessage, segment_from_message
 from replay.wire.connection import ShardConnection
 from replay.wire.writer import Writer
 from rl.errors import RunFault
@@ -25,11 +26,14 @@ def drain(link: ShardConnection, writer: Writer, say: Callable[[int, int], None]
         reply = link.ask("Drain", pb.DrainRequest(taken=taken, segments=SEGMENTS), TIMEOUT)
         if not reply.segments:
             return moved
-        for request in reply.segments:
-            writer.transfer(request.segment, request.origin)
-            moved += len(request.segment.item_step) // 4
         try:
+            for request in reply.segments:
+                segment = segment_from_message(request.segment)  # the shard that takes it in checks the rest
+                writer.transfer(segment, request.origin)
+                moved += segment.items
             writer.flush(TIMEOUT)
+        except InvalidMessage as error:
+            raise RunFault(f"replay shard {link.address} sent a broken reply: {error}") from error
         except TimeoutError as error:
             raise RunFault(f"draining replay shard {link.address}: {error}") from error
         taken = reply.next

@@ -1,6 +1,6 @@
 """Draws in hand: what was asked of each shard, and the stream that asks and hears the answer.
 
-A message carries one plan's part of a shard, and a plan several batches, so that small batches do not each pay for a
+A message carries one shard's part of a request, and a request several batches, so that small batches do not each pay for a
 message.
 """
 
@@ -15,15 +15,18 @@ from dataclasses import dataclass, field
 import grpc
 
 from protos import replay_pb2 as pb
+from protos.codec import sample_request
+from protos.types import LimiterState
+from replay.credit import ShardAccount
 from replay.wire.connection import ShardConnection
 from rl.errors import RunFault
 
 
 @dataclass
-class Part:
-    """One shard's part of a plan: its items of each batch, all 0 where only its counts are asked for."""
+class ShardRequest:
+    """What one shard is asked for in a message, and its reply."""
 
-    counts: list[int]
+    counts: list[int]  # items of each batch; all 0, or none, where the shard's counts alone are asked for
     share: float  # of each batch, the proportion with which it was drawn
     reply: pb.SampleReply | None = None
     lost: bool = False
@@ -35,95 +38,62 @@ class Part:
 
 
 @dataclass
-class Plan:
-    """Batches in hand: their parts by shard."""
+class DrawRequest:
+    """Some batches that are asked for together: one message to each shard that they are drawn from, by its index.
 
-    parts: dict[int, Part]
-    event: threading.Event = field(default_factory=threading.Event)
+    It is settled as a whole, because a batch is there once every shard has sent its items of it.
+    """
+
+    shards: dict[int, ShardRequest]
+    settled: threading.Event = field(default_factory=threading.Event)
 
     @property
     def items(self) -> int:
         """Items of all its batches."""
-        return sum(sum(part.counts) for part in self.parts.values())
+        return sum(sum(shard.counts) for shard in self.shards.values())
 
     def settle(self) -> None:
-        """Set the event once every part has its reply or is lost."""
-        if all(part.reply is not None or part.lost for part in self.parts.values()):
-            self.event.set()
+        """Set the event once every shard has replied or is lost."""
+        if all(shard.reply is not None or shard.lost for shard in self.shards.values()):
+            self.settled.set()
 
 
 class DrawStream:
-    """The Sample stream to one shard, reopened when it breaks, and what is known of the shard.
+    """The Sample stream to one shard, reopened when it breaks. It keeps the shard's counts and records them."""
 
-    ``inserted`` and ``sampled`` count from when the shard was met, and go on where it is restarted and its own counts fall
-    back; ``granted`` is in the same unit.
-    """
-
-    def __init__(self, index: int, link: ShardConnection) -> None:
-        self.index, self.link = index, link
+    def __init__(self, index: int, connection: ShardConnection, account: ShardAccount) -> None:
+        self.index, self.connection, self.account = index, connection, account
         self.counts = pb.Counts()  # as last heard
-        self.met = False
-        self._met_with = 0  # items that it held when it was met
-        self.inserted = self.sampled = self.granted = 0
-        self.reached = self.left = False
+        self.left = False
         self.failure: RunFault | None = None
-        self._before = (0, 0)  # inserted and sampled here, less the shard's own counts
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[Plan, Part]] = deque()  # in the order of the requests sent
+        self._waiting: deque[tuple[DrawRequest, ShardRequest]] = deque()  # in the order of the requests sent
         self._requests: queue.SimpleQueue[pb.SampleRequest | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"sampler-{link.address}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"sampler-{connection.address}", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether the shard may still answer."""
-        return not (self.left or self.link.gone)
+        return not (self.left or self.connection.gone)
 
-    def ask(self, plan: Plan, part: Part, limiter: pb.Limiter | None) -> None:
-        """Send a request; its reply will settle ``part``."""
+    def ask(self, request: DrawRequest, own: ShardRequest, limiter: LimiterState | None) -> None:
+        """Send this shard's part of ``request``; its reply will settle it."""
         with self._lock:
             if not self.alive:
-                part.lost = True
-                plan.settle()
+                own.lost = True
+                request.settle()
                 return
-            self._waiting.append((plan, part))
-            credit = max(0, self.granted - self._before[0]) if self.reached else 0  # it may have been restarted
-            self._requests.put(pb.SampleRequest(counts=part.counts, insert_credit=credit, limiter=limiter))
-
-    def meet(self) -> None:
-        """Count from here on, with nothing granted; of a shard that has left nothing counts."""
-        with self._lock:
-            if self.met:
-                self._meet(self.counts)
-            if not self.alive:
-                self._met_with = 0
-
-    def take_met(self) -> int:
-        """Items that the shard held when it was met, told once."""
-        with self._lock:
-            held, self._met_with = self._met_with, 0
-        return held
-
-    def _meet(self, counts: pb.Counts) -> None:
-        self.met, self._met_with = True, counts.stored
-        self.inserted = self.sampled = self.granted = 0
-        self._before = (-counts.inserted, -counts.sampled)
-
-    def _take(self, counts: pb.Counts) -> None:
-        if not self.met:
-            self._meet(counts)
-        elif counts.inserted < self.counts.inserted or counts.sampled < self.counts.sampled:  # it was restarted
-            self._before = (self.inserted - counts.inserted, self.sampled - counts.sampled)
-        self.counts = counts
-        self.inserted, self.sampled = counts.inserted + self._before[0], counts.sampled + self._before[1]
-        self.reached = True
+            self._waiting.append((request, own))
+            self._requests.put(sample_request(own.counts, self.account.credit(), limiter))
 
     def _run(self) -> None:
         while self.alive:
             requests = self._requests
             try:
-                for reply in self.link.stub.Sample(iter(requests.get, None), metadata=self.link.metadata):
-                    self.link.answered()
+                stub, metadata = self.connection.stub, self.connection.metadata
+                for reply in stub.Sample(iter(requests.get, None), metadata=metadata):
+                    self.connection.answered()
                     self._settle(reply)
             except grpc.RpcError as error:
                 self._broken(error, requests)
@@ -132,20 +102,24 @@ class DrawStream:
         self._lose_all()  # also what was asked for while it paused
 
     def _settle(self, reply: pb.SampleReply) -> None:
+        counts = reply.counts
         with self._lock:
-            plan, part = self._waiting.popleft()
-            self._take(reply.counts)
-        part.reply = reply
-        plan.settle()
+            request, own = self._waiting.popleft()
+            self.counts = counts
+            self.account.record(counts.inserted, counts.sampled, counts.stored)
+        own.reply = reply
+        request.settle()
 
     def _broken(self, error: grpc.RpcError, requests: queue.SimpleQueue[pb.SampleRequest | None]) -> None:
         pause = 0.0
         try:
             if self.alive:
-                pause = self.link.failed(error)
+                pause = self.connection.failed(error)
         except RunFault as fault:
             self.failure = fault
-            self.link.gone = True
+            self.connection.gone = True
+        if not self.alive:
+            self.account.close()
         self._lose_all()
         requests.put(None)  # ends the old stream's sender
         if self.alive:
@@ -155,16 +129,17 @@ class DrawStream:
         with self._lock:
             self._requests = queue.SimpleQueue()
             lost, self._waiting = list(self._waiting), deque()
-            self.reached = False
-        for plan, part in lost:
-            part.lost = True
-            plan.settle()
+            self.account.lose()
+        for request, own in lost:
+            own.lost = True
+            request.settle()
 
     def leave(self) -> None:
         """End the stream; what was asked for is lost."""
         self.left = True
+        self.account.close()
         self._requests.put(None)
-        self.link.channel.close()
+        self.connection.channel.close()
 
     def join(self) -> None:
         """Wait for the stream's end."""

@@ -13,36 +13,26 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
-from protos.codec import InvalidMessage
+from protos.codec import (
+    drained_to_message,
+    info_to_message,
+    limiter_from_message,
+    priorities_from_message,
+    sampled_to_message,
+    segment_from_message,
+)
+from protos.types import Counts, InvalidMessage
 from replay.security import UNPROTECTED, Access, check_listening, host_port
 from replay.store.shard import OutOfOrder, Shard
 from replay.store.snapshots import Snapshots
+from replay.wire.channel import NO_CREDIT, SERVER_OPTIONS
 from replay.wire.guard import Limits, StreamGuard, TokenCheck, add_port
 from rl.errors import RunFault
 
 Context = Any  # grpc.aio.ServicerContext, which is untyped
 
 SERVICE_NAME = "qfleet.replay.v1.Replay"
-MAX_MESSAGE = 64 * 2**20  # bytes
-NO_CREDIT = "no insert credit"  # how the error of a segment that waited in vain begins
 INSERT_TIMEOUT = 60.0  # seconds that a segment waits for credit before its stream is ended
-CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", MAX_MESSAGE),
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # without it an unanswered ping is found out after a minute
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-]
-SERVER_OPTIONS = [
-    ("grpc.max_send_message_length", MAX_MESSAGE),
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-]
 DEFAULT_LIMITS = Limits()
 
 
@@ -62,23 +52,27 @@ class ReplayServicer(rpc.ReplayServicer):
         async for request in requests:
             await _check_readable(request, context)
             try:
-                if not self.shard.is_duplicate(request.writer, request.sequence):
-                    await self._wait_for_room(request, context)
-                last = self.shard.insert(
-                    request.writer, request.sequence, request.segment, request.origin, request.transferred
-                )
+                last = self.shard.check_order(request.writer, request.sequence, request.origin)
+                if request.sequence > last:
+                    last = await self._store(request, context)
             except InvalidMessage as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except OutOfOrder as error:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             yield pb.InsertReply(acknowledged=last, credit_left=min(self.shard.credit_left, 2**62))
 
-    async def _wait_for_room(self, request: pb.InsertRequest, context: Context) -> None:
+    async def _store(self, request: pb.InsertRequest, context: Context) -> int:
+        """Store a segment once there is credit for it; returns the writer's last sequence. What is invalid does not wait."""
+        segment = segment_from_message(request.segment)
+        self.shard.check(segment)
+        if not request.transferred and segment.items > self.shard.credit_left:
+            await self._wait_for_credit(segment.items, context)
+        return self.shard.insert(request.writer, request.sequence, segment, request.origin, request.transferred)
+
+    async def _wait_for_credit(self, items: int, context: Context) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._insert_timeout
-        if not self.shard.has_room(request):
-            self.shard.check(request)
-        while not self.shard.has_room(request):
+        while items > self.shard.credit_left:
             try:
                 await asyncio.wait_for(self._granted.wait(), timeout=deadline - loop.time())
             except TimeoutError:
@@ -93,13 +87,13 @@ class ReplayServicer(rpc.ReplayServicer):
         async for request in requests:
             await _check_readable(request, context)
             try:
-                self.shard.check_request(request)
-                reply = self.shard.sample(*request.counts)
+                limiter = limiter_from_message(request)
+                sampled = self.shard.sample(list(request.counts))
             except InvalidMessage as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            if self.shard.grant(request):  # not before: a refused request leaves no trace
+            if self.shard.grant(request.insert_credit, limiter):  # not before: a refused request leaves no trace
                 self._wake_writers()
-            yield reply
+            yield sampled_to_message(sampled, self.shard.spec)
 
     def _wake_writers(self) -> None:
         self._granted.set()
@@ -108,7 +102,8 @@ class ReplayServicer(rpc.ReplayServicer):
     async def UpdatePriorities(self, request: pb.UpdatePrioritiesRequest, context: Context) -> pb.UpdatePrioritiesReply:
         await _check_readable(request, context)
         try:
-            return pb.UpdatePrioritiesReply(dropped=self.shard.update_priorities(request))
+            keys, td_abs = priorities_from_message(request)
+            return pb.UpdatePrioritiesReply(dropped=self.shard.update_priorities(keys, td_abs))
         except InvalidMessage as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise AssertionError("unreachable: abort raises") from error
@@ -116,7 +111,7 @@ class ReplayServicer(rpc.ReplayServicer):
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
         await _check_readable(request, context)
         try:
-            return self.shard.drain(request.taken, request.segments)
+            return drained_to_message(self.shard.drain(request.taken, request.segments))
         except InvalidMessage as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise AssertionError("unreachable: abort raises") from error
@@ -125,10 +120,10 @@ class ReplayServicer(rpc.ReplayServicer):
         await _check_readable(request, context)
         self.shard.limited = request.limited
         self._wake_writers()
-        return self.shard.info()
+        return info_to_message(self.shard.info())
 
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoReply:
-        return self.shard.info()
+        return info_to_message(self.shard.info())
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotReply:
         await _check_readable(request, context)
@@ -260,10 +255,10 @@ class ShardServer:
         """host:port that the shard listens on."""
         return host_port(self._host, self.port)
 
-    def counts(self) -> pb.Counts:
+    def counts(self) -> Counts:
         """The shard's counts, read on its own loop."""
 
-        async def read() -> pb.Counts:
+        async def read() -> Counts:
             return self.shard.counts()
 
         return asyncio.run_coroutine_threadsafe(read(), self._loop).result(timeout=10.0)

@@ -1,7 +1,7 @@
 """The writer: segments to shards over gRPC, each exactly once, with a bounded number in flight.
 
 Each shard has a stream and two threads of its own (gRPC's reads the outgoing segments, ours the replies). What is not
-acknowledged when a stream breaks is sent again, in order, on the next stream to the same shard; the shard drops what it
+acknowledged when a call breaks is sent again, in order, on the next call to the same shard; the shard drops what it
 had stored. Only when a shard is gone for good do its segments go to the others. Shards may join and leave: what is in
 flight to one that leaves is still delivered to it.
 """
@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 import grpc
 
 from protos import replay_pb2 as pb
-from protos.codec import pack_segment
+from protos.codec import pack_segment, segment_to_message
+from protos.types import PackedSegment
 from replay.security import UNPROTECTED, Access
 from replay.wire.connection import ShardConnection, all_gone
 from rl.errors import BadInput, RunFault
@@ -29,22 +30,22 @@ WINDOW = 4  # segments in flight to one shard
 class ShardStream:
     """The way to one shard: what is to be sent, and what is sent and not yet acknowledged."""
 
-    def __init__(self, link: ShardConnection, changed: threading.Condition) -> None:
-        self.link, self._changed = link, changed
+    def __init__(self, connection: ShardConnection, changed: threading.Condition) -> None:
+        self.connection, self._changed = connection, changed
         self._name = uuid.uuid4().hex  # of its own: a shard that left and came back knows the old one's numbers
         self.queue: deque[pb.InsertRequest] = deque()  # not yet acknowledged, in order
         self.credit_left: int | None = None  # as last heard
         self._sequence = 0
-        self._sent = 0  # how many of `queue` went out on the current stream
-        self._stream = 0  # number of the current stream
+        self._sent = 0  # how many of `queue` went out on the current call
+        self._call = 0  # number of the current Insert call
         self.acknowledged = 0  # segments
         self.closed = self.leaving = False
         self.failure: RunFault | None = None
-        self._thread = threading.Thread(target=self._run, name=f"writer-{link.address}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"writer-{connection.address}", daemon=True)
         self._thread.start()
 
     def put(self, request: pb.InsertRequest) -> None:
-        """Queue a request under this lane's name and next number (the caller holds the lock)."""
+        """Queue a request under this stream's name and next number (the caller holds the lock)."""
         self._sequence += 1
         request.writer, request.sequence = self._name, self._sequence
         self.queue.append(request)
@@ -53,27 +54,27 @@ class ShardStream:
     @property
     def open(self) -> bool:
         """Whether new segments may be sent this way."""
-        return not (self.leaving or self.link.gone)
+        return not (self.leaving or self.connection.gone)
 
-    def _outgoing(self, stream: int) -> Iterator[pb.InsertRequest]:
+    def _outgoing(self, call: int) -> Iterator[pb.InsertRequest]:
         while True:
             with self._changed:
-                while self._sent >= len(self.queue) and not self.closed and stream == self._stream:
+                while self._sent >= len(self.queue) and not self.closed and call == self._call:
                     self._changed.wait(timeout=1.0)
-                if stream != self._stream or (self.closed and self._sent >= len(self.queue)):
+                if call != self._call or (self.closed and self._sent >= len(self.queue)):
                     return
                 request = self.queue[self._sent]
                 self._sent += 1
             yield request
 
     def _run(self) -> None:
-        while not self.closed and not self.link.gone:
+        while not self.closed and not self.connection.gone:
             with self._changed:
-                self._stream += 1
+                self._call += 1
                 self._sent = 0
-                stream = self._stream
+                call = self._call
             try:
-                for reply in self.link.stub.Insert(self._outgoing(stream), metadata=self.link.metadata):
+                for reply in self.connection.stub.Insert(self._outgoing(call), metadata=self.connection.metadata):
                     self._acknowledge(reply)
             except grpc.RpcError as error:
                 self._failed(error)
@@ -81,11 +82,11 @@ class ShardStream:
                 return
 
     def _acknowledge(self, reply: pb.InsertReply) -> None:
-        self.link.answered()
+        self.connection.answered()
         with self._changed:
             while self.queue and self.queue[0].sequence <= reply.acknowledged:
                 self.queue.popleft()
-                self._sent = max(0, self._sent - 1)  # a duplicate may acknowledge what this stream has not sent yet
+                self._sent = max(0, self._sent - 1)  # a duplicate may acknowledge what this call has not sent yet
                 self.acknowledged += 1
             self.credit_left = reply.credit_left
             self._changed.notify_all()
@@ -96,13 +97,13 @@ class ShardStream:
         if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.FAILED_PRECONDITION:
             self._renumber()
         try:
-            pause = self.link.failed(error)
+            pause = self.connection.failed(error)
         except RunFault as fault:
             self.failure = fault
-            self.link.gone = True
+            self.connection.gone = True
             pause = 0.0
         with self._changed:
-            self._stream += 1  # ends the old stream's sender
+            self._call += 1  # ends the old call's sender
             self._changed.notify_all()
             if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.ABORTED:
                 self._changed.wait_for(lambda: self.closed or self.queue)  # it was silent for too long: until a segment
@@ -138,7 +139,7 @@ class Writer:
         self._access = access
         self.name = uuid.uuid4().hex
         self._changed = threading.Condition()
-        self._lanes: list[ShardStream] = []
+        self._streams: list[ShardStream] = []
         self._closed = False
         self.set_shards(addresses)
         self._turn = hash(self.name) % len(addresses)  # so that many writers start at different shards
@@ -158,17 +159,17 @@ class Writer:
             if self._closed:
                 raise RunFault("the writer is closed")
             self.addresses = addresses
-            for lane in self._lanes:
-                lane.leaving = lane.link.address not in addresses
-            here = {lane.link.address for lane in self._lanes}
-            self._lanes += [
+            for stream in self._streams:
+                stream.leaving = stream.connection.address not in addresses
+            here = {stream.connection.address for stream in self._streams}
+            self._streams += [
                 ShardStream(ShardConnection(a, self._give_up_after, self._access), self._changed)
                 for a in addresses
                 if a not in here
             ]
             self._changed.notify_all()
             deadline = time.monotonic() + timeout
-            while timeout and any(lane.leaving for lane in self._lanes):
+            while timeout and any(stream.leaving for stream in self._streams):
                 self._check()
                 self._tidy()
                 if time.monotonic() >= deadline:
@@ -180,11 +181,11 @@ class Writer:
     @property
     def in_flight(self) -> int:
         """Segments not yet acknowledged."""
-        return sum(len(lane.queue) for lane in self._lanes)
+        return sum(len(stream.queue) for stream in self._streams)
 
     @property
     def _acknowledged(self) -> int:
-        return sum(lane.acknowledged for lane in self._lanes)
+        return sum(stream.acknowledged for stream in self._streams)
 
     def write(self, segment: Segment) -> None:
         """Send a segment to a shard that has credit; waits while every shard's window is full.
@@ -192,61 +193,62 @@ class Writer:
         Raises RunFault when no shard is left, a shard refused a segment, nothing moved for ``write_timeout`` seconds, or
         the writer is closed meanwhile.
         """
-        self._put(pb.InsertRequest(segment=pack_segment(segment), origin=self.name), segment.items)
+        message = segment_to_message(pack_segment(segment))
+        self._put(pb.InsertRequest(segment=message, origin=self.name), segment.items)
 
-    def transfer(self, segment: pb.Segment, origin: str) -> None:
+    def transfer(self, segment: PackedSegment, origin: str) -> None:
         """The same for one of ``origin``'s segments that comes from another shard or a dataset: it needs no credit."""
-        self._put(pb.InsertRequest(segment=segment, origin=origin, transferred=True), 0)
+        self._put(pb.InsertRequest(segment=segment_to_message(segment), origin=origin, transferred=True), 0)
 
     def _put(self, request: pb.InsertRequest, items: int) -> None:
         with self._changed:
             deadline, moved = time.monotonic() + self._write_timeout, self._acknowledged
             self._check()
-            while (lane := self._choose(items)) is None:
+            while (stream := self._choose(items)) is None:
                 self._changed.wait(timeout=1.0)
                 if self._acknowledged != moved:
                     deadline, moved = time.monotonic() + self._write_timeout, self._acknowledged
                 if time.monotonic() >= deadline:
                     raise RunFault(f"replay took no segment for {self._write_timeout:g} s: {self._state()}")
                 self._check()
-            lane.put(request)
+            stream.put(request)
 
     def _choose(self, items: int) -> ShardStream | None:
-        """The next lane in turn with room in its window, preferring those with credit for ``items``."""
+        """The next stream in turn with room in its window, preferring those with credit for ``items``."""
         self._tidy()
-        count = len(self._lanes)
-        turn = [self._lanes[(self._turn + i) % count] for i in range(count)]
+        count = len(self._streams)
+        turn = [self._streams[(self._turn + i) % count] for i in range(count)]
         self._turn = (self._turn + 1) % count
-        free = [lane for lane in turn if lane.open and len(lane.queue) < WINDOW]
-        funded = [lane for lane in free if lane.credit_left is None or lane.credit_left >= items]
-        idle = [lane for lane in free if not lane.queue]
+        free = [stream for stream in turn if stream.open and len(stream.queue) < WINDOW]
+        funded = [stream for stream in free if stream.credit_left is None or stream.credit_left >= items]
+        idle = [stream for stream in free if not stream.queue]
         return next(iter(funded or idle), None)
 
     def _tidy(self) -> None:
-        """Send what was in flight to a shard that is gone for good to the others; end the lanes that have left."""
-        alive = [lane for lane in self._lanes if lane.open]
-        for lane in self._lanes:
-            while lane.link.gone and lane.queue and alive and lane.failure is None:
-                alive[0].put(lane.queue.popleft())
-            if lane.leaving and not lane.queue:
-                lane.closed = True
+        """Send what was in flight to a shard that is gone for good to the others; end the streams that have left."""
+        alive = [stream for stream in self._streams if stream.open]
+        for stream in self._streams:
+            while stream.connection.gone and stream.queue and alive and stream.failure is None:
+                alive[0].put(stream.queue.popleft())
+            if stream.leaving and not stream.queue:
+                stream.closed = True
                 self._changed.notify_all()  # its thread may be waiting for a segment
-                lane.link.channel.close()
-        self._lanes = [lane for lane in self._lanes if not lane.closed]
+                stream.connection.channel.close()
+        self._streams = [stream for stream in self._streams if not stream.closed]
 
     def _check(self) -> None:
         if self._closed:
             raise RunFault("the writer was closed while it waited for replay to take a segment")
-        for lane in self._lanes:
-            if lane.failure is not None:
-                raise lane.failure
-        if all(lane.link.gone for lane in self._lanes):
-            raise all_gone([lane.link for lane in self._lanes])
+        for stream in self._streams:
+            if stream.failure is not None:
+                raise stream.failure
+        if all(stream.connection.gone for stream in self._streams):
+            raise all_gone([stream.connection for stream in self._streams])
 
     def _state(self) -> str:
         return ", ".join(
-            f"{lane.link.address}: {len(lane.queue)} in flight, credit {lane.credit_left}, {lane.link.last_error}"
-            for lane in self._lanes
+            f"{s.connection.address}: {len(s.queue)} in flight, credit {s.credit_left}, {s.connection.last_error}"
+            for s in self._streams
         )
 
     def flush(self, timeout: float) -> None:
@@ -264,11 +266,11 @@ class Writer:
         """Close the streams; what was not acknowledged is lost (call `flush` first)."""
         with self._changed:
             self._closed = True
-            lanes = list(self._lanes)
-            for lane in lanes:
-                lane.closed = True
+            streams = list(self._streams)
+            for stream in streams:
+                stream.closed = True
             self._changed.notify_all()
-        for lane in lanes:
-            lane.link.channel.close()
-        for lane in lanes:
-            lane.join()
+        for stream in streams:
+            stream.connection.channel.close()
+        for stream in streams:
+            stream.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import gymnasium as gym
@@ -9,10 +10,12 @@ import numpy as np
 
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_rendered
-from rl.envs.spaces import SpaceKind
-from rl.envs.vector import observed
-from rl.errors import BadInput
+from rl.envs.spaces import AnyEnv, SpaceKind
+from rl.envs.vector import GymnasiumEnvironments
+from rl.errors import BadSetting
 from rl.evaluation import MAX_EPISODE_STEPS, Policy
+from rl.stepping import rollout
+from rl.types import Array
 
 GIF_SECONDS, GIF_SIDE, GIF_FPS = 20.0, 240, 12  # at most; pixels, frames/s
 
@@ -34,23 +37,23 @@ def record(
     then). Raises BadInput when it cannot be recorded (`check_recording`).
     """
     check_recording(config, takes)
-    env = make_rendered(config, takes)
-    discrete = env.action_space if isinstance(env.action_space, gym.spaces.Discrete) else None
-    env = gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
-    rng = np.random.default_rng(seed)
-    dtype = observed(env.observation_space, takes).dtype
-    for episode in range(episodes):
-        observation, _ = env.reset(seed=seed + episode)
-        done, steps = False, 0
-        while not done and steps < max_steps:
-            steps += 1
-            action = act(np.asarray(observation, dtype=dtype)[None])[0]
-            if discrete is not None:
-                action = rng.integers(discrete.n) if rng.random() < epsilon else action
-                action = int(action) + int(discrete.start)
-            observation, _, terminated, truncated, _ = env.step(action)
-            done = terminated or truncated
-    env.close()
+
+    def make() -> AnyEnv:
+        env = make_rendered(config, takes)
+        return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
+
+    environments, rng, first = GymnasiumEnvironments(make, 1, takes), np.random.default_rng(seed), itertools.count(seed)
+
+    def mostly(observation: Array) -> Array:
+        action: Array = act(observation)
+        if takes != "continuous" and rng.random() < epsilon:
+            action = np.array([rng.integers(environments.actions)])
+        return action
+
+    steps = rollout(environments, mostly, lambda _: np.array([next(first)]), max_steps)
+    while episodes > 0:
+        episodes -= int(next(steps).ended[0])
+    environments.close()
     files = sorted(folder.glob("*.mp4"))
     return files + [_gif(file) for file in files] if gif else files
 
@@ -63,11 +66,11 @@ def check_recording(config: EnvConfig, takes: SpaceKind = "network") -> None:
         picture = env.render()
     except Exception as error:  # whatever a renderer misses: a package, a library, a screen
         said = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"env.id {config.id!r} cannot be drawn: {said}, or write --no-video") from error
+        raise BadSetting(EnvConfig, "id", f"{config.id!r} cannot be drawn: {said}") from error
     finally:
         env.close()
     if picture is None:
-        raise BadInput(f"env.id {config.id!r} draws no pictures: write --no-video")
+        raise BadSetting(EnvConfig, "id", f"{config.id!r} draws no pictures")
 
 
 def _gif(video: Path) -> Path:

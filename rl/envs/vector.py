@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -14,13 +15,14 @@ from rl.types import Array, Bool, Int64, ObservationSpec, Step
 
 
 class GymnasiumEnvironments:
-    """Any Gymnasium environment, its spaces made to fit what the method takes (`rl.envs.spaces.make_single`)."""
+    """``count`` Gymnasium environments, each made by ``make`` with spaces that suit what ``takes`` them (`single`)."""
 
-    def __init__(self, config: EnvConfig, count: int, takes: SpaceKind = "network") -> None:
+    def __init__(self, make: Callable[[], AnyEnv], count: int, takes: SpaceKind = "network") -> None:
         self._env = SyncVectorEnv(
-            [lambda: single(config, takes) for _ in range(count)],
+            [make] * count,
             autoreset_mode=AutoresetMode.DISABLED,
             observation_mode="same",
+            copy=True,  # it has one buffer for all observations: what it returned before must stay as it was
         )
         self.count = count
         self.spec = observed(self._env.single_observation_space, takes)
@@ -30,15 +32,15 @@ class GymnasiumEnvironments:
 
     def reset(self, seeds: Int64) -> Array:
         observation, _ = self._env.reset(seed=[int(s) for s in seeds])
-        return np.array(observation, dtype=self.spec.dtype)
+        return np.asarray(observation, self.spec.dtype)
 
-    def step(self, actions: Int64) -> Step:
+    def step(self, actions: Array) -> Step:
         observation, reward, terminated, truncated, _ = self._env.step(actions + self._first_action)
         no_lives = np.zeros(self.count, dtype=np.bool_)
         return Step(
-            np.array(observation, dtype=self.spec.dtype),
+            np.asarray(observation, self.spec.dtype),
             np.asarray(reward, np.float32),
-            terminated.copy(),
+            terminated,
             truncated & ~terminated,
             no_lives,
         )
@@ -48,7 +50,7 @@ class GymnasiumEnvironments:
         for env, seed in zip(np.flatnonzero(mask), seeds, strict=True):
             where[env] = int(seed)
         observation, _ = self._env.reset(seed=where, options={"reset_mask": mask})
-        return np.array(observation, dtype=self.spec.dtype)
+        return np.asarray(observation, self.spec.dtype)
 
     def close(self) -> None:
         self._env.close()

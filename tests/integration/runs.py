@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import psutil
 
 from qfleet.cli import main as cli
@@ -82,7 +81,7 @@ def wait_until(process, condition, seconds=90):
 def versions_acted_on(run):
     """Of the learner's weights, by the steps in the last snapshot of a run's only shard."""
     _, stored = stored_segments(run / "replay" / "shard-0")
-    return {int(v) for kept in stored for v in np.frombuffer(kept.message.versions, "<u4")}
+    return {int(v) for s in stored for v in s.segment.versions}
 
 
 def saved_state(run):

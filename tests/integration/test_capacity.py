@@ -63,10 +63,10 @@ def test_a_segment_above_the_bound_is_refused_and_leaves_no_trace(rng):
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES)))
     before = shard.info()
     with pytest.raises(codec.InvalidMessage, match="larger than the 8000 bytes"):
-        shard.insert("w", 2, codec.pack_segment(make_segment(rng, FRAMES, items=60)))
+        shard.check(codec.pack_segment(make_segment(rng, FRAMES, items=60)))
     assert shard.info() == before
     assert before.capacity_bytes == bound
-    assert not shard.is_duplicate("w", 2)
+    assert shard.check_order("w", 2) == 1
 
 
 def allocated(build):
@@ -98,14 +98,15 @@ def test_memory_of_rows_and_selector_is_what_is_counted(kind):
 @pytest.mark.parametrize("spec", [SMALL, FRAMES, PIXELS])
 def test_memory_of_segments_is_what_is_counted(spec, rng):
     """Of what Python allocates; SEGMENT_BYTES has a share for malloc on top, so the count may be somewhat higher."""
-    messages = [codec.pack_segment(make_segment(rng, spec, items=40)).SerializeToString() for _ in range(3)]
+    segments = [codec.pack_segment(make_segment(rng, spec, items=40)) for _ in range(3)]
+    messages = [codec.segment_to_message(segment).SerializeToString() for segment in segments]
 
     def fill():
         shard = Shard(1000, spec, UNIFORM, limited=False)
         for sequence in range(1, 26):
             message = pb.Segment.FromString(messages[sequence % 3])
             message.episode_id = 2**50 + sequence
-            shard.insert("w", sequence, message)
+            shard.insert("w", sequence, codec.segment_from_message(message))
         return shard
 
     shard, found, _ = allocated(fill)
@@ -115,10 +116,10 @@ def test_memory_of_segments_is_what_is_counted(spec, rng):
 def test_the_writers_longest_silent_are_forgotten_first(rng, monkeypatch):
     monkeypatch.setattr("replay.store.shard.MAX_WRITERS", 3)
     shard = Shard(1000, SMALL, UNIFORM, limited=False)
-    message = codec.pack_segment(make_segment(rng))
+    segment = codec.pack_segment(make_segment(rng))
     for writer, sequence in (("a", 1), ("b", 1), ("c", 1), ("a", 2), ("d", 1)):
-        shard.insert(writer, sequence, message)
-    assert [w for w in "abcd" if shard.is_duplicate(w, 1)] == ["a", "c", "d"]
+        shard.insert(writer, sequence, segment)
+    assert [w for w in "abcd" if shard.check_order(w, 1)] == ["a", "c", "d"]
 
 
 def test_a_forgotten_writer_goes_on_and_nothing_is_stored_twice(rng, monkeypatch):
@@ -132,9 +133,9 @@ def test_a_forgotten_writer_goes_on_and_nothing_is_stored_twice(rng, monkeypatch
                 writer.write(make_segment(rng, episode=episode))
                 writer.flush(10.0)
         assert server.counts().inserted == 3 * 4 * 4
-        kept = list(shard.storage.segments())
-        assert sorted(k.message.episode_id for k in kept) == sorted([0, 1, 2] * 4)
-        assert len({k.writer for k in kept}) == 4  # whatever name each had to take
+        stored = list(shard.storage.segments())
+        assert sorted(s.segment.episode_id for s in stored) == sorted([0, 1, 2] * 4)
+        assert len({s.writer for s in stored}) == 4  # whatever name each had to take
     finally:
         for writer in writers:
             writer.close()
@@ -191,8 +192,8 @@ def test_a_replay_that_falls_below_min_size_for_a_while_goes_on():
     inserted = 0
     for stored in [0, 50, 100, 99, 98, 100, 99] * 50:
         inserted += 60
-        limiter.check_fills(inserted, stored)
+        limiter.check_min_size_reachable(inserted, stored)
     with pytest.raises(RunFault, match="holds 99"):
         for _ in range(4):
             inserted += 60
-            limiter.check_fills(inserted, 99)
+            limiter.check_min_size_reachable(inserted, 99)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import gymnasium as gym
+import pytest
 
 from qfleet.cli import main as cli
+from qfleet.cli.datasets import origin_of
 from replay.datasets.dataset import Dataset
+from replay.store.shard import MAX_WRITER
 from rl.envs.config import EnvConfig
 from rl.types import ObservationSpec
 from tests.conftest import ROOT
@@ -44,3 +47,12 @@ def test_shards_of_another_kind_are_named(shards, capsys):
     (pixels,) = shards(1, "--shape", 20, 20, "--dtype", "uint8", "--stack", 4)
     assert cli.main(["replay", "import", "plain-v0", "--to", pixels.address]) == 2
     assert "float64 4, the shard at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["qfleet/pong-v0", "./" + "é" * 150, "./x" + "€" * 150, "./\udcff-v0"])
+def test_a_datasets_episodes_bear_as_much_of_its_name_as_a_shard_takes(name):
+    """In bytes: no letter is cut in two, and a name that is no text is one all the same."""
+    origin = origin_of(name)
+    assert MAX_WRITER - 3 < len(origin.encode()) <= MAX_WRITER or len(name.encode(errors="replace")) < MAX_WRITER
+    assert name.encode(errors="replace").decode().endswith(origin)
+    assert origin

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from protos import replay_pb2 as pb
-from protos.codec import pack_segment
 from replay.wire.writer import Writer
-from tests.conftest import make_segment
+from tests.conftest import make_message, make_segment
 from tests.integration.flaky_proxy import FlakyProxy
 from tests.integration.shards import shards_fixture, wait_for  # noqa: F401
 
@@ -55,13 +54,15 @@ class Pen:
 
     def in_flight(self):
         with self.writer._changed:
-            queued = [request.segment.frames for lane in self.writer._lanes for request in lane.queue]
+            queued = [request.segment.frames for stream in self.writer._streams for request in stream.queue]
         return {int(np.frombuffer(frames, "<f4")[0]) for frames in queued}
 
     def has_heard_all(self, address):
         """Whether the stream to a shard that is dead has ended, and with it the acknowledgements."""
         with self.writer._changed:
-            return all(x.link.last_error != "no error" for x in self.writer._lanes if x.link.address == address)
+            return all(
+                x.connection.last_error != "no error" for x in self.writer._streams if x.connection.address == address
+            )
 
     def finish(self, stop=True):
         if stop:
@@ -202,9 +203,7 @@ def test_what_a_snapshot_holds_and_nobody_heard_acknowledged_is_not_stored_again
 def send(shard, writer, sequences):
     """What the shard acknowledges on one stream, and the error that ends it."""
     rng = np.random.default_rng(0)
-    requests = (
-        pb.InsertRequest(writer=writer, sequence=s, segment=pack_segment(make_segment(rng, mark=s))) for s in sequences
-    )
+    requests = (pb.InsertRequest(writer=writer, sequence=s, segment=make_message(rng, mark=s)) for s in sequences)
     heard = []
     try:
         for reply in shard.stub.Insert(requests, timeout=20.0):

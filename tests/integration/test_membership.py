@@ -202,7 +202,7 @@ def test_a_shard_that_lost_its_content_neither_stalls_the_learner_nor_lets_write
         assert source.sample(10.0) is not None, f"stalled after {i} batches: {source.blocked_reason()}"
         time.sleep(0.1)
         counts = [again.counts(), two[1].counts()]
-        d = lost + sum(c.inserted for c in counts) - source._sums()[1]
+        d = lost + sum(c.inserted for c in counts) - source._ledger.totals().sampled
         assert d <= 140 + 64 * 4 + 16, f"writers have run ahead: d is {d}"
     assert again.counts().inserted > 0
     end()
@@ -249,11 +249,11 @@ def test_who_waits_hears_which_bound_holds_and_info_shows_it(shards, rng):
             source._poll()
     for _ in range(2):  # hear of the last insert, then tell
         source._poll()
-    told = shard.stub.Info(pb.InfoRequest(), timeout=5.0)
-    assert (told.limiter.samples_per_insert, told.limiter.min_size) == (2.0, 8)
-    assert (told.limiter.min_diff, told.limiter.max_diff) == (-24.0, 56.0)
-    assert told.limiter.diff == 2 * told.counts.inserted
-    assert told.limiter_age < 60
+    info = shard.stub.Info(pb.InfoRequest(), timeout=5.0)
+    assert (info.limiter.samples_per_insert, info.limiter.min_size) == (2.0, 8)
+    assert (info.limiter.min_diff, info.limiter.max_diff) == (-24.0, 56.0)
+    assert info.limiter.diff == 2 * info.counts.inserted
+    assert info.limiter_age < 60
     writer.close()
     source.close()
 
@@ -288,7 +288,7 @@ def test_batches_in_hand_keep_their_weights_when_all_shards_are_replaced(shards,
     one, two = shards(2)
     fill(one, rng, 5, 0)
     fill(two, rng, 5, 100)
-    source = sampler([one], prefetch=8)
+    source = sampler([one], batches_ahead=8)
     for _ in range(5):
         source.sample(5.0)
     source.set_shards([two.address])
@@ -309,7 +309,7 @@ def test_changes_made_before_the_next_batch_are_all_made(shards, rng):
     with pytest.raises(BadInput, match="slack"):  # enough for 2 shards, not for 8
         source.set_shards([f"127.0.0.1:{k}" for k in range(1, 12)])
     source.sample(0.1)
-    assert (source._limiter.sigma, source._limiter.shards, len(source._streams)) == (4.0, 2, 2)
+    assert (source._ledger.limiter.sigma, source._ledger.limiter.shards, len(source._streams)) == (4.0, 2, 2)
     source.close()
 
 

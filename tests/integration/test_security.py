@@ -23,17 +23,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
-from protos.codec import pack_segment
 from qfleet.cli import main as cli
 from replay.security import UNPROTECTED, Access, SecurityConfig, is_loopback, make_token_file, new_token
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
+from replay.wire.channel import NO_STREAM
 from replay.wire.connection import HUNG_UP, ShardConnection, open_channel
-from replay.wire.guard import NO_STREAM, Limits
+from replay.wire.guard import Limits
 from replay.wire.service import ShardServer
 from replay.wire.writer import Writer
 from rl.errors import BadInput, RunFault
-from tests.conftest import SMALL, make_segment
+from tests.conftest import SMALL, make_message, make_segment
 from tests.integration.shards import sampler, wait_for
 
 TOKEN = "t0k3n-of-the-tests-and-of-nobody-else-at-all"
@@ -68,7 +68,7 @@ def shard_mutual(pem):
 
 
 def insert(stub, rng, *sequences, writer="w", **kwargs):
-    requests = [pb.InsertRequest(writer=writer, sequence=s, segment=pack_segment(make_segment(rng))) for s in sequences]
+    requests = [pb.InsertRequest(writer=writer, sequence=s, segment=make_message(rng)) for s in sequences]
     return list(stub.Insert(iter(requests), timeout=5.0, **kwargs))
 
 
@@ -191,7 +191,7 @@ def test_tls(serve, rng, pem, shard_tls):
     assert "WRONG_VERSION_NUMBER" in last_words(serve(), Access(client, TOKEN), rng)  # a shard without TLS
     assert server.counts().inserted == 8
     for half in (shard_tls, SecurityConfig(name="shard.qfleet")):  # never without TLS, unasked
-        with pytest.raises(BadInput, match="security.authority"):
+        with pytest.raises(BadInput, match="SecurityConfig.authority"):
             Writer([server.address], access=Access(half))
 
 
@@ -272,7 +272,7 @@ def test_a_silent_stream_is_ended_in_words_and_a_talking_one_is_not(serve, rng):
 
     def talking():
         for sequence in range(1, 6):
-            yield pb.InsertRequest(writer="w", sequence=sequence, segment=pack_segment(make_segment(rng)))
+            yield pb.InsertRequest(writer="w", sequence=sequence, segment=make_message(rng))
             time.sleep(0.25)
 
     assert [r.acknowledged for r in stub_of(server).Insert(talking(), timeout=10.0)] == [1, 2, 3, 4, 5]
@@ -288,7 +288,7 @@ def test_clients_that_were_silent_go_on_without_loss_or_outage(serve, rng):
         assert server.counts().inserted == 4 * (2 * k + 1)
         time.sleep(0.8)
         insert(stub_of(server), rng, 1, writer=f"another {k}")
-    assert not writer._lanes[0].link.gone
+    assert not writer._streams[0].connection.gone
     writer.close()
     other = serve(stream_idle=0.3)
     source = sampler([other], give_up_after=0.2)
@@ -336,7 +336,7 @@ def test_streams_are_bounded_and_come_free(serve, rng):
 
 
 def too_long(rng, items):
-    message = pack_segment(make_segment(rng, items=items, n=1))
+    message = make_message(rng, items=items, n=1)
     return pb.InsertRequest(writer="w", sequence=1, segment=message)
 
 
@@ -421,15 +421,15 @@ BAD_FILES = {
         "nowhere.pem cannot be read",
     ),
     "a certificate that is a folder": ({"certificate": "stranger", "key": "shard.key"}, "directory"),
-    "a certificate without its key": ({"certificate": "shard.pem"}, "without security.key"),
-    "a key without its certificate": ({"key": "shard.key"}, "without security.certificate"),
+    "a certificate without its key": ({"certificate": "shard.pem"}, "without key"),
+    "a key without its certificate": ({"key": "shard.key"}, "without certificate"),
     "another's key": ({"certificate": "shard.pem", "key": "client.key"}, "(?i)mismatch"),
     "a key under a password": ({"certificate": "shard.pem", "key": "locked.key"}, "without a password"),
     "a certificate that is none": ({"certificate": "shard.csr", "key": "shard.key"}, "shard.csr"),
     "an authority that is none": ({"authority": "shard.key"}, "holds no certificate"),
-    "an authority that is not there": ({"authority": "nowhere.pem"}, "security.authority .*nowhere.pem"),
+    "an authority that is not there": ({"authority": "nowhere.pem"}, "authority .*nowhere.pem"),
     "mutual without an authority": ({"certificate": "shard.pem", "key": "shard.key", "mutual": True}, "authority"),
-    "a token that is not there": ({"token_file": "nowhere"}, "security.token-file .*nowhere cannot be read"),
+    "a token that is not there": ({"token_file": "nowhere"}, "token_file .*nowhere cannot be read"),
     "an empty token": ({"token_file": "empty"}, "holds no token"),
     "a token of two words": ({"token_file": "words"}, "holds no token"),
     "a token of no text": ({"token_file": "bytes"}, "holds no token"),
@@ -460,13 +460,13 @@ SERVE = ["replay", "serve", "--port", "0", "--frame-shape", "2", "--dtype", "flo
         (["--host", "::"], "--security.token-file"),
         (["--host", "203.0.113.7", "--security.no-require-token"], "no address of this machine"),
         (["--host", "no such host"], "--host no such host"),
-        (["--host", ""], "--host is empty"),
+        (["--host", ""], "--host is '': write an address"),
         (["--host", "0.0.0.0", "--security.token-file", "/proc/none/token"], "/proc/none/token cannot be written"),
         (["--security.authority", "a.pem"], "--security.mutual"),
         (["--security.certificate", "a.pem", "--security.key", "a.key"], "a.pem cannot be read"),
-        (["--limits.streams", "0"], "limits.streams is 0"),
-        (["--limits.handshake", "nan"], "limits.handshake is nan"),
-        (["--limits.stream-idle", "inf"], "limits.stream_idle is inf"),
+        (["--limits.streams", "0"], "--limits.streams is 0"),
+        (["--limits.handshake", "nan"], "--limits.handshake is nan"),
+        (["--limits.stream-idle", "inf"], "--limits.stream-idle is inf"),
         (["--insert-timeout", "700"], "--limits.stream-idle"),
     ],
 )

@@ -17,11 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
-from protos.codec import pack_segment
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.wire.writer import Writer
 from rl.errors import RunFault
-from tests.conftest import FRAMES, ROOT, make_segment
+from tests.conftest import FRAMES, ROOT, make_message, make_segment
 from tests.integration.shards import sampler, shards_fixture, wait_for  # noqa: F401
 
 
@@ -83,6 +82,12 @@ def test_shards_of_unequal_fill_sample_as_one_would(shards, rng):
     p = np.array([priorities[int(m)] for m in batch.transitions.s_tm1[:, 0]]) / expected.sum()
     w = (len(keys) * p) ** -0.4
     np.testing.assert_allclose(batch.weights, w / w.max(), rtol=1e-4)
+    # as a checkpoint holds it: the batches drawn, over 200,000 of which beta goes from 0.4 to 1
+    assert source.get_state() == {"drawn": 60}
+    source.set_state({"drawn": 200_000})
+    batch = source.sample(10.0)
+    w = 1 / np.array([priorities[int(m)] for m in batch.transitions.s_tm1[:, 0]])
+    np.testing.assert_allclose(batch.weights, w / w.max(), rtol=1e-4)
     source.close()
 
 
@@ -93,7 +98,7 @@ def test_priority_updates_reach_their_shard_and_steer_the_draws(shards, rng):
         writer.write(make_segment(rng, items=8, mark=100 * (index + 1)))
         writer.flush(10.0)
         writer.close()
-    source = sampler(two, prefetch=1)
+    source = sampler(two, batches_ahead=1)
     before = [s.counts().total_priority for s in two]
     for _ in range(8):
         batch = source.sample(10.0)
@@ -152,7 +157,7 @@ def test_the_limiter_holds_the_ratio_of_the_whole_service(shards, rng, batches, 
 )
 def test_a_refused_segment_is_a_fault_not_a_loop(shards, rng, field, value):
     (shard,) = shards(1)
-    message = pack_segment(make_segment(rng))
+    message = make_message(rng)
     setattr(message, field, value)
     with pytest.raises(grpc.RpcError) as caught:
         list(shard.stub.Insert(iter([pb.InsertRequest(writer="w", sequence=1, segment=message)]), timeout=5.0))
@@ -174,9 +179,7 @@ def test_sequences_are_stored_once_and_in_order(shards, rng):
     (shard,) = shards(1)
 
     def send(*sequences):
-        requests = [
-            pb.InsertRequest(writer="w", sequence=s, segment=pack_segment(make_segment(rng))) for s in sequences
-        ]
+        requests = [pb.InsertRequest(writer="w", sequence=s, segment=make_message(rng)) for s in sequences]
         return [r.acknowledged for r in shard.stub.Insert(iter(requests), timeout=5.0)]
 
     assert send(1, 2, 2, 1, 3) == [1, 2, 2, 2, 3]

@@ -69,10 +69,11 @@ def test_a_learner_resumes_from_its_checkpoint(rng, tmp_path):
     loaded = store.load_newest()
     again.set_checkpoint(loaded)
     assert loaded.state["agent_steps"] == 123
+    assert loaded.state["rng"]["drawn"] == 8  # 7 batches, and one that did not come
     assert again.updater.updates == 7
     assert again.updater.target_syncs == 1
     assert again.publisher.version == learner.publisher.version
-    assert again._source.drawn == learner._source.drawn
+    assert again._source.get_state() == learner._source.get_state() == {"drawn": 8}
 
 
 def test_weights_of_another_network_are_refused():

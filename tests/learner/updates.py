@@ -51,6 +51,12 @@ class Source:
     def stats(self):
         return {}
 
+    def get_state(self):
+        return {"drawn": self.drawn}
+
+    def set_state(self, state):
+        self.drawn = state["drawn"]
+
     def close(self):
         pass
 

@@ -9,12 +9,23 @@ import lz4.frame
 import numpy as np
 import pytest
 
-from protos import codec
+from protos import codec, frames
 from protos import replay_pb2 as pb
+from protos.types import InvalidMessage
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
 from rl.types import ObservationSpec, Segment
-from tests.conftest import FRAMES, SMALL, make_segment
+from tests.conftest import FRAMES, SMALL, make_message, make_segment
+
+
+def through_the_wire(segment):
+    message = pb.Segment.FromString(codec.segment_to_message(segment).SerializeToString())
+    return codec.segment_from_message(message)
+
+
+def drawn_from(shard, *draws):
+    """A shard's reply and the sizes of its draws."""
+    return codec.sampled_to_message(shard.sample(draws), shard.spec), draws
 
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES, ObservationSpec((300,), "float32")])
@@ -22,36 +33,15 @@ from tests.conftest import FRAMES, SMALL, make_segment
 def test_a_segment_survives_the_wire(rng, spec, first_step):
     segment = make_segment(rng, spec, first_step=first_step)
     segment = dataclasses.replace(segment, lost_life=rng.random(len(segment.actions)) < 0.5)
-    back = codec.unpack_segment(pb.Segment.FromString(codec.pack_segment(segment).SerializeToString()), spec)
+    back = codec.unpack_segment(through_the_wire(codec.pack_segment(segment)), spec)
     for field in dataclasses.fields(Segment):
         np.testing.assert_array_equal(getattr(back, field.name), getattr(segment, field.name), err_msg=field.name)
-
-
-def test_frames_compress_without_loss(rng):
-    frames = np.repeat(rng.integers(0, 3, (5, 20, 5), dtype=np.uint8), 4, axis=2)
-    data, sizes = codec.compress_frames(frames)
-    assert len(data) == sizes.sum() < frames.nbytes
-    enclosed = codec._enclosed([data], len(frames), FRAMES)
-    np.testing.assert_array_equal(codec.decompress_frames(enclosed, len(frames), FRAMES), frames)
-
-
-BIG = ObservationSpec((5_000_000,), "uint8")  # above the LZ4 frame format's largest block
-
-
-@pytest.mark.parametrize("noise", [True, False])
-@pytest.mark.parametrize("spec", [FRAMES, BIG])
-def test_frames_of_any_size_and_content_pass_the_check(rng, spec, noise):
-    """Noise does not compress and rests as it is; a large frame takes several blocks."""
-    frames = rng.integers(0, 256 if noise else 1, (2, *spec.frame_shape), dtype=np.uint8)
-    data, sizes = codec.compress_frames(frames)
-    codec._check_frames(sizes, data, 1, spec)
-    np.testing.assert_array_equal(codec.decompress_frames(codec._enclosed([data], 2, spec), 2, spec), frames)
 
 
 def test_sampled_frames_are_a_standard_lz4_frame(rng):
     shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES)))
-    reply = shard.sample(5)
+    reply = codec.sampled_to_message(shard.sample([5]), FRAMES)
     assert len(lz4.frame.decompress(reply.frames)) == 5 * 2 * FRAMES.stack * FRAMES.frame_bytes
 
 
@@ -149,27 +139,11 @@ BROKEN = {
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_segment_is_refused_with_a_sentence(rng, how):
-    message = codec.pack_segment(make_segment(rng, FRAMES, mark=1))
+    message = make_message(rng, FRAMES, mark=1)
     change, words = BROKEN[how]
     change(message)
-    with pytest.raises(codec.InvalidMessage, match=words):
-        codec.segment_arrays(message, FRAMES)
-
-
-@pytest.mark.parametrize("compressed", [True, False])
-@pytest.mark.parametrize("side", [256, 512])
-def test_a_block_that_the_format_refuses_is_refused_at_once(rng, side, compressed):
-    """Noise that fills the largest block grows when it is compressed; two blocks' worth in one block."""
-    spec = ObservationSpec((side, side * (1 if compressed else 17)), "uint8")
-    noise = rng.bytes(spec.frame_bytes)
-    block = lz4.block.compress(noise, store_size=False) if compressed else noise
-    data = (len(block) | (0 if compressed else 2**31)).to_bytes(4, "little") + block
-    most = codec._block_bytes(spec.frame_bytes)
-    if len(block) > most:
-        with pytest.raises(codec.InvalidMessage, match=f"above {most}"):
-            codec._check_blocks(data, 0, len(data), spec.frame_bytes)
-    else:
-        codec._check_blocks(data, 0, len(data), spec.frame_bytes)
+    with pytest.raises(InvalidMessage, match=words):
+        codec.check_segment(codec.segment_from_message(message), FRAMES)
 
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES])
@@ -178,9 +152,21 @@ def test_a_draw_of_no_items_stands_among_the_others(rng, spec, draws):
     """What a shard gets that has a small share of several batches."""
     shard = Shard(10, spec, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=1)))
-    drawn = list(codec.unpack_samples([(shard.sample(*draws), draws)], spec))
+    drawn = list(codec.unpack_samples([drawn_from(shard, *draws)], spec))
     assert [len(keys) for _, keys, _ in drawn] == draws
     assert [len(transition.s_t) for transition, _, _ in drawn] == draws
+
+
+@pytest.mark.parametrize("spec", [SMALL, FRAMES])
+def test_a_draw_in_process_is_what_travels(rng, spec):
+    shard = Shard(10, spec, SelectorConfig(), limited=False)
+    shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=1)))
+    sampled = shard.sample([7])
+    here, keys, probability = codec.unpack_sampled(sampled, spec)
+    (there,) = codec.unpack_samples([(codec.sampled_to_message(sampled, spec), [7])], spec)
+    for mine, its in zip((*here, keys, probability), (*there[0], *there[1:]), strict=True):
+        np.testing.assert_array_equal(mine, its)
+        assert mine.dtype == its.dtype
 
 
 REPLIES = {
@@ -188,8 +174,10 @@ REPLIES = {
     "without its end mark": lambda data: data[:-4],
     "followed by something": lambda data: data + b"more",
     "of another header": lambda data: b"\0" * 15 + data[15:],
-    "of one item": lambda data: codec._enclosed([codec.blank_frames(FRAMES, 8)], 8, FRAMES),
-    "ended early": lambda data: codec._enclosed([codec.blank_frames(FRAMES, 8), codec.END_MARK, data[15:]], 40, FRAMES),
+    "of one item": lambda data: frames.enclosed([frames.blank_frames(FRAMES, 8)], 8, FRAMES),
+    "ended early": lambda data: frames.enclosed(
+        [frames.blank_frames(FRAMES, 8), frames.END_MARK, data[15:]], 40, FRAMES
+    ),
     "damaged": lambda data: data[:30] + b"\xff" * 40 + data[70:],
     "empty": lambda data: b"",
 }
@@ -202,13 +190,13 @@ def test_a_broken_reply_is_refused_with_a_sentence(rng, how, others, sized):
     """By itself, and as part of a batch out of several shards; whether it says its new size or not."""
     shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES, mark=1)))
-    reply = shard.sample(5)
-    replies = [(reply, [5])] + [(shard.sample(3), [3])] * others
+    replies = [drawn_from(shard, 5)] + [drawn_from(shard, 3)] * others
+    reply = replies[0][0]
     assert len(list(codec.unpack_samples(replies, FRAMES))) == 1
     reply.frames = REPLIES[how](reply.frames)
     if sized:
         reply.draw_bytes[:] = [len(reply.frames)]
-    with pytest.raises(codec.InvalidMessage, match="frames"):
+    with pytest.raises(InvalidMessage, match="frames"):
         list(codec.unpack_samples(replies, FRAMES))
 
 
@@ -218,7 +206,7 @@ def test_a_batch_of_several_shards_is_their_parts_one_after_the_other(rng, spec)
     for k, shard in enumerate(shards):
         shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=50 * k)))
     draws = [[3, 0, 2], [1, 4, 0], [0, 2, 5]]
-    replies = [(shard.sample(*own), own) for shard, own in zip(shards, draws, strict=True)]
+    replies = [drawn_from(shard, *own) for shard, own in zip(shards, draws, strict=True)]
     alone = [list(codec.unpack_samples([one], spec)) for one in replies]
     for j, (transition, keys, probability) in enumerate(codec.unpack_samples(replies, spec)):
         parts = [own[j] for own in alone]

@@ -35,6 +35,13 @@ def datasets_fixture(tmp_path, monkeypatch):
     return tmp_path / "minari"
 
 
+def added(builder, **step):
+    """The segment that a step completes, rated 1, in a list; or an empty one."""
+    step = {"reward": 1.0, "terminated": False, "truncated": False, "lost_life": False, "version": 0} | step
+    cut = builder.add(**step)
+    return [cut.rated(np.ones(cut.items, np.float32))] if cut else []
+
+
 def foreign(name, observations, actions, episodes, env_spec=None):
     """A dataset as somebody else may have made it: episodes of dictionaries for Minari's EpisodeBuffer."""
     from minari.data_collector.episode_buffer import EpisodeBuffer
@@ -77,11 +84,9 @@ def balance(steps, epsilons, seed=0, items=20):
             action = int(rng.integers(2)) if rng.random() < epsilon else int(x[2] + 0.5 * x[3] > 0)
             x, reward, terminated, truncated, _ = env.step(action)
             done, played = terminated or truncated, played + 1
-            closed = builder.add(
-                np.zeros(2), action, float(reward), terminated, truncated and not terminated, False, 0, x
-            )
-            if closed is not None:
-                local.write(closed.segment)
+            ends = {"terminated": terminated, "truncated": truncated and not terminated}
+            for segment in added(builder, action=action, reward=float(reward), **ends, frame=x):
+                local.write(segment)
         returns.append(played)
     return shard, float(np.mean(returns))
 
@@ -105,5 +110,5 @@ def run_fixture(tmp_path_factory):
 
 def exported(shard, name):
     with DatasetWriter(name, shard.spec, 2, EnvConfig(id="CartPole-v1")) as writer:
-        for joined in episode_runs(((k.writer, k.message) for k in shard.storage.segments()), shard.spec):
+        for joined in episode_runs(shard.storage.segments(), shard.spec):
             writer.append(joined)

@@ -12,11 +12,12 @@ from protos.codec import pack_segment
 from replay.datasets.dataset import Dataset
 from replay.datasets.episodes import episode_runs
 from replay.datasets.export import DatasetWriter
+from replay.store.storage import StoredSegment
 from rl.envs.config import EnvConfig
 from rl.returns import ReturnConfig
 from rl.segments import SegmentBuilder, stack_frames
 from rl.types import ObservationSpec
-from tests.replay.datasets.made import datasets_fixture  # noqa: F401
+from tests.replay.datasets.made import added, datasets_fixture  # noqa: F401
 
 minari = pytest.importorskip("minari")
 N, G, ITEMS = 3, 0.9, 4
@@ -30,8 +31,16 @@ def play(spec, steps, end, base=0, episode=0, returns=RETURNS):
     builder.begin(frame(0))
     for k in range(steps):
         ends = [k == steps - 1 and end == kind for kind in ("terminated", "truncated")]
-        closed = builder.add(np.zeros(2), k % 2, 1.0 + k, *ends, k % 5 == 2, k, frame(k + 1))
-        segments += [closed.segment] if closed else []
+        segments += added(
+            builder,
+            action=k % 2,
+            reward=1.0 + k,
+            terminated=ends[0],
+            truncated=ends[1],
+            lost_life=k % 5 == 2,
+            version=k,
+            frame=frame(k + 1),
+        )
     return segments
 
 
@@ -60,7 +69,7 @@ def tail(stack, end):
 
 
 def stored(segments, writer="a"):
-    return [(writer, pack_segment(s)) for s in segments]
+    return [StoredSegment(writer, 0, pack_segment(s)) for s in segments]
 
 
 def round_trip(segments, spec, name="qfleet/table-v0"):
@@ -131,10 +140,9 @@ def test_no_stack_begins_with_frames_that_never_were():
     for frames, items in ((4, 0), (5, 1)):
         builder = SegmentBuilder(RETURNS, spec, ITEMS)
         builder.begin(np.zeros(1, np.float32), first_step=1)
-        steps = [
-            builder.add(np.zeros(2), 0, 1.0, k == frames - 2, False, False, 0, np.zeros(1)) for k in range(frames - 1)
-        ]
-        closed = [c.segment for c in steps if c is not None]
+        closed = []
+        for k in range(frames - 1):
+            closed += added(builder, action=0, terminated=k == frames - 2, frame=np.zeros(1))
         assert sum(s.items for s in closed) == items
         assert all(s.first_step == 1 and s.item_step[0] == 3 for s in closed)
 
@@ -162,8 +170,7 @@ def test_pixels_are_kept_without_loss_and_compressed(rng, datasets):
     frames[:, 20:30, 20:30] = rng.integers(0, 256, (61, 10, 10))
     builder.begin(frames[0])
     for k in range(60):
-        closed = builder.add(np.zeros(6), k % 6, 1.0, False, k == 59, False, 3, frames[k + 1])
-        segments += [closed.segment] if closed else []
+        segments += added(builder, action=k % 6, truncated=k == 59, version=3, frame=frames[k + 1])
     env = EnvConfig(id="PongNoFrameskip-v4", sticky=0.25)
     with DatasetWriter("qfleet/pong-v0", spec, 6, env) as writer:
         for run in episode_runs(stored(segments), spec):

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from protos.codec import pack_segment, unpack_samples
+from protos.codec import pack_segment
 from replay.store.selectors import RERANK_FRACTION, Ranked, SelectorConfig, stratified
 from replay.store.shard import Shard
 from rl.errors import BadInput
@@ -149,7 +149,8 @@ def test_a_shard_draws_by_rank_what_is_stored_and_follows_updates(rng):
     for sequence in range(1, 10):
         shard.insert("w", sequence, pack_segment(make_segment(rng, items=4, td_abs=rng.random(4))))
         shard.check_valid()
-    _, keys, probability = next(unpack_samples([(shard.sample(500), [500])], SMALL))
+    sampled = shard.sample([500])
+    keys, probability = sampled.keys, sampled.probability
     assert set(keys.tolist()) == set(range(16, 36))
     td = shard.storage.td_abs[(keys % 20).astype(int)]
     by_rank = (1 / np.arange(1, 21)) / (1 / np.arange(1, 21)).sum()

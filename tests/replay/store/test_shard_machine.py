@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 
 from protos import codec
 from protos import replay_pb2 as pb
+from protos.types import InvalidMessage, LimiterState
 from replay.store.selectors import RERANK_FRACTION, SelectorConfig
 from replay.store.shard import KEYS, MAX_BATCH, OutOfOrder, Shard, fixed_bytes
 from replay.store.snapshots import Snapshots
@@ -67,7 +68,7 @@ class NaiveShard:
     dropped: int = 0
     generation: int = 0  # of keys: how often it was restored
 
-    def insert(self, origin, segment, message):
+    def insert(self, origin, segment, packed):
         start = segment.item_step.astype(int)
         s_tm1 = stack_frames(segment.frames, start, self.stack)
         s_t = stack_frames(segment.frames, start + segment.item_length, self.stack)
@@ -85,8 +86,16 @@ class NaiveShard:
         ]
         self.next_key += len(items)
         steps = len(segment.actions)
-        size = len(message.frames) + 4 * (steps + 2) + (4 + 4 + 1 + 4) * steps + SEGMENT_BYTES
-        self.segments.append({"origin": origin, "message": message, "items": items, "bytes": size})
+        size = len(packed.frames) + 4 * (steps + 2) + (4 + 4 + 1 + 4) * steps + SEGMENT_BYTES
+        self.segments.append(
+            {
+                "origin": origin,
+                "message": serialized(packed),
+                "items": items,
+                "frames": len(packed.frames),
+                "bytes": size,
+            }
+        )
         while len(self.items) > self.capacity or self.bytes > self.room:
             self.segments.pop(0)
 
@@ -105,9 +114,13 @@ class NaiveShard:
 
     def given_back(self, segment):
         """The segment as it should come back: with its items' present TD errors."""
-        message = pb.Segment.FromString(segment["message"].SerializeToString())
+        message = pb.Segment.FromString(segment["message"])
         message.td_abs = np.array([item["td"] for item in segment["items"]], "<f4").tobytes()
-        return pb.InsertRequest(origin=segment["origin"], segment=message)
+        return segment["origin"], serialized(codec.segment_from_message(message))
+
+
+def serialized(segment):
+    return codec.segment_to_message(segment).SerializeToString()
 
 
 def random_segment(rng, spec, items, first_step, priority):
@@ -155,16 +168,16 @@ class ShardBesideNaive(RuleBasedStateMachine):
     )
     def insert(self, writer, items, first_step, origin, transferred, data):
         segment = self.segment(data, items, first_step)
-        message, naive = codec.pack_segment(segment), self.naive
+        packed, naive = codec.pack_segment(segment), self.naive
         sequence = naive.last.get(writer, 0) + 1
-        request = pb.InsertRequest(segment=message, transferred=transferred)
-        fits = transferred or not self.limited or naive.inserted + items <= self.credit
-        assert self.shard.has_room(request) == fits
-        if not fits:
+        fits = not self.limited or naive.inserted + items <= self.credit
+        assert (items <= self.shard.credit_left) == fits
+        if not fits and not transferred:
             return
-        assert self.shard.insert(writer, sequence, message, origin, transferred) == sequence
+        self.shard.check(packed)
+        assert self.shard.insert(writer, sequence, packed, origin, transferred) == sequence
         naive.last[writer] = sequence
-        naive.insert(origin or writer, segment, message)
+        naive.insert(origin or writer, segment, packed)
         if transferred:
             naive.transferred += items
         else:
@@ -175,22 +188,23 @@ class ShardBesideNaive(RuleBasedStateMachine):
         last = self.naive.last.get(writer, 0)
         if last:
             sequence = max(1, last - back)
-            assert self.shard.is_duplicate(writer, sequence)
+            assert self.shard.check_order(writer, sequence) == last
             assert self.shard.insert(writer, sequence, codec.pack_segment(self.segment(data, 2))) == last
 
     @rule(writer=st.sampled_from(WRITERS), skip=st.integers(2, 5), data=st.data())
     def insert_too_early(self, writer, skip, data):
         sequence = self.naive.last.get(writer, 0) + skip
-        assert not self.shard.is_duplicate(writer, sequence)
+        with pytest.raises(OutOfOrder):
+            self.shard.check_order(writer, sequence)
         with pytest.raises(OutOfOrder):
             self.shard.insert(writer, sequence, codec.pack_segment(self.segment(data, 2)))
 
-    @rule(writer=st.sampled_from(WRITERS), how=st.sampled_from(sorted(MALFORMED)), data=st.data())
-    def insert_malformed(self, writer, how, data):
-        message = codec.pack_segment(self.segment(data, 3))
+    @rule(how=st.sampled_from(sorted(MALFORMED)), data=st.data())
+    def check_malformed(self, how, data):
+        message = codec.segment_to_message(codec.pack_segment(self.segment(data, 3)))
         MALFORMED[how](message)
-        with pytest.raises(codec.InvalidMessage):
-            self.shard.insert(writer, self.naive.last.get(writer, 0) + 1, message)
+        with pytest.raises(InvalidMessage):
+            self.shard.check(codec.segment_from_message(message))
 
     @rule(
         name=st.sampled_from(["", "a", "w" * 201]),
@@ -202,13 +216,14 @@ class ShardBesideNaive(RuleBasedStateMachine):
     def insert_what_cannot_be(self, name, origin, items, sequence, data):
         sequence += self.naive.last.get(name, 0) if sequence else 0
         if name != "a" or origin or items > 1 or not sequence:
-            with pytest.raises(codec.InvalidMessage):
-                self.shard.insert(name, sequence, codec.pack_segment(self.segment(data, items)), origin)
+            segment = codec.pack_segment(self.segment(data, items))
+            with pytest.raises(InvalidMessage):
+                self.shard.check(segment)
+                self.shard.insert(name, sequence, segment, origin)
 
     @rule(credit=st.integers(0, 80), tell=st.booleans())
     def grant(self, credit, tell):
-        request = pb.SampleRequest(insert_credit=credit, limiter=pb.Limiter(diff=3.0) if tell else None)
-        assert self.shard.grant(request) == (credit > self.credit)
+        assert self.shard.grant(credit, LimiterState(diff=3.0) if tell else None) == (credit > self.credit)
         self.credit = credit
 
     @rule()
@@ -217,10 +232,11 @@ class ShardBesideNaive(RuleBasedStateMachine):
 
     @rule(counts=st.lists(st.integers(0, 9), max_size=4))
     def sample(self, counts):
-        reply, items = self.shard.sample(*counts), self.naive.items
+        sampled, items = self.shard.sample(counts), self.naive.items
         if not items or not any(counts):
-            assert not reply.keys
+            assert len(sampled.keys) == 0
             return
+        reply = codec.sampled_to_message(sampled, self.spec)
         self.naive.sampled += sum(counts)
         seen = {}
         for count, draw in zip(counts, codec.unpack_samples([(reply, counts)], self.spec), strict=True):
@@ -237,13 +253,13 @@ class ShardBesideNaive(RuleBasedStateMachine):
         lowest, highest = self.priorities()
         for key, p in seen.items():
             key -= self.naive.generation * KEYS
-            p *= reply.counts.total_priority
+            p *= sampled.counts.total_priority
             assert lowest[key] * (1 - 1e-6) <= p <= highest[key] * (1 + 1e-6)
 
     @rule(counts=st.sampled_from([[MAX_BATCH + 1], [MAX_BATCH, 1], [0] * (MAX_BATCH + 1)]))
     def sample_too_much(self, counts):
-        with pytest.raises(codec.InvalidMessage):
-            self.shard.sample(*counts)
+        with pytest.raises(InvalidMessage):
+            self.shard.sample(counts)
 
     def priorities(self):
         """The least and the greatest that each item's priority may be, by key."""
@@ -273,11 +289,11 @@ class ShardBesideNaive(RuleBasedStateMachine):
         alien = st.sampled_from([base + self.naive.next_key, base + KEYS, max(0, base - KEYS), 2**63, 2**64 - 1])
         keys = data.draw(st.lists(known | known | alien, min_size=1, max_size=8))
         td = [data.draw(TD) for _ in keys]
-        request = pb.UpdatePrioritiesRequest(keys=np.array(keys, "<u8").tobytes(), td_abs=np.array(td, "<f4").tobytes())
+        given = np.array(keys, np.uint64)
         keys = [key - base for key in keys]
         items = self.naive.items
         dropped = sum(key not in items for key in keys)
-        assert self.shard.update_priorities(request) == dropped
+        assert self.shard.update_priorities(given, np.array(td, np.float32)) == dropped
         self.naive.dropped += dropped
         for key, value in zip(keys, td, strict=True):
             if key in items:
@@ -285,10 +301,9 @@ class ShardBesideNaive(RuleBasedStateMachine):
 
     @rule(td=st.sampled_from([[1.0], [1.0, -1.0], [np.nan, 1.0], [1.0, np.inf]]))
     def update_malformed(self, td):
-        keys = np.array([self.naive.first_key, self.naive.first_key + 1], "<u8")
-        request = pb.UpdatePrioritiesRequest(keys=keys.tobytes(), td_abs=np.array(td, "<f4").tobytes())
-        with pytest.raises(codec.InvalidMessage):
-            self.shard.update_priorities(request)
+        keys = np.array([self.naive.first_key, self.naive.first_key + 1], np.uint64)
+        with pytest.raises(InvalidMessage):
+            self.shard.update_priorities(keys, np.array(td, np.float32))
 
     @rule(ahead=st.integers(-5, 12), segments=st.sampled_from([0, 1, 3, 100]))
     def drain(self, ahead, segments):
@@ -297,19 +312,17 @@ class ShardBesideNaive(RuleBasedStateMachine):
         taken = max(0, naive.first_key + ahead)
         for never in (base + naive.next_key + 1, base - KEYS + taken):
             if never > 0:
-                with pytest.raises(codec.InvalidMessage, match="no reply named"):
+                with pytest.raises(InvalidMessage, match="no reply named"):
                     self.shard.drain(never, segments)
         if taken > naive.next_key:
             return
         while naive.segments and naive.segments[0]["items"][-1]["key"] < taken:
             naive.segments.pop(0)
-        reply = self.shard.drain(base + taken, segments)
+        drained = self.shard.drain(base + taken, segments)
         given, left = naive.segments[:segments], naive.segments[segments:]
-        assert [r.SerializeToString() for r in reply.segments] == [
-            naive.given_back(s).SerializeToString() for s in given
-        ]
-        assert reply.next == base + (left[0]["items"][0]["key"] if left else naive.next_key)
-        assert reply.left == sum(len(s["items"]) for s in left)
+        assert [(origin, serialized(s)) for origin, s in drained.segments] == [naive.given_back(s) for s in given]
+        assert drained.next == base + (left[0]["items"][0]["key"] if left else naive.next_key)
+        assert drained.left == sum(len(s["items"]) for s in left)
 
     def directory(self):
         return Path(tempfile.mkdtemp(dir=self.folder.name))
@@ -355,7 +368,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
         assert lowest * (1 - 1e-6) <= counts.total_priority <= highest * (1 + 1e-6)
         assert (counts.inserted, counts.transferred) == (naive.inserted, naive.transferred)
         assert (counts.sampled, counts.dropped_updates) == (naive.sampled, naive.dropped)
-        assert counts.bytes == sum(len(s["message"].frames) for s in naive.segments)
+        assert counts.bytes == sum(s["frames"] for s in naive.segments)
         assert counts.resident_bytes == naive.bytes + fixed_bytes(naive.capacity, self.config)
         assert (self.shard.storage.first_key, self.shard.storage.next_key) == (naive.first_key, naive.next_key)
         assert dict(self.shard._last) == naive.last

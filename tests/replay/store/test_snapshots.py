@@ -26,7 +26,7 @@ from replay.store.snapshot_files import LOCK, MANIFEST
 from replay.store.snapshots import Snapshots
 from replay.wire.writer import Writer
 from rl.errors import BadInput
-from tests.conftest import FRAMES, SMALL, make_segment
+from tests.conftest import FRAMES, SMALL, make_message, make_segment
 from tests.integration.shards import ShardProcess, shards_fixture, wait_for  # noqa: F401
 
 CAPACITY = 60
@@ -65,7 +65,7 @@ def written(directory, shard, *steps):
 
 
 def content(shard):
-    return [(k.writer, k.first_key, k.message) for k in shard.storage.segments()]
+    return [(s.writer, s.first_key, codec.segment_to_message(s.segment)) for s in shard.storage.segments()]
 
 
 def files(directory):
@@ -82,10 +82,8 @@ def test_a_shard_comes_back_as_it_was(tmp_path, rng, kind, segments):
     shard = new_shard(kind=kind)
     fill(shard, rng, segments)
     fill(shard, rng, segments // 3, writer="another", items=7)
-    reply = shard.sample(32)
-    td = rng.random(32).astype("<f4") * 10
-    shard.update_priorities(pb.UpdatePrioritiesRequest(keys=reply.keys, td_abs=td.tobytes()))
-    shard.update_priorities(pb.UpdatePrioritiesRequest(keys=np.uint64(2**30).tobytes(), td_abs=np.float32(1).tobytes()))
+    shard.update_priorities(shard.sample([32]).keys, rng.random(32).astype(np.float32) * 10)
+    shard.update_priorities(np.array([2**30], np.uint64), np.ones(1, np.float32))
     (done,) = written(tmp_path, shard)
     again = taken_back(tmp_path, new_shard(kind=kind))
     assert content(again) == content(shard)
@@ -100,7 +98,7 @@ def test_a_shard_comes_back_as_it_was(tmp_path, rng, kind, segments):
         dict(zip(new_slots, new_probability, strict=True)),
     )
     assert by_slot == pytest.approx(new_by_slot)
-    again.sample(8)
+    again.sample([8])
     fill(again, rng, 30)
     again.check_valid()
 
@@ -233,7 +231,7 @@ def test_a_snapshot_of_something_else_is_refused_in_words(tmp_path, rng):
         Snapshots(tmp_path, new_shard(capacity=3))
     file = tmp_path / MANIFEST
     file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(BadInput, match="format 2, this Qfleet reads 1"):
+    with pytest.raises(BadInput, match="format 2, this Qfleet reads up to 1"):
         Snapshots(tmp_path, new_shard())
 
 
@@ -264,17 +262,16 @@ def test_keys_are_never_used_again(tmp_path, rng):
     for restart in range(1, 4):
         shard = taken_back(tmp_path, new_shard(capacity=8))
         fill(shard, rng, 2, writer=str(restart))
-        reply = shard.sample(64)
-        keys = set(np.frombuffer(reply.keys, "<u8").tolist())
+        sampled = shard.sample([64]).keys
+        keys = set(sampled.tolist())
         assert len(keys) == 8
         assert not keys & seen
         assert min(keys) >= restart * KEYS
         seen |= keys
         if lost is not None:
-            assert shard.update_priorities(pb.UpdatePrioritiesRequest(keys=lost, td_abs=bytes(4 * 64))) == 64
-        lost = reply.keys
-        td = np.full(64, 3.0, "<f4").tobytes()
-        assert shard.update_priorities(pb.UpdatePrioritiesRequest(keys=reply.keys, td_abs=td)) == 0
+            assert shard.update_priorities(lost, np.zeros(64, np.float32)) == 64
+        lost = sampled
+        assert shard.update_priorities(sampled, np.full(64, 3.0, np.float32)) == 0
         assert (shard.storage.td_abs[:8] == 3.0).all()
 
 
@@ -356,8 +353,9 @@ def test_a_writer_goes_on_after_a_restart_and_nothing_saved_is_stored_twice(tmp_
     writer.write(make_segment(rng, mark=500))
     (again,) = shards(1, "--snapshots", tmp_path, port=shard.port)
     wait_for(lambda: again.counts().inserted == 24, 20.0)
-    name = writer._lanes[0]._name
-    saved = pb.InsertRequest(writer=name, sequence=5, segment=codec.pack_segment(make_segment(rng, mark=400)))
+    name = writer._streams[0]._name
+    message = make_message(rng, mark=400)
+    saved = pb.InsertRequest(writer=name, sequence=5, segment=message)
     (reply,) = again.stub.Insert(iter([saved]), timeout=5.0)
     assert reply.acknowledged == 6
     assert again.counts().inserted == 24
@@ -387,7 +385,7 @@ def test_a_restored_shard_asks_for_credit_by_its_own_setting(tmp_path, rng):
     again = Shard(CAPACITY, FRAMES, SelectorConfig(), limited=True)
     taken_back(tmp_path, again)
     assert again.credit_left == 0
-    again.grant(pb.SampleRequest(insert_credit=40))
+    again.grant(40)
     assert again.credit_left == 4
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from protos import codec
-from protos import replay_pb2 as pb
+from protos.types import InvalidMessage
 from replay.store.selectors import SelectorConfig
-from replay.store.shard import Shard
+from replay.store.shard import MAX_WRITER, Shard
 from tests.conftest import FRAMES, SMALL, make_segment
 
 
@@ -16,7 +16,7 @@ from tests.conftest import FRAMES, SMALL, make_segment
 def test_draws_follow_the_selector(rng, kind):
     shard = Shard(100, SMALL, SelectorConfig(kind=kind, alpha=1.0, epsilon=1e-6), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, items=4, td_abs=[1, 2, 3, 10])))
-    keys = np.concatenate([next(codec.unpack_samples([(shard.sample(1000), [1000])], SMALL))[1] for _ in range(20)])
+    keys = np.concatenate([shard.sample([1000]).keys for _ in range(20)])
     expected = [0.25] * 4 if kind == "uniform" else [1 / 16, 2 / 16, 3 / 16, 10 / 16]
     np.testing.assert_allclose(np.bincount(keys.astype(int)) / len(keys), expected, atol=0.02)
 
@@ -26,7 +26,7 @@ def test_uniform_forgets_what_is_evicted(rng):
     for sequence in range(1, 30):
         shard.insert("w", sequence, codec.pack_segment(make_segment(rng, items=int(rng.integers(1, 6)))))
         shard.check_valid()
-    _, keys, _ = next(codec.unpack_samples([(shard.sample(500), [500])], SMALL))
+    keys = shard.sample([500]).keys
     live = range(shard.storage.first_key, shard.storage.next_key)
     assert set(keys.tolist()) == set(live)
 
@@ -34,15 +34,28 @@ def test_uniform_forgets_what_is_evicted(rng):
 def test_a_refused_segment_leaves_no_trace(rng):
     shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
     empty = shard.counts()
-    message = codec.pack_segment(make_segment(rng, FRAMES))
-    message.td_abs = np.array([1, 1, 1, np.nan], "<f4").tobytes()
-    with pytest.raises(codec.InvalidMessage):
-        shard.insert("w", 1, message)
+    bad = codec.pack_segment(make_segment(rng, FRAMES, td_abs=[1, 1, 1, np.nan]))
+    with pytest.raises(InvalidMessage, match="td_abs is not finite"):
+        shard.check(bad)
     too_long = codec.pack_segment(make_segment(rng, FRAMES, items=11))
-    with pytest.raises(codec.InvalidMessage, match="capacity"):
-        shard.insert("w", 1, too_long)
+    with pytest.raises(InvalidMessage, match="capacity"):
+        shard.check(too_long)
     assert shard.counts() == empty
-    assert not shard.is_duplicate("w", 1)
+    assert shard.check_order("w", 1) == 0
+
+
+@pytest.mark.parametrize(("writer", "origin"), [("é" * 100, ""), ("w", "é" * 100), ("€" * 66 + "ab", "")])
+def test_names_are_bounded_in_bytes(rng, writer, origin):
+    """Of 200 bytes each, in fewer characters; one more is refused."""
+    shard = Shard(10, SMALL, SelectorConfig(), limited=False)
+    segment = codec.pack_segment(make_segment(rng))
+    for name, source in ((writer + "x", origin), (writer, origin + "x")):
+        if max(len(name.encode()), len(source.encode())) > MAX_WRITER:
+            with pytest.raises(InvalidMessage, match="up to 200 bytes"):
+                shard.insert(name, 1, segment, source)
+    assert shard.counts().stored == 0
+    assert shard.insert(writer, 1, segment, origin) == 1
+    assert next(shard.storage.segments()).writer == (origin or writer)
 
 
 def test_what_is_inserted_while_segments_are_given_back_does_no_harm(rng):
@@ -50,8 +63,8 @@ def test_what_is_inserted_while_segments_are_given_back_does_no_harm(rng):
     for sequence in (1, 2, 3):
         shard.insert(f"w{sequence}", 1, codec.pack_segment(make_segment(rng, items=4)))
     seen = []
-    for kept in shard.storage.segments():
-        seen.append((kept.writer, kept.first_key))
+    for stored in shard.storage.segments():
+        seen.append((stored.writer, stored.first_key))
         shard.insert("late", len(seen), codec.pack_segment(make_segment(rng, items=5)))  # evicts two, then one
     assert seen == [("w1", 0), ("w3", 8)]
 
@@ -60,8 +73,7 @@ def test_evicted_keys_are_dropped_and_counted(rng):
     shard = Shard(8, SMALL, SelectorConfig(), limited=False)
     for sequence in (1, 2, 3):
         shard.insert("w", sequence, codec.pack_segment(make_segment(rng, items=4)))
-    request = pb.UpdatePrioritiesRequest(keys=np.array([0, 3, 4], "<u8").tobytes(), td_abs=np.ones(3, "<f4").tobytes())
-    assert shard.update_priorities(request) == 2
+    assert shard.update_priorities(np.array([0, 3, 4], np.uint64), np.ones(3, np.float32)) == 2
     assert shard.counts().dropped_updates == 2
 
 
@@ -70,7 +82,6 @@ def test_bad_priorities_change_nothing(rng, bad):
     shard = Shard(8, SMALL, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng)))
     before = shard.counts()
-    request = pb.UpdatePrioritiesRequest(keys=np.array([0, 1], "<u8").tobytes(), td_abs=np.array(bad, "<f4").tobytes())
-    with pytest.raises(codec.InvalidMessage):
-        shard.update_priorities(request)
+    with pytest.raises(InvalidMessage):
+        shard.update_priorities(np.array([0, 1], np.uint64), np.array(bad, np.float32))
     assert shard.counts() == before

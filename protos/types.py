@@ -1,0 +1,118 @@
+"""What the wire carries, as plain types: what a shard takes and gives. `codec.py` turns them into messages and back.
+
+S steps and F = S + 1 frames of a segment, M items of a segment, B items that were drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rl.types import Array, Float32, Float64, ObservationSpec, UInt64
+
+TERMINATED, TRUNCATED, LOST_LIFE = 1, 2, 4  # bits of a step's flags
+NONE: Array = np.zeros(0)
+
+
+class InvalidMessage(ValueError):
+    """A message whose content contradicts the specification; the text says what and where."""
+
+
+class PackedSegment(NamedTuple):
+    """A `rl.types.Segment` with its frames still compressed, as it travels and rests. Columns may be read-only."""
+
+    episode_id: int
+    first_step: int
+    frames: bytes  # F frames end to end, as `frames.py` packs them
+    frame_sizes: Array  # uint32 [F], bytes of each
+    actions: Array  # int32 [S]
+    rewards: Float32  # [S]
+    flags: Array  # uint8 [S], TERMINATED | TRUNCATED | LOST_LIFE
+    versions: Array  # uint32 [S]
+    item_step: Array  # uint32 [M]
+    item_length: Array  # uint32 [M]
+    r_t: Float32  # [M]
+    discount_t: Float32  # [M]
+    td_abs: Float32  # [M]
+
+    @property
+    def steps(self) -> int:
+        return len(self.actions)
+
+    @property
+    def items(self) -> int:
+        return len(self.item_step)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of frames and columns."""
+        of_frames = len(self.frames) + self.frame_sizes.nbytes
+        of_steps = self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes + self.versions.nbytes
+        of_items = self.item_step.nbytes + self.item_length.nbytes + self.r_t.nbytes + self.discount_t.nbytes
+        return of_frames + of_steps + of_items + self.td_abs.nbytes
+
+    @property
+    def end_step(self) -> int:
+        """The episode's step number behind the last step."""
+        return self.first_step + len(self.actions)
+
+
+class Counts(NamedTuple):
+    """Totals of one shard; `replay.proto` says of each what it counts."""
+
+    inserted: int
+    sampled: int
+    stored: int
+    total_priority: float
+    bytes: int
+    dropped_updates: int
+    transferred: int
+    resident_bytes: int
+
+
+class LimiterState(NamedTuple):
+    """The samples-per-insert limiter as the sampler sees it, over all shards; as in `replay.proto`."""
+
+    samples_per_insert: float = 0.0  # sigma; 0: min_size alone holds
+    min_size: int = 0  # items
+    min_diff: float = 0.0  # samples, as the next two
+    max_diff: float = 0.0
+    diff: float = 0.0
+    stored: int = 0  # items
+
+
+class ShardInfo(NamedTuple):
+    """Counts and settings of one shard."""
+
+    counts: Counts
+    capacity: int  # items
+    insert_credit: int  # items that may be inserted in all
+    limited: bool  # whether insert credit is asked for
+    selector: str
+    spec: ObservationSpec
+    limiter: LimiterState | None  # as the sampler last told
+    limiter_age: float  # seconds since then
+    capacity_bytes: int  # 0: no bound
+
+
+class Sampled(NamedTuple):
+    """Items drawn from one shard, draw by draw, their frames still compressed."""
+
+    counts: Counts  # after these draws
+    draws: Sequence[int] = ()  # items of each
+    keys: UInt64 = NONE  # [B]
+    probability: Float64 = NONE  # [B], of each item at its draw
+    a_tm1: Array = NONE  # int32 [B]
+    r_t: Float32 = NONE  # [B]
+    discount_t: Float32 = NONE  # [B]
+    stacks: Sequence[bytes] = ()  # [2 B], the frames of s_tm1 and of s_t of each item in turn
+
+
+class Drained(NamedTuple):
+    """Segments handed over by a shard, oldest first."""
+
+    segments: Sequence[tuple[str, PackedSegment]]  # each with its origin
+    next: int  # what to name as taken once they are stored elsewhere
+    left: int  # items stored that are not among them
