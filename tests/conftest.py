@@ -58,6 +58,18 @@ def make_message(*args, **kwargs):
     return segment_to_message(pack_segment(make_segment(*args, **kwargs)))
 
 
+LONGEST = ("test_distributed_kills", "test_distributed", "integration/")  # in the paths of the files that take longest
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: workers that take a file at a time (`make test`) then have short ones to end together with."""
+
+    def rank(item):
+        return next((k for k, word in enumerate(LONGEST) if word in str(item.path.relative_to(ROOT))), len(LONGEST))
+
+    items.sort(key=rank)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

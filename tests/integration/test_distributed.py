@@ -36,7 +36,7 @@ def processes_with(word):
 def test_two_actors_and_two_shards_solve_cartpole_and_leave_nothing_behind(tmp_path, goal):
     run, mark = tmp_path / "run", f"qfleet-test-{os.getpid()}-{time.time_ns()}"
     args = ["train", "cartpole", "--actors.count", 2, "--replay.shards", 2, "--run-dir", run, "--json", *FAST]
-    args += ["--evaluation.goal", goal]
+    args += ["--evaluation.goal", goal, *(["--exploration.steps", 3000] if goal == 195 else [])]
     process = qfleet(*args, env={**os.environ, "QFLEET_TEST_MARK": mark})
     output = finish(process, 360)
     assert process.returncode == 0, output

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import ray
 
 from protos.replay_pb2 import InfoRequest
 from protos.replay_pb2_grpc import ReplayStub
@@ -19,6 +20,7 @@ from tests.integration.runs import (
     FAST,
     finish,
     qfleet,
+    said,
 )
 
 
@@ -53,7 +55,7 @@ def refusal(address, security):
 @pytest.mark.timeout(240)
 def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes, pem):
     """With mutual TLS, and a token that nothing but its file ever holds."""
-    run, said, token = tmp_path / "joined", tmp_path / "said", tmp_path / "token"
+    run, output_file, token = tmp_path / "joined", tmp_path / "output", tmp_path / "token"
     make_token_file(str(token))
     files = {"certificate": "shard.pem", "key": "shard.key", "authority": "authority.pem"}
     security = SecurityConfig(**{k: pem(v) for k, v in files.items()}, name="shard.qfleet")
@@ -64,9 +66,10 @@ def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes, pem):
         f"--replay.security.token-file={token}",
     ]
     args = ["train", "cartpole", "--address", two_nodes.address, "--actors.count", 2, "--replay.shards", 2, *FAST]
-    with said.open("w") as output:
+    flags += ["--replay.limiter.min-size", 300]
+    with output_file.open("w") as output:
         process = qfleet(
-            *(*args, *flags, "--run-dir", run, "--max-steps", 4000, "--json"),
+            *(*args, *flags, "--run-dir", run, "--max-steps", 3000, "--json"),
             stdout=output,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
@@ -78,19 +81,20 @@ def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes, pem):
             and json.loads((run / "status.json").read_text())["updates"] > 10
             and not status
         ):
-            shards = re.findall(r"[\d.]+:\d+", said.read_text().partition("learner on")[0])
+            shards = re.findall(r"[\d.]+:\d+", output_file.read_text().partition("learner on")[0])
             refused = [refusal(address, security) for address in shards]
-            status = finish(qfleet("status", "joined", "--address", two_nodes.address, "--json"), 60)
+            status = said("status", "joined", "--address", two_nodes.address, "--json")[1]
+            ray.shutdown()  # which `status` had joined
         time.sleep(0.2)
     finish(process, 60)
-    output = said.read_text()
+    output = output_file.read_text()
     assert process.returncode == 0, output
-    assert json.loads(output.splitlines()[-1])["agent_steps"] >= 4000
+    assert json.loads(output.splitlines()[-1])["agent_steps"] >= 3000
     assert refused == [grpc.StatusCode.UNAUTHENTICATED] * 2
     logs = Path(two_nodes.head_node.get_session_dir_path())
     places = [p for folder in (run, logs) for p in folder.rglob("*") if p.is_file()]
     assert run / "config.yaml" in places
-    assert not [p for p in [said, *places] if token.read_bytes().strip() in p.read_bytes()]
+    assert not [p for p in [output_file, *places] if token.read_bytes().strip() in p.read_bytes()]
     assert status is not None
     assert json.loads(status.splitlines()[-1])["env"] == "CartPole-v1"
 

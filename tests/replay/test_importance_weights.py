@@ -24,8 +24,8 @@ def test_uniform_draws_weigh_1(beta):
 
 
 def test_small_probabilities_do_not_overflow():
-    weights = importance_weights(np.array([1e-30, 1e-3], np.float32), 1.0)
-    np.testing.assert_allclose(weights, [1.0, 1e-27], rtol=1e-5)
+    weights = importance_weights(np.array([1e-39, 1e-3], np.float32), 1.0)
+    np.testing.assert_allclose(weights, [1.0, 1e-36], rtol=1e-4)
 
 
 def test_beta_goes_in_a_line_and_stays():

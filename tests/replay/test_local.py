@@ -34,13 +34,16 @@ def test_nothing_is_drawn_below_min_size(rng):
 
 
 def test_writer_and_sampler_keep_the_ratio(rng):
-    """Two samples an insert: neither gets further ahead than the slack and its own step."""
+    """Two samples an insert: neither gets further ahead than the slack and its own step, however eager it is."""
     local = replay(limiter=LimiterConfig(samples_per_insert=2.0, min_size=20, slack=60))
-    for _ in range(300):
-        wrote = local.may_insert()
-        if wrote:
-            local.write(make_segment(rng, items=ITEMS))
-        drew = local.sample(0.0) is not None
+    for turn in range(300):
+        wrote = drew = False
+        for _ in range(3 if turn < 150 else 1):
+            if local.may_insert():
+                local.write(make_segment(rng, items=ITEMS))
+                wrote = True
+        for _ in range(1 if turn < 150 else 3):
+            drew |= local.sample(0.0) is not None
         assert wrote or drew, "both wait"
         stats = local.stats()
         if stats["inserted"] > 20 + 60:
