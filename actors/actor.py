@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.adder import Adder
+from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
-from rl.errors import BadInput
 from rl.exploration import Exploration
 from rl.networks import QNetwork, for_acting, values
 from rl.parameters import load_weights
@@ -42,11 +42,8 @@ class ActorConfig:
     """Added to the actors' niceness on a local Ray, so that they do not hold up the learner; 0: none."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "environments", "segment_items", "weights_period"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"actors.{name} is {getattr(self, name)}: write at least 1")
-        if not 0 <= self.nice <= 19:
-            raise BadInput(f"actors.nice is {self.nice}: write 0 to 19")
+        at_least(self, 1, "count", "environments", "segment_items", "weights_period")
+        between(self, 0, 19, "nice")
 
 
 class Actor:

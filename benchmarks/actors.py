@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measure import at_least_1, shard_process
+from benchmarks.measure import shard_process
+from rl.bounds import at_least
 from rl.errors import BadInput, RunFault
 
 
@@ -30,7 +31,7 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "environments")
+        at_least(self, 1, "environments")
         if not self.counts or min(self.counts) < 1:
             raise BadInput(f"--counts {self.counts}: write numbers of actors from 1 on")
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from benchmarks.classic_pictures import draw_all
 from benchmarks.classic_rows import ROWS, Row
-from benchmarks.measure import at_least_1
+from rl.bounds import at_least
 from rl.errors import BadInput, RunFault, nearest
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +42,7 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "jobs")
+        at_least(self, 1, "jobs")
         for name in self.rows:
             if name not in ROWS:
                 raise BadInput(f"--rows: unknown row {name!r}: {nearest(name, ROWS)}")

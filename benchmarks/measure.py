@@ -36,13 +36,6 @@ PONG_SPEC = ObservationSpec((84, 84), "uint8", 4)
 PONG_ACTIONS = 6
 
 
-def at_least_1(config: object, *names: str) -> None:
-    """Raise BadInput where a setting of a benchmark is below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} is {getattr(config, name)}: write at least 1")
-
-
 def check_picture(to: str) -> None:
     """Raise BadInput where a picture cannot be written."""
     if not to.endswith(".png") or not Path(to).parent.is_dir():

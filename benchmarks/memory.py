@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import grpc
 
 from benchmarks.measure import (
-    at_least_1,
     batches_timed,
     drawn,
     fill,
@@ -27,7 +26,7 @@ from benchmarks.measure import (
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from rl.allocator import keep_freed_memory
-from rl.errors import BadInput
+from rl.bounds import at_least, positive
 
 BATCH, BATCHES_AHEAD = 32, 16
 PLAYED = 20_000  # transitions of Pong
@@ -45,9 +44,8 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "items")
-        if self.seconds <= 0:
-            raise BadInput(f"--seconds is {self.seconds}: write a positive number of seconds")
+        at_least(self, 1, "items")
+        positive(self, "seconds", unit="seconds")
 
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:

@@ -28,7 +28,6 @@ from benchmarks.measure import (
     PONG_ACTIONS,
     PONG_SPEC,
     alternating,
-    at_least_1,
     pong_segments,
     rate,
     roughly,
@@ -41,6 +40,7 @@ from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.wire.sampler import Sampler
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
+from rl.bounds import at_least
 from rl.envs.make import make_environments
 from rl.errors import BadInput
 from rl.networks import NetworkConfig, for_acting, make_network, values
@@ -74,7 +74,7 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "windows", "seconds")
+        at_least(self, 1, "windows", "seconds")
         if self.sb3 and importlib.util.find_spec("stable_baselines3") is None:
             raise BadInput(
                 "Stable-Baselines3 is not installed: pip install 'qfleet[bench]', or leave it out with --no-sb3"

@@ -22,7 +22,6 @@ import numpy as np
 from benchmarks.measure import (
     PONG_SPEC,
     alternating,
-    at_least_1,
     batches_timed,
     drawn,
     free_sampler,
@@ -41,6 +40,7 @@ from protos.codec import unpack_samples
 from replay.wire.channel import CHANNEL_OPTIONS
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
+from rl.bounds import at_least
 from rl.errors import BadInput
 from rl.types import Segment
 
@@ -68,7 +68,7 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "windows", "items", "seconds")
+        at_least(self, 1, "windows", "items", "seconds")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise BadInput("--batch-sizes must name sizes of at least 1")
 

@@ -25,7 +25,6 @@ from typing import Any
 from benchmarks.measure import (
     PONG_SPEC,
     alternating,
-    at_least_1,
     check_picture,
     drawn,
     fill,
@@ -43,6 +42,7 @@ from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
 from replay.wire.sampler import Sampler
 from rl.allocator import keep_freed_memory
+from rl.bounds import at_least, positive
 from rl.errors import BadInput, RunFault
 
 BATCH, BATCHES_AHEAD = 32, 16
@@ -70,12 +70,11 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "windows", "items")
+        at_least(self, 1, "windows", "items")
         for name, counts in (("shards", self.shards), ("writers", self.writers)):
             if not counts or min(counts) < 1:
                 raise BadInput(f"--{name} {counts}: write numbers of {name} from 1 on")
-        if self.seconds <= 0:
-            raise BadInput(f"--seconds is {self.seconds}: write a positive number of seconds")
+        positive(self, "seconds", unit="seconds")
         check_picture(self.to)
 
 

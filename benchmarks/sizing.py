@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from benchmarks.measure import PONG_ACTIONS, PONG_SPEC, at_least_1, pong_segments
+from benchmarks.measure import PONG_ACTIONS, PONG_SPEC, pong_segments
 from protos import replay_pb2 as pb
 from protos.codec import pack_segment, sampled_to_message, segment_to_message
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
+from rl.bounds import at_least, positive
 from rl.errors import BadInput
 from rl.networks import NetworkConfig, make_network
 
@@ -48,12 +49,10 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "batch_size", "actors_per_node", "publish_period", "items")
+        at_least(self, 1, "batch_size", "actors_per_node", "publish_period", "items")
         if not self.actors or min(self.actors) < 1:
             raise BadInput(f"--actors {self.actors}: write numbers of actors from 1 on")
-        for name in ("steps", "updates", "inserts", "samples"):
-            if getattr(self, name) <= 0:
-                raise BadInput(f"--{name} is {getattr(self, name)}: write a positive number")
+        positive(self, "steps", "updates", "inserts", "samples")
 
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:

@@ -23,11 +23,12 @@ from typing import Any
 import grpc
 import numpy as np
 
-from benchmarks.measure import at_least_1, cpu_seconds, median, pong_segments, shard_process
+from benchmarks.measure import cpu_seconds, median, pong_segments, shard_process
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
 from protos.codec import pack_segment, segment_to_message
 from replay.wire.channel import CHANNEL_OPTIONS
+from rl.bounds import at_least
 
 PLAYED = 20_000  # transitions of Pong that are played; inserted again and again
 BATCH = 32
@@ -46,7 +47,7 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "items", "rounds")
+        at_least(self, 1, "items", "rounds")
 
 
 class Caller:

@@ -24,7 +24,6 @@ import numpy as np
 import psutil
 
 from benchmarks.measure import (
-    at_least_1,
     check_picture,
     checked_shard_process,
     free_sampler,
@@ -37,6 +36,7 @@ from benchmarks.processes.shard import VALID
 from replay.wire.sampler import Sampler
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
+from rl.bounds import at_least
 from rl.errors import BadInput, RunFault
 
 BATCH, BATCHES_AHEAD = 32, 16
@@ -63,7 +63,7 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "capacity", "wraps")
+        at_least(self, 1, "capacity", "wraps")
         if self.every <= 0 or self.minutes * 60 < 10 * self.every:
             raise BadInput(
                 f"--minutes is {self.minutes:g} and --every {self.every:g} s: write enough for at least 10 readings"

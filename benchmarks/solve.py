@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import at_least_1, median, roughly
+from benchmarks.measure import median, roughly
 from qfleet.api import load_policy
 from qfleet.presets import preset
 from report.curves import plot_runs
+from rl.bounds import at_least
 from rl.envs.make import make_environments
 from rl.errors import BadInput, RunFault
 from rl.evaluation import evaluate
@@ -49,7 +50,7 @@ class Command:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "episodes")
+        at_least(self, 1, "episodes")
         preset(self.preset)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise BadInput("--seeds must name one seed or more, none of them twice")

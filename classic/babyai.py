@@ -16,12 +16,13 @@ import numpy as np
 from gymnasium.envs.registration import WrapperSpec
 
 from classic.interface import Monitor
+from rl.bounds import at_least, between, require
 from rl.envs.config import EnvConfig
 from rl.envs.grid_states import MISSION, unpack
 from rl.envs.minari_files import NewDataset
 from rl.envs.spaces import AnyEnv
 from rl.envs.vector import single
-from rl.errors import BadInput, RunFault
+from rl.errors import RunFault
 
 SAY_EVERY = 100  # episodes
 GIVE_UP = 100  # seeds in a row that the bot could not solve
@@ -41,12 +42,10 @@ class MakeDatasetConfig:
     """The dataset: a Minari id, or a directory such as ./pickup-v0; empty: qfleet/babyai-pickup-fullobs-v0, after env."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"BabyAI-.+-v\d+", self.env):
-            raise BadInput(f"--env is {self.env!r}: the bot plays BabyAI's levels alone, such as BabyAI-Pickup-v0")
-        if self.episodes < 1:
-            raise BadInput(f"--episodes is {self.episodes}: write at least 1")
-        if not 0 <= self.first_seed < 2**31:
-            raise BadInput(f"--first-seed is {self.first_seed}: write 0 to {2**31 - 1}")
+        level = re.fullmatch(r"BabyAI-.+-v\d+", self.env) is not None
+        require(level, self, "env", "one such as BabyAI-Pickup-v0: the bot plays BabyAI's levels alone")
+        at_least(self, 1, "episodes")
+        between(self, 0, 2**31 - 1, "first_seed")
 
     @property
     def name(self) -> str:

@@ -17,9 +17,10 @@ from torch import Tensor
 from classic.interface import Learned, Method, Monitor, Setting
 from classic.maximizers import Cem, Ddpg, Maximizer, Naf
 from classic.replay_buffer import Batch, Memory
+from rl.bounds import at_least, between, layers, positive, require
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
-from rl.errors import BadInput, RunFault
+from rl.errors import BadSetting, RunFault
 from rl.parameters import weights_of
 from rl.stepping import SeedSequence, rollout
 from rl.td import squared
@@ -70,22 +71,15 @@ class ContinuousConfig:
     """Times that new actions are drawn around the best; 0: the best of the first ones (cem alone)."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "environments", "updates", "warm_up", "batch", "capacity", "samples", "elites"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        self._require(self.steps > self.warm_up, "steps", f"more than --warm-up, which is {self.warm_up}")
-        self._require(self.maximizer in MAXIMIZERS, "maximizer", "cem, naf or ddpg")
-        self._require(self.refinements >= 0, "refinements", "0 or more")
-        self._require(self.elites <= self.samples, "elites", f"at most --samples, which is {self.samples}")
-        self._require(0.0 <= self.gamma <= 1.0, "gamma", "a number from 0 to 1")
-        self._require(0.0 < self.tau <= 1.0, "tau", "a number above 0, up to 1")
-        self._require(self.noise >= 0.0, "noise", "0 or more")
-        self._require(self.reward_scale > 0.0, "reward_scale", "a number above 0")
-        self._require(self.learning_rate > 0.0, "learning_rate", "a number above 0")
-        self._require(bool(self.hidden) and min(self.hidden) >= 1, "hidden", "one layer or more of at least 1 unit")
-
-    def _require(self, holds: bool, name: str, wanted: str) -> None:
-        if not holds:
-            raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write {wanted}")
+        at_least(self, 1, "steps", "environments", "updates", "warm_up", "batch", "capacity", "samples", "elites")
+        require(self.steps > self.warm_up, self, "steps", f"more than `warm_up`, which is {self.warm_up}")
+        require(self.maximizer in MAXIMIZERS, self, "maximizer", "cem, naf or ddpg")
+        require(self.elites <= self.samples, self, "elites", f"at most `samples`, which is {self.samples}")
+        at_least(self, 0, "refinements", "noise")
+        between(self, 0, 1, "gamma")
+        between(self, 0, 1, "tau", above=True)
+        positive(self, "reward_scale", "learning_rate")
+        layers(self, "hidden")
 
 
 def make_maximizer(config: ContinuousConfig, observation: int, action: int, seed: int) -> Maximizer:
@@ -156,8 +150,10 @@ def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor)
     shape, count, action = environments.spec.shape, environments.count, environments.actions
     if len(shape) != 1:
         environments.close()
-        raise BadInput(
-            f"env.id {env.id!r} has observations of shape {shape}: write one with vectors, such as Pendulum-v1"
+        raise BadSetting(
+            EnvConfig,
+            "id",
+            f"{env.id!r} has observations of shape {shape}: write one with vectors, such as Pendulum-v1",
         )
     learner = _Learner(c, shape[0], action, seed)
     memory = Memory(min(c.capacity, c.steps + count), shape, (action,), np.float32, np.float32)

@@ -15,10 +15,11 @@ import numpy as np
 
 from classic.dataset import LEAST, Dataset, check, transitions
 from classic.interface import ActionValues, Learned, Method, Monitor, Setting, from_values
-from classic.regressors import Regressor, check_regressor, make_regressor
+from classic.regressors import REGRESSORS, Regressor, make_regressor
+from rl.bounds import at_least, between, require
 from rl.envs.config import EnvConfig
 from rl.envs.make import describe, make_environments
-from rl.errors import BadInput
+from rl.errors import BadSetting, nearest
 from rl.evaluation import evaluate
 from rl.policies import greedy
 from rl.types import Array, Float64, Int64
@@ -47,19 +48,14 @@ class BatchConfig:
     """Episodes of such an evaluation."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", LEAST), ("iterations", 1), ("evaluation_episodes", 1)):
-            if getattr(self, name) < least:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least {least}")
-        if self.steps > MOST:
-            raise BadInput(f"--steps is {self.steps}: write at most {MOST:,}")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise BadInput(f"--gamma is {self.gamma}: write a number from 0 to 1")
-        if self.evaluate_every < 0:
-            raise BadInput(f"--evaluate-every is {self.evaluate_every}: write iterations, or 0")
+        at_least(self, LEAST, "steps")
+        require(self.steps <= MOST, self, "steps", f"at most {MOST:,}")
+        at_least(self, 1, "iterations", "evaluation_episodes")
+        between(self, 0, 1, "gamma")
+        at_least(self, 0, "evaluate_every", unit="iterations", zero="never")
         if self.dataset and self.save_dataset:
-            raise BadInput(
-                "--dataset and --save-dataset: write the first to learn from a file, or the second to collect one"
-            )
+            said = "and `save_dataset`: write the first to learn from a file, or the second to collect one"
+            raise BadSetting(type(self), "dataset", said)
 
 
 @dataclass(frozen=True)
@@ -73,9 +69,9 @@ class FittedQConfig(BatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_regressor(self.regressor)
-        if self.jobs < 1:
-            raise BadInput(f"--jobs is {self.jobs}: write at least 1 thread")
+        known = f"one of {', '.join(REGRESSORS)} ({nearest(self.regressor, REGRESSORS)})"
+        require(self.regressor in REGRESSORS, self, "regressor", known)
+        at_least(self, 1, "jobs", unit="thread")
 
 
 def check_files(config: BatchConfig, env: EnvConfig) -> None:

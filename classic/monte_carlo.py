@@ -15,9 +15,9 @@ import numpy as np
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.steps import Step, episode, result, steps
 from classic.tables import QTable
+from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.vector import single
-from rl.errors import BadInput
 from rl.schedules import decayed
 from rl.types import Float64
 
@@ -44,11 +44,8 @@ class MonteCarloConfig:
     """Value of what was never tried."""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "alpha", "epsilon", "epsilon_end", "epsilon_decay"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write a number from 0 to 1")
-        if self.episodes < 1:
-            raise BadInput(f"--episodes is {self.episodes}: write at least 1")
+        between(self, 0, 1, "gamma", "alpha", "epsilon", "epsilon_end", "epsilon_decay")
+        at_least(self, 1, "episodes")
 
 
 def returns(rewards: Sequence[float], gamma: float, bootstrap: float) -> Float64:

@@ -26,10 +26,10 @@ from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.q_learning import n_step_target
 from classic.steps import Step, episode, result, steps
 from classic.value_iteration import check_model, exact_values, q_iteration, reachable, true_model
+from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.spaces import AnyEnv
 from rl.envs.vector import single
-from rl.errors import BadInput
 from rl.policies import epsilon_greedy, greedy
 from rl.types import Array, EpisodeResult, Float64
 
@@ -54,14 +54,9 @@ class NStepConfig:
     """Episodes between comparisons with the true values."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "n", "measure_every"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least 1")
-        for name in ("alpha", "epsilon"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise BadInput(f"--{name} is {getattr(self, name)}: write a number above 0, up to 1")
-        if not 0.0 <= self.gamma < 1.0:
-            raise BadInput(f"--gamma is {self.gamma}: write a number from 0 to below 1")
+        at_least(self, 1, "episodes", "n", "measure_every")
+        between(self, 0, 1, "alpha", "epsilon", above=True)
+        between(self, 0, 1, "gamma", below=True)
 
 
 class Taken(NamedTuple):

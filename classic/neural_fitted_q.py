@@ -17,9 +17,9 @@ import torch
 from classic.dataset import Dataset, transitions
 from classic.fitted_q import BatchConfig, check_files, iterate
 from classic.interface import Learned, Method, Monitor, Setting
+from rl.bounds import at_least, layers, positive
 from rl.envs.config import EnvConfig
 from rl.envs.make import describe
-from rl.errors import BadInput
 from rl.networks import NetworkConfig, make_network
 from rl.schedules import linear
 from rl.td import squared, td_error, weighted_loss
@@ -52,13 +52,9 @@ class NeuralFittedQConfig(BatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"--{name} is {getattr(self, name)}: write at least 1")
-        if not self.hidden or min(self.hidden) < 1:
-            raise BadInput(f"--hidden is {self.hidden}: write at least one layer of at least 1 unit")
-        if not 0.0 < self.learning_rate < float("inf"):
-            raise BadInput(f"--learning-rate is {self.learning_rate}: write a positive number")
+        at_least(self, 1, "epochs", "batch")
+        layers(self, "hidden")
+        positive(self, "learning_rate")
 
 
 class Network:

@@ -22,10 +22,10 @@ import numpy as np
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.offline_data import TableData, opened, read
 from classic.tables import UNKNOWN
+from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.grid_states import picture, unpack
 from rl.envs.vector import single
-from rl.errors import BadInput
 from rl.evaluation import Policy
 from rl.policies import epsilon_greedy_probabilities, greedy
 from rl.schedules import decayed
@@ -61,14 +61,10 @@ class OfflineQConfig:
     """States of the highest and of the lowest value that are drawn."""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "epsilon", "epsilon_end", "epsilon_decay"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write a number from 0 to 1")
-        if not 0.0 < self.alpha <= 1.0:
-            raise BadInput(f"--alpha is {self.alpha}: write a number above 0, at most 1")
-        for name, least in (("sweeps", 1), ("tolerance", 0.0), ("training_seeds", 0), ("extremes", 0)):
-            if getattr(self, name) < least:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least {least:g}")
+        between(self, 0, 1, "gamma", "epsilon", "epsilon_end", "epsilon_decay")
+        between(self, 0, 1, "alpha", above=True)
+        at_least(self, 1, "sweeps")
+        at_least(self, 0, "tolerance", "training_seeds", "extremes")
 
     def epsilon_at(self, episode: int) -> float:
         """Probability of a random action after ``episode`` episodes."""

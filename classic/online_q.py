@@ -20,9 +20,10 @@ import torch
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.replay_buffer import Batch, Memory
 from rl import td
+from rl.bounds import at_least, between, layers, positive
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
-from rl.errors import BadInput, RunFault
+from rl.errors import RunFault
 from rl.networks import NetworkConfig, QNetwork, make_network
 from rl.policies import epsilon_greedy
 from rl.schedules import linear
@@ -59,19 +60,11 @@ class OnlineQConfig:
     """Gradient steps between copies into a network that computes the targets; 0: the network that learns computes them."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epsilon_steps", "batch"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least 1")
-        for name in ("replay", "target_period"):
-            if getattr(self, name) < 0:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write 0 or more")
-        for name in ("gamma", "epsilon_end"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write a number from 0 to 1")
-        if not self.hidden or min(self.hidden) < 1:
-            raise BadInput(f"--hidden is {self.hidden}: write at least one layer of at least 1 unit")
-        if not 0.0 < self.learning_rate < float("inf"):
-            raise BadInput(f"--learning-rate is {self.learning_rate}: write a positive number")
+        at_least(self, 1, "steps", "epsilon_steps", "batch")
+        at_least(self, 0, "replay", "target_period")
+        between(self, 0, 1, "gamma", "epsilon_end")
+        layers(self, "hidden")
+        positive(self, "learning_rate")
 
 
 class OnlineLearner:

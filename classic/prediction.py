@@ -16,9 +16,9 @@ from classic.interface import Learned, Method, Monitor, Setting
 from classic.monte_carlo import returns
 from classic.steps import Step, episode, result, steps
 from classic.value_iteration import Model, check_model, exact_values, q_iteration, reachable, true_model
+from rl.bounds import at_least, between, positive
 from rl.envs.config import EnvConfig
 from rl.envs.vector import single
-from rl.errors import BadInput
 from rl.policies import greedy
 from rl.types import Bool, Float64, Int64
 
@@ -39,14 +39,10 @@ class PredictionConfig:
     """Largest error, over the states that the policy can come to, that counts as solved, in units of return."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.gamma < 1.0:
-            raise BadInput(f"--gamma is {self.gamma}: write a number from 0 to below 1")
-        if not 0.0 <= self.power <= 1.0:
-            raise BadInput(f"--power is {self.power}: write a number from 0 to 1")
-        if self.episodes < 1:
-            raise BadInput(f"--episodes is {self.episodes}: write at least 1")
-        if not self.tolerance > 0.0:
-            raise BadInput(f"--tolerance is {self.tolerance}: write a positive number, such as 0.05")
+        between(self, 0, 1, "gamma", below=True)
+        between(self, 0, 1, "power")
+        at_least(self, 1, "episodes")
+        positive(self, "tolerance")
 
 
 def given_policy(name: str, model: Model, gamma: float) -> Float64:

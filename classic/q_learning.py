@@ -17,9 +17,9 @@ import numpy as np
 
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.tables import QTable
+from rl.bounds import at_least, between, positive, require
 from rl.envs.config import EnvConfig
 from rl.envs.vector import single
-from rl.errors import BadInput
 from rl.policies import epsilon_greedy, epsilon_greedy_probabilities, softmax, softmax_probabilities
 from rl.schedules import decayed
 from rl.types import Array, EpisodeResult, Float64
@@ -53,16 +53,10 @@ class QLearningConfig:
     """Steps of reward before bootstrapping (n-step-q alone)."""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "alpha", "alpha_end", "epsilon", "epsilon_end", "epsilon_decay"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write a number from 0 to 1")
-        if not np.isfinite(self.initial):
-            raise BadInput(f"--initial is {self.initial}: write a finite value")
-        if not self.temperature > 0.0:
-            raise BadInput(f"--temperature is {self.temperature}: write a number above 0")
-        for name in ("episodes", "n_step"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least 1")
+        between(self, 0, 1, "gamma", "alpha", "alpha_end", "epsilon", "epsilon_end", "epsilon_decay")
+        require(bool(np.isfinite(self.initial)), self, "initial", "a finite value")
+        positive(self, "temperature")
+        at_least(self, 1, "episodes", "n_step")
 
     def epsilon_at(self, episode: int) -> float:
         """Probability of a random action in an episode."""

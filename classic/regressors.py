@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from rl.errors import BadInput, nearest
+from rl.errors import BadInput
 from rl.types import Array
 
 
@@ -85,15 +85,8 @@ REGRESSORS: dict[str, Callable[[int, int], Regressor]] = {
 }
 
 
-def check_regressor(name: str) -> None:
-    """Raise BadInput for a name that is none of REGRESSORS."""
-    if name not in REGRESSORS:
-        raise BadInput(f"--regressor {name!r} is none of {', '.join(REGRESSORS)}: {nearest(name, REGRESSORS)}")
-
-
 def make_regressor(name: str, seed: int, jobs: int) -> Regressor:
     """A regressor of REGRESSORS on ``jobs`` threads; raises BadInput where scikit-learn is not installed."""
-    check_regressor(name)
     try:
         return REGRESSORS[name](seed, jobs)
     except ImportError as error:

@@ -17,10 +17,11 @@ import numpy as np
 
 from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.steps import Step, episode, steps
+from rl.bounds import at_least, between, positive, require
 from rl.envs.config import EnvConfig
 from rl.envs.spaces import AnyEnv
 from rl.envs.vector import single
-from rl.errors import BadInput
+from rl.errors import BadSetting
 from rl.types import Array, Bool, Float64
 
 LARGEST = 10_000_000  # S * A * S that is still counted
@@ -38,9 +39,11 @@ def size(env: AnyEnv, env_id: str) -> tuple[int, int]:
     states, actions = env.observation_space, env.action_space
     assert isinstance(actions, gym.spaces.Discrete)
     if not isinstance(states, gym.spaces.Discrete) or states.n**2 * actions.n > LARGEST:
-        raise BadInput(
-            f"env.id {env_id!r} has observations {states}: a model counts every (s, a, s'); write one with at most some "
-            "hundred Discrete states, such as FrozenLake-v1, or the method q-learning"
+        raise BadSetting(
+            EnvConfig,
+            "id",
+            f"{env_id!r} has observations {states}: a model counts every (s, a, s'); write one with at most some "
+            "hundred Discrete states, such as FrozenLake-v1, or the method q-learning",
         )
     return int(states.n), int(actions.n)
 
@@ -49,7 +52,9 @@ def true_model(env: AnyEnv, env_id: str) -> Model:
     """The model that an environment states itself, as Gymnasium's toy worlds do: P[s][a] = [(p, s', r, terminated)]."""
     outcomes = getattr(env.unwrapped, "P", None)
     if outcomes is None:
-        raise BadInput(f"env.id {env_id!r} does not state its model: write one that does, such as FrozenLake-v1")
+        raise BadSetting(
+            EnvConfig, "id", f"{env_id!r} does not state its model: write one that does, such as FrozenLake-v1"
+        )
     states, actions = size(env, env_id)
     model = Model(np.zeros((states, actions)), np.zeros((states, actions, states)))
     for s, of_state in outcomes.items():
@@ -171,16 +176,11 @@ class PlanningConfig:
     """Largest error of the values that remains when an iteration stops sweeping, in units of return."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.gamma < 1.0:
-            raise BadInput(f"--gamma is {self.gamma}: write a number from 0 to below 1")
-        for name in ("steps", "test_episodes", "confirm_episodes", "max_iterations"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write at least 1")
+        between(self, 0, 1, "gamma", below=True)
+        at_least(self, 1, "steps", "test_episodes", "confirm_episodes", "max_iterations")
         for name in ("goal", "confirm_goal"):
-            if not np.isfinite(getattr(self, name)):
-                raise BadInput(f"--{name.replace('_', '-')} is {getattr(self, name)}: write a mean return")
-        if not self.tolerance > 0.0:
-            raise BadInput(f"--tolerance is {self.tolerance}: write a positive number, such as 1e-6")
+            require(bool(np.isfinite(getattr(self, name))), self, name, "a mean return")
+        positive(self, "tolerance")
 
 
 class _Planner:

@@ -2,7 +2,8 @@
 
     <root>/<step>/online.safetensors target.safetensors optimizer.safetensors state.json MANIFEST.json
 
-The manifest, written last, holds each file's SHA-256. Locally the directory is filled under a temporary name and renamed.
+state.json has a format number. The manifest, written last, holds each file's SHA-256. Locally the directory is filled under
+a temporary name and renamed.
 The root may be any fsspec URL (s3://..., gs://..., memory://...).
 """
 
@@ -19,12 +20,16 @@ from typing import Any
 
 import fsspec
 
+from rl.formats import KEY as FORMAT_KEY
+from rl.formats import upgraded
 from rl.parameters import from_bytes, to_bytes
 from rl.types import Array
 
 log = logging.getLogger("qfleet.checkpoint")
 
 MANIFEST = "MANIFEST.json"
+# What a checkpoint's state calls otherwise since format 0, 1, ...
+RENAMED = ({"judge": "evaluation"},)
 
 
 class DamagedCheckpoint(Exception):
@@ -55,7 +60,8 @@ class CheckpointStore:
             self.fs.rm(final, recursive=True)
         self.fs.makedirs(folder, exist_ok=True)
         files = {f"{name}.safetensors": to_bytes(group) for name, group in checkpoint.arrays.items()}
-        files["state.json"] = json.dumps(checkpoint.state, indent=1).encode()
+        state = {FORMAT_KEY: len(RENAMED), **checkpoint.state}
+        files["state.json"] = json.dumps(state, indent=1).encode()
         for name, data in files.items():
             self.fs.pipe_file(posixpath.join(folder, name), data)
         manifest = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -77,7 +83,7 @@ class CheckpointStore:
         return sorted(int(n) for n in whole)
 
     def load(self, step: int) -> Checkpoint:
-        """The checkpoint of ``step``; raises DamagedCheckpoint."""
+        """The checkpoint of ``step``. Raises DamagedCheckpoint, and BadInput where a newer Qfleet wrote it."""
         folder = posixpath.join(self.path, f"{step:012d}")
         try:
             sums = json.loads(self.fs.cat_file(posixpath.join(folder, MANIFEST)))["sha256"]
@@ -92,10 +98,10 @@ class CheckpointStore:
             arrays = {name.removesuffix(".safetensors"): from_bytes(data) for name, data in files.items()}
         except (ValueError, KeyError) as error:
             raise DamagedCheckpoint(f"{folder}: {error}") from error
-        return Checkpoint(arrays, state)
+        return Checkpoint(arrays, upgraded(state, RENAMED, f"{folder}/state.json"))
 
     def load_newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None; damaged ones are skipped with a warning."""
+        """The newest whole checkpoint, or None; damaged ones are skipped with a warning. Raises BadInput as `load` does."""
         for step in reversed(self.steps()):
             try:
                 return self.load(step)

@@ -16,7 +16,8 @@ from learner.checkpoint import Checkpoint
 from learner.prefetch import Prefetcher, SynchronousBatches
 from learner.publish import Publisher
 from learner.update import UpdateConfig, Updater, metric_values, td_abs_array
-from rl.errors import BadInput, RunFault
+from rl.bounds import at_least, positive
+from rl.errors import BadSetting, RunFault
 from rl.networks import NetworkConfig, make_network
 from rl.ports import BatchSource, MetricSink, WeightSink
 from rl.types import ObservationSpec
@@ -39,34 +40,33 @@ class LearnerConfig(UpdateConfig):
     """Minutes between checkpoints."""
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept."""
-    prefetch: int = 4
-    """Batches asked for ahead of their use."""
+    batches_ahead: int = 4
+    """Batches asked of replay ahead of their use; serial mode asks for each when it is used."""
     metrics_period: int = 100  # learner updates
     """Learner updates between readings of loss and the like."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "publish_period", "keep_checkpoints", "prefetch", "metrics_period"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"learner.{name} is {getattr(self, name)}: write at least 1")
-        if self.threads < 0 or self.checkpoint_minutes <= 0:
-            raise BadInput("learner: threads must be 0 or more, checkpoint_minutes positive")
+        at_least(self, 1, "batch_size", "publish_period", "keep_checkpoints", "batches_ahead", "metrics_period")
+        at_least(self, 0, "threads", zero="half the cores")
+        positive(self, "checkpoint_minutes", unit="minutes")
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device that ``name`` means here; raises BadInput when it is not there."""
+    """The torch device that ``name`` means here; raises BadSetting when it is not there."""
     mps = torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise BadInput(f"learner.device {name!r} is not a torch device: write auto, cpu, cuda or mps") from error
+        said = f"{name!r} is not a torch device: write auto, cpu, cuda or mps"
+        raise BadSetting(LearnerConfig, "device", said) from error
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps}.get(device.type, False)
     if there and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         there = False
     if not there:
-        raise BadInput(f"learner.device {name!r} is not on this machine: write auto, or cpu")
+        raise BadSetting(LearnerConfig, "device", f"{name!r} is not on this machine: write auto, or cpu")
     return device
 
 

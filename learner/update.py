@@ -27,7 +27,8 @@ from learner.optimizers import (
     optimizer_arrays,
 )
 from rl import td
-from rl.errors import BadInput, RunFault
+from rl.bounds import at_least, between, positive
+from rl.errors import RunFault
 from rl.networks import QNetwork
 from rl.parameters import weights_of
 from rl.pixels import channels_last
@@ -70,14 +71,12 @@ class UpdateConfig:
     where the hardware has it."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate_end < 0 or self.learning_rate_updates < 0:
-            raise BadInput("learner: learning_rate_end and learning_rate_updates must be 0 or more")
-        if self.learning_rate <= 0 or self.optimizer_epsilon <= 0:
-            raise BadInput("learner: learning_rate and optimizer_epsilon must be positive")
-        if self.max_grad_norm < 0 or not all(0.0 <= tau <= 1.0 for tau in (self.target_tau, self.average_tau)):
-            raise BadInput("learner: max_grad_norm must be 0 or more, target_tau and average_tau from 0 to 1")
-        if self.target_update_period < 1:
-            raise BadInput(f"learner.target_update_period is {self.target_update_period}: write at least 1 update")
+        positive(self, "learning_rate", "optimizer_epsilon")
+        at_least(self, 0, "learning_rate_end")
+        at_least(self, 0, "learning_rate_updates", unit="learner updates")
+        at_least(self, 0, "max_grad_norm", zero="no bound")
+        at_least(self, 1, "target_update_period", unit="learner update")
+        between(self, 0, 1, "target_tau", "average_tau")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from learner.checkpoint import Checkpoint
-from qfleet.config import TrainConfig, check
-from qfleet.run.directory import RunDir
+from qfleet.config import TrainConfig, check, dotted
+from qfleet.run.directory import CONFIG, RunDir
 from qfleet.run.offline import fit
 from qfleet.run.resume import resume_run
 from qfleet.run.run import Run
@@ -17,7 +17,7 @@ from qfleet.run.serial import run_serial
 from qfleet.run.signals import Signals
 from qfleet.run.stats import OnEpisode
 from rl.envs.make import describe
-from rl.errors import BadInput
+from rl.errors import BadInput, BadSetting
 from rl.networks import make_network, values
 from rl.parameters import load_weights
 from rl.policies import epsilon_greedy
@@ -45,7 +45,8 @@ def train(
         if address is not None:
             raise BadInput("--offline trains in this process: leave --address out")
     if serial and config.replay.snapshot_minutes > 0:
-        raise BadInput("--serial and --offline take no snapshots of their replay: write --replay.snapshot-minutes 0")
+        said = "is for runs on Ray, neither --serial nor --offline: write `replay.snapshot_minutes: 0`"
+        raise BadSetting(TrainConfig, "replay.snapshot_minutes", said)
     if address is not None:
         from qfleet.cluster.connect import resolve
 
@@ -112,6 +113,8 @@ def load_policy(run: str | Path, which: str = "best") -> Policy:
         raise BadInput(f"{run} holds no whole checkpoint yet: let the run go on, or write another run")
     try:
         return Policy(directory.config(), checkpoint, which)
+    except BadSetting as error:
+        raise BadInput(f"{directory.path / CONFIG}: {dotted(error)}") from error
     except ValueError as error:
         raise BadInput(
             f"{run}: {error}: its config.yaml was changed, or an older Qfleet made it; write another run"

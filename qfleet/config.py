@@ -21,13 +21,19 @@ from replay.importance_weights import BetaConfig
 from replay.rate_limiter import RateLimiter
 from replay.security import Access
 from replay.store.shard import MAX_BATCH
+from rl.bounds import at_least, between, positive
 from rl.envs.config import ATARI_STACK, EnvConfig
 from rl.envs.make import check_env, describe
-from rl.errors import BadInput, nearest
+from rl.errors import BadInput, BadSetting, nearest
 from rl.evaluation import EvaluationConfig
 from rl.exploration import ExplorationConfig
+from rl.formats import KEY as FORMAT_KEY
+from rl.formats import upgraded
 from rl.networks import NetworkConfig, check_network
 from rl.returns import ReturnConfig
+
+# What config.yaml calls otherwise since format 0, 1, ...: a change of a field's name is added here.
+RENAMED = ({"learner.prefetch": "learner.batches_ahead"},)
 
 
 @dataclass(frozen=True)
@@ -67,45 +73,52 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_finite(self, "")
-        if self.max_steps < 1:
-            raise BadInput(f"max_steps is {self.max_steps}: write at least 1 agent step")
-        if self.max_updates < 0:
-            raise BadInput(f"max_updates is {self.max_updates}: write 0 (no limit) or more learner updates")
+        at_least(self, 1, "max_steps", unit="agent step")
+        at_least(self, 0, "max_updates", unit="learner updates", zero="no limit")
+        at_least(self, 0, "max_minutes", zero="no limit")
+        positive(self, "ready_timeout", unit="seconds")
+        between(self, 0, 2**31 - 1, "seed")
         if self.offline and not self.max_updates and not self.max_minutes:
-            raise BadInput(
-                "an offline run makes no agent steps that could end it: write --max-updates or --max-minutes"
+            said = "makes no agent steps that could end the run: write `max_updates` or `max_minutes`"
+            raise BadSetting(type(self), "offline", said)
+        self._check_batch()
+        self._check_segments()
+        if bool(self.replay.security.certificate) != bool(self.replay.security.authority):
+            raise BadSetting(
+                type(self),
+                "replay.security.certificate",
+                "and `replay.security.authority` go together in a run: the shards show the one, their clients check it by "
+                "the other; write both",
             )
-        if self.max_minutes < 0:
-            raise BadInput(f"max_minutes is {self.max_minutes}: write 0 (no limit) or more")
-        if self.ready_timeout <= 0:
-            raise BadInput(f"ready_timeout is {self.ready_timeout}: write a positive number of seconds")
-        if not 0 <= self.seed < 2**31:
-            raise BadInput(f"seed is {self.seed}: write 0 to {2**31 - 1}")
-        if self.learner.batch_size > MAX_BATCH:
-            raise BadInput(f"learner.batch_size is {self.learner.batch_size}: write at most {MAX_BATCH}")
-        if self.learner.batch_size > self.replay.capacity:
-            raise BadInput(
-                f"learner.batch_size is {self.learner.batch_size}, above replay.capacity of {self.replay.capacity}: "
-                f"write at most {self.replay.capacity}"
-            )
+        self.limiter()
+
+    def _check_batch(self) -> None:
+        size, capacity = self.learner.batch_size, self.replay.capacity
+        said = ""
+        if size > MAX_BATCH:
+            said = f"is {size}: write at most {MAX_BATCH}"
+        elif size > capacity:
+            said = f"is {size}, above `replay.capacity` of {capacity}: write at most {capacity}"
+        if said:
+            raise BadSetting(type(self), "learner.batch_size", said)
+
+    def _check_segments(self) -> None:
         longest, most = self.max_segment_items, MAX_STEPS - (ATARI_STACK - 1)  # beside items, a segment has context
         if longest > most:
-            raise BadInput(
-                f"actors.segment_items is {self.actors.segment_items}: write at most {most - self.returns.n_step + 1}, "
-                f"as a segment has up to {MAX_STEPS} steps"
-            )
-        if bool(self.replay.security.certificate) != bool(self.replay.security.authority):
-            raise BadInput(
-                "replay.security.certificate and replay.security.authority go together in a run: the shards show the one, "
-                "their clients check it by the other; write both"
+            raise BadSetting(
+                type(self),
+                "actors.segment_items",
+                f"is {self.actors.segment_items}: write at most {most - self.returns.n_step + 1}, as a segment has up to "
+                f"{MAX_STEPS} steps",
             )
         room = self.surely_stored(self.replay.shards)
         if self.replay.limiter.min_size > room:
-            raise BadInput(
-                f"replay.limiter.min_size is {self.replay.limiter.min_size}: with capacity {self.replay.capacity} and "
-                f"segments of up to {longest} items that many are never sure to be stored; write at most {max(room, 0)}"
+            raise BadSetting(
+                type(self),
+                "replay.limiter.min_size",
+                f"is {self.replay.limiter.min_size}: with capacity {self.replay.capacity} and segments of up to {longest} "
+                f"items that many are never sure to be stored; write at most {max(room, 0)}",
             )
-        self.limiter()
 
     @property
     def max_segment_items(self) -> int:
@@ -131,8 +144,16 @@ def resized(config: TrainConfig, shards: int) -> TrainConfig:
     """The configuration with ``shards`` replay shards, each as large as before. Raises BadInput where that cannot be."""
     c = config.replay
     capacity, memory = shards * c.shard_capacity, shards * c.shard_capacity_bytes
-    replay = dataclasses.replace(c, shards=shards, capacity=capacity, capacity_bytes=memory)
-    return dataclasses.replace(config, replay=replay)
+    try:
+        replay = dataclasses.replace(c, shards=shards, capacity=capacity, capacity_bytes=memory)
+        return dataclasses.replace(config, replay=replay)
+    except BadSetting as error:
+        raise BadInput(dotted(error)) from error
+
+
+def dotted(error: BadInput) -> str:
+    """What ``error`` says, a setting by its path in config.yaml, such as `replay.selector.alpha`."""
+    return error.spelled_in(TrainConfig, str) if isinstance(error, BadSetting) else str(error)
 
 
 def _check_finite(config: Any, prefix: str) -> None:
@@ -141,7 +162,7 @@ def _check_finite(config: Any, prefix: str) -> None:
         if dataclasses.is_dataclass(value):
             _check_finite(value, name + ".")
         elif isinstance(value, float) and not math.isfinite(value) and (name != "evaluation.goal" or math.isnan(value)):
-            raise BadInput(f"{name} is {value}: write a finite number")
+            raise BadSetting(TrainConfig, name, f"is {value}: write a finite number")
 
 
 def check(config: TrainConfig) -> None:
@@ -152,24 +173,32 @@ def check(config: TrainConfig) -> None:
     spec, _ = describe(config.env)
     check_network(config.network, spec)
     if config.actors.precision == "bfloat16" and (spec.dtype != "uint8" or config.network.kind == "mlp"):
-        raise BadInput(
-            f"actors.precision bfloat16 is for convolutions of pixels, {config.env.id} gives {spec.dtype} to a "
-            f"{config.network.kind} network: write --actors.precision float32"
+        raise BadSetting(
+            TrainConfig,
+            "actors.precision",
+            f"bfloat16 is for convolutions of pixels, {config.env.id} gives {spec.dtype} to a {config.network.kind} "
+            "network: write `actors.precision: float32`",
         )
 
 
 def to_yaml(config: TrainConfig) -> str:
     """The content of config.yaml."""
-    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
+    data = {FORMAT_KEY: len(RENAMED), **dataclasses.asdict(config)}
+    return yaml.safe_dump(json.loads(json.dumps(data)), sort_keys=False)
 
 
 def from_yaml(text: str, where: str) -> TrainConfig:
-    """Inverse of `to_yaml`; raises BadInput naming the place in ``where``."""
+    """Inverse of `to_yaml`, also of what a Qfleet before this one wrote; raises BadInput naming the place in ``where``."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise BadInput(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    config = _build(TrainConfig, data, where)
+    if isinstance(data, Mapping):
+        data = upgraded(data, RENAMED, where)
+    try:
+        config = _build(TrainConfig, data, where)
+    except BadSetting as error:
+        raise BadInput(f"{where}: {dotted(error)}") from error
     assert isinstance(config, TrainConfig)
     return config
 
@@ -194,6 +223,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         raise BadInput(f"{where} is {value!r}: expected a list")
     if origin is tuple:
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise BadInput(f"{where} holds {value!r}: expected {len(inner)} values")
         return tuple(_value(h, v, where) for h, v in zip(inner, value, strict=True))
     if origin is typing.Literal:
         if value not in args:

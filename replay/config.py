@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from replay.rate_limiter import LimiterConfig
 from replay.security import SecurityConfig
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard, fixed_bytes
-from rl.errors import BadInput
+from rl.bounds import at_least, positive, require
+from rl.errors import BadSetting
 from rl.types import ObservationSpec
 
 MAX_CAPACITY = 100_000_000  # transitions a shard: 4 to 8 GB of rows and priorities before the first frame
 
 
-def check_capacity_bytes(name: str, capacity_bytes: int, capacity: int, shards: int, selector: SelectorConfig) -> None:
-    """Raise BadInput where ``capacity_bytes`` over all shards leaves no room for segments; 0 is no bound."""
+def check_capacity_bytes(
+    owner: type, capacity_bytes: int, capacity: int, shards: int, selector: SelectorConfig
+) -> None:
+    """Raise BadSetting of ``owner`` where ``capacity_bytes`` over all shards leaves no room for segments; 0 is no bound."""
     fixed = shards * fixed_bytes(capacity, selector)
     if capacity_bytes and capacity_bytes <= fixed:
-        raise BadInput(
-            f"{name} is {capacity_bytes}: the rows and priorities of {shards * capacity} transitions alone take {fixed}; "
-            "write more, or 0 for no bound, or a smaller capacity in transitions"
+        raise BadSetting(
+            owner,
+            "capacity_bytes",
+            f"is {capacity_bytes}: the rows and priorities of {shards * capacity} transitions alone take {fixed}; "
+            "write more, or 0 for no bound, or a smaller `capacity`",
         )
 
 
@@ -51,26 +55,18 @@ class ReplayConfig:
     killed take their content back; 0: none."""
 
     def __post_init__(self) -> None:
-        if self.capacity < 1:
-            raise BadInput(f"replay.capacity is {self.capacity}: write at least 1 transition")
-        if self.capacity > MAX_CAPACITY * max(self.shards, 1):
-            raise BadInput(
-                f"replay.capacity is {self.capacity}: write at most {MAX_CAPACITY} transitions a shard, "
-                "or more --replay.shards"
-            )
-        if self.shards < 1:
-            raise BadInput(f"replay.shards is {self.shards}: write at least 1 shard")
-        check_capacity_bytes(
-            "replay.capacity_bytes", self.capacity_bytes, self.shard_capacity, self.shards, self.selector
-        )
-        if not 0 < self.give_up_after < math.inf:
-            raise BadInput(f"replay.give_up_after is {self.give_up_after}: write a positive number of seconds")
-        if self.snapshot_minutes < 0:
-            raise BadInput(f"replay.snapshot_minutes is {self.snapshot_minutes}: write 0 (no snapshots) or more")
+        at_least(self, 1, "capacity", unit="transition")
+        at_least(self, 1, "shards", unit="shard")
+        most = f"at most {MAX_CAPACITY} transitions a shard, or more `shards`"
+        require(self.capacity <= MAX_CAPACITY * self.shards, self, "capacity", most)
+        check_capacity_bytes(type(self), self.capacity_bytes, self.shard_capacity, self.shards, self.selector)
+        positive(self, "give_up_after", unit="seconds")
+        at_least(self, 0, "snapshot_minutes", zero="no snapshots")
         if self.limiter.min_size > self.capacity:
-            raise BadInput(
-                f"replay.limiter.min_size is {self.limiter.min_size}, above replay.capacity of {self.capacity}: "
-                f"write at most {self.capacity}"
+            raise BadSetting(
+                type(self),
+                "limiter.min_size",
+                f"is {self.limiter.min_size}, above `capacity` of {self.capacity}: write at most {self.capacity}",
             )
 
     @property

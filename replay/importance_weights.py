@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rl.errors import BadInput
+from rl.bounds import at_least, between
 from rl.types import Array, Float32
 
 
@@ -22,8 +22,8 @@ class BetaConfig:
     """Batches sampled until `end` is reached."""
 
     def __post_init__(self) -> None:
-        if not (0.0 <= self.start <= 1.0 and 0.0 <= self.end <= 1.0) or self.batches < 1:
-            raise BadInput("learner.beta: start and end must be from 0 to 1, batches at least 1")
+        between(self, 0, 1, "start", "end", what="an exponent")
+        at_least(self, 1, "batches", unit="batch")
 
     def at(self, drawn: int) -> float:
         """Beta after ``drawn`` batches."""

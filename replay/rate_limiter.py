@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protos.types import LimiterState
-from rl.errors import BadInput, RunFault
+from rl.bounds import at_least, positive
+from rl.errors import BadSetting, RunFault
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,9 @@ class LimiterConfig:
     """How far the samples may run ahead of or behind the ratio, in samples."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.samples_per_insert < math.inf:
-            raise BadInput(f"replay.limiter.samples_per_insert is {self.samples_per_insert}: write 0 or more")
-        if self.min_size < 1:
-            raise BadInput(f"replay.limiter.min_size is {self.min_size}: write at least 1 item")
-        if not 0 < self.slack < math.inf:
-            raise BadInput(f"replay.limiter.slack is {self.slack}: write a positive number of samples")
+        at_least(self, 0, "samples_per_insert", zero="no ratio")
+        at_least(self, 1, "min_size", unit="item")
+        positive(self, "slack", unit="samples")
 
 
 class RateLimiter:
@@ -53,10 +51,11 @@ class RateLimiter:
         # Credit is granted shard by shard and under one rule never taken back: each shard must be able to hold a segment's.
         needed = self.sigma * max_insert * shards + batch
         if self.sigma > 0 and self.max_diff - self.min_diff < needed:
-            raise BadInput(
-                f"replay.limiter.slack is {config.slack:g}: with segments of up to {max_insert} items, {shards} shard(s) "
-                f"and batches of {batch}, writers and learner could wait for each other for ever; write at least "
-                f"{math.ceil(needed / 2)}"
+            raise BadSetting(
+                LimiterConfig,
+                "slack",
+                f"is {config.slack:g}: with segments of up to {max_insert} items, {shards} shard(s) and batches of {batch}, "
+                f"writers and learner could wait for each other for ever; write at least {math.ceil(needed / 2)}",
             )
 
     def over(self, shards: int) -> RateLimiter:

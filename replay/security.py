@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rl.errors import BadInput
+from rl.errors import BadInput, BadSetting
 
 TOKEN_VARIABLE = "QFLEET_TOKEN"
 TOKEN_SHAPE = re.compile(r"[\x21-\x7e]{16,512}")  # what a header carries as it is
@@ -43,9 +43,9 @@ class SecurityConfig:
     def __post_init__(self) -> None:
         if bool(self.certificate) != bool(self.key):
             given, missing = ("certificate", "key") if self.certificate else ("key", "certificate")
-            raise BadInput(f"security.{given} is given without security.{missing}: write both")
+            raise BadSetting(type(self), given, f"is given without `{missing}`: write both")
         if self.mutual and not (self.certificate and self.authority):
-            raise BadInput("security.mutual needs security.certificate, security.key and security.authority")
+            raise BadSetting(type(self), "mutual", "needs `certificate`, `key` and `authority`: write them too")
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Access:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def pem(self, which: str) -> bytes | None:
-        """Content of the file ``security.<which>``, or None when none is named. Raises BadInput."""
+        """Content of the file that the field ``which`` names, or None when it names none. Raises BadSetting."""
         path = getattr(self.security, which)
         try:
             return Path(path).read_bytes() if path else None
         except OSError as error:
-            raise _unreadable(f"security.{which}", path, error) from error
+            raise _unreadable(which, path, error) from error
 
 
 UNPROTECTED = Access()
@@ -101,17 +101,18 @@ def make_token_file(path: str) -> bool:
         finally:
             os.unlink(aside)
     except OSError as error:
-        raise BadInput(f"security.token-file {path} cannot be written: {error.strerror}") from error
+        raise BadSetting(SecurityConfig, "token_file", f"{path} cannot be written: {error.strerror}") from error
     return False
 
 
 def check_listening(host: str, access: Access) -> None:
     """Raise BadInput when a shard on ``host`` could be reached from other machines and asks for no token."""
     if access.security.require_token and not access.token and not is_loopback(host):
-        raise BadInput(
-            f"a shard on {host} can be reached by other machines and asks for no token: name a file with "
-            f"--security.token-file (it is made if it is missing), set {TOKEN_VARIABLE}, or write "
-            "--security.no-require-token"
+        raise BadSetting(
+            SecurityConfig,
+            "token_file",
+            f"names no file, and a shard on {host}, which other machines can reach, asks for no token: name one (it is made "
+            f"if it is missing), set {TOKEN_VARIABLE}, or write `require_token: false`",
         )
 
 
@@ -131,19 +132,21 @@ def host_port(host: str, port: int) -> str:
 def _read_token(path: str) -> str:
     """The token in the file, or in the environment, or none. Raises BadInput, which never quotes it."""
     if not path:
-        token, where = os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE
+        token = os.environ.get(TOKEN_VARIABLE, "")
         if not token:
             return ""
     else:
-        where = f"security.token-file {path}"
         try:
             token = Path(path).read_text("ascii").strip()
         except OSError as error:
-            raise _unreadable("security.token-file", path, error) from error
+            raise _unreadable("token_file", path, error) from error
         except UnicodeDecodeError:
             token = ""
     if not TOKEN_SHAPE.fullmatch(token):
-        raise BadInput(f"{where} holds no token: it needs one word of 16 to 512 printable ASCII characters")
+        said = "holds no token: it needs one word of 16 to 512 printable ASCII characters"
+        raise (
+            BadSetting(SecurityConfig, "token_file", f"{path} {said}") if path else BadInput(f"{TOKEN_VARIABLE} {said}")
+        )
     return token
 
 
@@ -156,16 +159,19 @@ def _check_certificates(security: SecurityConfig) -> None:
         try:
             context.load_verify_locations(security.authority)
         except ssl.SSLError as error:
-            raise BadInput(f"security.authority {security.authority} holds no certificate in PEM form") from error
+            said = f"{security.authority} holds no certificate in PEM form"
+            raise BadSetting(SecurityConfig, "authority", said) from error
     if security.certificate:
         try:
             context.load_cert_chain(security.certificate, security.key, password=lambda: "")
         except ssl.SSLError as error:
-            raise BadInput(
-                f"security.certificate {security.certificate} and security.key {security.key} are not a certificate and "
-                f"its private key (without a password) in PEM form: {error.reason or error}"
+            raise BadSetting(
+                SecurityConfig,
+                "certificate",
+                f"{security.certificate} and `key` {security.key} are not a certificate and its private key (without a "
+                f"password) in PEM form: {error.reason or error}",
             ) from error
 
 
-def _unreadable(what: str, path: str, error: OSError) -> BadInput:
-    return BadInput(f"{what} {path} cannot be read: {error.strerror}")
+def _unreadable(field: str, path: str, error: OSError) -> BadSetting:
+    return BadSetting(SecurityConfig, field, f"{path} cannot be read: {error.strerror}")

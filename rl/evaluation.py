@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rl.errors import BadInput
+from rl.bounds import at_least, between
 from rl.ports import Environments
 from rl.stepping import SeedSequence, rollout
 from rl.types import Array, EpisodeResult, Int64
@@ -42,13 +42,9 @@ class EvaluationConfig:
     """End the run when it is solved."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "environments", "quick_episodes", "max_episode_steps"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"evaluation.{name} is {getattr(self, name)}: write at least 1")
-        if not 0.0 <= self.epsilon <= 1.0:
-            raise BadInput(f"evaluation.epsilon is {self.epsilon}: write a probability from 0 to 1")
-        if self.period < 0:
-            raise BadInput(f"evaluation.period is {self.period}: write agent steps, or 0")
+        at_least(self, 1, "episodes", "environments", "quick_episodes", "max_episode_steps")
+        between(self, 0, 1, "epsilon", what="a probability")
+        at_least(self, 0, "period", unit="agent steps")
 
 
 @dataclass(frozen=True)

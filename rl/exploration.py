@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from rl.errors import BadInput
+from rl.bounds import at_least, between
+from rl.errors import BadSetting
 from rl.schedules import linear, piecewise
 from rl.types import Float64
 
@@ -34,18 +35,14 @@ class ExplorationConfig:
     """Environments with an epsilon of at most this are reported as the greedy end."""
 
     def __post_init__(self) -> None:
-        for name in ("start", "end", "ladder_epsilon", "greedy_below"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise BadInput(f"exploration.{name} is {getattr(self, name)}: write a probability from 0 to 1")
-        if self.steps < 1:
-            raise BadInput(f"exploration.steps is {self.steps}: write at least 1 agent step")
+        between(self, 0, 1, "start", "end", "ladder_epsilon", "greedy_below", what="a probability")
+        at_least(self, 1, "steps", unit="agent step")
         times = [k[0] for k in self.knots]
         if not times or times != sorted(set(times)):
-            raise BadInput("exploration.knots must be (agent step, epsilon) pairs at increasing steps")
-        if not all(0.0 <= k[1] <= 1.0 for k in self.knots):
-            raise BadInput(
-                f"exploration.knots holds epsilons {[k[1] for k in self.knots]}: write probabilities from 0 to 1"
-            )
+            raise BadSetting(type(self), "knots", "must be (agent step, epsilon) pairs at increasing steps")
+        epsilons = [k[1] for k in self.knots]
+        if not all(0.0 <= epsilon <= 1.0 for epsilon in epsilons):
+            raise BadSetting(type(self), "knots", f"holds epsilons {epsilons}: write probabilities from 0 to 1")
 
 
 def ladder(epsilon: float, alpha: float, count: int) -> Float64:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl.errors import BadInput
+from rl.bounds import layers
+from rl.errors import BadSetting
 from rl.pixels import PixelConv, PixelScale
 from rl.precision import Precision, pick_dtype
 from rl.types import Array, Float32, ObservationSpec
@@ -32,10 +33,9 @@ class NetworkConfig:
     then zero: it counts for nothing (LeCun et al. 1998, Efficient BackProp, section 4.3) and costs a CPU little."""
 
     def __post_init__(self) -> None:
-        if not self.hidden or min(self.hidden) < 1:
-            raise BadInput("network.hidden must name at least one layer of at least 1 unit")
+        layers(self, "hidden")
         if self.layer_norm and min(self.hidden) < 2:
-            raise BadInput("network.layer_norm needs layers of at least 2 units: write a larger network.hidden")
+            raise BadSetting(type(self), "layer_norm", "needs layers of at least 2 units: write a larger `hidden`")
 
 
 class DuelingHead(nn.Module):
@@ -123,13 +123,16 @@ def _torso(config: NetworkConfig, spec: ObservationSpec, background: Tensor | No
 
 
 def check_network(config: NetworkConfig, spec: ObservationSpec) -> None:
-    """Raise BadInput when the network cannot take such observations."""
+    """Raise BadSetting when the network cannot take such observations."""
     if config.center and spec.dtype != "uint8":
-        raise BadInput(f"network.center is for pixels, the environment gives {spec.dtype}: write --network.no-center")
+        said = f"is for pixels, the environment gives {spec.dtype}: write `center: false`"
+        raise BadSetting(NetworkConfig, "center", said)
     if config.kind != "mlp" and (len(spec.shape) != 3 or min(spec.shape[1:]) < 36):
-        raise BadInput(
-            f"network.kind {config.kind!r} needs stacked frames of at least 36x36, the environment gives {spec.shape}: "
-            "write --network.kind mlp"
+        raise BadSetting(
+            NetworkConfig,
+            "kind",
+            f"{config.kind!r} needs stacked frames of at least 36x36, the environment gives {spec.shape}: "
+            "write `kind: mlp`",
         )
 
 

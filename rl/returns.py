@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rl.errors import BadInput
+from rl.bounds import at_least, between
 from rl.types import Array, Bool, Float32
 
 
@@ -35,12 +35,9 @@ class ReturnConfig:
     """A lost life zeroes the discount, without resetting the game."""
 
     def __post_init__(self) -> None:
-        if self.n_step < 1:
-            raise BadInput(f"returns.n_step is {self.n_step}: write at least 1 step")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise BadInput(f"returns.gamma is {self.gamma}: write a discount from 0 to 1")
-        if self.clip_reward < 0.0:
-            raise BadInput(f"returns.clip_reward is {self.clip_reward}: write 0 (no clipping) or a positive bound")
+        at_least(self, 1, "n_step", unit="step")
+        between(self, 0, 1, "gamma", what="a discount")
+        at_least(self, 0, "clip_reward", zero="no clipping")
 
 
 class NStep(NamedTuple):

@@ -12,6 +12,7 @@ from classic.interface import Learned, Method, Monitor, Setting
 from qfleet.api import load_policy, train
 from qfleet.config import check
 from qfleet.presets import PRESETS, preset
+from rl.bounds import at_least
 from rl.envs.config import EnvConfig
 from rl.errors import BadInput
 
@@ -27,8 +28,7 @@ class DqnConfig:
 
     def __post_init__(self) -> None:
         preset(self.preset)
-        if self.max_steps < 0:
-            raise BadInput(f"--max-steps is {self.max_steps}: write agent steps, or 0 for the preset's")
+        at_least(self, 0, "max_steps", unit="agent steps", zero="the preset's")
 
 
 def check_preset(config: DqnConfig, env: EnvConfig) -> None:

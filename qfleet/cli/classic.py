@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import signal
 import sys
@@ -22,15 +23,17 @@ from classic.methods import METHODS as CLASSIC
 from qfleet.classic_runs import dqn as classic_dqn
 from qfleet.classic_runs.pictures import draw_seeds
 from qfleet.classic_runs.seeds import Job, learn_seed
-from qfleet.cli.flags import parse, value_of
+from qfleet.cli.flags import as_flags, parse, value_of
 from qfleet.run.directory import CONFIG, SUMMARY, RunDir
+from rl.bounds import between, require
 from rl.envs.config import EnvConfig
 from rl.envs.make import check_env
 from rl.envs.recording import check_recording
-from rl.errors import BadInput, RunFault, nearest
+from rl.errors import BadInput, BadSetting, RunFault, nearest
 
 MAKE_DATASET = "make-dataset"
 MAX_SEED = 2**30
+ENV_FLAGS = {"id": "env", "kwargs": "env_kwargs", "max_episode_steps": "max_episode_steps"}  # EnvConfig's fields here
 METHODS: dict[str, Method] = {**CLASSIC, **classic_dqn.METHODS}
 
 
@@ -56,6 +59,16 @@ class ClassicCommand:
     """Threads of torch in this process."""
     json: bool = False
     """The last line of output is a JSON object with the figures."""
+
+    def check(self) -> None:
+        """Raise BadSetting; `__post_init__` is that of the method's own settings, which a command inherits too."""
+        between(self, 1, 10**8, "final_episodes")
+        between(self, 1, 256, "threads")
+        seeds = self.seeds
+        different = bool(seeds) and len(set(seeds)) == len(seeds) and min(seeds) >= 0 and max(seeds) <= MAX_SEED
+        require(different, self, "seeds", "one or more different numbers from 0, as in --seeds 1 2")
+        if len(seeds) > 1 and getattr(self, "save_dataset", None):
+            raise BadSetting(type(self), "save_dataset", "is one file: write one seed")
 
 
 @dataclass(frozen=True)
@@ -84,11 +97,7 @@ def classic_command(args: list[str]) -> int:
         raise BadInput(f"unknown method {name!r}: {nearest(name, [*METHODS, MAKE_DATASET])}")
     method = METHODS[name]
     command = _parse(name, method, args[1:])
-    setting = _setting(command, method)
-    check_env(setting.env, method.takes)
-    method.check(setting.config, setting.env)
-    if command.video:
-        check_recording(setting.env, method.takes)
+    setting = _checked(command, method)
     torch.set_num_threads(command.threads)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     job = Job(name, method, setting, _folder(command, name), command.video)
@@ -102,6 +111,22 @@ def classic_command(args: list[str]) -> int:
     if command.json:
         print(json.dumps(summary))
     return 0
+
+
+def _checked(command: Any, method: Method) -> Setting:
+    """What is to be learned, once its environment is found to suit the method, the video too. Raises BadInput."""
+    flags = functools.partial(as_flags, type(command), {EnvConfig: ENV_FLAGS})
+    with flags():
+        setting = _setting(command, method)
+        check_env(setting.env, method.takes)
+        method.check(setting.config, setting.env)
+    if command.video:
+        try:
+            with flags():
+                check_recording(setting.env, method.takes)
+        except BadInput as error:
+            raise BadInput(f"{error}, or write --no-video") from error
+    return setting
 
 
 def make_dataset_command(args: list[str]) -> int:
@@ -143,17 +168,8 @@ def _parse(name: str, method: Method, args: list[str]) -> Any:
         **{f.name: getattr(setting.config, f.name) for f in dataclasses.fields(setting.config)},
     )
     command = parse(cls, args, default, f"qfleet classic {name}")
-    for flag, value, most in (
-        ("--final-episodes", command.final_episodes, 10**8),
-        ("--threads", command.threads, 256),
-    ):
-        if not 1 <= value <= most:
-            raise BadInput(f"{flag} is {value}: write 1 to {most:,}")
-    seeds: tuple[int, ...] = command.seeds
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED:
-        raise BadInput(f"--seeds is {list(seeds)}: write one or more different numbers from 0, as in --seeds 1 2")
-    if len(seeds) > 1 and getattr(command, "save_dataset", None):
-        raise BadInput("--save-dataset is one file: write one seed")
+    with as_flags(cls):
+        command.check()
     return command
 
 

@@ -14,7 +14,7 @@ import tyro
 
 from protos import replay_pb2 as pb
 from protos.codec import InvalidMessage, pack_segment
-from qfleet.cli.flags import parse
+from qfleet.cli.flags import as_flags, parse
 from qfleet.cli.shards import check_addresses
 from qfleet.run.directory import CONFIG, RunDir
 from replay.datasets.dataset import Dataset
@@ -26,6 +26,7 @@ from replay.store.snapshot_files import MANIFEST, stored_segments
 from replay.store.storage import StoredSegment
 from replay.wire.connection import ShardConnection
 from replay.wire.writer import Writer
+from rl.bounds import at_least
 from rl.envs.config import EnvConfig
 from rl.envs.make import check_env, describe
 from rl.envs.minari_files import dataset_path
@@ -72,8 +73,7 @@ class ImportCommand:
         if not self.to:
             raise BadInput("--to names no shard: write host:port of one or more")
         check_addresses(self.to)
-        if self.segment_items < 1:
-            raise BadInput(f"--segment-items is {self.segment_items}: write at least 1")
+        at_least(self, 1, "segment_items")
 
 
 class _Progress:
@@ -120,7 +120,8 @@ def _env_of(run: Path, named: str) -> EnvConfig | None:
     """What was played: as ``named``, or as the run's own configuration says; None where nothing says."""
     if named:
         env = EnvConfig(id=named)
-        check_env(env)
+        with as_flags(ExportCommand, {EnvConfig: {"id": "env"}}):
+            check_env(env)
         return env
     return RunDir.open(run).config().env if (run / CONFIG).is_file() else None
 

@@ -12,6 +12,8 @@ import tyro
 
 from qfleet.api import load_policy
 from qfleet.cli.flags import parse
+from qfleet.config import dotted
+from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
 from rl.envs.recording import check_recording, record
@@ -38,12 +40,15 @@ class EvalCommand:
     json: bool = False
     """The last line of output is a JSON object with the figures."""
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "episodes")
+        at_least(self, 0, "seed")
+        between(self, 0, 1, "epsilon", what="a probability")
+
 
 def eval_command(args: list[str]) -> int:
 
     c = parse(EvalCommand, args, prog="qfleet eval")
-    if c.episodes < 1 or c.seed < 0 or not 0.0 <= c.epsilon <= 1.0:
-        raise BadInput("--episodes must be at least 1, --seed at least 0 and --epsilon from 0 to 1")
     policy = load_policy(c.run, c.weights)
     config = policy.config
     videos = _video_folder(c.run, config.env) if c.video else None
@@ -80,7 +85,10 @@ def eval_command(args: list[str]) -> int:
 
 def _video_folder(run: str, env: EnvConfig) -> Path:
     """Where a run's videos go. Raises BadInput when none can be recorded, or kept there."""
-    check_recording(env)
+    try:
+        check_recording(env)
+    except BadInput as error:
+        raise BadInput(f"{dotted(error)}, or write --no-video") from error
     folder = Path(run) / "videos"
     try:
         tempfile.TemporaryFile(dir=folder if folder.exists() else run).close()

@@ -1,4 +1,4 @@
-"""Flags from dataclasses, by tyro; what tyro complains of becomes one line with the nearest right word."""
+"""Flags from dataclasses, by tyro: its complaints, and those of a configuration that a command mounts, in one line."""
 
 from __future__ import annotations
 
@@ -6,26 +6,57 @@ import contextlib
 import dataclasses
 import difflib
 import io
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tyro
 
-from rl.errors import BadInput
+from rl.errors import BadInput, BadSetting
+
+Renamed = Mapping[type, Mapping[str, str]]  # configurations whose fields are a command's own, under other names
 
 
 def parse(cls: Any, args: list[str], default: Any = None, prog: str = "qfleet") -> Any:
-    """tyro's parse; what it complains of becomes one line."""
+    """tyro's parse; what it or a configuration in ``cls`` complains of becomes one line. Raises BadInput."""
     out, err = io.StringIO(), io.StringIO()
     asked_help = any(a in ("-h", "--help") for a in args)
     try:
         if asked_help:
             return tyro.cli(cls, args=args, default=default, prog=prog)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), as_flags(cls):
             return tyro.cli(cls, args=args, default=default, prog=prog)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise BadInput(_complaint(err.getvalue() + out.getvalue(), args, prog, cls)) from None
+
+
+@contextlib.contextmanager
+def as_flags(cls: type, renamed: Renamed | None = None) -> Iterator[None]:
+    """Turn a BadSetting of a configuration in the command ``cls`` into BadInput that names its flags.
+
+    ``renamed`` has the configurations that the command makes of fields of its own: {EnvConfig: {"id": "env"}}.
+    """
+    try:
+        yield
+    except BadSetting as error:
+        own = (renamed or {}).get(error.owner)
+        if own is None:
+            raise BadInput(error.spelled_in(cls, flag)) from error
+        raise BadInput(error.spelled(lambda name: _renamed_flag(name, own))) from error
+
+
+def flag(path: str) -> str:
+    """The flag of a field, and what to write after it: ``a.b_c`` is --a.b-c, ``a.b: 3`` --a.b 3, ``a.b: false`` --a.no-b."""
+    name, _, value = path.partition(": ")
+    head, dot, last = name.replace("_", "-").rpartition(".")
+    written = f"--{head}{dot}{'no-' if value == 'false' else ''}{last}"
+    return written if value in ("", "true", "false") else f"{written} {value}"
+
+
+def _renamed_flag(name: str, own: Mapping[str, str]) -> str:
+    field, colon, value = name.partition(": ")
+    return flag(own.get(field, field) + colon + value)
 
 
 def _complaint(text: str, args: list[str], prog: str, cls: Any) -> str:

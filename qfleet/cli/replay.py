@@ -6,9 +6,17 @@ import asyncio
 import dataclasses
 import signal
 
-from qfleet.cli.datasets import export_command, import_command
-from qfleet.cli.flags import parse
-from qfleet.cli.shards import drain_command, info_command, limit_command, snapshot_command
+from qfleet.cli.datasets import ExportCommand, ImportCommand, export_command, import_command
+from qfleet.cli.flags import as_flags, parse
+from qfleet.cli.shards import (
+    DrainCommand,
+    LimitCommand,
+    ShardsCommand,
+    drain_command,
+    info_command,
+    limit_command,
+    snapshot_command,
+)
 from replay.security import Access, host_port, make_token_file
 from replay.store.snapshots import Restored
 from replay.wire.serve import ServeConfig, check_port, serve
@@ -38,12 +46,13 @@ def replay_command(args: list[str]) -> int:
         return 0
     if args[0] not in COMMANDS:
         raise BadInput(f"unknown command 'replay {args[0]}': {nearest(args[0], COMMANDS)}")
-    return COMMANDS[args[0]](args[1:])
+    command, mounts = COMMANDS[args[0]]
+    with as_flags(mounts):
+        return command(args[1:])
 
 
 def serve_command(args: list[str]) -> int:
     config = parse(ServeConfig, args, prog="qfleet replay serve")
-
     check_port(config.host, config.port)
     Access.of(dataclasses.replace(config.security, token_file=""))  # says what is wrong with the files of TLS
     if make_token_file(config.security.token_file):
@@ -64,12 +73,12 @@ def serve_command(args: list[str]) -> int:
     return 143
 
 
-COMMANDS = {
-    "serve": serve_command,
-    "info": info_command,
-    "snapshot": snapshot_command,
-    "limit": limit_command,
-    "drain": drain_command,
-    "export": export_command,
-    "import": import_command,
+COMMANDS = {  # each with the class of its flags
+    "serve": (serve_command, ServeConfig),
+    "info": (info_command, ShardsCommand),
+    "snapshot": (snapshot_command, ShardsCommand),
+    "limit": (limit_command, LimitCommand),
+    "drain": (drain_command, DrainCommand),
+    "export": (export_command, ExportCommand),
+    "import": (import_command, ImportCommand),
 }

@@ -16,6 +16,7 @@ from qfleet.cli.flags import parse
 from qfleet.config import resized
 from qfleet.run.directory import SCALE, STATUS, SUMMARY, RunDir, ScaleRequest
 from qfleet.run.progress import number, plain_line
+from rl.bounds import at_least, positive
 from rl.errors import BadInput, RunFault
 
 if TYPE_CHECKING:
@@ -52,10 +53,8 @@ class ScaleCommand:
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        if self.shards < 1:
-            raise BadInput(f"--shards is {self.shards}: write how many the run is to have, at least 1")
-        if self.timeout <= 0:
-            raise BadInput(f"--timeout is {self.timeout}: write a positive number of seconds")
+        at_least(self, 1, "shards", unit="shard")
+        positive(self, "timeout", unit="seconds")
 
 
 def say_summary(s: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from replay.security import Access, SecurityConfig
 from replay.wire.connection import ShardConnection
 from replay.wire.drain import drain
 from replay.wire.writer import Writer
+from rl.bounds import positive
 from rl.errors import BadInput, RunFault
 
 
@@ -36,8 +37,7 @@ class ShardsCommand:
     def __post_init__(self) -> None:
         if not self.addresses:
             raise BadInput("a shard's address is missing: write host:port of one or more")
-        if self.timeout <= 0:
-            raise BadInput(f"--timeout is {self.timeout}: write a positive number of seconds")
+        positive(self, "timeout", unit="seconds")
         check_addresses(self.addresses)
 
 

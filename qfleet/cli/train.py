@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qfleet.api import train
-from qfleet.cli.flags import parse, value_of
+from qfleet.cli.flags import as_flags, parse, value_of
 from qfleet.cli.runs import say_summary
 from qfleet.config import TrainConfig
 from qfleet.presets import preset
@@ -53,9 +53,10 @@ def train_command(args: list[str]) -> int:
         raise BadInput("--serial and --address exclude each other: leave one out")
     if command.resume and command.run_dir:
         raise BadInput("--resume goes on in the run's own directory: leave --run-dir out")
-    summary = train(
-        config, run_dir=command.run_dir, resume=command.resume, serial=command.serial, address=command.address
-    )
+    with as_flags(TrainCommand):
+        summary = train(
+            config, run_dir=command.run_dir, resume=command.resume, serial=command.serial, address=command.address
+        )
     interrupted = summary.pop("interrupted_by")
     say_summary(summary)
     if command.json:

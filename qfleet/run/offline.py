@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from protos.codec import InvalidMessage
-from qfleet.config import TrainConfig
+from qfleet.config import TrainConfig, dotted
 from qfleet.presets import preset
 from qfleet.run.run import Run
 from replay.config import MAX_CAPACITY
@@ -37,7 +37,7 @@ def offline_preset(dataset: str, name: str | None, env_id: str | None) -> TrainC
             try:
                 check_env(env)
             except BadInput as error:
-                raise BadInput(f"dataset {dataset}: {error}; write --env.id, to evaluate on") from error
+                raise BadInput(f"dataset {dataset}: {dotted(error)}; write --env.id, to evaluate on") from error
             base = replace(base, env=env)
     else:
         base = preset(name)

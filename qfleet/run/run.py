@@ -35,7 +35,7 @@ class Run:
         self.config, self.dir, self.resumed = config, run_dir, resumed
         earlier = dict(resumed.state) if resumed else {}
         self.stats = RunStats(config, earlier, on_episode)
-        self.scheduler = EvaluationScheduler(config.evaluation, self.stats.clock, earlier.get("judge"))
+        self.scheduler = EvaluationScheduler(config.evaluation, self.stats.clock, earlier.get("evaluation"))
         self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps")
         title = f"Qfleet {config.env.id}  {run_dir.path}"
         self.progress = Progress(title, self._limits(), config.evaluation.goal, self._unread)
@@ -88,7 +88,7 @@ class Run:
 
     def checkpoint_extra(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the learner's own state."""
-        return {**self.stats.state(), "judge": self.scheduler.state(), "env": self.config.env.id}
+        return {**self.stats.state(), "evaluation": self.scheduler.state(), "env": self.config.env.id}
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from rl.envs.config import EnvConfig
 from rl.envs.minari_files import check_episode, open_dataset, played_on
-from rl.errors import BadInput
+from rl.errors import BadInput, BadSetting
 from rl.returns import ReturnConfig
 from rl.segments import SegmentBuilder
 from rl.types import Array, ObservationSpec, Segment
@@ -68,9 +68,8 @@ class Dataset:
                 check_episode(episode, f"dataset {self.name}, episode {index}", self._first_action, self.actions)
                 lost = _lost_lives(infos, len(episode))
                 if lost is None and returns.life_loss_terminates:
-                    raise BadInput(
-                        f"dataset {self.name} does not say where lives were lost: write --returns.no-life-loss-terminates"
-                    )
+                    said = f"is on, and dataset {self.name} does not say where lives were lost: write"
+                    raise BadSetting(ReturnConfig, "life_loss_terminates", f"{said} `life_loss_terminates: false`")
                 yield from self._cut(builder, episode, infos, lost, spec)
         except (OSError, KeyError) as error:
             raise BadInput(f"dataset {self.name} cannot be read: {' '.join(str(error).split())}") from error

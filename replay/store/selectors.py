@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -10,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from replay.store.sum_tree import SumTree
-from rl.errors import BadInput
+from rl.bounds import positive, require
 from rl.types import Array, Float64, Int64
 
 SLOT_BYTES = {"prioritized": 9, "rank": 50, "uniform": 16}  # of memory for a slot, filled or not; at most
@@ -35,10 +34,8 @@ class SelectorConfig:
         return self.alpha if self.alpha is not None else 0.7 if self.kind == "rank" else 0.6
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.exponent <= 1.0:
-            raise BadInput(f"replay.selector.alpha is {self.alpha}: write an exponent from 0 to 1")
-        if not 0.0 < self.epsilon < math.inf:
-            raise BadInput(f"replay.selector.epsilon is {self.epsilon}: write a positive number")
+        require(0.0 <= self.exponent <= 1.0, self, "alpha", "an exponent from 0 to 1")
+        positive(self, "epsilon")
 
 
 class Selector(Protocol):

@@ -25,6 +25,7 @@ from typing import IO, Any
 from protos.codec import segment_from_record, segment_to_record
 from replay.store.storage import StoredSegment
 from rl.errors import BadInput
+from rl.formats import format_of
 from rl.types import ObservationSpec
 
 log = logging.getLogger("qfleet.snapshot")
@@ -135,10 +136,9 @@ def manifest_bytes(snapshot: dict[str, Any]) -> bytes:
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
-    """What `manifest_bytes` wrote. Raises BadInput on another format, ValueError, KeyError and TypeError on damage."""
+    """What `manifest_bytes` wrote. Raises BadInput on a newer format, ValueError, KeyError and TypeError on damage."""
     data = json.loads(file.read_bytes())
-    if data["format"] != FORMAT:
-        raise BadInput(f"{file} is of format {data['format']}, this Qfleet reads {FORMAT}: use the one that wrote it")
+    format_of(data, FORMAT, str(file))
     snapshot: dict[str, Any] = data["snapshot"]
     if hashlib.sha256(json.dumps(snapshot).encode()).hexdigest() != data["sha256"]:
         raise ValueError(f"{file.name} does not match its checksum")

@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 
 from protos import replay_pb2_grpc as rpc
-from replay.security import UNPROTECTED, Access
+from replay.security import UNPROTECTED, Access, SecurityConfig
 from replay.wire.channel import CHANNEL_OPTIONS, NO_CREDIT, NO_STREAM
-from rl.errors import BadInput, RunFault
+from rl.errors import BadSetting, RunFault
 
 RETRY_FROM, RETRY_TO = 0.1, 2.0  # seconds between attempts, doubling
 REFUSED = (
@@ -88,7 +88,8 @@ def open_channel(address: str, access: Access) -> grpc.Channel:
     """A channel to a shard, behind TLS when an authority is named. Raises BadInput when a file cannot be read."""
     authority, name = access.pem("authority"), access.security.name
     if authority is None and (name or access.security.certificate):
-        raise BadInput("a client with security.certificate or security.name needs security.authority: write it as well")
+        said = "is missing in a client with `certificate` or `name`: write it as well"
+        raise BadSetting(SecurityConfig, "authority", said)
     if authority is None:
         return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
     credentials = grpc.ssl_channel_credentials(authority, access.pem("key"), access.pem("certificate"))

@@ -14,7 +14,7 @@ import grpc
 
 from replay.security import Access
 from replay.wire.channel import NO_STREAM
-from rl.errors import BadInput
+from rl.bounds import between
 
 Context = Any  # grpc.aio.ServicerContext, which is untyped
 Stream = Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]
@@ -42,9 +42,8 @@ class Limits:
     """Seconds between pings to a silent client; one that does not answer for as long is cut off."""
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            if not 0 < getattr(self, f.name) < 2**31:
-                raise BadInput(f"limits.{f.name} is {getattr(self, f.name)}: write a positive number below {2**31}")
+        names = [f.name for f in fields(self)]
+        between(self, 0, 2**31, *names, above=True, below=True)
 
     def options(self) -> list[tuple[str, int]]:
         """The options of a gRPC server for those bounds that gRPC keeps itself."""
@@ -64,7 +63,7 @@ def _milliseconds(seconds: float) -> int:
 
 
 def add_port(server: grpc.aio.Server, address: str, access: Access) -> int:
-    """Listen on ``host:port``, behind TLS when there is a certificate; returns the port. Raises RuntimeError, BadInput."""
+    """Listen on ``host:port``, behind TLS when there is a certificate; returns the port. Raises RuntimeError, BadSetting."""
     certificate, key = access.pem("certificate"), access.pem("key")
     if certificate is None or key is None:
         return int(server.add_insecure_port(address))

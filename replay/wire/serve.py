@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import math
 import signal
 import socket
 from collections.abc import Callable
@@ -20,7 +19,8 @@ from replay.store.shard import Shard, fresh_generation
 from replay.store.snapshots import Restored, Snapshots
 from replay.wire.guard import Limits
 from replay.wire.service import INSERT_TIMEOUT, start_server
-from rl.errors import BadInput
+from rl.bounds import at_least, between, positive, require
+from rl.errors import BadSetting
 from rl.types import ObservationSpec
 
 
@@ -61,30 +61,23 @@ class ServeConfig:
     """Minutes between snapshots; 0: none but those."""
 
     def __post_init__(self) -> None:
-        if not self.host:
-            raise BadInput("--host is empty: write an address of this machine, or 0.0.0.0 for all of them")
-        if not 0 <= self.port < 2**16:
-            raise BadInput(f"--port is {self.port}: write 0 to 65535")
-        if not 1 <= self.capacity <= MAX_CAPACITY:
-            raise BadInput(f"--capacity is {self.capacity}: write 1 to {MAX_CAPACITY} transitions")
-        check_capacity_bytes("--capacity-bytes", self.capacity_bytes, self.capacity, 1, self.selector)
-        if not self.frame_shape or min(self.frame_shape) < 1 or self.stack < 1:
-            raise BadInput("--frame-shape and --stack must be at least 1")
-        if not 0 < self.insert_timeout < math.inf:
-            raise BadInput(f"--insert-timeout is {self.insert_timeout}: write a positive number of seconds")
-        if self.insert_timeout >= self.limits.stream_idle:
-            raise BadInput(
-                f"--insert-timeout is {self.insert_timeout:g} s: write less than the {self.limits.stream_idle:g} s of "
-                "--limits.stream-idle, in which a segment that waits must not look like silence"
-            )
+        require(bool(self.host), self, "host", "an address of this machine, or 0.0.0.0 for all of them")
+        between(self, 0, 2**16 - 1, "port")
+        between(self, 1, MAX_CAPACITY, "capacity", what="transitions")
+        check_capacity_bytes(type(self), self.capacity_bytes, self.capacity, 1, self.selector)
+        sides = "one number of at least 1 or more"
+        require(bool(self.frame_shape) and min(self.frame_shape) >= 1, self, "frame_shape", sides)
+        at_least(self, 1, "stack", unit="frame")
+        positive(self, "insert_timeout", unit="seconds")
+        idle = f"less than the {self.limits.stream_idle:g} s of `limits.stream_idle`, so that a segment may wait for credit"
+        require(self.insert_timeout < self.limits.stream_idle, self, "insert_timeout", idle)
         if self.security.authority and not self.security.mutual:
-            raise BadInput("--security.authority is for mutual TLS, on a shard: add --security.mutual, or leave it out")
-        if not 0 <= self.snapshot_minutes < math.inf or (self.snapshot_minutes and not self.snapshots):
-            raise BadInput(
-                f"--snapshot-minutes is {self.snapshot_minutes}: write 0 or more, and the directory with --snapshots"
-            )
-        if not _numbers(self.dtype):
-            raise BadInput(f"--dtype is {self.dtype!r}: write a numpy type of numbers, such as uint8 or float32")
+            said = "is for mutual TLS, on a shard: add `security.mutual: true`, or leave it out"
+            raise BadSetting(type(self), "security.authority", said)
+        at_least(self, 0, "snapshot_minutes")
+        own = "0, or the directory too with `snapshots`"
+        require(not self.snapshot_minutes or bool(self.snapshots), self, "snapshot_minutes", own)
+        require(_numbers(self.dtype), self, "dtype", "a numpy type of numbers, such as uint8 or float32")
 
     @property
     def spec(self) -> ObservationSpec:
@@ -99,19 +92,22 @@ def _numbers(dtype: str) -> bool:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise BadInput when nobody may listen there (gRPC would say so in a log line of its own)."""
+    """Raise BadSetting when nobody may listen there (gRPC would say so in a log line of its own)."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
-        raise BadInput(f"--host {host}: {error.strerror}: write an address of this machine") from error
+        said = f"{host}: {error.strerror}: write an address of this machine"
+        raise BadSetting(ServeConfig, "host", said) from error
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
-                raise BadInput(f"--host {host} is no address of this machine: write one, or 0.0.0.0") from error
-            raise BadInput(f"port {port}: {error.strerror}: write another --port, or 0 for a free one") from error
+                said = f"{host} is no address of this machine: write one, or 0.0.0.0"
+                raise BadSetting(ServeConfig, "host", said) from error
+            said = f"{port}: {error.strerror}: write another one, or 0 for a free one"
+            raise BadSetting(ServeConfig, "port", said) from error
 
 
 async def serve(

@@ -10,7 +10,7 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from rl.envs.config import ATARI_FRAME_SKIP, ATARI_STACK, EnvConfig
-from rl.errors import BadInput
+from rl.errors import BadSetting
 from rl.types import Array, Bool, Int64, ObservationSpec, Step
 
 gym.register_envs(ale_py)
@@ -30,7 +30,7 @@ class AtariEnvironments:
     def __init__(self, config: EnvConfig, count: int, threads: int = 1) -> None:
         game = atari_game(config.id)
         if game is None or roms.get_rom_path(game) is None:
-            raise BadInput(f"env.id {config.id!r} has no Atari ROM")
+            raise BadSetting(EnvConfig, "id", f"{config.id!r} has no Atari ROM")
         self._env = AtariVectorEnv(
             game,
             count,

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from rl.errors import BadInput
+from rl.bounds import at_least, between
+from rl.errors import BadSetting
 
 ATARI_FRAME_SKIP = 4  # frames an agent step
 
@@ -34,26 +35,24 @@ class EnvConfig:
     """Not Atari: agent steps until an episode is truncated; 0: as registered."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.sticky <= 1.0:
-            raise BadInput(f"env.sticky is {self.sticky}: write a probability from 0 to 1")
-        if self.noop_max < 0:
-            raise BadInput(f"env.noop_max is {self.noop_max}: write 0 or more no-ops")
-        if self.max_frames < ATARI_FRAME_SKIP or self.size < 36:
-            raise BadInput("env.max_frames must be at least 4 and env.size at least 36")
-        if self.max_episode_steps < 0:
-            raise BadInput(f"env.max_episode_steps is {self.max_episode_steps}: write agent steps, or 0")
+        between(self, 0, 1, "sticky", what="a probability")
+        at_least(self, 0, "noop_max", unit="no-ops")
+        at_least(self, ATARI_FRAME_SKIP, "max_frames", unit="frames")
+        at_least(self, 36, "size", unit="pixels")
+        at_least(self, 0, "max_episode_steps", unit="agent steps", zero="as registered")
         kwargs_of(self.kwargs)
 
 
 def kwargs_of(text: str) -> dict[str, Any]:
-    """The constructor's arguments in a JSON object; raises BadInput."""
+    """The constructor's arguments in a JSON object; raises BadSetting."""
     try:
         kwargs = json.loads(text)
     except ValueError:
         kwargs = None
     if not isinstance(kwargs, dict):
-        raise BadInput(f"env.kwargs is {text!r}: write a JSON object, such as '{{\"is_slippery\": false}}'")
+        raise BadSetting(EnvConfig, "kwargs", f"is {text!r}: write a JSON object, such as '{{\"is_slippery\": false}}'")
     taken = sorted({"render_mode", "max_episode_steps"} & set(kwargs))
     if taken:
-        raise BadInput(f"env.kwargs names {taken[0]}: leave it out (the length of episodes is --max-episode-steps)")
+        said = f"names {taken[0]}: leave it out (the length of episodes is `max_episode_steps`)"
+        raise BadSetting(EnvConfig, "kwargs", said)
     return kwargs

@@ -15,7 +15,7 @@ from rl.envs.atari import AtariEnvironments, atari_game
 from rl.envs.config import ATARI_FRAME_SKIP, ATARI_STACK, EnvConfig
 from rl.envs.spaces import AnyEnv, SpaceKind
 from rl.envs.vector import GymnasiumEnvironments, single
-from rl.errors import BadInput
+from rl.errors import BadSetting
 from rl.ports import Environments
 from rl.types import ObservationSpec
 
@@ -23,9 +23,8 @@ from rl.types import ObservationSpec
 def check_env(config: EnvConfig, takes: SpaceKind = "network") -> None:
     """Raise BadInput unless `make_environments` could make this environment."""
     if takes == "network" and atari_game(config.id) is not None and (config.kwargs != "{}" or config.max_episode_steps):
-        raise BadInput(
-            "env.kwargs and env.max_episode_steps are not for Atari: write --env.max-frames, or leave them out"
-        )
+        said = "and `max_episode_steps` are not for Atari: write `max_frames`, or leave them out"
+        raise BadSetting(EnvConfig, "kwargs", said)
     if takes != "network" or atari_game(config.id) is None:
         single(config, takes).close()
 

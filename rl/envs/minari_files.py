@@ -23,6 +23,8 @@ from rl.types import Array
 
 ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
 OURS = "qfleet"  # our key in a dataset's metadata
+# Modules that an environment's class has left: a dataset of before names it where it was.
+MOVED = {"rl.grid_worlds": "rl.envs.grid_worlds", "rl.bias_example": "rl.envs.bias_example"}
 COMPRESS_FROM = 256  # bytes an observation; smaller ones are left to Minari's own layout
 CHUNK = 16  # observations that are compressed together
 
@@ -79,6 +81,9 @@ def open_dataset(name: str) -> Any:
         )
     if not data.total_steps:
         raise BadInput(f"dataset {name} is empty: write one with episodes")
+    if data.env_spec is not None and isinstance(data.env_spec.entry_point, str):
+        module, colon, attribute = data.env_spec.entry_point.partition(":")
+        data.env_spec.entry_point = MOVED.get(module, module) + colon + attribute  # for Minari's recover_environment
     return data
 
 
@@ -88,7 +93,7 @@ def played_on(data: Any, name: str) -> EnvConfig | None:
     if ours.get("env"):
         try:
             return EnvConfig(**ours["env"])
-        except TypeError as error:
+        except (TypeError, BadInput) as error:
             raise BadInput(f"dataset {name}: its environment has settings of another Qfleet: {error}") from error
     return None if data.env_spec is None else EnvConfig(id=data.env_spec.id)
 

@@ -12,7 +12,7 @@ from rl.envs.config import EnvConfig
 from rl.envs.make import make_rendered
 from rl.envs.spaces import AnyEnv, SpaceKind
 from rl.envs.vector import GymnasiumEnvironments
-from rl.errors import BadInput
+from rl.errors import BadSetting
 from rl.evaluation import MAX_EPISODE_STEPS, Policy
 from rl.stepping import rollout
 from rl.types import Array
@@ -66,11 +66,11 @@ def check_recording(config: EnvConfig, takes: SpaceKind = "network") -> None:
         picture = env.render()
     except Exception as error:  # whatever a renderer misses: a package, a library, a screen
         said = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"env.id {config.id!r} cannot be drawn: {said}, or write --no-video") from error
+        raise BadSetting(EnvConfig, "id", f"{config.id!r} cannot be drawn: {said}") from error
     finally:
         env.close()
     if picture is None:
-        raise BadInput(f"env.id {config.id!r} draws no pictures: write --no-video")
+        raise BadSetting(EnvConfig, "id", f"{config.id!r} draws no pictures")
 
 
 def _gif(video: Path) -> Path:

@@ -10,10 +10,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from rl.envs.config import kwargs_of
+from rl.envs.config import EnvConfig, kwargs_of
 from rl.envs.grid_states import WholeGrid, grid_space, is_grid, pack
 from rl.envs.registry import known_ids, register
-from rl.errors import BadInput, nearest
+from rl.errors import BadInput, BadSetting, nearest
 
 SpaceKind = Literal["network", "table", "continuous"]
 AnyEnv = gym.Env[Any, Any]
@@ -39,39 +39,45 @@ def make_single(env_id: str, takes: SpaceKind, kwargs: str = "{}", max_episode_s
 def _make(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> AnyEnv:
     register(env_id)
     if env_id not in gym.registry and ":" not in env_id:
-        raise BadInput(f"env.id {env_id!r} is not a Gymnasium environment: {nearest(env_id, known_ids())}")
+        raise BadSetting(EnvConfig, "id", f"{env_id!r} is not a Gymnasium environment: {nearest(env_id, known_ids())}")
     try:
         return gym.make(env_id, max_episode_steps=max_episode_steps or None, **kwargs)
     except Exception as error:  # whatever a constructor makes of its arguments
         said = f"{type(error).__name__}: {error}"
-        raise BadInput(f"env.id {env_id!r} cannot be made: {' '.join(said.split())}") from error
+        raise BadSetting(EnvConfig, "id", f"{env_id!r} cannot be made: {' '.join(said.split())}") from error
 
 
 def _fitted(env: AnyEnv, env_id: str, takes: SpaceKind) -> AnyEnv:
     action, observation = env.action_space, env.observation_space
     if takes == "continuous":
         if not isinstance(action, spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
-            raise BadInput(
-                f"env.id {env_id!r} has actions {action}: continuous control needs a bounded Box, such as Pendulum-v1's; "
-                "for Discrete actions write dqn or q-learning"
+            raise BadSetting(
+                EnvConfig,
+                "id",
+                f"{env_id!r} has actions {action}: continuous control needs a bounded Box, such as Pendulum-v1's; "
+                "for Discrete actions write dqn or q-learning",
             )
         if not isinstance(observation, spaces.Box):
-            raise BadInput(
-                f"env.id {env_id!r} has observations {observation}: write one with a Box, such as Pendulum-v1"
+            raise BadSetting(
+                EnvConfig, "id", f"{env_id!r} has observations {observation}: write one with a Box, such as Pendulum-v1"
             )
         return gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
     if not isinstance(action, spaces.Discrete):
-        raise BadInput(
-            f"env.id {env_id!r} has actions {action}: this method needs a Discrete action space, such as CartPole-v1's"
+        raise BadSetting(
+            EnvConfig,
+            "id",
+            f"{env_id!r} has actions {action}: this method needs a Discrete action space, such as CartPole-v1's",
         )
     if takes == "table":
         return _numbered(env, env_id)
     if isinstance(observation, spaces.Discrete):
         return gym.wrappers.FlattenObservation(env)
     if not isinstance(observation, spaces.Box):
-        raise BadInput(
-            f"env.id {env_id!r} has observations {_short(observation)}: write one with a Box or Discrete space, or a method "
-            "with a table, such as q-learning"
+        raise BadSetting(
+            EnvConfig,
+            "id",
+            f"{env_id!r} has observations {_short(observation)}: write one with a Box or Discrete space, or a method "
+            "with a table, such as q-learning",
         )
     return env
 
@@ -90,9 +96,11 @@ def _numbered(env: AnyEnv, env_id: str) -> AnyEnv:
     if isinstance(env.observation_space, spaces.Box) and math.prod(env.observation_space.shape) > LARGEST_STATE:
         fitted = None
     if fitted is None:
-        raise BadInput(
-            f"env.id {env_id!r} has observations {_short(env.observation_space)}: a table needs Discrete ones, such as "
-            "FrozenLake-v1's; for a Box write fitted-q, neural-fitted-q or dqn"
+        raise BadSetting(
+            EnvConfig,
+            "id",
+            f"{env_id!r} has observations {_short(env.observation_space)}: a table needs Discrete ones, such as "
+            "FrozenLake-v1's; for a Box write fitted-q, neural-fitted-q or dqn",
         )
     space, convert = fitted
     return env if space is env.observation_space else gym.wrappers.TransformObservation(env, convert, space)

@@ -147,9 +147,9 @@ def test_a_dataset_of_another_environment_names_its_own(pickup):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"env": "CartPole-v1"}, "--env is 'CartPole-v1'"),
-        ({"episodes": 0}, "--episodes is 0"),
-        ({"first_seed": -1}, "--first-seed is -1"),
+        ({"env": "CartPole-v1"}, "env is 'CartPole-v1'"),
+        ({"episodes": 0}, "episodes is 0"),
+        ({"first_seed": -1}, "first_seed is -1"),
         ({"env": "BabyAI-Nothing-v0"}, "not a Gymnasium environment"),
         ({"to": "pickup"}, "must end in its version"),
     ],

@@ -250,16 +250,16 @@ def test_bad_input_is_one_line():
     with pytest.raises(BadInput, match="sarsa.*see qfleet --help"):
         parse(ContinuousConfig, ["--maximizer", "sarsa"])
     for field, value, says in (
-        ("gamma", 1.1, "--gamma is 1.1: write a number from 0 to 1"),
-        ("steps", 100, "--steps is 100: write more than --warm-up, which is 100"),
-        ("warm_up", 0, "--warm-up is 0: write at least 1"),
-        ("tau", 0.0, "--tau is 0.0: write a number above 0, up to 1"),
-        ("elites", 99, "--elites is 99: write at most --samples, which is 8"),
-        ("hidden", (), "--hidden is (): write one layer or more of at least 1 unit"),
+        ("gamma", 1.1, "gamma is 1.1: write a number from 0 to 1"),
+        ("steps", 100, "steps is 100: write more than warm_up, which is 100"),
+        ("warm_up", 0, "warm_up is 0: write at least 1"),
+        ("tau", 0.0, "tau is 0: write a number above 0 to 1"),
+        ("elites", 99, "elites is 99: write at most samples, which is 8"),
+        ("hidden", (), "hidden is (): write at least one layer of at least 1 unit"),
     ):
         with pytest.raises(BadInput) as error:
             replace(SMALL, **{field: value})
-        assert str(error.value) == says
+        assert str(error.value) == f"ContinuousConfig.{says}"
 
 
 def test_a_run_that_diverges_says_so():

@@ -198,11 +198,11 @@ def test_spaces_that_do_not_fit_are_refused():
     ("settings", "complaint"),
     [
         (dict(regressor="extratrees"), "did you mean 'extra-trees'"),
-        (dict(steps=0), "--steps is 0"),
-        (dict(iterations=0), "--iterations is 0"),
-        (dict(gamma=1.5), "--gamma is 1.5"),
-        (dict(evaluate_every=-1), "--evaluate-every is -1"),
-        (dict(jobs=0), "--jobs is 0"),
+        (dict(steps=0), "steps is 0"),
+        (dict(iterations=0), "iterations is 0"),
+        (dict(gamma=1.5), "gamma is 1.5"),
+        (dict(evaluate_every=-1), "evaluate_every is -1"),
+        (dict(jobs=0), "jobs is 0"),
         (dict(dataset="a.npz", save_dataset="b.npz"), "write the first"),
     ],
 )
@@ -213,7 +213,7 @@ def test_bad_settings_are_refused(settings, complaint):
 
 @pytest.mark.parametrize("settings", [dict(hidden=()), dict(epochs=0), dict(batch=0), dict(learning_rate=0.0)])
 def test_bad_settings_of_the_network_are_refused(settings):
-    with pytest.raises(BadInput, match="--"):
+    with pytest.raises(BadInput, match=next(iter(settings))):
         NeuralFittedQConfig(**settings)
 
 

@@ -128,13 +128,13 @@ def test_actions_are_drawn_as_the_policy_says():
 @pytest.mark.parametrize(
     ("config", "change", "message"),
     [
-        (MonteCarloConfig, {"alpha": 1.5}, "--alpha is 1.5: write a number from 0 to 1"),
-        (MonteCarloConfig, {"epsilon_decay": -1.0}, "--epsilon-decay is -1.0"),
-        (MonteCarloConfig, {"episodes": 0}, "--episodes is 0: write at least 1"),
-        (PredictionConfig, {"gamma": 1.0}, "--gamma is 1.0: write a number from 0 to below 1"),
-        (PredictionConfig, {"power": 2.0}, "--power is 2.0: write a number from 0 to 1"),
-        (PredictionConfig, {"episodes": 0}, "--episodes is 0: write at least 1"),
-        (PredictionConfig, {"tolerance": 0.0}, "--tolerance is 0.0: write a positive number"),
+        (MonteCarloConfig, {"alpha": 1.5}, "alpha is 1.5: write a number from 0 to 1"),
+        (MonteCarloConfig, {"epsilon_decay": -1.0}, "epsilon_decay is -1"),
+        (MonteCarloConfig, {"episodes": 0}, "episodes is 0: write at least 1"),
+        (PredictionConfig, {"gamma": 1.0}, "gamma is 1: write a number from 0 to below 1"),
+        (PredictionConfig, {"power": 2.0}, "power is 2: write a number from 0 to 1"),
+        (PredictionConfig, {"episodes": 0}, "episodes is 0: write at least 1"),
+        (PredictionConfig, {"tolerance": 0.0}, "tolerance is 0: write a positive number"),
     ],
 )
 def test_bad_settings_are_refused(config, change, message):

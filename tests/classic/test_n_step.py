@@ -117,12 +117,12 @@ def test_an_environment_without_a_model_is_refused():
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (dict(n=0), "--n is 0"),
-        (dict(episodes=0), "--episodes is 0"),
-        (dict(measure_every=0), "--measure-every is 0"),
-        (dict(epsilon=0.0), "--epsilon is 0.0"),
-        (dict(alpha=1.5), "--alpha is 1.5"),
-        (dict(gamma=1.0), "--gamma is 1.0"),
+        (dict(n=0), "n is 0"),
+        (dict(episodes=0), "episodes is 0"),
+        (dict(measure_every=0), "measure_every is 0"),
+        (dict(epsilon=0.0), "epsilon is 0"),
+        (dict(alpha=1.5), "alpha is 1.5"),
+        (dict(gamma=1.0), "gamma is 1"),
     ],
 )
 def test_bad_settings_are_refused(settings, complaint):

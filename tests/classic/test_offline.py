@@ -187,5 +187,5 @@ def test_a_dataset_that_does_not_fit_is_one_line(tmp_path, case):
     ],
 )
 def test_settings_are_checked(field, value):
-    with pytest.raises(BadInput, match=f"--{field.replace('_', '-')} is {value}: write"):
+    with pytest.raises(BadInput, match=f"{field} is {value:g}: write"):
         OfflineQConfig(**{field: value})

@@ -92,13 +92,13 @@ def test_it_learns_a_lake_without_ice():
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (dict(steps=0), "--steps is 0"),
-        (dict(epsilon_steps=0), "--epsilon-steps is 0"),
-        (dict(replay=-1), "--replay is -1"),
-        (dict(target_period=-5), "--target-period is -5"),
-        (dict(gamma=2.0), "--gamma is 2.0"),
-        (dict(hidden=()), "--hidden is"),
-        (dict(learning_rate=0.0), "--learning-rate is 0.0"),
+        (dict(steps=0), "steps is 0"),
+        (dict(epsilon_steps=0), "epsilon_steps is 0"),
+        (dict(replay=-1), "replay is -1"),
+        (dict(target_period=-5), "target_period is -5"),
+        (dict(gamma=2.0), "gamma is 2"),
+        (dict(hidden=()), "hidden is"),
+        (dict(learning_rate=0.0), "learning_rate is 0"),
     ],
 )
 def test_bad_settings_are_refused(settings, complaint):

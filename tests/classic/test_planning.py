@@ -167,10 +167,10 @@ def test_test_episodes_are_counted_where_asked():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gamma": 1.0}, "--gamma is 1.0: write a number from 0 to below 1"),
-        ({"steps": 0}, "--steps is 0: write at least 1"),
-        ({"max_iterations": 0}, "--max-iterations is 0: write at least 1"),
-        ({"tolerance": 0.0}, "--tolerance is 0.0: write a positive number"),
+        ({"gamma": 1.0}, "gamma is 1: write a number from 0 to below 1"),
+        ({"steps": 0}, "steps is 0: write at least 1"),
+        ({"max_iterations": 0}, "max_iterations is 0: write at least 1"),
+        ({"tolerance": 0.0}, "tolerance is 0: write a positive number"),
     ],
 )
 def test_bad_settings_are_refused(change, message):

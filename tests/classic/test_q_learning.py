@@ -192,10 +192,10 @@ def test_a_method_reaches_its_bar_on_blackjack_sized_states():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"alpha": 1.5}, "--alpha is 1.5: write a number from 0 to 1"),
-        ({"episodes": 0}, "--episodes is 0: write at least 1"),
-        ({"gamma": float("nan")}, "--gamma is nan"),
-        ({"temperature": 0.0}, "--temperature is 0.0: write a number above 0"),
+        ({"alpha": 1.5}, "alpha is 1.5: write a number from 0 to 1"),
+        ({"episodes": 0}, "episodes is 0: write at least 1"),
+        ({"gamma": float("nan")}, "gamma is nan"),
+        ({"temperature": 0.0}, "temperature is 0: write a positive number"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, words):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import gymnasium as gym
+import pytest
 
 from qfleet.cli import main as cli
 from qfleet.cli.datasets import origin_of

@@ -191,7 +191,7 @@ def test_tls(serve, rng, pem, shard_tls):
     assert "WRONG_VERSION_NUMBER" in last_words(serve(), Access(client, TOKEN), rng)  # a shard without TLS
     assert server.counts().inserted == 8
     for half in (shard_tls, SecurityConfig(name="shard.qfleet")):  # never without TLS, unasked
-        with pytest.raises(BadInput, match="security.authority"):
+        with pytest.raises(BadInput, match="SecurityConfig.authority"):
             Writer([server.address], access=Access(half))
 
 
@@ -421,15 +421,15 @@ BAD_FILES = {
         "nowhere.pem cannot be read",
     ),
     "a certificate that is a folder": ({"certificate": "stranger", "key": "shard.key"}, "directory"),
-    "a certificate without its key": ({"certificate": "shard.pem"}, "without security.key"),
-    "a key without its certificate": ({"key": "shard.key"}, "without security.certificate"),
+    "a certificate without its key": ({"certificate": "shard.pem"}, "without key"),
+    "a key without its certificate": ({"key": "shard.key"}, "without certificate"),
     "another's key": ({"certificate": "shard.pem", "key": "client.key"}, "(?i)mismatch"),
     "a key under a password": ({"certificate": "shard.pem", "key": "locked.key"}, "without a password"),
     "a certificate that is none": ({"certificate": "shard.csr", "key": "shard.key"}, "shard.csr"),
     "an authority that is none": ({"authority": "shard.key"}, "holds no certificate"),
-    "an authority that is not there": ({"authority": "nowhere.pem"}, "security.authority .*nowhere.pem"),
+    "an authority that is not there": ({"authority": "nowhere.pem"}, "authority .*nowhere.pem"),
     "mutual without an authority": ({"certificate": "shard.pem", "key": "shard.key", "mutual": True}, "authority"),
-    "a token that is not there": ({"token_file": "nowhere"}, "security.token-file .*nowhere cannot be read"),
+    "a token that is not there": ({"token_file": "nowhere"}, "token_file .*nowhere cannot be read"),
     "an empty token": ({"token_file": "empty"}, "holds no token"),
     "a token of two words": ({"token_file": "words"}, "holds no token"),
     "a token of no text": ({"token_file": "bytes"}, "holds no token"),
@@ -460,13 +460,13 @@ SERVE = ["replay", "serve", "--port", "0", "--frame-shape", "2", "--dtype", "flo
         (["--host", "::"], "--security.token-file"),
         (["--host", "203.0.113.7", "--security.no-require-token"], "no address of this machine"),
         (["--host", "no such host"], "--host no such host"),
-        (["--host", ""], "--host is empty"),
+        (["--host", ""], "--host is '': write an address"),
         (["--host", "0.0.0.0", "--security.token-file", "/proc/none/token"], "/proc/none/token cannot be written"),
         (["--security.authority", "a.pem"], "--security.mutual"),
         (["--security.certificate", "a.pem", "--security.key", "a.key"], "a.pem cannot be read"),
-        (["--limits.streams", "0"], "limits.streams is 0"),
-        (["--limits.handshake", "nan"], "limits.handshake is nan"),
-        (["--limits.stream-idle", "inf"], "limits.stream_idle is inf"),
+        (["--limits.streams", "0"], "--limits.streams is 0"),
+        (["--limits.handshake", "nan"], "--limits.handshake is nan"),
+        (["--limits.stream-idle", "inf"], "--limits.stream-idle is inf"),
         (["--insert-timeout", "700"], "--limits.stream-idle"),
     ],
 )

@@ -33,12 +33,18 @@ CASES = {
     "dict observations": (["train", "--env.id", "Blackjack-v1"], "Box or Discrete"),
     "zero actors": (["train", "--actors.count", "0"], "at least 1"),
     "negative shards": (["train", "--replay.shards", "-1"], "at least 1"),
-    "zero steps": (["train", "--max-steps", "0"], "max_steps"),
-    "negative minutes": (["train", "--max-minutes", "-3"], "max_minutes"),
-    "a goal that is no number": (["train", "--evaluation.goal", "nan"], "evaluation.goal"),
-    "an infinite ratio": (["train", "--replay.limiter.samples-per-insert", "inf"], "samples_per_insert"),
-    "a rate that is no number": (["train", "--learner.learning-rate", "nan"], "learning_rate"),
-    "a seed too large": (["train", "--seed", "99999999999999999999999"], "seed"),
+    "zero steps": (["train", "--max-steps", "0"], "--max-steps is 0: write at least 1 agent step"),
+    "negative minutes": (["train", "--max-minutes", "-3"], "--max-minutes is -3: write 0 (no limit) or more"),
+    "a goal that is no number": (
+        ["train", "--evaluation.goal", "nan"],
+        "--evaluation.goal is nan: write a finite number",
+    ),
+    "an infinite ratio": (
+        ["train", "--replay.limiter.samples-per-insert", "inf"],
+        "--replay.limiter.samples-per-insert",
+    ),
+    "a rate that is no number": (["train", "--learner.learning-rate", "nan"], "--learner.learning-rate"),
+    "a seed too large": (["train", "--seed", "99999999999999999999999"], "--seed"),
     "bfloat16 actors without pixels": (
         ["train", "cartpole", "--actors.precision", "bfloat16"],
         "--actors.precision float32",
@@ -66,7 +72,7 @@ CASES = {
         "go together",
     ),
     "an epsilon above 1": (["train", "cartpole", "--exploration.knots", "0", "1.5"], "from 0 to 1"),
-    "no time to start in": (["train", "cartpole", "--ready-timeout", "0"], "ready_timeout"),
+    "no time to start in": (["train", "cartpole", "--ready-timeout", "0"], "--ready-timeout is 0"),
     "an empty run directory": (["train", "cartpole", "--run-dir", ""], "--run-dir is empty"),
     "a benchmark of nothing": (["bench", "replay", "--items", "0"], "--items is 0"),
     "a benchmark of no actors": (["bench", "actors", "--counts", "0"], "from 1 on"),
@@ -101,6 +107,48 @@ CASES = {
     "a benchmark of an empty shard": (["bench", "memory", "--items", "0"], "--items is 0"),
     "sizes for nobody": (["bench", "sizing", "--actors", "0"], "numbers of actors from 1 on"),
     "sizes for standstill": (["bench", "sizing", "--steps", "0"], "--steps is 0"),
+    "an exponent of the weights in train": (
+        ["train", "--beta.start", "2"],
+        "--beta.start is 2: write an exponent from 0 to 1",
+    ),
+    "an exponent of the draws in train": (
+        ["train", "--replay.selector.alpha", "2"],
+        " --replay.selector.alpha is 2: write an exponent from 0 to 1",
+    ),
+    "an exponent of the draws of a shard": (
+        ["replay", "serve", "--selector.alpha", "2"],
+        " --selector.alpha is 2: write an exponent from 0 to 1",
+    ),
+    "a limit among the arguments in train": (
+        ["train", "cartpole", "--env.kwargs", '{"max_episode_steps": 9}'],
+        "--env.kwargs names max_episode_steps: leave it out (the length of episodes is --env.max-episode-steps)",
+    ),
+    "a limit among the arguments in classic": (
+        ["classic", "q-learning", "--env-kwargs", '{"max_episode_steps": 9}'],
+        "--env-kwargs names max_episode_steps: leave it out (the length of episodes is --max-episode-steps)",
+    ),
+    "a certificate without a key in train": (
+        ["train", "cartpole", "--replay.security.certificate", "a.pem"],
+        " --replay.security.certificate is given without --replay.security.key: write both",
+    ),
+    "a certificate without a key of a shard": (
+        ["replay", "serve", "--security.certificate", "a.pem"],
+        " --security.certificate is given without --security.key: write both",
+    ),
+    "a token file that is missing, of a client": (
+        ["replay", "info", "localhost:1", "--security.token-file", "NOWHERE"],
+        " --security.token-file ",
+    ),
+    "a shard for all without a token": (
+        ["replay", "serve", "--host", "0.0.0.0", "--port", "0"],
+        "or write --security.no-require-token",
+    ),
+    "too few replay shards": (["train", "--replay.capacity", "100000000000000"], "or more --replay.shards"),
+    "an elite of all": (
+        ["classic", "continuous", "--elites", "50"],
+        "--elites is 50: write at most --samples, which is",
+    ),
+    "centered vectors": (["train", "cartpole", "--network.center"], "write --network.no-center"),
     "unknown replay command": (["replay", "serv"], "'serve'"),
     "a port that is none": (["replay", "serve", "--port", "70000"], "0 to 65535"),
     "a frame of objects": (["replay", "serve", "--dtype", "object"], "uint8 or float32"),
@@ -109,7 +157,10 @@ CASES = {
     "snapshots in /proc": (["replay", "serve", "--port", "0", "--snapshots", "/proc/self"], "/proc/self"),
     "snapshots of nobody": (["replay", "snapshot"], "host:port"),
     "a shard's address without a port": (["replay", "snapshot", "localhost"], "'localhost'"),
-    "a negative time between snapshots": (["train", "cartpole", "--replay.snapshot-minutes", "-1"], "snapshot_minutes"),
+    "a negative time between snapshots": (
+        ["train", "cartpole", "--replay.snapshot-minutes", "-1"],
+        "--replay.snapshot-minutes",
+    ),
     "snapshots of a serial run": (["train", "cartpole", "--serial", "--replay.snapshot-minutes", "1"], "--serial"),
     "a shard of nothing": (["replay", "serve", "--capacity", "0"], "--capacity is 0"),
     "a shard without memory": (["replay", "serve", "--capacity-bytes", "1000"], "--capacity-bytes is 1000"),
@@ -191,6 +242,30 @@ def test_a_config_file_with_a_wrong_word_names_the_right_one(tmp_path):
     text = to_yaml(preset("pong")).replace("n_step", "n_steps")
     with pytest.raises(BadInput, match=r"config.yaml: returns: unknown setting 'n_steps'.*'n_step'"):
         from_yaml(text, "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("alpha: 0.3", "alpha: 2", "replay.selector.alpha is 2: write an exponent from 0 to 1"),
+        ("start: 0.4", "start: 4", "beta.start is 4: write an exponent from 0 to 1"),
+        ("certificate: ''", "certificate: a.pem", "is given without replay.security.key: write both"),
+        (
+            "center: true",
+            "hidden: [1]",
+            "network.layer_norm needs layers of at least 2 units: write a larger network.hid",
+        ),
+        ("kwargs: '{}'", "kwargs: '{\"max_episode_steps\": 9}'", "the length of episodes is env.max_episode_steps"),
+        ("batch_size: 64", "batch_size: 65537", "learner.batch_size is 65537: write at most 65536"),
+    ],
+)
+def test_a_config_file_with_a_bad_value_names_its_path(old, new, words):
+    text = to_yaml(preset("pong"))
+    assert text.count(old) == 1
+    with pytest.raises(BadInput) as refused:
+        from_yaml(text.replace(old, new), "run/config.yaml")
+    assert str(refused.value).startswith("run/config.yaml: ")
+    assert words in str(refused.value)
 
 
 @pytest.mark.parametrize("name", PRESETS)
