@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import signal
 import sys
@@ -97,7 +96,17 @@ def classic_command(args: list[str]) -> int:
         raise BadInput(f"unknown method {name!r}: {nearest(name, [*METHODS, MAKE_DATASET])}")
     method = METHODS[name]
     command = _parse(name, method, args[1:])
-    setting = _checked(command, method)
+    with as_flags(type(command), {EnvConfig: ENV_FLAGS}):
+        return _run(name, method, command)
+
+
+def _run(name: str, method: Method, command: Any) -> int:
+    """Check, learn, say; returns the exit status."""
+    setting = _setting(command, method)
+    check_env(setting.env, method.takes)
+    method.check(setting.config, setting.env)
+    if command.video:
+        _check_video(setting.env, method)
     torch.set_num_threads(command.threads)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     job = Job(name, method, setting, _folder(command, name), command.video)
@@ -113,26 +122,20 @@ def classic_command(args: list[str]) -> int:
     return 0
 
 
-def _checked(command: Any, method: Method) -> Setting:
-    """What is to be learned, once its environment is found to suit the method, the video too. Raises BadInput."""
-    flags = functools.partial(as_flags, type(command), {EnvConfig: ENV_FLAGS})
-    with flags():
-        setting = _setting(command, method)
-        check_env(setting.env, method.takes)
-        method.check(setting.config, setting.env)
-    if command.video:
-        try:
-            with flags():
-                check_recording(setting.env, method.takes)
-        except BadInput as error:
-            raise BadInput(f"{error}, or write --no-video") from error
-    return setting
+def _check_video(env: EnvConfig, method: Method) -> None:
+    """Raise BadInput where the environment cannot be drawn."""
+    try:
+        with as_flags(EnvConfig, {EnvConfig: ENV_FLAGS}):
+            check_recording(env, method.takes)
+    except BadInput as error:
+        raise BadInput(f"{error}, or write --no-video") from error
 
 
 def make_dataset_command(args: list[str]) -> int:
     command = parse(MakeDatasetCommand, args, prog=f"qfleet classic {MAKE_DATASET}")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    figures = make_dataset(command, _Spoken())
+    with as_flags(MakeDatasetCommand, {EnvConfig: {"id": "env"}}):
+        figures = make_dataset(command, _Spoken())
     print(
         f"{figures['dataset']}: {figures['episodes']:,} episodes, {figures['steps']:,} steps, mean return "
         f"{figures['mean_return']:.4g}, {figures['bytes'] / 1e6:,.1f} MB in {figures['path']}"

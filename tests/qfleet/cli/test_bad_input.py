@@ -148,6 +148,14 @@ CASES = {
         ["classic", "continuous", "--elites", "50"],
         "--elites is 50: write at most --samples, which is",
     ),
+    "an unknown environment in classic": (
+        ["classic", "q-learning", "--env", "FrozenLak-v1"],
+        " --env 'FrozenLak-v1' is not",
+    ),
+    "an unknown environment of a dataset": (
+        ["classic", "make-dataset", "--env", "BabyAI-Nothing-v0"],
+        " --env 'BabyAI-Nothing-v0' is not",
+    ),
     "centered vectors": (["train", "cartpole", "--network.center"], "write --network.no-center"),
     "unknown replay command": (["replay", "serv"], "'serve'"),
     "a port that is none": (["replay", "serve", "--port", "70000"], "0 to 65535"),
