@@ -251,6 +251,11 @@ def drained_to_message(drained: Drained) -> pb.DrainReply:
     return pb.DrainReply(segments=segments, next=drained.next, left=drained.left)
 
 
+def items_of_reply(message: pb.SampleReply) -> int:
+    """How many items a reply holds, before it is unpacked."""
+    return len(message.keys) // _U8.itemsize
+
+
 def sample_request(counts: Sequence[int], insert_credit: int, limiter: LimiterState | None) -> pb.SampleRequest:
     """A request for draws of so many items each, with the shard's credit and, now and then, the limiter's state."""
     told = None if limiter is None else pb.Limiter(**limiter._asdict())

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from protos import replay_pb2 as pb
-from protos.codec import sample_request
+from protos.codec import items_of_reply, sample_request
 from protos.types import LimiterState
 from replay.credit import ShardAccount
 from replay.wire.connection import ShardConnection
@@ -34,7 +34,7 @@ class ShardRequest:
     @property
     def whole(self) -> bool:
         """Whether the items asked for are there."""
-        return self.reply is not None and len(self.reply.keys) == 8 * sum(self.counts)
+        return self.reply is not None and items_of_reply(self.reply) == sum(self.counts)
 
 
 @dataclass
