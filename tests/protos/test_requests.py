@@ -8,6 +8,7 @@ import numpy as np
 
 from protos import codec
 from protos import replay_pb2 as pb
+from protos.types import LimiterState
 
 
 def test_priorities_travel_as_uint64_and_float32():
@@ -18,6 +19,6 @@ def test_priorities_travel_as_uint64_and_float32():
 
 def test_a_sample_request_carries_the_limiter_only_when_it_is_told():
     assert not codec.sample_request([3, 0], 9, None).HasField("limiter")
-    request = codec.sample_request([3, 0], 9, {"min_size": 5, "diff": -1.5})
+    request = codec.sample_request([3, 0], 9, LimiterState(min_size=5, diff=-1.5))
     assert (list(request.counts), request.insert_credit) == ([3, 0], 9)
     assert request.limiter == pb.Limiter(min_size=5, diff=-1.5)
