@@ -159,14 +159,14 @@ def origin_of(dataset: str) -> str:
 
 
 def _info(address: str, access: Access) -> pb.InfoReply:
-    link = ShardConnection(address, INFO_TIMEOUT, access)
+    connection = ShardConnection(address, INFO_TIMEOUT, access)
     try:
-        reply: pb.InfoReply = link.ask("Info", pb.InfoRequest(), INFO_TIMEOUT)
+        reply: pb.InfoReply = connection.ask("Info", pb.InfoRequest(), INFO_TIMEOUT)
         return reply
     except RunFault as fault:
         raise BadInput(f"no replay shard answers at {address}: {fault}; write host:port of one that runs") from fault
     finally:
-        link.channel.close()
+        connection.channel.close()
 
 
 def import_command(args: list[str]) -> int:

@@ -75,13 +75,13 @@ def _each(c: ShardsCommand, method: str, request: Any) -> Iterator[tuple[str, An
     """The answer of each shard to ``request`` by its address; raises RunFault at the end for those that gave none."""
     access, faults = Access.of(c.security), []
     for address in c.addresses:
-        link = ShardConnection(address, c.timeout, access)
+        connection = ShardConnection(address, c.timeout, access)
         try:
-            yield address, link.ask(method, request, c.timeout)
+            yield address, connection.ask(method, request, c.timeout)
         except RunFault as fault:
             faults.append(str(fault))
         finally:
-            link.channel.close()
+            connection.channel.close()
     if faults:
         raise RunFault("; ".join(faults))
 
@@ -141,11 +141,11 @@ def drain_command(args: list[str]) -> int:
     writer = Writer(list(c.to), c.timeout, access=access)
     try:
         for address in c.addresses:
-            link = ShardConnection(address, c.timeout, access)
-            moved = drain(link, writer, functools.partial(_say_moved, address))
+            connection = ShardConnection(address, c.timeout, access)
+            moved = drain(connection, writer, functools.partial(_say_moved, address))
             figures[address] = {"moved": moved}
             print(f"{address} is empty: {moved:,} transitions moved to {', '.join(c.to)}", flush=True)
-            link.channel.close()
+            connection.channel.close()
     finally:
         writer.close()
     return _done(c, figures)

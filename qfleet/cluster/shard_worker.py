@@ -66,11 +66,11 @@ class ShardWorker:
     def drain(self, addresses: list[str]) -> int:
         """Move everything into the shards at ``addresses``; returns the items moved. Raises RunFault."""
         writer = Writer(addresses, access=self._access)
-        link = ShardConnection(self.address(), 60.0, self._access)
+        connection = ShardConnection(self.address(), 60.0, self._access)
         try:
-            return drain(link, writer)
+            return drain(connection, writer)
         finally:
-            link.channel.close()
+            connection.channel.close()
             writer.close()
 
     def leave(self) -> None:

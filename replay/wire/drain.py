@@ -14,8 +14,10 @@ SEGMENTS = 64  # handed over in one reply
 TIMEOUT = 60.0  # seconds that a shard may take to hand over or to take in so many
 
 
-def drain(link: ShardConnection, writer: Writer, say: Callable[[int, int], None] = lambda moved, left: None) -> int:
-    """Move every segment of the shard at ``link`` into ``writer``'s shards; returns the items moved.
+def drain(
+    connection: ShardConnection, writer: Writer, say: Callable[[int, int], None] = lambda moved, left: None
+) -> int:
+    """Move every segment of the shard at ``connection`` into ``writer``'s shards; returns the items moved.
 
     The shard forgets a segment once another has acknowledged it, so a drain that is broken off loses nothing; the few
     segments under way then are in both places. Writers must have left the shard before. ``say`` is told the items moved
@@ -23,7 +25,7 @@ def drain(link: ShardConnection, writer: Writer, say: Callable[[int, int], None]
     """
     taken = moved = 0
     while True:
-        reply = link.ask("Drain", pb.DrainRequest(taken=taken, segments=SEGMENTS), TIMEOUT)
+        reply = connection.ask("Drain", pb.DrainRequest(taken=taken, segments=SEGMENTS), TIMEOUT)
         if not reply.segments:
             return moved
         try:
@@ -33,8 +35,8 @@ def drain(link: ShardConnection, writer: Writer, say: Callable[[int, int], None]
                 moved += segment.items
             writer.flush(TIMEOUT)
         except InvalidMessage as error:
-            raise RunFault(f"replay shard {link.address} sent a broken reply: {error}") from error
+            raise RunFault(f"replay shard {connection.address} sent a broken reply: {error}") from error
         except TimeoutError as error:
-            raise RunFault(f"draining replay shard {link.address}: {error}") from error
+            raise RunFault(f"draining replay shard {connection.address}: {error}") from error
         taken = reply.next
         say(moved, reply.left)

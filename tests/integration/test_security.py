@@ -154,9 +154,9 @@ def test_with_the_token_the_clients_work_and_carry_it_along(serve, rng):
     writer.write(make_segment(rng))
     writer.flush(5.0)
     assert server.counts().inserted == 8
-    link = pickle.loads(pickle.dumps(ShardConnection(server.address, 1.0, HELD)))
-    assert link.stub.Info(pb.InfoRequest(), timeout=5.0, metadata=link.metadata).counts.inserted == 8
-    for thing in (HELD, writer, link, server):
+    connection = pickle.loads(pickle.dumps(ShardConnection(server.address, 1.0, HELD)))
+    assert connection.stub.Info(pb.InfoRequest(), timeout=5.0, metadata=connection.metadata).counts.inserted == 8
+    for thing in (HELD, writer, connection, server):
         assert TOKEN not in repr(thing) + str(thing)
     writer.close()
 

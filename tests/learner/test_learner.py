@@ -84,5 +84,5 @@ def test_weights_of_another_network_are_refused():
 
 @pytest.mark.parametrize("name", ["cuda:9", "quantum", "mps"])
 def test_a_device_that_is_not_there_is_refused(name):
-    with pytest.raises(BadInput, match="learner.device"):
+    with pytest.raises(BadInput, match="LearnerConfig.device"):
         pick_device(name)

@@ -80,3 +80,16 @@ def test_reported_errors_steer_the_draws_and_their_weights(rng):
     keys, weights = (np.concatenate([getattr(b, name) for b in drawn]) for name in ("keys", "weights"))
     assert (keys == seen[0]).mean() == pytest.approx(0.5, abs=0.04)
     assert weights[keys == seen[0]].max() < 0.4 < 1.0 == weights[keys != seen[0]].min()
+
+
+def test_the_local_replay_goes_on_with_beta_where_a_checkpoint_left_it(rng):
+    """Priorities of 1 and 4 at alpha 1: the weights' ratio is 4 ** beta, and beta goes from 0 to 1 in 100 batches."""
+    shard = Shard(10, SMALL, SelectorConfig(alpha=1.0, epsilon=1e-9), limited=False)
+    limiter = RateLimiter(LimiterConfig(samples_per_insert=0, min_size=1), 10, 64)
+    replay = LocalReplay(shard, limiter, BetaConfig(0.0, 1.0, 100))
+    replay.write(make_segment(rng, td_abs=[1.0, 1.0, 4.0, 4.0]))
+    assert replay.get_state() == {"drawn": 0}
+    replay.set_state({"drawn": 50})
+    batch = replay.sample(0.0)
+    assert replay.get_state() == {"drawn": 51}
+    np.testing.assert_allclose(batch.weights.min(), 4**-0.5, rtol=1e-6)

@@ -75,7 +75,7 @@ def test_the_dueling_head_centres_its_advantages():
 def test_a_network_that_cannot_take_the_observations_is_refused():
     with pytest.raises(BadInput, match="mlp"):
         check_network(NetworkConfig(kind="nature"), SMALL)
-    with pytest.raises(BadInput, match="network.center is for pixels"):
+    with pytest.raises(BadInput, match="NetworkConfig.center is for pixels"):
         check_network(NetworkConfig(kind="mlp", center=True), SMALL)
 
 

@@ -256,6 +256,7 @@ def test_a_config_file_with_a_wrong_word_names_the_right_one(tmp_path):
             "network.layer_norm needs layers of at least 2 units: write a larger network.hid",
         ),
         ("kwargs: '{}'", "kwargs: '{\"max_episode_steps\": 9}'", "the length of episodes is env.max_episode_steps"),
+        ("  - - 0\n    - 1.0\n", "  - - 0\n", "exploration: knots holds [0]: expected 2 values"),
         ("batch_size: 64", "batch_size: 65537", "learner.batch_size is 65537: write at most 65536"),
     ],
 )

@@ -54,7 +54,7 @@ BAD = {
     "a preset of something else": (["train", "pong", "--offline", "wide-v0"], "2 actions, PongNoFrameskip-v4 has 6"),
     "no limit": (["train", "cartpole", "--offline", "nameless-v0", "--max-updates", "0"], "--max-updates"),
     "on a cluster": (["train", "cartpole", "--offline", "nameless-v0", "--address", "auto"], "leave --address out"),
-    "negative updates": (["train", "cartpole", "--max-updates", "-1"], "max_updates"),
+    "negative updates": (["train", "cartpole", "--max-updates", "-1"], "--max-updates is -1"),
     "export of nothing": (["replay", "export", "HERE/bare", "--to", "x-v0"], "no snapshot"),
     "export to no name": (["replay", "export", "RUN", "--to", "x"], "end in its version"),
     "export onto another": (["replay", "export", "RUN", "--to", "many-v0"], "already there"),

@@ -1,4 +1,4 @@
-"""Serial mode: same seed, same numbers; resume; the actor's segments and priorities."""
+"""Serial mode: same seed, same numbers; resume; evaluations."""
 
 from __future__ import annotations
 
@@ -8,25 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
-from actors.actor import Actor
 from qfleet.api import load_policy, train
 from qfleet.cli import main as cli
 from qfleet.presets import cartpole, preset
 from qfleet.run.directory import RunDir
-from qfleet.run.serial import LocalWeights, SerialParts
-from rl import td
+from qfleet.run.serial import SerialParts
 from rl.envs.config import EnvConfig
-from rl.envs.make import describe
 from rl.errors import BadInput
 from rl.evaluation import EvaluationConfig
-from rl.exploration import Exploration
-from rl.networks import make_network
 from rl.parameters import weights_of
 from rl.ports import Publication
-from rl.returns import ReturnConfig
-from rl.segments import stack_frames
 from tests.conftest import ROOT
 from tests.qfleet.configs import short
 
@@ -107,84 +99,6 @@ def test_a_run_directory_is_not_overwritten(tmp_path):
         train(short(max_steps=300), run_dir=tmp_path / "run", serial=True)
 
 
-class Keep:
-    """A `SegmentSink` that keeps what it is given."""
-
-    def __init__(self):
-        self.segments = []
-
-    def write(self, segment):
-        self.segments.append(segment)
-
-    def close(self):
-        pass
-
-
-def make_actor(double, environments=3, **returns):
-    config = replace(cartpole().actors, environments=environments, segment_items=12)
-    env = EnvConfig(id="CartPole-v1")
-    spec, actions = describe(env)
-    networks = [make_network(cartpole().network, spec, actions, seed) for seed in (1, 2)]
-    sink, weights = Keep(), LocalWeights()
-    source = weights.reader()
-    explore = Exploration(cartpole().exploration, 0, environments, environments)
-    actor = Actor(config, env, ReturnConfig(n_step=3, **returns), double, tuple(networks), explore, sink, source, 1, 0)
-    return actor, sink, weights
-
-
-@pytest.mark.parametrize("double", [True, False])
-def test_initial_priorities_are_the_learners_td_error(double):
-    """Recomputed item by item from the frames, ends of episodes included."""
-    actor, sink, _ = make_actor(double)
-    for _ in range(150):
-        actor.step()
-    assert any(s.terminated.any() for s in sink.segments)
-    for s in sink.segments:
-        start = s.item_step.astype(int)
-        s_tm1 = torch.from_numpy(stack_frames(s.frames, start, 1))
-        s_t = torch.from_numpy(stack_frames(s.frames, start + s.item_length, 1))
-        with torch.no_grad():
-            q_t = actor.target(s_t)
-            error = td.double_q_error(
-                actor.online(s_tm1),
-                torch.from_numpy(s.actions[start].astype(np.int64)),
-                torch.from_numpy(s.r_t),
-                torch.from_numpy(s.discount_t),
-                q_t,
-                actor.online(s_t) if double else q_t,
-            )
-        np.testing.assert_allclose(s.td_abs, error.abs(), rtol=1e-4, atol=1e-5)
-
-
-def test_an_actor_stores_each_step_of_each_episode_once_and_counts_them():
-    actor, sink, _ = make_actor(True, environments=2)
-    for _ in range(200):
-        actor.step()
-    assert actor.agent_steps == 400
-    episodes = actor.take_episodes()
-    assert episodes
-    assert all(e.episode_return == e.length for e in episodes)  # CartPole pays 1 a step
-    for episode_id in {s.episode_id for s in sink.segments}:
-        own = [s for s in sink.segments if s.episode_id == episode_id]
-        steps = np.concatenate([s.first_step + s.item_step.astype(int) for s in own])
-        assert steps.tolist() == list(range(len(steps)))
-    ended = [s for s in sink.segments if s.terminated[-1] or s.truncated[-1]]
-    assert len(ended) == len(episodes)
-
-
-def test_an_actor_takes_newer_weights_and_target():
-    actor, sink, weights = make_actor(True)
-    new = {k: np.full(v.shape, 0.5, np.float32) for k, v in actor.online.state_dict().items()}
-    weights.publish(Publication(1, 10, new, 0, new))
-    weights.publish(Publication(2, 20, new, 1, None))
-    for _ in range(40):
-        actor.step()
-    assert actor.version == 2
-    assert actor.target_version == 1
-    assert float(next(actor.target.parameters()).mean()) == 0.5
-    assert set(np.concatenate([s.versions for s in sink.segments]).tolist()) == {2}
-
-
 def test_each_of_several_actors_takes_every_publication():
     config = short(actors=replace(cartpole().actors, count=3, environments=2))
     parts = SerialParts(config)
@@ -194,7 +108,6 @@ def test_each_of_several_actors_takes_every_publication():
     for actor in parts.actors:
         actor.step()
     assert [actor.version for actor in parts.actors] == [2, 2, 2]
-    assert [actor.target_version for actor in parts.actors] == [1, 1, 1]
     for actor in parts.actors:
         for network in (actor.online, actor.target):
             for name, x in weights_of(network).items():

@@ -10,35 +10,8 @@ from rl.envs.atari import atari_game
 from rl.envs.config import EnvConfig
 from rl.envs.make import check_env, describe, make_environments, make_rendered
 from rl.errors import BadInput
-from rl.evaluation import evaluate
-from rl.stepping import SeedSequence
 from rl.types import ObservationSpec
-
-
-class Countdown(gym.Env):
-    """Observation [episode's seed, t]; terminates or truncates after `length` steps; reward t."""
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gym.spaces.Discrete(3, start=1)
-
-    def __init__(self, length=3, truncates=False):
-        self.length, self.truncates = length, truncates
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.seed_, self.t = float(seed if seed is not None else -1), 0
-        return np.array([self.seed_, 0], np.float32), {}
-
-    def step(self, action):
-        assert action in (1, 2, 3)
-        self.t += 1
-        over = self.t == self.length
-        observation = np.array([self.seed_, self.t], np.float32)
-        return observation, float(self.t), over and not self.truncates, over and self.truncates, {}
-
-
-gym.register("qfleet-test/Countdown-v0", Countdown)
-gym.register("qfleet-test/Truncated-v0", lambda: Countdown(truncates=True))
+from tests.rl.envs import countdown  # noqa: F401, registers it
 
 
 @pytest.mark.parametrize("env_id", ["qfleet-test/Countdown-v0", "qfleet-test/Truncated-v0"])
@@ -162,15 +135,6 @@ def test_what_q_learning_cannot_take_is_refused(env_id, words):
         check_env(EnvConfig(id=env_id))
 
 
-def test_an_evaluation_counts_each_environments_share_and_repeats():
-    envs = make_environments(EnvConfig(id="qfleet-test/Countdown-v0"), 2)
-    results = [evaluate(lambda x: np.zeros(len(x), np.int64), envs, 5, 0.5, seed=3) for _ in range(2)]
-    assert [e.episode_return for e in results[0].episodes] == [1 + 2 + 3] * 5
-    assert [e.length for e in results[0].episodes] == [3] * 5
-    assert results[0].episodes == results[1].episodes
-    envs.close()
-
-
 def test_the_rendered_environment_gives_what_the_network_takes():
     for config in (EnvConfig(), EnvConfig(id="CartPole-v1")):
         env = make_rendered(config)
@@ -180,11 +144,19 @@ def test_the_rendered_environment_gives_what_the_network_takes():
         env.close()
 
 
-def test_seeds_are_a_stream_that_can_be_put_aside():
-    seeds = SeedSequence(1, 2)
-    seeds.draw(3)
-    state = seeds.get_state()
-    rest = seeds.draw(4)
-    again = SeedSequence(9, 9)
-    again.set_state(state)
-    assert again.draw(4).tolist() == rest.tolist()
+@pytest.mark.parametrize("env_id", ["PongNoFrameskip-v4", "CartPole-v1", "qfleet-test/Countdown-v0", "Taxi-v4"])
+def test_what_environments_returned_is_never_written_again(env_id, rng):
+    """Vector environments keep one buffer; two of them that end at different times would write into each other's past."""
+    envs = make_environments(EnvConfig(id=env_id), 2)
+    returned = [envs.reset(np.array([1, 2]))]
+    copies = [returned[0].copy()]
+    for t in range(60):
+        step = envs.step(rng.integers(0, envs.actions, 2))
+        arrays = [step.observation, step.reward, step.terminated, step.truncated, step.lost_life]
+        if (ended := step.done | (t % 20 == 19)).any():
+            arrays.append(envs.restart(ended, rng.integers(0, 100, int(ended.sum()))))
+        returned += arrays
+        copies += [x.copy() for x in arrays]
+    envs.close()
+    for array, copy in zip(returned, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)

@@ -1,0 +1,45 @@
+"""An actor with a place to keep what it writes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from actors.actor import Actor
+from qfleet.presets import cartpole
+from qfleet.run.serial import LocalWeights
+from rl.envs.config import EnvConfig
+from rl.envs.make import describe
+from rl.exploration import Exploration
+from rl.networks import NetworkConfig, make_network
+from rl.returns import ReturnConfig
+
+MLP = NetworkConfig(kind="mlp", hidden=(32,))
+
+
+class Keep:
+    """A `SegmentSink` that keeps what it is given."""
+
+    def __init__(self):
+        self.segments = []
+
+    def write(self, segment):
+        self.segments.append(segment)
+
+    def flush(self, timeout):
+        pass
+
+    def close(self):
+        pass
+
+
+def make_actor(double=True, environments=3, env_id="CartPole-v1", segment_items=12, n_step=3):
+    """An actor whose two networks differ, its sink, and where its weights come from."""
+    config = replace(cartpole().actors, environments=environments, segment_items=segment_items)
+    env = EnvConfig(id=env_id)
+    spec, actions = describe(env)
+    networks = (make_network(MLP, spec, actions, seed=1), make_network(MLP, spec, actions, seed=2))
+    sink, weights = Keep(), LocalWeights()
+    explore = Exploration(cartpole().exploration, 0, environments, environments)
+    returns = ReturnConfig(n_step=n_step)
+    actor = Actor(config, env, returns, double, networks, explore, sink, weights.reader(), seed=1, index=0)
+    return actor, sink, weights

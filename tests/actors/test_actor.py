@@ -1,0 +1,87 @@
+"""The actor: what it plays is what it writes; it counts, and takes newer weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qfleet.presets import cartpole
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_environments
+from rl.exploration import Exploration
+from rl.ports import Publication
+from rl.stepping import SeedSequence
+from tests.actors.players import make_actor
+
+
+def test_an_actor_stores_each_step_of_each_episode_once_and_counts_them():
+    actor, sink, _ = make_actor(environments=2)
+    for _ in range(200):
+        actor.step()
+    actor.close()
+    assert actor.agent_steps == 400
+    episodes = actor.take_episodes()
+    assert episodes
+    assert actor.take_episodes() == []
+    assert all(e.episode_return == e.length for e in episodes)  # CartPole pays 1 a step
+    for episode_id in {s.episode_id for s in sink.segments}:
+        own = [s for s in sink.segments if s.episode_id == episode_id]
+        steps = np.concatenate([s.first_step + s.item_step.astype(int) for s in own])
+        assert steps.tolist() == list(range(len(steps)))
+    ended = [s for s in sink.segments if s.terminated[-1] or s.truncated[-1]]
+    assert len(ended) == len(episodes)
+
+
+def test_an_episode_says_which_epsilon_its_last_action_was_taken_with():
+    actor, _, _ = make_actor(environments=3)
+    schedule, found = Exploration(cartpole().exploration, 0, 3, 3), 0
+    for k in range(150):
+        actor.step()
+        episodes = actor.take_episodes()
+        found += len(episodes)
+        assert {e.epsilon for e in episodes} <= {schedule.epsilons(3 * k)[0]}
+    actor.close()
+    assert found > 10
+    assert schedule.epsilons(0)[0] > schedule.epsilons(450)[0]
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "PongNoFrameskip-v4"])
+def test_frames_in_a_segment_are_those_that_the_game_shows(env_id):
+    """Two environments, played again from their seeds by the actions that the segments hold: each frame kept as it was."""
+    actor, sink, _ = make_actor(environments=2, env_id=env_id, segment_items=8)
+    for _ in range(30):
+        actor.step()
+    actor.close()
+    seeds = SeedSequence(1, 1000).draw(2)
+    again = make_environments(EnvConfig(id=env_id), 2)
+    stack = again.spec.stack
+    pick = (lambda x: x[:, -1]) if stack > 1 else (lambda x: x)
+    played = []  # of each environment's first episode
+    for i in range(2):
+        own = [s for s in sink.segments if s.episode_id == (1 << 40) + (i << 24)]
+        actions, frames = {}, {}
+        for s in own:
+            actions |= {s.first_step + k: int(a) for k, a in enumerate(s.actions)}
+            frames |= {s.first_step + k: frame for k, frame in enumerate(s.frames)}
+        played.append((actions, frames))
+    observation = again.reset(seeds)
+    both = min(len(actions) for actions, _ in played)
+    assert both >= 8
+    for t in range(both):
+        for i, (_, frames) in enumerate(played):
+            np.testing.assert_array_equal(frames[t], pick(observation)[i])
+        observation = again.step(np.array([actions[t] for actions, _ in played])).observation
+    again.close()
+
+
+def test_an_actor_takes_newer_weights_and_target():
+    actor, sink, weights = make_actor()
+    new = {k: np.full(v.shape, 0.5, np.float32) for k, v in actor.online.state_dict().items()}
+    weights.publish(Publication(1, 10, new, 0, new))
+    weights.publish(Publication(2, 20, new, 1, None))
+    for _ in range(40):
+        actor.step()
+    actor.close()
+    assert actor.version == 2
+    assert float(next(actor.target.parameters()).mean()) == 0.5
+    assert set(np.concatenate([s.versions for s in sink.segments]).tolist()) == {2}

@@ -1,0 +1,39 @@
+"""The evaluator: fresh episodes each time, of the weights that it is given."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from actors.evaluator import Evaluator
+from rl.envs.config import EnvConfig
+from rl.envs.make import describe
+from rl.evaluation import EvaluationConfig
+from rl.networks import make_network
+from rl.parameters import weights_of
+from tests.actors.players import MLP
+
+ENV = EnvConfig(id="CartPole-v1")
+
+
+def evaluator(seed=1, start=0):
+    network = make_network(MLP, *describe(ENV), seed=1)
+    config = EvaluationConfig(environments=2, epsilon=0.5, max_episode_steps=100)
+    return Evaluator(config, ENV, network, "float32", seed, start), weights_of(network)
+
+
+def test_each_evaluation_plays_fresh_episodes_and_a_given_seed_the_same_ones():
+    judge, weights = evaluator()
+    first, second = judge.evaluate(weights, 6), judge.evaluate(weights, 6)
+    assert first.episodes != second.episodes
+    assert judge.evaluate(weights, 6, seed=5).episodes == judge.evaluate(weights, 6, seed=5).episodes
+    assert evaluator()[0].evaluate(weights, 6).episodes == first.episodes
+    assert evaluator(start=100)[0].evaluate(weights, 6).episodes != first.episodes  # a resumed run plays others
+    assert first.seconds > 0.0
+
+
+def test_the_weights_that_are_given_are_those_that_act():
+    judge, weights = evaluator()
+    before = judge.evaluate(weights, 4, seed=3)
+    flat = {name: np.zeros_like(x) for name, x in weights.items()}
+    assert judge.evaluate(flat, 4, seed=3).episodes != before.episodes
+    assert judge.evaluate(weights, 4, seed=3).episodes == before.episodes

@@ -1,0 +1,107 @@
+"""The stepping loop: what it yields, when it restarts, and with which seeds."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_environments
+from rl.stepping import SeedSequence, rollout
+from rl.types import EpisodeResult
+from tests.rl.envs import countdown  # noqa: F401, registers it
+
+
+def counted(start=10):
+    """Seeds start, start + 1, ..."""
+    numbers = itertools.count(start)
+    return lambda count: np.array([next(numbers) for _ in range(count)])
+
+
+def noop(observation):
+    return np.zeros(len(observation), np.int64)
+
+
+@pytest.mark.parametrize("env_id", ["qfleet-test/Countdown-v0", "qfleet-test/Truncated-v0"])
+def test_two_episodes_step_by_step(env_id):
+    """Observation [seed, t], reward t, over at t = 3; the successor is the true one, the next episode has the next seed."""
+    envs = make_environments(EnvConfig(id=env_id), 1)
+    rows = [
+        (*s.observation[0], *s.step.observation[0], s.begins[0], s.ended[0], s.episode_return[0], s.length[0])
+        for s in itertools.islice(rollout(envs, noop, counted()), 4)
+    ]
+    envs.close()
+    assert rows == [
+        (10, 0, 10, 1, True, False, 1, 1),
+        (10, 1, 10, 2, False, False, 1 + 2, 2),
+        (10, 2, 10, 3, False, True, 1 + 2 + 3, 3),
+        (11, 0, 11, 1, True, False, 1, 1),
+    ]
+
+
+def test_what_was_yielded_stays_as_it_was():
+    """Two environments, one of which is cut and restarted alone."""
+    envs = make_environments(EnvConfig(id="CartPole-v1"), 2)
+    rng = np.random.default_rng(1)
+    steps = list(itertools.islice(rollout(envs, lambda s: rng.integers(0, 2, len(s)), SeedSequence(1, 0).draw), 60))
+    envs.close()
+    assert any(s.ended.sum() == 1 for s in steps)
+    for before, after in itertools.pairwise(steps):
+        same = ~before.ended
+        np.testing.assert_array_equal(before.step.observation[same], after.observation[same])
+        assert (before.step.observation[~same] != after.observation[~same]).any(axis=1).all()
+        np.testing.assert_array_equal(after.begins, before.ended)
+        np.testing.assert_array_equal(after.length, np.where(before.ended, 0, before.length) + 1)
+        np.testing.assert_array_equal(after.episode_return, after.length)  # CartPole pays 1 a step
+
+
+def test_an_episode_is_cut_at_max_steps_and_counts_as_truncated():
+    envs = make_environments(EnvConfig(id="qfleet-test/Countdown-v0"), 2)
+    first, second, third = itertools.islice(rollout(envs, noop, counted(), max_steps=2), 3)
+    envs.close()
+    assert list(first.finished(0.5)) == []
+    assert second.ended.tolist() == [True, True]
+    assert not second.step.done.any()
+    epsilons = np.array([0.25, 0.5])
+    assert list(second.finished(epsilons)) == [
+        (0, EpisodeResult(1 + 2, 2, 0.25, truncated=True)),
+        (1, EpisodeResult(1 + 2, 2, 0.5, truncated=True)),
+    ]
+    assert third.observation.tolist() == [[12, 0], [13, 0]]
+
+
+def test_a_termination_is_no_truncation():
+    for env_id, truncated in (("qfleet-test/Countdown-v0", False), ("qfleet-test/Truncated-v0", True)):
+        envs = make_environments(EnvConfig(id=env_id), 1)
+        *_, last = itertools.islice(rollout(envs, noop, counted()), 3)
+        envs.close()
+        assert list(last.finished(0.0)) == [(0, EpisodeResult(1 + 2 + 3, 3, 0.0, truncated))]
+
+
+def test_no_environment_is_restarted_after_the_last_step():
+    drawn = []
+
+    def seeds(count):
+        drawn.append(count)
+        return np.arange(count)
+
+    envs = make_environments(EnvConfig(id="qfleet-test/Countdown-v0"), 2)
+    steps = rollout(envs, noop, seeds)
+    for _ in range(3):
+        next(steps)
+    assert drawn == [2]
+    next(steps)
+    assert drawn == [2, 2]
+    envs.close()
+
+
+def test_seeds_are_a_stream_that_can_be_put_aside():
+    seeds = SeedSequence(1, 2)
+    seeds.draw(3)
+    state = seeds.get_state()
+    rest = seeds.draw(4)
+    again = SeedSequence(9, 9)
+    again.set_state(state)
+    assert again.draw(4).tolist() == rest.tolist()
