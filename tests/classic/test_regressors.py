@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classic.regressors import REGRESSORS, check_regressor, make_regressor
-from rl.errors import BadInput
+from classic.regressors import REGRESSORS, make_regressor
 
 pytest.importorskip("sklearn")
 CURVED = [name for name in REGRESSORS if name != "linear"]
@@ -41,8 +40,3 @@ def test_one_seed_one_forest(name, rng):
     one, again, other = (make_regressor(name, seed, 1).fit(x, y).predict(x) for seed in (3, 3, 4))
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()
-
-
-def test_an_unknown_name_gives_all_and_the_nearest():
-    with pytest.raises(BadInput, match=r"is none of k-nearest, linear, .*: did you mean 'boosting'\?"):
-        check_regressor("bosting")

@@ -1,145 +1,16 @@
-"""Everything that a shard holds is bounded: transitions, memory, writers; and nobody waits for what will never fit."""
+"""Nobody waits for what the shards will never hold."""
 
 from __future__ import annotations
 
-import gc
 import signal
-import tracemalloc
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from protos import codec
-from protos import replay_pb2 as pb
-from replay.importance_weights import BetaConfig
-from replay.local import LocalReplay
-from replay.rate_limiter import LimiterConfig, RateLimiter
-from replay.store.selectors import SLOT_BYTES, SelectorConfig
-from replay.store.shard import Shard, fixed_bytes
-from replay.wire.service import ShardServer
+from replay.rate_limiter import LimiterConfig
 from replay.wire.writer import Writer
 from rl.errors import RunFault
-from rl.types import ObservationSpec
-from tests.conftest import FRAMES, SMALL, make_segment
+from tests.conftest import make_segment
 from tests.integration.shards import sampler, shards_fixture  # noqa: F401
-
-UNIFORM = SelectorConfig(kind="uniform")
-PIXELS = ObservationSpec((84, 84), "uint8", 4)
-
-
-def counted(segment):
-    """What a shard counts for a segment, measured on a shard that holds nothing else."""
-    shard = Shard(100, FRAMES, UNIFORM, limited=False)
-    shard.insert("w", 1, codec.pack_segment(segment))
-    return shard.counts().resident_bytes - fixed_bytes(100, UNIFORM)
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), capacity=st.sampled_from([30, 1000]))
-def test_as_many_of_the_newest_segments_as_fit_stay(seed, capacity):
-    rng = np.random.default_rng(seed)
-    room = 15_000
-    bound = fixed_bytes(capacity, UNIFORM) + room
-    shard = Shard(capacity, FRAMES, UNIFORM, limited=False, capacity_bytes=bound)
-    sizes, items = [], []
-    for sequence in range(1, 25):
-        segment = make_segment(rng, FRAMES, items=int(rng.integers(1, 10)))
-        shard.insert("w", sequence, codec.pack_segment(segment))
-        shard.check_valid()
-        sizes.append(counted(segment))
-        items.append(segment.items)
-        stay = len(list(shard.storage.segments()))
-        assert shard.counts().resident_bytes == fixed_bytes(capacity, UNIFORM) + sum(sizes[-stay:]) <= bound
-        assert sum(items[-stay:]) == shard.counts().stored <= capacity
-        # one more of the older ones would not have fitted
-        assert stay == sequence or sum(sizes[-stay - 1 :]) > room or sum(items[-stay - 1 :]) > capacity
-
-
-def test_a_segment_above_the_bound_is_refused_and_leaves_no_trace(rng):
-    bound = fixed_bytes(100, UNIFORM) + 8_000
-    shard = Shard(100, FRAMES, UNIFORM, limited=False, capacity_bytes=bound)
-    shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES)))
-    before = shard.info()
-    with pytest.raises(codec.InvalidMessage, match="larger than the 8000 bytes"):
-        shard.check(codec.pack_segment(make_segment(rng, FRAMES, items=60)))
-    assert shard.info() == before
-    assert before.capacity_bytes == bound
-    assert shard.check_order("w", 2) == 1
-
-
-def allocated(build):
-    """What ``build`` makes, the bytes that are allocated for it, and the most that were meanwhile."""
-    gc.collect()
-    tracemalloc.start()
-    try:
-        made = build()
-        gc.collect()
-        return made, *tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize("kind", SLOT_BYTES)
-def test_memory_of_rows_and_selector_is_what_is_counted(kind):
-    config = SelectorConfig(kind=kind)
-
-    def fill():
-        shard = Shard(200_000, SMALL, config, limited=False)
-        for first in range(0, 200_000, 1000):
-            shard.selector.put(np.arange(first, first + 1000), np.ones(1000))
-        return shard
-
-    _, _, most = allocated(fill)
-    assert most == pytest.approx(fixed_bytes(200_000, config), rel=0.05)
-
-
-@pytest.mark.parametrize("spec", [SMALL, FRAMES, PIXELS])
-def test_memory_of_segments_is_what_is_counted(spec, rng):
-    """Of what Python allocates; SEGMENT_BYTES has a share for malloc on top, so the count may be somewhat higher."""
-    segments = [codec.pack_segment(make_segment(rng, spec, items=40)) for _ in range(3)]
-    messages = [codec.segment_to_message(segment).SerializeToString() for segment in segments]
-
-    def fill():
-        shard = Shard(1000, spec, UNIFORM, limited=False)
-        for sequence in range(1, 26):
-            message = pb.Segment.FromString(messages[sequence % 3])
-            message.episode_id = 2**50 + sequence
-            shard.insert("w", sequence, codec.segment_from_message(message))
-        return shard
-
-    shard, found, _ = allocated(fill)
-    assert 0.95 * found < shard.counts().resident_bytes < 1.2 * found
-
-
-def test_the_writers_longest_silent_are_forgotten_first(rng, monkeypatch):
-    monkeypatch.setattr("replay.store.shard.MAX_WRITERS", 3)
-    shard = Shard(1000, SMALL, UNIFORM, limited=False)
-    segment = codec.pack_segment(make_segment(rng))
-    for writer, sequence in (("a", 1), ("b", 1), ("c", 1), ("a", 2), ("d", 1)):
-        shard.insert(writer, sequence, segment)
-    assert [w for w in "abcd" if shard.check_order(w, 1)] == ["a", "c", "d"]
-
-
-def test_a_forgotten_writer_goes_on_and_nothing_is_stored_twice(rng, monkeypatch):
-    monkeypatch.setattr("replay.store.shard.MAX_WRITERS", 2)
-    shard = Shard(1000, SMALL, UNIFORM, limited=False)
-    server = ShardServer(shard)
-    writers = [Writer([f"127.0.0.1:{server.port}"]) for _ in range(4)]
-    try:
-        for episode in range(3):
-            for writer in writers:  # each time the shard has forgotten the one whose turn it is
-                writer.write(make_segment(rng, episode=episode))
-                writer.flush(10.0)
-        assert server.counts().inserted == 3 * 4 * 4
-        stored = list(shard.storage.segments())
-        assert sorted(s.segment.episode_id for s in stored) == sorted([0, 1, 2] * 4)
-        assert len({s.writer for s in stored}) == 4  # whatever name each had to take
-    finally:
-        for writer in writers:
-            writer.close()
-        server.stop(grace=0.0)
 
 
 @pytest.mark.parametrize("capacity", [[], ["--capacity", 50]])
@@ -174,26 +45,3 @@ def test_a_sampler_that_comes_late_hears_all_shards_before_it_judges(shards, rng
     both[1].process.send_signal(signal.SIGCONT)
     assert source.sample(10.0) is not None
     source.close()
-
-
-def test_a_serial_run_whose_memory_holds_less_than_min_size_ends_too(rng):
-    config = LimiterConfig(samples_per_insert=8.0, min_size=50)
-    shard = Shard(100, FRAMES, UNIFORM, limited=False, capacity_bytes=fixed_bytes(100, UNIFORM) + 15_000)
-    replay = LocalReplay(shard, RateLimiter(config, 10, 32), BetaConfig())
-    with pytest.raises(RunFault, match="min_size of 50"):
-        for _ in range(100):
-            assert replay.sample(0.0) is None
-            replay.write(make_segment(rng, FRAMES))
-    assert shard.inserted == pytest.approx(2 * 50, abs=4)
-
-
-def test_a_replay_that_falls_below_min_size_for_a_while_goes_on():
-    limiter = RateLimiter(LimiterConfig(8.0, 100), 10, 32)
-    inserted = 0
-    for stored in [0, 50, 100, 99, 98, 100, 99] * 50:
-        inserted += 60
-        limiter.check_min_size_reachable(inserted, stored)
-    with pytest.raises(RunFault, match="holds 99"):
-        for _ in range(4):
-            inserted += 60
-            limiter.check_min_size_reachable(inserted, 99)

@@ -45,7 +45,7 @@ def test_more_shards_are_as_large_as_those_before():
         ("actors", {"segment_items": 100_000}, "segment.items is 100000"),
         ("returns", {"n_step": 50_000}, "segment.items"),
         ("replay", {"security": SecurityConfig(certificate="a.pem", key="a.key")}, "go together in a run"),
-        (None, {"offline": "d-v0"}, "no agent steps that could end it"),
+        (None, {"offline": "d-v0"}, "no agent steps that could end"),
         (None, {"max_minutes": float("nan")}, "max.minutes is nan"),
         (None, {"seed": 2**31}, "seed is 2147483648"),
     ],

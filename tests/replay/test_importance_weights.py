@@ -36,5 +36,5 @@ def test_beta_goes_in_a_line_and_stays():
 
 @pytest.mark.parametrize("bad", [{"start": -0.1}, {"end": 1.1}, {"batches": 0}])
 def test_bad_settings_are_refused(bad):
-    with pytest.raises(BadInput, match="beta"):
+    with pytest.raises(BadInput, match=next(iter(bad))):
         BetaConfig(**bad)

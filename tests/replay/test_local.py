@@ -9,14 +9,16 @@ from replay.importance_weights import BetaConfig
 from replay.local import LocalReplay
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.store.selectors import SelectorConfig
-from replay.store.shard import Shard
-from tests.conftest import SMALL, make_segment
+from replay.store.shard import Shard, fixed_bytes
+from rl.errors import RunFault
+from tests.conftest import FRAMES, SMALL, make_segment
 
 ITEMS, BATCH = 4, 8
+UNIFORM = SelectorConfig(kind="uniform")
 
 
 def replay(selector=None, limiter=None, capacity=1_000):
-    shard = Shard(capacity, SMALL, selector or SelectorConfig(kind="uniform"), limited=False)
+    shard = Shard(capacity, SMALL, selector or UNIFORM, limited=False)
     rule = RateLimiter(limiter or LimiterConfig(samples_per_insert=0, min_size=10), ITEMS + 2, BATCH)
     return LocalReplay(shard, rule, BetaConfig())
 
@@ -93,3 +95,14 @@ def test_the_local_replay_goes_on_with_beta_where_a_checkpoint_left_it(rng):
     batch = replay.sample(0.0)
     assert replay.get_state() == {"drawn": 51}
     np.testing.assert_allclose(batch.weights.min(), 4**-0.5, rtol=1e-6)
+
+
+def test_a_serial_run_whose_memory_holds_less_than_min_size_ends_too(rng):
+    config = LimiterConfig(samples_per_insert=8.0, min_size=50)
+    shard = Shard(100, FRAMES, UNIFORM, limited=False, capacity_bytes=fixed_bytes(100, UNIFORM) + 15_000)
+    replay = LocalReplay(shard, RateLimiter(config, 10, 32), BetaConfig())
+    with pytest.raises(RunFault, match="min_size of 50"):
+        for _ in range(100):
+            assert replay.sample(0.0) is None
+            replay.write(make_segment(rng, FRAMES))
+    assert shard.inserted == pytest.approx(2 * 50, abs=4)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay.rate_limiter import LimiterConfig, RateLimiter, _level
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 
 
 @settings(max_examples=300, deadline=None)
@@ -93,3 +93,15 @@ def test_writers_and_sampler_never_both_wait(shards):
         assert moved, f"stalled after {batches} batches"
         d = 4.0 * sum(inserted) - sampled
         assert d <= limiter.max_diff + 4.0 * 20 * 2
+
+
+def test_a_replay_that_falls_below_min_size_for_a_while_goes_on():
+    limiter = RateLimiter(LimiterConfig(8.0, 100), 10, 32)
+    inserted = 0
+    for stored in [0, 50, 100, 99, 98, 100, 99] * 50:
+        inserted += 60
+        limiter.check_min_size_reachable(inserted, stored)
+    with pytest.raises(RunFault, match="holds 99"):
+        for _ in range(4):
+            inserted += 60
+            limiter.check_min_size_reachable(inserted, 99)
