@@ -167,7 +167,7 @@ def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor)
         if t < c.warm_up:
             return rng.uniform(-1.0, 1.0, (count, action)).astype(np.float32)
         noise = c.noise * rng.standard_normal((count, action), np.float32)
-        return np.clip(learner.policy(s) + noise, -1.0, 1.0)
+        return np.asarray(np.clip(learner.policy(s) + noise, -1.0, 1.0))
 
     steps = rollout(environments, act, SeedSequence(seed, 1).draw)
     figures: list[tuple[float, float]] = []  # of each gradient step since the last report
