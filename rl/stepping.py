@@ -44,13 +44,10 @@ class ActorStep(NamedTuple):
 
     def finished(self, epsilons: Array | float) -> Iterator[tuple[int, EpisodeResult]]:
         """(environment, result) of each episode that ended here; ``epsilons`` [N], or one for all: acted with."""
-        epsilons = np.broadcast_to(epsilons, len(self.ended))
-        for i in np.flatnonzero(self.ended):
+        for i in np.flatnonzero(self.ended).tolist():
+            epsilon = float(np.broadcast_to(epsilons, len(self.ended))[i])
             truncated = not self.step.terminated[i]
-            yield (
-                int(i),
-                EpisodeResult(float(self.episode_return[i]), int(self.length[i]), float(epsilons[i]), truncated),
-            )
+            yield i, EpisodeResult(float(self.episode_return[i]), int(self.length[i]), epsilon, truncated)
 
 
 def rollout(
