@@ -7,9 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 
-NAMED = re.compile(
-    r"`(\w[\w.]*)(: [^`]+)?`"
-)  # a field, or a field and the value to write, in the words of a BadSetting
+NAMED = re.compile(r"`(\w[\w.]*)(: [^`]+)?`")  # in a BadSetting's words: a field, or a field and the value to write
 
 
 class BadInput(Exception):
