@@ -16,7 +16,7 @@ from torch import Tensor
 
 from classic.interface import Learned, Method, Monitor, Setting
 from classic.maximizers import Cem, Ddpg, Maximizer, Naf
-from classic.replay_buffer import Batch, Memory
+from classic.replay_buffer import Batch, ReplayBuffer
 from rl.bounds import at_least, between, layers, positive, require
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
@@ -156,7 +156,7 @@ def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor)
             f"{env.id!r} has observations of shape {shape}: write one with vectors, such as Pendulum-v1",
         )
     learner = _Learner(c, shape[0], action, seed)
-    memory = Memory(min(c.capacity, c.steps + count), shape, (action,), np.float32, np.float32)
+    memory = ReplayBuffer(min(c.capacity, c.steps + count), shape, (action,), np.float32, np.float32)
     rng, t = np.random.default_rng([seed, 0]), 0  # t: agent steps taken before the next one
 
     def act(s: Array) -> Array:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from classic.interface import Learned, Method, Monitor, Setting, from_values
-from classic.replay_buffer import Batch, Memory
+from classic.replay_buffer import Batch, ReplayBuffer
 from rl import td
 from rl.bounds import at_least, between, layers, positive
 from rl.envs.config import EnvConfig
@@ -105,7 +105,7 @@ def batches(config: OnlineQConfig, steps: Iterator[Batch], seed: int) -> Iterato
         if config.replay == 0:
             yield step
             continue
-        memory = memory or Memory(config.replay, step.s.shape[1:], (), step.s.dtype, np.int64)
+        memory = memory or ReplayBuffer(config.replay, step.s.shape[1:], (), step.s.dtype, np.int64)
         memory.append(*(column[0] for column in step))
         yield memory.sample(rng, config.batch)
 

@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     s_next: Array  # [B, *observation]
 
 
-class Memory:
+class ReplayBuffer:
     """The last ``capacity`` transitions."""
 
     def __init__(

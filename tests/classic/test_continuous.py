@@ -17,7 +17,7 @@ from classic.continuous import ContinuousConfig, _Learner, learn, make_maximizer
 from classic.interface import RecordingMonitor
 from classic.maximizers import Ddpg, Naf, cross_entropy_search
 from classic.methods import METHODS
-from classic.replay_buffer import Batch, Memory
+from classic.replay_buffer import Batch, ReplayBuffer
 from qfleet.cli.flags import parse
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
@@ -169,7 +169,7 @@ def test_what_an_end_is_worth(ends):
 @given(capacity=st.integers(1, 7), count=st.integers(1, 20), seed=st.integers(0, 100))
 @settings(max_examples=50, deadline=None)
 def test_the_ring_is_the_end_of_a_list(capacity, count, seed):
-    rng, ring = np.random.default_rng(seed), Memory(capacity, (2,), (1,), np.float32, np.float32)
+    rng, ring = np.random.default_rng(seed), ReplayBuffer(capacity, (2,), (1,), np.float32, np.float32)
     naive, s = [], np.zeros(2, np.float32)
     for k in range(count):
         s += rng.normal(size=2).astype(np.float32)  # in place: the ring keeps copies
@@ -186,7 +186,7 @@ def test_the_ring_is_the_end_of_a_list(capacity, count, seed):
 
 
 def test_every_kept_transition_is_drawn_equally_often():
-    ring = Memory(4, (), (), np.int64, np.int64)
+    ring = ReplayBuffer(4, (), (), np.int64, np.int64)
     for k in range(6):
         ring.append(np.array(k), np.array(k), k, False, np.array(k))
     drawn = ring.sample(np.random.default_rng(0), 8_000).s
@@ -194,7 +194,7 @@ def test_every_kept_transition_is_drawn_equally_often():
     assert counts[:2].tolist() == [0, 0]
     assert np.abs(counts[2:] - 2_000).max() < 200  # 5 standard deviations
     with pytest.raises(ValueError, match="high"):
-        Memory(4, (), (), np.int64, np.int64).sample(np.random.default_rng(0), 1)
+        ReplayBuffer(4, (), (), np.int64, np.int64).sample(np.random.default_rng(0), 1)
 
 
 @pytest.mark.parametrize("way", WAYS)
