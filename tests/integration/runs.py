@@ -64,10 +64,12 @@ def newest_state(run):
 
 
 def child(process, name):
-    children = psutil.Process(process.pid).children(recursive=True)
-    return next(
-        (c for c in children if c.name().startswith(f"ray::{name}"[:15]) and name in "".join(c.cmdline())), None
-    )
+    """The Ray worker of that class below ``process``, or None; one that has just ended is none."""
+    for c in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if c.name().startswith(f"ray::{name}"[:15]) and name in "".join(c.cmdline()):
+                return c
+    return None
 
 
 def wait_until(process, condition, seconds=90):
