@@ -58,16 +58,20 @@ def make_message(*args, **kwargs):
     return segment_to_message(pack_segment(make_segment(*args, **kwargs)))
 
 
-LONGEST = ("test_distributed_kills", "test_distributed", "integration/")  # in the paths of the files that take longest
+RAY = ("test_distributed", "test_ray_weights")  # in the paths of files whose tests start a Ray
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first: workers that take a file at a time (`make test`) then have short ones to end together with."""
+    """Whoever runs tests side by side (`make test`) takes a file at a time, the longest first, and those that start a Ray as
+    one: a small machine that starts two at once now and then takes longer than Ray waits."""
 
     def rank(item):
-        return next((k for k, word in enumerate(LONGEST) if word in str(item.path.relative_to(ROOT))), len(LONGEST))
+        path = str(item.path.relative_to(ROOT))
+        return 0 if any(name in path for name in RAY) else 1 if "integration/" in path else 2
 
     items.sort(key=rank)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if rank(item) == 0 else str(item.path)))
 
 
 @pytest.fixture
