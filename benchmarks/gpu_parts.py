@@ -48,7 +48,7 @@ QUICK = Sizes(batch=4, equal_every=2, warm_up=1, settle=0, windows=1, profiled=1
 
 
 class Pool:
-    """``pairs`` made-up transitions, laid out as the sampler lays out a batch (`protos.codec.unpack_samples`).
+    """``pairs`` made-up transitions, laid out as the sampler lays out a batch (`protos.codec.unpack_replies`).
 
     Stacks are one background of random bytes, but for a twentieth of their blocks of 4x4 pixels, as in a game; s_tm1 and
     s_t take turns in one buffer. The rewards and discounts are read-only, as those that stand in a message are.

@@ -36,7 +36,7 @@ from benchmarks.processes.plain_stream import plain_stream
 from benchmarks.processes.reverb_process import Reverb
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
-from protos.codec import unpack_samples
+from protos.codec import unpack_replies
 from replay.wire.channel import CHANNEL_OPTIONS
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
@@ -128,7 +128,7 @@ def limits(address: str, batch: int, seconds: float) -> dict[str, float]:
     """Transitions a second of what a batch cannot do without: carrying its bytes, unpacking them, one copy of the pairs."""
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         reply = next(rpc.ReplayStub(channel).Sample(iter([pb.SampleRequest(counts=[batch])]), timeout=10.0))
-    pairs = next(unpack_samples([(reply, [batch])], PONG_SPEC))[0]
+    pairs = next(unpack_replies([(reply, [batch])], PONG_SPEC))[0]
     both = np.stack([pairs.s_tm1, pairs.s_t])
     room = np.empty_like(both)
 
@@ -141,7 +141,7 @@ def limits(address: str, batch: int, seconds: float) -> dict[str, float]:
 
     with plain_stream(reply.SerializeToString()) as take:
         stream = each(take)
-    lz4 = each(lambda: next(unpack_samples([(reply, [batch])], PONG_SPEC)))
+    lz4 = each(lambda: next(unpack_replies([(reply, [batch])], PONG_SPEC)))
     return {"grpc_per_s": stream, "lz4_per_s": lz4, "copy_per_s": each(lambda: np.copyto(room, both))}
 
 

@@ -33,7 +33,7 @@ _ITEM_ARRAYS = {"item_step": _U4, "item_length": _U4, "r_t": _F4, "discount_t": 
 _SEGMENT_ARRAYS = {"frame_sizes": _U4, **STEP_ARRAYS, **_ITEM_ARRAYS}
 _SAMPLE_ARRAYS = {"keys": _U8, "probability": _F8, "a_tm1": _I4, "r_t": _F4, "discount_t": _F4}
 
-Batch = tuple[TransitionBatch, UInt64, Float64]  # transitions, keys [B] and draw probabilities [B]
+Draw = tuple[TransitionBatch, UInt64, Float64]  # transitions, keys [B] and draw probabilities [B]
 
 
 def _array(message: Any, field: str, dtype: np.dtype[Any]) -> Array:
@@ -164,14 +164,14 @@ def sampled_to_message(sampled: Sampled, spec: ObservationSpec) -> pb.SampleRepl
     )
 
 
-def unpack_sampled(sampled: Sampled, spec: ObservationSpec) -> Batch:
-    """The batch of a shard's single draw in this process; the same as `unpack_samples` makes of its message."""
+def unpack_draw(sampled: Sampled, spec: ObservationSpec) -> Draw:
+    """The batch of a shard's single draw in this process; the same as `unpack_replies` makes of its message."""
     count = len(sampled.stacks) * spec.stack
     columns = [getattr(sampled, name) for name in _SAMPLE_ARRAYS]
-    return _batch(columns, enclosed(sampled.stacks, count, spec), spec)
+    return _draw(columns, enclosed(sampled.stacks, count, spec), spec)
 
 
-def unpack_samples(replies: Sequence[tuple[pb.SampleReply, Sequence[int]]], spec: ObservationSpec) -> Iterator[Batch]:
+def unpack_replies(replies: Sequence[tuple[pb.SampleReply, Sequence[int]]], spec: ObservationSpec) -> Iterator[Draw]:
     """The draws that several shards' replies (each with the sizes of its draws) have in common, as they are asked for.
 
     Of each draw: transitions ready for training, keys [B] and draw probabilities [B], one reply's items after the other's.
@@ -184,10 +184,10 @@ def unpack_samples(replies: Sequence[tuple[pb.SampleReply, Sequence[int]]], spec
         if len(data) > 1:
             blocks = [blocks_of(d, 2 * spec.stack * len(k), spec) for d, k in zip(data, parts[0], strict=True)]
             frames = enclosed(blocks, 2 * spec.stack * len(columns[0]), spec)
-        yield _batch(columns, frames, spec)
+        yield _draw(columns, frames, spec)
 
 
-def _batch(columns: Sequence[Array], frames: bytes | memoryview, spec: ObservationSpec) -> Batch:
+def _draw(columns: Sequence[Array], frames: bytes | memoryview, spec: ObservationSpec) -> Draw:
     """A batch out of the columns of _SAMPLE_ARRAYS and the enclosed frames of its stacks."""
     keys, probability, a_tm1, r_t, discount_t = columns
     pairs = decompress_frames(frames, 2 * spec.stack * len(keys), spec).reshape(len(keys), 2, *spec.shape)

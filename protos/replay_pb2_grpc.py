@@ -92,7 +92,7 @@ class ReplayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Sample(self, request_iterator, context):
-        """Draws items with replacement. Bidirectional, so that a reader keeps several requests in hand (its prefetch) and grants
+        """Draws items with replacement. Bidirectional, so that a reader keeps several requests in hand (its batches ahead) and grants
         insert credit with each: one reply for each request, in order. A request may ask for several draws (batches, or a
         shard's parts of them); each is stratified for itself. A request for no items returns the counts alone, and so does a
         shard that has none.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from protos.codec import pack_segment, unpack_sampled
+from protos.codec import pack_segment, unpack_draw
 from replay.importance_weights import BetaConfig, importance_weights
 from replay.rate_limiter import RateLimiter
 from replay.store.shard import Shard
@@ -40,7 +40,7 @@ class LocalReplay:
         self._limiter.check_min_size_reachable(shard.inserted, shard.storage.size)
         if not self._limiter.can_sample(shard.inserted, shard.sampled, shard.storage.size, batch):
             return None
-        transitions, keys, probability = unpack_sampled(shard.sample([batch]), shard.spec)
+        transitions, keys, probability = unpack_draw(shard.sample([batch]), shard.spec)
         beta = self._beta.at(self.drawn)
         self.drawn += 1
         weights = importance_weights(probability, beta)

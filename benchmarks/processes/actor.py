@@ -21,6 +21,8 @@ from rl.returns import ReturnConfig
 class Indifferent(torch.nn.Module):
     """Values all actions alike, at no cost."""
 
+    convolves_pixels = False
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(x), PONG_ACTIONS)
 

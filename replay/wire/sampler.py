@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from protos.codec import InvalidMessage, priorities_request, unpack_samples
+from protos.codec import InvalidMessage, priorities_request, unpack_replies
 from replay.credit import CreditLedger, Totals
 from replay.importance_weights import BetaConfig, importance_weights
 from replay.rate_limiter import LimiterConfig, RateLimiter
@@ -186,7 +186,7 @@ class Sampler:
         shares = [own.share for own in drawn.values()]
         replies = [(own.reply, own.counts) for own in drawn.values() if own.reply is not None]
         try:
-            for i, (transitions, keys, probability) in enumerate(unpack_samples(replies, self._spec)):
+            for i, (transitions, keys, probability) in enumerate(unpack_replies(replies, self._spec)):
                 counts = [own.counts[i] for own in drawn.values()]
                 probability = np.repeat(shares, counts) * probability
                 weights = importance_weights(probability, self._beta.at(self.drawn))

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from benchmarks import memory, shards, soak
+from benchmarks import actors, memory, shards, soak
 from qfleet.cli import main as cli
 from rl.errors import RunFault
 
@@ -31,6 +31,11 @@ def test_shards_measures_every_case_alone_and_together(tmp_path, monkeypatch):
         assert row["cores"] >= 1
         assert row["limit_store_per_s"] > 0
     assert picture(to)
+
+
+def test_actors_act_and_write_in_processes_of_their_own():
+    figures = actors.run(actors.Command(counts=(1, 2), environments=2, seconds=0.5), lambda line: None)
+    assert [figures["agent_steps_per_s"][count] > 0 for count in ("1", "2")] == [True, True]
 
 
 def test_a_writer_that_does_not_start_is_no_figure():

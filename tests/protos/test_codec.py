@@ -152,7 +152,7 @@ def test_a_draw_of_no_items_stands_among_the_others(rng, spec, draws):
     """What a shard gets that has a small share of several batches."""
     shard = Shard(10, spec, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=1)))
-    drawn = list(codec.unpack_samples([drawn_from(shard, *draws)], spec))
+    drawn = list(codec.unpack_replies([drawn_from(shard, *draws)], spec))
     assert [len(keys) for _, keys, _ in drawn] == draws
     assert [len(transition.s_t) for transition, _, _ in drawn] == draws
 
@@ -162,8 +162,8 @@ def test_a_draw_in_process_is_what_travels(rng, spec):
     shard = Shard(10, spec, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=1)))
     sampled = shard.sample([7])
-    here, keys, probability = codec.unpack_sampled(sampled, spec)
-    (there,) = codec.unpack_samples([(codec.sampled_to_message(sampled, spec), [7])], spec)
+    here, keys, probability = codec.unpack_draw(sampled, spec)
+    (there,) = codec.unpack_replies([(codec.sampled_to_message(sampled, spec), [7])], spec)
     for mine, its in zip((*here, keys, probability), (*there[0], *there[1:]), strict=True):
         np.testing.assert_array_equal(mine, its)
         assert mine.dtype == its.dtype
@@ -192,12 +192,12 @@ def test_a_broken_reply_is_refused_with_a_sentence(rng, how, others, sized):
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES, mark=1)))
     replies = [drawn_from(shard, 5)] + [drawn_from(shard, 3)] * others
     reply = replies[0][0]
-    assert len(list(codec.unpack_samples(replies, FRAMES))) == 1
+    assert len(list(codec.unpack_replies(replies, FRAMES))) == 1
     reply.frames = REPLIES[how](reply.frames)
     if sized:
         reply.draw_bytes[:] = [len(reply.frames)]
     with pytest.raises(InvalidMessage, match="frames"):
-        list(codec.unpack_samples(replies, FRAMES))
+        list(codec.unpack_replies(replies, FRAMES))
 
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES])
@@ -207,8 +207,8 @@ def test_a_batch_of_several_shards_is_their_parts_one_after_the_other(rng, spec)
         shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=50 * k)))
     draws = [[3, 0, 2], [1, 4, 0], [0, 2, 5]]
     replies = [drawn_from(shard, *own) for shard, own in zip(shards, draws, strict=True)]
-    alone = [list(codec.unpack_samples([one], spec)) for one in replies]
-    for j, (transition, keys, probability) in enumerate(codec.unpack_samples(replies, spec)):
+    alone = [list(codec.unpack_replies([one], spec)) for one in replies]
+    for j, (transition, keys, probability) in enumerate(codec.unpack_replies(replies, spec)):
         parts = [own[j] for own in alone]
         for column, *pieces in zip(transition, *(part[0] for part in parts), strict=True):
             np.testing.assert_array_equal(column, np.concatenate(pieces))

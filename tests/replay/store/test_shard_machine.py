@@ -239,7 +239,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
         reply = codec.sampled_to_message(sampled, self.spec)
         self.naive.sampled += sum(counts)
         seen = {}
-        for count, draw in zip(counts, codec.unpack_samples([(reply, counts)], self.spec), strict=True):
+        for count, draw in zip(counts, codec.unpack_replies([(reply, counts)], self.spec), strict=True):
             transition, keys, probability = draw
             assert len(keys) == count
             for i, key in enumerate(keys.tolist()):
