@@ -17,12 +17,12 @@ from protos.types import (
     TRUNCATED,
     Counts,
     Drained,
+    InvalidMessage,
     LimiterState,
     PackedSegment,
     Sampled,
     ShardInfo,
 )
-from protos.types import InvalidMessage as InvalidMessage  # which callers catch
 from rl.types import Array, Float32, Float64, ObservationSpec, Segment, TransitionBatch, UInt64
 
 MAX_STEPS = 10_000  # of a segment; its items too

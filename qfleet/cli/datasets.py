@@ -13,7 +13,8 @@ from pathlib import Path
 import tyro
 
 from protos import replay_pb2 as pb
-from protos.codec import InvalidMessage, pack_segment
+from protos.codec import pack_segment
+from protos.types import InvalidMessage
 from qfleet.cli.flags import as_flags, parse
 from qfleet.cli.shards import check_addresses
 from qfleet.run.directory import CONFIG, RunDir

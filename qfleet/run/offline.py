@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from protos.codec import InvalidMessage
+from protos.types import InvalidMessage
 from qfleet.config import TrainConfig, dotted
 from qfleet.presets import preset
 from qfleet.run.run import Run

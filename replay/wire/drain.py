@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from protos import replay_pb2 as pb
-from protos.codec import InvalidMessage, segment_from_message
+from protos.codec import segment_from_message
+from protos.types import InvalidMessage
 from replay.wire.connection import ShardConnection
 from replay.wire.writer import Writer
 from rl.errors import RunFault

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from protos.codec import InvalidMessage, priorities_request, unpack_replies
+from protos.codec import priorities_request, unpack_replies
+from protos.types import InvalidMessage
 from replay.credit import CreditLedger, Totals
 from replay.importance_weights import BetaConfig, importance_weights
 from replay.rate_limiter import LimiterConfig, RateLimiter

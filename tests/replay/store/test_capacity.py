@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from protos import codec
 from protos import replay_pb2 as pb
+from protos.types import InvalidMessage
 from replay.store.selectors import SLOT_BYTES, SelectorConfig
 from replay.store.shard import Shard, fixed_bytes
 from replay.wire.service import ShardServer
@@ -56,7 +57,7 @@ def test_a_segment_above_the_bound_is_refused_and_leaves_no_trace(rng):
     shard = Shard(100, FRAMES, UNIFORM, limited=False, capacity_bytes=bound)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES)))
     before = shard.info()
-    with pytest.raises(codec.InvalidMessage, match="larger than the 8000 bytes"):
+    with pytest.raises(InvalidMessage, match="larger than the 8000 bytes"):
         shard.check(codec.pack_segment(make_segment(rng, FRAMES, items=60)))
     assert shard.info() == before
     assert before.capacity_bytes == bound
