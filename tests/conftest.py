@@ -58,7 +58,7 @@ def make_message(*args, **kwargs):
     return segment_to_message(pack_segment(make_segment(*args, **kwargs)))
 
 
-RAY = ("test_distributed", "test_ray_weights")  # in the paths of files whose tests start a Ray
+RAY = ("test_distributed", "test_ray_stores")  # in the paths of files whose tests start a Ray
 
 
 def pytest_collection_modifyitems(items):

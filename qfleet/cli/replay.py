@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import signal
+from collections.abc import Callable
+from typing import Any
 
-from qfleet.cli.datasets import ExportCommand, ImportCommand, export_command, import_command
 from qfleet.cli.flags import as_flags, parse
 from qfleet.cli.shards import (
     DrainCommand,
@@ -44,11 +45,20 @@ def replay_command(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    if args[0] not in COMMANDS:
-        raise BadInput(f"unknown command 'replay {args[0]}': {nearest(args[0], COMMANDS)}")
-    command, mounts = COMMANDS[args[0]]
-    with as_flags(mounts):
+    command, flags = _command(args[0])
+    with as_flags(flags):
         return command(args[1:])
+
+
+def _command(name: str) -> tuple[Callable[[list[str]], int], type[Any]]:
+    """A command and the class of its flags. Raises BadInput."""
+    if name in ("export", "import"):  # with torch and Gymnasium, which the others do without
+        from qfleet.cli.datasets import ExportCommand, ImportCommand, export_command, import_command
+
+        return (export_command, ExportCommand) if name == "export" else (import_command, ImportCommand)
+    if name not in COMMANDS:
+        raise BadInput(f"unknown command 'replay {name}': {nearest(name, [*COMMANDS, 'export', 'import'])}")
+    return COMMANDS[name]
 
 
 def serve_command(args: list[str]) -> int:
@@ -73,12 +83,10 @@ def serve_command(args: list[str]) -> int:
     return 143
 
 
-COMMANDS = {  # each with the class of its flags
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], type[Any]]] = {  # each with the class of its flags
     "serve": (serve_command, ServeConfig),
     "info": (info_command, ShardsCommand),
     "snapshot": (snapshot_command, ShardsCommand),
     "limit": (limit_command, LimitCommand),
     "drain": (drain_command, DrainCommand),
-    "export": (export_command, ExportCommand),
-    "import": (import_command, ImportCommand),
 }

@@ -8,7 +8,7 @@ import ray
 
 from qfleet.cluster.connect import join
 from qfleet.run.directory import ScaleRequest
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 
 BOARD = "board"  # the actor's name, in the run's own namespace
 TIMEOUT = 30.0  # seconds in which it must answer
@@ -45,7 +45,7 @@ class RunBoard:
 
 
 class RemoteBoard:
-    """The board of a run, for another process: each call waits for the answer. Raises Ray's errors."""
+    """The board of a run, for another process: each call waits for the answer. Raises RunFault."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -69,12 +69,24 @@ class RemoteBoard:
 
     def status(self) -> dict[str, Any]:
         """What is pinned up."""
-        return dict(ray.get(self._handle.status.remote(), timeout=TIMEOUT))
+        return dict(_answer(self._handle.status.remote()))
 
     def shards(self) -> list[str]:
         """Where the replay shards are."""
-        return list(ray.get(self._handle.shards.remote(), timeout=TIMEOUT))
+        return list(_answer(self._handle.shards.remote()))
 
     def request_scale(self, request: ScaleRequest) -> None:
         """Ask for a number of replay shards."""
-        ray.get(self._handle.request_scale.remote(request), timeout=TIMEOUT)
+        _answer(self._handle.request_scale.remote(request))
+
+
+def _answer(ref: ray.ObjectRef[Any]) -> Any:
+    """What the board answers. Raises RunFault where its process is gone or silent."""
+    try:
+        return ray.get(ref, timeout=TIMEOUT)
+    except ray.exceptions.GetTimeoutError:
+        raise RunFault(
+            f"the run's board has not answered for {TIMEOUT:g} s: see its process in the Ray dashboard"
+        ) from None
+    except ray.exceptions.RayActorError as error:
+        raise RunFault("the run's board is gone: the run has ended or was killed") from error

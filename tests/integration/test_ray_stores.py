@@ -1,4 +1,4 @@
-"""Weights through a real Ray: nobody waits for a slow weight store, and no target sync is lost to it."""
+"""Weight store and board in a real Ray: nobody waits for a slow store, no target sync is lost, a silent board is a fault."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import ray
 
+from qfleet.cluster import board
+from qfleet.cluster.board import RemoteBoard, RunBoard
 from qfleet.cluster.weights import RayWeightSink, RayWeightSource, WeightStore
 from rl.errors import RunFault
 from rl.ports import Publication
@@ -78,3 +80,25 @@ def test_a_learner_that_never_publishes_is_a_fault():
     source = RayWeightSource(ray.remote(SlowStore).remote())
     with pytest.raises(RunFault, match=r"no weights within 0.5 s"):
         source.await_first(0.5)
+
+
+class SlowBoard(RunBoard):
+    def sleep(self, seconds):
+        time.sleep(seconds)
+
+
+def test_a_board_that_is_silent_or_gone_is_a_fault_of_one_line(monkeypatch):
+    monkeypatch.setattr(board, "TIMEOUT", 0.5)
+    handle = ray.remote(SlowBoard).remote()
+    ray.get(handle.set_shards.remote(["a:1", "b:2"]))
+    remote = RemoteBoard(handle)
+    assert remote.shards() == ["a:1", "b:2"]
+    asleep = handle.sleep.remote(2.0)
+    with pytest.raises(RunFault, match=r"^the run's board has not answered for 0.5 s: [^\n]*$"):
+        remote.status()
+    ray.get(asleep)
+    remote.request_scale({"shards": 3, "number": "x"})
+    assert ray.get(handle.set_status.remote({"time": 1.0})) == {"shards": 3, "number": "x"}
+    ray.kill(handle)
+    with pytest.raises(RunFault, match=r"^the run's board is gone: the run has ended or was killed$"):
+        remote.status()
