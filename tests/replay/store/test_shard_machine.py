@@ -8,7 +8,6 @@ import dataclasses
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,13 @@ from hypothesis.stateful import (
 )
 
 from protos import codec
-from protos import replay_pb2 as pb
 from protos.types import InvalidMessage, LimiterState
 from replay.store.selectors import RERANK_FRACTION, SelectorConfig
 from replay.store.shard import KEYS, MAX_BATCH, OutOfOrder, Shard, fixed_bytes
 from replay.store.snapshots import Snapshots
-from replay.store.storage import SEGMENT_BYTES
-from rl.segments import stack_frames
 from rl.types import ObservationSpec
 from tests.conftest import FRAMES, make_segment
+from tests.replay.store.naive_shard import NaiveShard, serialized
 
 VECTORS = ObservationSpec((3,), "float32", 2)
 WRITERS = ("a", "b", "c")
@@ -50,77 +47,6 @@ MALFORMED = {
     "no items": lambda m: [m.ClearField(f) for f in ("item_step", "item_length", "r_t", "discount_t", "td_abs")],
     "a negative action": lambda m: setattr(m, "actions", b"\xff\xff\xff\xff" + m.actions[4:]),
 }
-
-
-@dataclass
-class NaiveShard:
-    """Segments as a list, oldest first: each its message, who wrote it, and its items as dictionaries."""
-
-    capacity: int
-    room: int  # bytes for segments
-    stack: int
-    segments: list = field(default_factory=list)
-    next_key: int = 0
-    last: dict = field(default_factory=dict)  # sequence of each writer
-    inserted: int = 0
-    transferred: int = 0
-    sampled: int = 0
-    dropped: int = 0
-    generation: int = 0  # of keys: how often it was restored
-
-    def insert(self, origin, segment, packed):
-        start = segment.item_step.astype(int)
-        s_tm1 = stack_frames(segment.frames, start, self.stack)
-        s_t = stack_frames(segment.frames, start + segment.item_length, self.stack)
-        items = [
-            {
-                "key": self.next_key + i,
-                "s_tm1": s_tm1[i],
-                "s_t": s_t[i],
-                "a": segment.actions[start[i]],
-                "r": segment.r_t[i],
-                "discount": segment.discount_t[i],
-                "td": float(segment.td_abs[i]),
-            }
-            for i in range(segment.items)
-        ]
-        self.next_key += len(items)
-        steps = len(segment.actions)
-        size = len(packed.frames) + 4 * (steps + 2) + (4 + 4 + 1 + 4) * steps + SEGMENT_BYTES
-        self.segments.append(
-            {
-                "origin": origin,
-                "message": serialized(packed),
-                "items": items,
-                "frames": len(packed.frames),
-                "bytes": size,
-            }
-        )
-        while len(self.items) > self.capacity or self.bytes > self.room:
-            self.segments.pop(0)
-
-    @property
-    def items(self):
-        """By key."""
-        return {item["key"]: item for segment in self.segments for item in segment["items"]}
-
-    @property
-    def bytes(self):
-        return sum(segment["bytes"] for segment in self.segments)
-
-    @property
-    def first_key(self):
-        return self.segments[0]["items"][0]["key"] if self.segments else self.next_key
-
-    def given_back(self, segment):
-        """The segment as it should come back: with its items' present TD errors."""
-        message = pb.Segment.FromString(segment["message"])
-        message.td_abs = np.array([item["td"] for item in segment["items"]], "<f4").tobytes()
-        return segment["origin"], serialized(codec.segment_from_message(message))
-
-
-def serialized(segment):
-    return codec.segment_to_message(segment).SerializeToString()
 
 
 def random_segment(rng, spec, items, first_step, priority):
