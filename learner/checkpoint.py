@@ -96,9 +96,9 @@ class CheckpointStore:
         try:
             state = json.loads(files.pop("state.json"))
             arrays = {name.removesuffix(".safetensors"): from_bytes(data) for name, data in files.items()}
+            return Checkpoint(arrays, upgraded(state, RENAMED, f"{folder}/state.json"))
         except (ValueError, KeyError) as error:
             raise DamagedCheckpoint(f"{folder}: {error}") from error
-        return Checkpoint(arrays, upgraded(state, RENAMED, f"{folder}/state.json"))
 
     def load_newest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None; damaged ones are skipped with a warning. Raises BadInput as `load` does."""

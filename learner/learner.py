@@ -40,14 +40,12 @@ class LearnerConfig(UpdateConfig):
     """Minutes between checkpoints."""
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept."""
-    batches_ahead: int = 4
-    """Batches asked of replay ahead of their use; serial mode asks for each when it is used."""
     metrics_period: int = 100  # learner updates
     """Learner updates between readings of loss and the like."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "batch_size", "publish_period", "keep_checkpoints", "batches_ahead", "metrics_period")
+        at_least(self, 1, "batch_size", "publish_period", "keep_checkpoints", "metrics_period")
         at_least(self, 0, "threads", zero="half the cores")
         positive(self, "checkpoint_minutes", unit="minutes")
 

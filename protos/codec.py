@@ -22,6 +22,7 @@ from protos.types import (
     PackedSegment,
     Sampled,
     ShardInfo,
+    SnapshotWritten,
 )
 from rl.types import Array, Float32, Float64, ObservationSpec, Segment, TransitionBatch, UInt64
 
@@ -217,15 +218,24 @@ def limiter_from_message(message: pb.SampleRequest) -> LimiterState | None:
     """What a request tells of the limiter, if anything. Raises InvalidMessage where it cannot be."""
     if not message.HasField("limiter"):
         return None
-    told = LimiterState(*(getattr(message.limiter, name) for name in LimiterState._fields))
+    told = _limiter(message.limiter)
     if not all(map(math.isfinite, told)):
         raise InvalidMessage("limiter is not finite")
     return told
 
 
+def _limiter(message: pb.Limiter) -> LimiterState:
+    return LimiterState(*(getattr(message, name) for name in LimiterState._fields))
+
+
 def counts_to_message(counts: Counts) -> pb.Counts:
     """A shard's totals as they travel."""
     return pb.Counts(**counts._asdict())
+
+
+def counts_from_message(message: pb.Counts) -> Counts:
+    """Inverse of `counts_to_message`."""
+    return Counts(*(getattr(message, name) for name in Counts._fields))
 
 
 def info_to_message(info: ShardInfo) -> pb.InfoReply:
@@ -245,10 +255,46 @@ def info_to_message(info: ShardInfo) -> pb.InfoReply:
     )
 
 
+def info_from_message(message: pb.InfoReply) -> ShardInfo:
+    """Inverse of `info_to_message`."""
+    return ShardInfo(
+        counts=counts_from_message(message.counts),
+        capacity=message.capacity,
+        insert_credit=message.insert_credit,
+        limited=message.limited,
+        selector=message.selector,
+        spec=ObservationSpec(tuple(message.frame_shape), message.dtype, message.stack),
+        limiter=_limiter(message.limiter) if message.HasField("limiter") else None,
+        limiter_age=message.limiter_age,
+        capacity_bytes=message.capacity_bytes,
+    )
+
+
 def drained_to_message(drained: Drained) -> pb.DrainReply:
     """Segments that are handed over, as they travel."""
-    segments = [pb.InsertRequest(origin=origin, segment=segment_to_message(s)) for origin, s in drained.segments]
+    segments = [insert_request(segment, origin) for origin, segment in drained.segments]
     return pb.DrainReply(segments=segments, next=drained.next, left=drained.left)
+
+
+def drained_from_message(message: pb.DrainReply) -> Drained:
+    """Inverse of `drained_to_message`; whoever takes the segments in checks them. Raises InvalidMessage."""
+    segments = [(request.origin, segment_from_message(request.segment)) for request in message.segments]
+    return Drained(segments, message.next, message.left)
+
+
+def written_to_message(written: SnapshotWritten) -> pb.SnapshotReply:
+    """What a snapshot came to, as it travels."""
+    return pb.SnapshotReply(items=written.items, bytes_written=written.bytes, seconds=written.seconds)
+
+
+def written_from_message(message: pb.SnapshotReply) -> SnapshotWritten:
+    """Inverse of `written_to_message`."""
+    return SnapshotWritten(message.items, message.bytes_written, message.seconds)
+
+
+def insert_request(segment: PackedSegment, origin: str, transferred: bool = False) -> pb.InsertRequest:
+    """A segment of ``origin``'s, for its writer to number."""
+    return pb.InsertRequest(segment=segment_to_message(segment), origin=origin, transferred=transferred)
 
 
 def items_of_reply(message: pb.SampleReply) -> int:

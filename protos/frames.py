@@ -93,6 +93,15 @@ def _decompressed(data: bytes | memoryview) -> bytearray:
     return unpacked  # type: ignore[no-any-return]
 
 
+def check_unpacked(frames: Array, steps: int, spec: ObservationSpec) -> None:
+    """Raise InvalidMessage unless ``frames`` are those of ``steps`` steps, one more, as the specification has them."""
+    expected = (steps + 1, *spec.frame_shape)
+    if frames.shape != expected or frames.dtype != spec.dtype:
+        raise InvalidMessage(
+            f"frames of {steps} steps must be {spec.dtype} {list(expected)}, these are {frames.dtype} {list(frames.shape)}"
+        )
+
+
 def check_frames(sizes: Array, data: bytes, steps: int, spec: ObservationSpec) -> None:
     """Raise InvalidMessage unless ``data`` holds whole frames, one more than ``steps``, of ``sizes`` bytes each."""
     if len(sizes) != steps + 1:

@@ -62,14 +62,14 @@ class PackedSegment(NamedTuple):
 class Counts(NamedTuple):
     """Totals of one shard; `replay.proto` says of each what it counts."""
 
-    inserted: int
-    sampled: int
-    stored: int
-    total_priority: float
-    bytes: int
-    dropped_updates: int
-    transferred: int
-    resident_bytes: int
+    inserted: int = 0
+    sampled: int = 0
+    stored: int = 0
+    total_priority: float = 0.0
+    bytes: int = 0
+    dropped_updates: int = 0
+    transferred: int = 0
+    resident_bytes: int = 0
 
 
 class LimiterState(NamedTuple):
@@ -116,3 +116,11 @@ class Drained(NamedTuple):
     segments: Sequence[tuple[str, PackedSegment]]  # each with its origin
     next: int  # what to name as taken once they are stored elsewhere
     left: int  # items stored that are not among them
+
+
+class SnapshotWritten(NamedTuple):
+    """A snapshot that a shard has on disk."""
+
+    items: int
+    bytes: int  # of the files that were new
+    seconds: float  # from the request's turn to its last byte

@@ -27,11 +27,13 @@ __all__ = ["Policy", "TrainConfig", "load_policy", "preset", "train"]
 _HOMES = {"TrainConfig": "qfleet.config", "preset": "qfleet.presets"}
 
 
-def __getattr__(name: str) -> Any:
-    """Imported when asked for (PEP 562): whoever needs one of these does not wait for the rest, nor for Ray."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "qfleet.api")), name)
+if not TYPE_CHECKING:  # to a type checker a name that is not there is a mistake
+
+    def __getattr__(name: str) -> Any:
+        """Imported when asked for (PEP 562): whoever needs one of these does not wait for the rest, nor for Ray."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES.get(name, "qfleet.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -33,7 +33,7 @@ from rl.networks import NetworkConfig, check_network
 from rl.returns import ReturnConfig
 
 # What config.yaml calls otherwise since format 0, 1, ...: a change of a field's name is added here.
-RENAMED = ({"learner.prefetch": "learner.batches_ahead"},)
+RENAMED = ({"learner.prefetch": "learner.batches_ahead"}, {"learner.batches_ahead": "replay.batches_ahead"})
 
 
 @dataclass(frozen=True)
@@ -193,12 +193,12 @@ def from_yaml(text: str, where: str) -> TrainConfig:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise BadInput(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    if isinstance(data, Mapping):
-        data = upgraded(data, RENAMED, where)
     try:
-        config = _build(TrainConfig, data, where)
+        config = _build(TrainConfig, upgraded(data, RENAMED, where) if isinstance(data, Mapping) else data, where)
     except BadSetting as error:
         raise BadInput(f"{where}: {dotted(error)}") from error
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}") from error
     assert isinstance(config, TrainConfig)
     return config
 
@@ -231,7 +231,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise BadInput(f"{where} is {value!r}: {nearest(str(value), map(str, args))}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise BadInput(f"{where} is too large a number") from None
     if isinstance(hint, type) and type(value) is not hint:
         raise BadInput(f"{where} is {value!r}: expected {hint.__name__}")
     return value

@@ -46,6 +46,8 @@ class ReplayConfig:
     """When replay may be written and read."""
     host: str = "127.0.0.1"
     """Address that shards listen on; on a cluster that is joined, each shard's own node address is used."""
+    batches_ahead: int = 4
+    """Batches that the learner asks for ahead of their use; serial mode asks for each when it is used."""
     give_up_after: float = 60.0
     """Seconds that clients try to reach a silent shard before they count it as gone."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
@@ -57,6 +59,7 @@ class ReplayConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "capacity", unit="transition")
         at_least(self, 1, "shards", unit="shard")
+        at_least(self, 1, "batches_ahead", unit="batch")
         most = f"at most {MAX_CAPACITY} transitions a shard, or more `shards`"
         require(self.capacity <= MAX_CAPACITY * self.shards, self, "capacity", most)
         check_capacity_bytes(type(self), self.capacity_bytes, self.shard_capacity, self.shards, self.selector)

@@ -107,13 +107,16 @@ class CreditLedger:
         What a shard held at its baseline enters them at the first look after it, as far as min_size then has room for it.
         """
         with self._lock:
-            inserted = self._preloaded + sum(a.inserted for a in self._accounts)
-            for account in self._accounts:
-                more = max(0, min(account.held, self.limiter.config.min_size - inserted))
-                self._preloaded, inserted = self._preloaded + more, inserted + more
-                account.held = 0
-            sampled = sum(a.sampled for a in self._accounts)
-            return Totals(inserted, sampled, sum(a.stored for a in self._accounts if a.open))
+            return self._totals()
+
+    def _totals(self) -> Totals:
+        inserted = self._preloaded + sum(a.inserted for a in self._accounts)
+        for account in self._accounts:
+            more = max(0, min(account.held, self.limiter.config.min_size - inserted))
+            self._preloaded, inserted = self._preloaded + more, inserted + more
+            account.held = 0
+        sampled = sum(a.sampled for a in self._accounts)
+        return Totals(inserted, sampled, sum(a.stored for a in self._accounts if a.open))
 
     def batches_allowed(self, totals: Totals, asked: int, most: int) -> int:
         """How many batches, ``most`` at most, may be asked for beside the ``asked`` items that are on their way."""
@@ -132,12 +135,14 @@ class CreditLedger:
         if all(a.reached or not a.open for a in self._accounts):
             self.limiter.check_min_size_reachable(totals.inserted, totals.stored)
 
-    def grant(self, totals: Totals) -> None:
-        """Bring every shard's cumulative credit up to date with ``totals``.
+    def grant(self) -> None:
+        """Bring every shard's cumulative credit up to date.
 
-        The limiter sees the shards that are there alone. So the samples that the others' inserts pay for are taken off.
+        The limiter sees the shards that are there alone. So the samples that the others' inserts pay for are taken off. The
+        sums are those of this moment: what came in since an earlier look would be granted a second time.
         """
         with self._lock:
+            totals = self._totals()
             members = [a for a in self._accounts if a.open and a.known]
             if not members:
                 return

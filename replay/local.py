@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from protos.codec import pack_segment, unpack_draw
+from protos.frames import check_unpacked
 from replay.importance_weights import BetaConfig, importance_weights
 from replay.rate_limiter import RateLimiter
 from replay.store.shard import Shard
@@ -27,6 +28,8 @@ class LocalReplay:
         return self._limiter.can_insert(s.inserted, s.sampled, s.storage.size, self._limiter.max_insert)
 
     def write(self, segment: Segment) -> None:
+        """Store a segment. Raises InvalidMessage where it contradicts the specification."""
+        check_unpacked(segment.frames, len(segment.actions), self.shard.spec)
         packed = pack_segment(segment)
         self.shard.check(packed, trusted=True)  # its frames were packed just now
         self._sequence += 1

@@ -6,6 +6,7 @@ changes: a key is renamed, say, or a reader of before would read it wrongly.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,35 +17,48 @@ KEY = "format"
 Renamed = Sequence[Mapping[str, str]]  # [n]: the dotted keys that format n + 1 calls otherwise than format n
 
 
-def format_of(data: Mapping[str, Any], known: int, where: str) -> int:
-    """The format number in ``data``. Raises BadInput, naming ``where``, for one above ``known`` and for what is none."""
+def format_of(data: Any, known: int, where: str) -> int:
+    """The format number in ``data``. Raises BadInput, naming ``where``, above ``known``, ValueError where there is none."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"it holds {type(data).__name__}, not names with values")
     number = data.get(KEY, 0)
-    if type(number) is not int or not 0 <= number <= known:
+    if type(number) is not int or number < 0:
+        raise ValueError(f"its {KEY} is {number!r}, not a number from 0 on")
+    if number > known:
         raise BadInput(
             f"{where} is of format {number}, this Qfleet reads up to {known}: use the newer Qfleet that wrote it"
         )
     return number
 
 
-def upgraded(data: Mapping[str, Any], renamed: Renamed, where: str) -> dict[str, Any]:
-    """``data`` of any format up to ``len(renamed)`` under today's keys, without its number. Raises BadInput."""
+def upgraded(data: Any, renamed: Renamed, where: str) -> dict[str, Any]:
+    """``data`` of any format up to ``len(renamed)`` under today's keys, without its number. Raises as `format_of`."""
     number = format_of(data, len(renamed), where)
-    found = {key: value for key, value in data.items() if key != KEY}
+    found = {key: copy.deepcopy(value) for key, value in data.items() if key != KEY}
     for step in renamed[number:]:
         for old, new in step.items():
-            _rename(found, old.split("."), new.split(".")[-1])
+            _move(found, old.split("."), new.split("."))
     return found
 
 
-def _rename(data: dict[str, Any], path: Sequence[str], new: str) -> None:
-    """Rename the key at ``path`` where it is, keeping the order; never over another of that name."""
-    *parents, old = path
-    for parent in parents:
-        inner = data.get(parent)
-        if not isinstance(inner, dict):
-            return
-        data[parent] = data = dict(inner)  # the caller's own stays as it is
-    if old in data and new not in data:
-        items = [(new if key == old else key, value) for key, value in data.items()]
-        data.clear()
-        data.update(items)
+def _move(data: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> None:
+    """Move the value at the path ``old``, where there is one, to ``new``; never over another that is there.
+
+    Under the same parent it keeps its place in the order.
+    """
+    source, target = _inner(data, old[:-1]), _inner(data, new[:-1])
+    if source is None or target is None or old[-1] not in source or new[-1] in target:
+        return
+    if old[:-1] != new[:-1]:
+        target[new[-1]] = source.pop(old[-1])
+        return
+    items = [(new[-1] if key == old[-1] else key, value) for key, value in source.items()]
+    source.clear()
+    source.update(items)
+
+
+def _inner(data: Any, path: Sequence[str]) -> dict[str, Any] | None:
+    """The mapping at ``path``; None where there is none."""
+    for name in path:
+        data = data.get(name) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else None

@@ -29,10 +29,14 @@ from rl.envs.config import EnvConfig
 from rl.envs.make import check_env
 from rl.envs.recording import check_recording
 from rl.errors import BadInput, BadSetting, RunFault, nearest
+from rl.formats import KEY as FORMAT_KEY
+from rl.formats import Renamed, upgraded
 
 MAKE_DATASET = "make-dataset"
 MAX_SEED = 2**30
 ENV_FLAGS = {"id": "env", "kwargs": "env_kwargs", "max_episode_steps": "max_episode_steps"}  # EnvConfig's fields here
+# What the config.yaml of a classic run calls otherwise since format 0, 1, ...
+RENAMED: Renamed = ()
 METHODS: dict[str, Method] = {**CLASSIC, **classic_dqn.METHODS}
 
 
@@ -193,7 +197,8 @@ def _folder(command: Any, name: str) -> Path:
 
 def _claim(job: Job) -> RunDir:
     """The directory, locked: a new one, or one of the same settings. Raises BadInput."""
-    text = yaml.safe_dump({"method": job.name, **dataclasses.asdict(job.setting)}, sort_keys=False)
+    settings = {FORMAT_KEY: len(RENAMED), "method": job.name, **dataclasses.asdict(job.setting)}
+    text = yaml.safe_dump(settings, sort_keys=False)
     if str(job.folder) == ".":
         raise BadInput("--run-dir is empty, or this very directory: write a directory of the run's own")
     if job.folder.exists() and not job.folder.is_dir():
@@ -203,11 +208,19 @@ def _claim(job: Job) -> RunDir:
     except OSError as error:
         raise BadInput(f"--run-dir {job.folder} cannot be written: {error.strerror}") from error
     directory, config = RunDir(job.folder), job.folder / CONFIG
-    if config.is_file() and config.read_bytes() != text.encode():
+    if config.is_file() and _settings_in(config) != upgraded(yaml.safe_load(text), RENAMED, str(config)):
         raise BadInput(f"--run-dir {job.folder} holds a run of other settings: write another directory")
     directory.lock()
     directory.write(CONFIG, text)
     return directory
+
+
+def _settings_in(config: Path) -> dict[str, Any]:
+    """What a config.yaml says. Raises BadInput."""
+    try:
+        return upgraded(yaml.safe_load(config.read_bytes()), RENAMED, str(config))
+    except (ValueError, yaml.YAMLError) as error:
+        raise BadInput(f"{config} is damaged ({' '.join(str(error).split())}): write another directory") from error
 
 
 def _learn(job: Job, seeds: Sequence[int]) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import tyro
 
-from protos import replay_pb2 as pb
 from protos.codec import pack_segment
-from protos.types import InvalidMessage
+from protos.types import InvalidMessage, ShardInfo
 from qfleet.cli.flags import as_flags, parse
 from qfleet.cli.shards import check_addresses
 from qfleet.run.directory import CONFIG, RunDir
@@ -159,11 +158,10 @@ def origin_of(dataset: str) -> str:
     return dataset.encode(errors="replace")[-MAX_WRITER:].decode(errors="ignore")
 
 
-def _info(address: str, access: Access) -> pb.InfoReply:
+def _info(address: str, access: Access) -> ShardInfo:
     connection = ShardConnection(address, INFO_TIMEOUT, access)
     try:
-        reply: pb.InfoReply = connection.ask("Info", pb.InfoRequest(), INFO_TIMEOUT)
-        return reply
+        return connection.info(INFO_TIMEOUT)
     except RunFault as fault:
         raise BadInput(f"no replay shard answers at {address}: {fault}; write host:port of one that runs") from fault
     finally:
@@ -175,7 +173,7 @@ def import_command(args: list[str]) -> int:
     dataset = Dataset(c.dataset)
     access = Access.of(c.security)
     infos = [_info(address, access) for address in c.to]
-    specs = [ObservationSpec(tuple(i.frame_shape), i.dtype, i.stack) for i in infos]
+    specs = [info.spec for info in infos]
     for address, spec in zip(c.to, specs, strict=True):
         if spec != specs[0]:
             raise BadInput(f"--to: {address} stores other observations than {c.to[0]}: write shards of one kind")

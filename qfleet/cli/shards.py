@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
-from google.protobuf.json_format import MessageToDict
 
-from protos import replay_pb2 as pb
+from protos.types import ShardInfo
 from qfleet.cli.flags import parse
 from replay.security import Access, SecurityConfig
 from replay.wire.connection import ShardConnection
@@ -19,6 +19,8 @@ from replay.wire.drain import drain
 from replay.wire.writer import Writer
 from rl.bounds import positive
 from rl.errors import BadInput, RunFault
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,13 @@ def check_addresses(addresses: tuple[str, ...]) -> None:
             raise BadInput(f"{address!r} is no shard's address: write host:port")
 
 
-def _each(c: ShardsCommand, method: str, request: Any) -> Iterator[tuple[str, Any]]:
-    """The answer of each shard to ``request`` by its address; raises RunFault at the end for those that gave none."""
+def _each(c: ShardsCommand, call: Callable[[ShardConnection], T]) -> Iterator[tuple[str, T]]:
+    """The answer of each shard to ``call`` by its address; raises RunFault at the end for those that gave none."""
     access, faults = Access.of(c.security), []
     for address in c.addresses:
         connection = ShardConnection(address, c.timeout, access)
         try:
-            yield address, connection.ask(method, request, c.timeout)
+            yield address, call(connection)
         except RunFault as fault:
             faults.append(str(fault))
         finally:
@@ -90,35 +92,40 @@ def info_command(args: list[str]) -> int:
     """Counts, settings and the limiter's state."""
     c = parse(ShardsCommand, args, prog="qfleet replay info")
     figures = {}
-    for address, reply in _each(c, "Info", pb.InfoRequest()):
-        figures[address] = MessageToDict(
-            reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
-        n, told = reply.counts, reply.limiter
+    for address, info in _each(c, lambda connection: connection.info(c.timeout)):
+        figures[address] = _figures(info)
+        n, told = info.counts, info.limiter
         print(
-            f"{address}: {n.stored:,} of {reply.capacity:,} transitions, {n.resident_bytes / 1e6:,.1f} MB; "
-            f"{n.inserted:,} inserted, {n.sampled:,} sampled, {n.transferred:,} transferred; {reply.selector}; "
-            + (f"inserts up to {reply.insert_credit:,}" if reply.limited else "inserts without limit"),
+            f"{address}: {n.stored:,} of {info.capacity:,} transitions, {n.resident_bytes / 1e6:,.1f} MB; "
+            f"{n.inserted:,} inserted, {n.sampled:,} sampled, {n.transferred:,} transferred; {info.selector}; "
+            + (f"inserts up to {info.insert_credit:,}" if info.limited else "inserts without limit"),
             flush=True,
         )
-        if reply.HasField("limiter") and not told.samples_per_insert:
-            print(f"  limiter {reply.limiter_age:.1f} s ago: {told.stored:,} stored (min_size {told.min_size:,})")
-        elif reply.HasField("limiter"):
+        if told is not None and not told.samples_per_insert:
+            print(f"  limiter {info.limiter_age:.1f} s ago: {told.stored:,} stored (min_size {told.min_size:,})")
+        elif told is not None:
             print(
-                f"  limiter {reply.limiter_age:.1f} s ago: d = {told.diff:g} (from {told.min_diff:g} to {told.max_diff:g}) "
+                f"  limiter {info.limiter_age:.1f} s ago: d = {told.diff:g} (from {told.min_diff:g} to {told.max_diff:g}) "
                 f"at {told.samples_per_insert:g} samples an insert, {told.stored:,} stored (min_size {told.min_size:,})"
             )
     return _done(c, figures)
+
+
+def _figures(info: ShardInfo) -> dict[str, Any]:
+    """For JSON."""
+    own = {**info._asdict(), "counts": info.counts._asdict(), **dataclasses.asdict(info.spec)}
+    del own["spec"]
+    return {**own, "limiter": info.limiter and info.limiter._asdict()}
 
 
 def snapshot_command(args: list[str]) -> int:
     """Snapshots, each to the directory that the shard was started with."""
     c = parse(ShardsCommand, args, prog="qfleet replay snapshot")
     figures = {}
-    for address, reply in _each(c, "Snapshot", pb.SnapshotRequest()):
-        figures[address] = {"items": reply.items, "bytes_written": reply.bytes_written, "seconds": reply.seconds}
+    for address, written in _each(c, lambda connection: connection.snapshot(c.timeout)):
+        figures[address] = {"items": written.items, "bytes_written": written.bytes, "seconds": written.seconds}
         print(
-            f"{address}: {reply.items:,} transitions, {reply.bytes_written / 1e6:,.1f} MB written in {reply.seconds:.1f} s",
+            f"{address}: {written.items:,} transitions, {written.bytes / 1e6:,.1f} MB written in {written.seconds:.1f} s",
             flush=True,
         )
     return _done(c, figures)
@@ -128,9 +135,9 @@ def limit_command(args: list[str]) -> int:
     """Insert credit, asked for or not."""
     c = parse(LimitCommand, args, prog="qfleet replay limit")
     figures = {}
-    for address, reply in _each(c, "SetLimited", pb.SetLimitedRequest(limited=c.limited)):
-        figures[address] = {"limited": reply.limited}
-        print(f"{address}: inserts " + ("need credit" if reply.limited else "need no credit"), flush=True)
+    for address, info in _each(c, lambda connection: connection.set_limited(c.limited, c.timeout)):
+        figures[address] = {"limited": info.limited}
+        print(f"{address}: inserts " + ("need credit" if info.limited else "need no credit"), flush=True)
     return _done(c, figures)
 
 

@@ -131,7 +131,7 @@ class LearnerWorker:
             spec,
             config.limiter(),
             config.beta,
-            config.learner.batches_ahead,
+            config.replay.batches_ahead,
             config.replay.give_up_after,
             seed=config.seed + (int(resumed.state["updates"]) if resumed else 0),
             access=access,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from protos.types import SnapshotWritten
 from replay.store.shard import Shard
 from replay.store.snapshot_files import (
     LOCK,
@@ -42,14 +43,6 @@ CHUNK_BYTES = 8 * 2**20
 SLICE = 0.001  # seconds of the event loop between two looks at what else there is to do
 
 
-class Written(NamedTuple):
-    """A snapshot on disk."""
-
-    items: int
-    bytes: int  # of the files that were new
-    seconds: float
-
-
 class Restored(NamedTuple):
     """What a shard took back."""
 
@@ -71,7 +64,7 @@ class Snapshots:
         self.directory, self._shard, self._minutes = directory, shard, minutes
         self.restored: Restored | None = None
         self._turn = asyncio.Lock()
-        self._waiting: asyncio.Task[Written] | None = None  # has not had its turn yet
+        self._waiting: asyncio.Task[SnapshotWritten] | None = None  # has not had its turn yet
         self._clock: asyncio.Task[None] | None = None
         self._lock = locked(directory)
         try:
@@ -94,7 +87,7 @@ class Snapshots:
             except RunFault as fault:
                 log.warning("%s; the one before it is whole", fault)
 
-    async def finish(self) -> Written:
+    async def finish(self) -> SnapshotWritten:
         """Write the last one and `close`. Raises RunFault."""
         if self._clock is not None:
             self._clock.cancel()
@@ -107,13 +100,13 @@ class Snapshots:
         """Let the directory go, as it is."""
         self._lock.close()
 
-    async def write(self) -> Written:
+    async def write(self) -> SnapshotWritten:
         """Write a snapshot; whoever asks while one is being written shares the one after it. Raises RunFault."""
         if self._waiting is None:
             self._waiting = asyncio.create_task(self._take_turn())
         return await asyncio.shield(self._waiting)  # which goes on where its caller is gone
 
-    async def _take_turn(self) -> Written:
+    async def _take_turn(self) -> SnapshotWritten:
         async with self._turn:
             self._waiting = None
             try:
@@ -121,7 +114,7 @@ class Snapshots:
             except OSError as error:
                 raise RunFault(f"{self.directory}: a snapshot could not be written: {error.strerror}") from error
 
-    async def _write(self) -> Written:
+    async def _write(self) -> SnapshotWritten:
         began = time.monotonic()
         state, now = self._shard.get_state(), time.time()
         first, end = state["first_key"], state["end_key"]
@@ -147,7 +140,7 @@ class Snapshots:
             "files": files,
         }
         await asyncio.to_thread(self._commit, snapshot)
-        return Written(end - first, written + td.nbytes, time.monotonic() - began)
+        return SnapshotWritten(end - first, written + td.nbytes, time.monotonic() - began)
 
     def _still_good(self, first_key: int, end_key: int) -> Files:
         """The last snapshot's chunks of items still stored, but for a small last one that can be written with more."""

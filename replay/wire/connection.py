@@ -7,7 +7,10 @@ from typing import Any
 
 import grpc
 
+from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
+from protos.codec import drained_from_message, info_from_message, written_from_message
+from protos.types import Drained, InvalidMessage, ShardInfo, SnapshotWritten
 from replay.security import UNPROTECTED, Access, SecurityConfig
 from replay.wire.channel import CHANNEL_OPTIONS, NO_CREDIT, NO_STREAM
 from rl.errors import BadSetting, RunFault
@@ -72,8 +75,28 @@ class ShardConnection:
         pause, self._pause = self._pause, min(self._pause * 2, RETRY_TO)
         return pause
 
-    def ask(self, method: str, request: Any, timeout: float) -> Any:
-        """The reply of a unary method of the service. Raises RunFault when there is none within ``timeout`` seconds."""
+    def info(self, timeout: float) -> ShardInfo:
+        """Counts and settings. Raises RunFault, as the others below do, when ``timeout`` seconds bring no answer."""
+        return info_from_message(self._ask("Info", pb.InfoRequest(), timeout))
+
+    def set_limited(self, limited: bool, timeout: float) -> ShardInfo:
+        """Have inserts need credit, or not; returns what holds then."""
+        return info_from_message(self._ask("SetLimited", pb.SetLimitedRequest(limited=limited), timeout))
+
+    def snapshot(self, timeout: float) -> SnapshotWritten:
+        """Have the shard write a snapshot to its own directory."""
+        return written_from_message(self._ask("Snapshot", pb.SnapshotRequest(), timeout))
+
+    def drain(self, taken: int, segments: int, timeout: float) -> Drained:
+        """Have the shard forget what was ``taken`` and hand over so many ``segments`` more."""
+        reply = self._ask("Drain", pb.DrainRequest(taken=taken, segments=segments), timeout)
+        try:
+            return drained_from_message(reply)
+        except InvalidMessage as error:
+            raise RunFault(f"replay shard {self.address} sent a broken reply: {error}") from error
+
+    def _ask(self, method: str, request: Any, timeout: float) -> Any:
+        """The reply of a unary method of the service."""
         try:
             return getattr(self.stub, method)(request, timeout=timeout, metadata=self.metadata)
         except grpc.RpcError as error:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from protos import replay_pb2 as pb
-from protos.codec import segment_from_message
-from protos.types import InvalidMessage
 from replay.wire.connection import ShardConnection
 from replay.wire.writer import Writer
 from rl.errors import RunFault
@@ -25,19 +22,14 @@ def drain(
     and left. Raises RunFault.
     """
     taken = moved = 0
-    while True:
-        reply = connection.ask("Drain", pb.DrainRequest(taken=taken, segments=SEGMENTS), TIMEOUT)
-        if not reply.segments:
-            return moved
+    while (drained := connection.drain(taken, SEGMENTS, TIMEOUT)).segments:
+        for origin, segment in drained.segments:  # the shard that takes it in checks it
+            writer.transfer(segment, origin)
+            moved += segment.items
         try:
-            for request in reply.segments:
-                segment = segment_from_message(request.segment)  # the shard that takes it in checks the rest
-                writer.transfer(segment, request.origin)
-                moved += segment.items
             writer.flush(TIMEOUT)
-        except InvalidMessage as error:
-            raise RunFault(f"replay shard {connection.address} sent a broken reply: {error}") from error
         except TimeoutError as error:
             raise RunFault(f"draining replay shard {connection.address}: {error}") from error
-        taken = reply.next
-        say(moved, reply.left)
+        taken = drained.next
+        say(moved, drained.left)
+    return moved

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import grpc
 
 from protos import replay_pb2 as pb
-from protos.codec import items_of_reply, sample_request
-from protos.types import LimiterState
+from protos.codec import counts_from_message, items_of_reply, sample_request
+from protos.types import Counts, LimiterState
 from replay.credit import ShardAccount
 from replay.wire.connection import ShardConnection
 from rl.errors import RunFault
@@ -63,7 +63,7 @@ class DrawStream:
 
     def __init__(self, index: int, connection: ShardConnection, account: ShardAccount) -> None:
         self.index, self.connection, self.account = index, connection, account
-        self.counts = pb.Counts()  # as last heard
+        self.counts = Counts()  # as last heard
         self.left = False
         self.failure: RunFault | None = None
         self._lock = threading.Lock()
@@ -102,7 +102,7 @@ class DrawStream:
         self._lose_all()  # also what was asked for while it paused
 
     def _settle(self, reply: pb.SampleReply) -> None:
-        counts = reply.counts
+        counts = counts_from_message(reply.counts)
         with self._lock:
             request, own = self._waiting.popleft()
             self.counts = counts

@@ -22,7 +22,7 @@ import numpy as np
 
 from protos.codec import priorities_request, unpack_replies
 from protos.types import InvalidMessage
-from replay.credit import CreditLedger, Totals
+from replay.credit import CreditLedger
 from replay.importance_weights import BetaConfig, importance_weights
 from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.security import UNPROTECTED, Access
@@ -152,25 +152,25 @@ class Sampler:
                 {k: ShardRequest(n.tolist(), float(shares[k])) for k, n in enumerate(draws) if n.any()}
             )
             self._requests.append(request)
-            self._send(request, totals, look=time.monotonic() - self._looked >= LOOK_EVERY)
+            self._send(request, look=time.monotonic() - self._looked >= LOOK_EVERY)
 
-    def _send(self, request: DrawRequest, totals: Totals, look: bool) -> None:
+    def _send(self, request: DrawRequest, look: bool) -> None:
         """Ask; with ``look`` every shard for its counts, grant it what may be granted and tell it of the limiter."""
         limiter = None
         if look:
             self._looked = time.monotonic()
-            limiter = self._ledger.limiter.state(*totals)
+            limiter = self._ledger.limiter.state(*self._ledger.totals())
             for stream in self._streams:
                 if stream.alive:
                     request.shards.setdefault(stream.index, ShardRequest([], 0.0))
-        self._ledger.grant(totals)
+        self._ledger.grant()
         for index, own in list(request.shards.items()):
             self._streams[index].ask(request, own, limiter)
 
     def _poll(self, deadline: float = math.inf) -> None:
         """Look while there is no batch to ask for; waits a moment."""
         request = DrawRequest({})
-        self._send(request, self._ledger.totals(), look=True)
+        self._send(request, look=True)
         request.settled.wait(timeout=max(0.0, min(1.0, deadline - time.monotonic())))
         time.sleep(max(0.0, min(self._pause, deadline - time.monotonic())))
         self._pause = min(self._pause * 2, POLL_TO)

@@ -20,6 +20,7 @@ from protos.codec import (
     priorities_from_message,
     sampled_to_message,
     segment_from_message,
+    written_to_message,
 )
 from protos.types import Counts, InvalidMessage
 from replay.security import UNPROTECTED, Access, check_listening, host_port
@@ -137,7 +138,7 @@ class ReplayServicer(rpc.ReplayServicer):
         except RunFault as fault:
             await context.abort(grpc.StatusCode.INTERNAL, str(fault))
             raise AssertionError("unreachable: abort raises") from fault
-        return pb.SnapshotReply(items=written.items, bytes_written=written.bytes, seconds=written.seconds)
+        return written_to_message(written)
 
 
 def _reader(message: type[Message]) -> Callable[[bytes], Message | None]:

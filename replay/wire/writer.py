@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import grpc
 
 from protos import replay_pb2 as pb
-from protos.codec import pack_segment, segment_to_message
+from protos.codec import insert_request, pack_segment
 from protos.types import PackedSegment
 from replay.security import UNPROTECTED, Access
 from replay.wire.connection import ShardConnection, all_gone
@@ -193,12 +193,11 @@ class Writer:
         Raises RunFault when no shard is left, a shard refused a segment, nothing moved for ``write_timeout`` seconds, or
         the writer is closed meanwhile.
         """
-        message = segment_to_message(pack_segment(segment))
-        self._put(pb.InsertRequest(segment=message, origin=self.name), segment.items)
+        self._put(insert_request(pack_segment(segment), self.name), segment.items)
 
     def transfer(self, segment: PackedSegment, origin: str) -> None:
         """The same for one of ``origin``'s segments that comes from another shard or a dataset: it needs no credit."""
-        self._put(pb.InsertRequest(segment=segment_to_message(segment), origin=origin, transferred=True), 0)
+        self._put(insert_request(segment, origin, transferred=True), 0)
 
     def _put(self, request: pb.InsertRequest, items: int) -> None:
         with self._changed:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 
+OURS = ("rl", "protos", "replay", "actors", "learner", "report", "classic", "qfleet", "benchmarks")
 TINY = ["--serial", "--max-steps", "300", "--learner.device", "cpu", "--evaluation.period", "0"]
 
 LOADED = """
@@ -88,7 +89,7 @@ def test_the_wheel_holds_every_package_and_its_types(wheel):
     ours = {name for name in tracked.split() if not name.startswith(("tests/", "docs/", "."))}
     assert {"qfleet/__main__.py", "benchmarks/registry.py"} <= ours
     assert not ours - held
-    assert {"qfleet/py.typed", "protos/replay.proto", "protos/replay_pb2.pyi"} <= held
+    assert {"protos/replay.proto", "protos/replay_pb2.pyi", *(f"{name}/py.typed" for name in OURS)} <= held
     assert not [name for name in held if name.startswith("tests/")]
 
 
@@ -102,15 +103,26 @@ def test_it_runs_without_the_checkout(installed):
     assert json.loads(trained.stdout.splitlines()[-1])["agent_steps"] >= 300
 
 
+USE = """
+import qfleet
+reveal_type(qfleet.train)
+reveal_type(qfleet.preset("pong"))
+reveal_type(qfleet.preset("pong").learner.batch_size)
+reveal_type(qfleet.preset("pong").env.id)
+qfleet.trian
+"""
+
+
 def test_a_type_checker_sees_its_types(installed):
     """Of a package without py.typed mypy takes nothing, and calls all of it Any."""
     _, env, empty = installed
     (empty / "mypy.ini").write_text(
-        "[mypy]\nfollow_imports = skip\n[mypy-qfleet.*]\nfollow_imports = silent\n"
+        "[mypy]\nfollow_imports = skip\n" + "".join(f"[mypy-{name}.*]\nfollow_imports = silent\n" for name in OURS)
     )  # a minute less
-    (empty / "user.py").write_text("import qfleet\nreveal_type(qfleet.train)\nreveal_type(qfleet.preset('pong'))\n")
+    (empty / "user.py").write_text(USE)
     out = python("-m", "mypy", "--cache-dir", os.devnull, "user.py", env=env, cwd=empty).stdout
     revealed = re.findall(r'Revealed type is "(.*)"', out)
-    assert len(revealed) == 2, out
+    assert len(revealed) == 4, out
     assert revealed[0].startswith("def (config: ")
-    assert revealed[1] == "qfleet.config.TrainConfig"
+    assert [name.removeprefix("builtins.") for name in revealed[1:]] == ["qfleet.config.TrainConfig", "int", "str"]
+    assert 'Module has no attribute "trian"' in out

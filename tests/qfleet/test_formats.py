@@ -68,7 +68,7 @@ def test_a_run_is_resumed_with_all_that_its_checkpoint_held(run, capsys):
     assert summary["best_return"] == pytest.approx(BEST_RETURN)  # none was played since
     assert summary["agent_steps"] >= 21500
     assert summary["updates"] > 1305
-    assert yaml.safe_load((run / "config.yaml").read_text())["format"] == 1
+    assert yaml.safe_load((run / "config.yaml").read_text())["format"] == 2
     state = run / "checkpoints" / f"{summary['updates']:012d}" / "state.json"
     assert json.loads(state.read_text())["format"] == 1
     after = RunDir.open(run).newest_checkpoint().state
@@ -80,13 +80,13 @@ def test_a_renamed_setting_is_carried_over():
     text = (FIXTURES / "run" / "config.yaml").read_text()
     assert text.count("prefetch: 4") == 1
     config = from_yaml(text.replace("prefetch: 4", "prefetch: 7"), "config.yaml")
-    assert (config.learner.batches_ahead, config.learner.batch_size, config.seed) == (7, 64, 3)
+    assert (config.replay.batches_ahead, config.learner.batch_size, config.seed) == (7, 64, 3)
     assert from_yaml(to_yaml(config), "config.yaml") == config
 
 
 def test_the_old_name_is_none_in_a_file_of_today():
     text = to_yaml(preset("cartpole")).replace("batches_ahead", "prefetch")
-    with pytest.raises(BadInput, match="learner: unknown setting 'prefetch'"):
+    with pytest.raises(BadInput, match="replay: unknown setting 'prefetch'"):
         from_yaml(text, "config.yaml")
 
 
@@ -97,6 +97,49 @@ def test_keys_are_renamed_from_format_to_format():
     assert upgraded({"format": 2, "a": 1, "b": 2}, renamed, "here") == {"a": 1, "b": 2}
     assert upgraded({"a": 1, "b": 2}, renamed[:1], "here") == {"a": 1, "b": 2}  # nothing is written over
     assert upgraded({"in": 5}, renamed, "here") == {"in": 5}
+    moved = ({"in.x": "out.y"},)
+    given = {"in": {"x": 2, "z": 3}, "out": {"w": 1}}
+    assert upgraded(given, moved, "here") == {"in": {"z": 3}, "out": {"w": 1, "y": 2}}
+    assert given == {"in": {"x": 2, "z": 3}, "out": {"w": 1}}
+    for kept in (
+        {"in": {"x": 2}, "out": {"y": 1}},
+        {"in": {"x": 2}},
+        {"in": {"z": 3}, "out": {}},
+        {"in": 5, "out": {}},
+    ):
+        assert upgraded(kept, moved, "here") == kept
+
+
+@pytest.mark.parametrize("data", [[], 3, None, {"format": "x"}, {"format": -1}, {"format": True}, {"format": 1.0}])
+def test_what_is_no_format_is_damage(data):
+    with pytest.raises(ValueError, match="not names with values|not a number from 0 on"):
+        upgraded(data, (), "here")
+
+
+@pytest.mark.parametrize("text", ["format: x", "format: -1"])
+def test_a_config_of_no_format_is_refused(text):
+    with pytest.raises(BadInput, match=r"^here: its format is ('x'|-1), not a number from 0 on$"):
+        from_yaml(text, "here")
+
+
+@pytest.mark.parametrize("state", [[], "x", {"format": "y"}])
+def test_a_checkpoint_whose_state_is_none_is_skipped_for_the_one_before(run, state):
+    store = CheckpointStore(str(run / "checkpoints"))
+    store.save(9999, Checkpoint(store.load(1305).arrays, state if isinstance(state, dict) else {}))
+    folder = run / "checkpoints" / f"{9999:012d}"
+    if not isinstance(state, dict):
+        (folder / "state.json").write_text(json.dumps(state))
+        manifest = json.loads((folder / "MANIFEST.json").read_text())
+        manifest["sha256"]["state.json"] = hashlib.sha256((folder / "state.json").read_bytes()).hexdigest()
+        (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    assert store.load_newest().state["updates"] == 1305
+
+
+@pytest.mark.parametrize("manifest", ["[]", "3", '{"format": "x"}'])
+def test_a_manifest_that_is_none_is_one_line(run, tmp_path, capsys, manifest):
+    (run / "replay" / "shard-0" / "MANIFEST.json").write_text(manifest)
+    assert cli.main(["replay", "export", str(run), "--to", str(tmp_path / "x-v0")]) == 2
+    refused(capsys)
 
 
 def test_a_snapshot_becomes_the_dataset_that_it_became(run, tmp_path, capsys):
@@ -127,11 +170,11 @@ def test_a_dataset_is_learned_from_and_its_environment_recovered(tmp_path, capsy
 
 def test_a_config_of_the_future_is_refused(run, capsys):
     file = run / "config.yaml"
-    file.write_text(f"format: 2\n{file.read_text()}")
+    file.write_text(f"format: 3\n{file.read_text()}")
     assert cli.main(["eval", str(run)]) == 2
     assert (
         refused(capsys)
-        == f"qfleet: {file} is of format 2, this Qfleet reads up to 1: use the newer Qfleet that wrote it"
+        == f"qfleet: {file} is of format 3, this Qfleet reads up to 2: use the newer Qfleet that wrote it"
     )
 
 

@@ -65,7 +65,7 @@ def test_counts_go_on_where_a_shard_is_restarted(left):
     assert ledger.totals() == (100, 96, left[2])
     one.record(left[0] + 8, left[1] + 16, left[2] + 8)
     assert ledger.totals() == (108, 112, left[2] + 8)
-    ledger.grant(ledger.totals())
+    ledger.grant()
     assert one.credit() - left[0] == one.granted - 100  # in the shard's own count
 
 
@@ -77,7 +77,7 @@ def test_a_shard_that_has_left_stays_in_the_sums_and_stores_nothing():
     two.close()
     assert ledger.totals() == (160, 60, 80)
     granted = two.granted
-    ledger.grant(ledger.totals())
+    ledger.grant()
     assert two.granted == granted
 
 
@@ -88,7 +88,7 @@ def test_what_shards_that_left_have_inserted_and_been_paid_for_does_not_hold_bac
         account.record(0, 0, 0)
         account.record(80, 30, 120)
     two.close()
-    ledger.grant(ledger.totals())
+    ledger.grant()
     assert one.granted == 80 + 70
 
 
@@ -97,7 +97,7 @@ def test_another_limiter_counts_from_new_baselines():
     for account in (one, two):
         account.record(0, 0, 0)
         account.record(500, 700, 90)
-    ledger.grant(ledger.totals())
+    ledger.grant()
     two.close()
     ledger.change_limiter(RateLimiter(LimiterConfig(4.0, 120, 400.0), 10, BATCH, 2))
     assert ledger.totals() == (90, 0, 90)  # the open shard's content; no sample, and nothing of the one that has left
@@ -250,7 +250,7 @@ class World:
 
     def look(self):
         """A request to each shard with its credit, and its reply; the sums beside the twin's."""
-        self.ledger.grant(self.ledger.totals())
+        self.ledger.grant()
         self.twin.grant()
         for k in self.members():
             self.credit[k] = self.accounts[k].credit()
@@ -306,7 +306,7 @@ def test_nothing_granted_is_taken_back_and_no_more_than_the_limiter_allows(shard
     before, sampled = [0] * shards, 0
     for _ in range(300):
         totals = ledger.totals()
-        ledger.grant(totals)
+        ledger.grant()
         granted = [a.granted for a in accounts]
         assert all(now >= was for now, was in zip(granted, before, strict=True))
         if totals.stored >= 40:

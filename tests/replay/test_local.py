@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from protos.types import InvalidMessage
 from replay.importance_weights import BetaConfig
 from replay.local import LocalReplay
 from replay.rate_limiter import LimiterConfig, RateLimiter
@@ -106,3 +109,16 @@ def test_a_serial_run_whose_memory_holds_less_than_min_size_ends_too(rng):
             assert replay.sample(0.0) is None
             replay.write(make_segment(rng, FRAMES))
     assert shard.inserted == pytest.approx(2 * 50, abs=4)
+
+
+@pytest.mark.parametrize("spec", [SMALL, FRAMES], ids=["raw", "compressed"])
+def test_frames_of_another_shape_or_number_are_refused(rng, spec):
+    shard = Shard(1_000, spec, UNIFORM, limited=False)
+    local = LocalReplay(shard, RateLimiter(LimiterConfig(0, min_size=1), ITEMS + 2, BATCH), BetaConfig())
+    segment = make_segment(rng, spec, ITEMS)
+    frames = segment.frames
+    for wrong in (frames[:-1], frames[..., :-1], frames.astype(np.float64)):
+        with pytest.raises(InvalidMessage, match="^frames of .* steps must be .*, these are"):
+            local.write(dataclasses.replace(segment, frames=wrong))
+    local.write(segment)
+    assert local.stats()["inserted"] == ITEMS

@@ -54,6 +54,8 @@ def test_one_command_learns_evaluates_logs_draws_and_records(capsys, tmp_path):
 def test_seeds_that_are_done_are_kept_and_other_settings_are_refused(capsys, tmp_path):
     folder = tmp_path / "cliff"
     first = cliff(capsys, folder, "--no-video", seeds=(1,))
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("format: 0\n", ""))  # of the time before there were numbers
     before = (folder / "seed-1" / "summary.json").stat().st_mtime_ns
     both = cliff(capsys, folder, "--no-video", seeds=(1, 2))
     assert (folder / "seed-1" / "summary.json").stat().st_mtime_ns == before
@@ -62,6 +64,11 @@ def test_seeds_that_are_done_are_kept_and_other_settings_are_refused(capsys, tmp
     status, _, err = run(capsys, "q-learning", "--env", "CliffWalking-v1", "--run-dir", folder, "--no-video")
     assert status == 2
     assert "holds a run of other settings" in err
+    for text, complaint in (("format: 1\n", "is of format 1"), ("- 1\n", "is damaged"), ("a: [", "is damaged")):
+        config.write_text(text)
+        status, _, err = run(capsys, "q-learning", "--env", "CliffWalking-v1", "--run-dir", folder, "--no-video")
+        assert (status, len(err.splitlines())) == (2, 1)
+        assert complaint in err
 
 
 def test_the_list_names_every_method_and_its_environments(capsys):

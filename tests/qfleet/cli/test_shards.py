@@ -48,7 +48,12 @@ def test_info_gives_each_shards_figures(filled, capsys):
     assert "12 inserted, 0 sampled, 0 transferred" in out[0]
     assert out[0].endswith("inserts without limit")
     figures = json.loads(out[-1])
-    assert [figures[a]["counts"]["stored"] for a in filled] == ["12", "0"]  # 64-bit numbers: strings in protobuf's JSON
+    assert [figures[a]["counts"]["stored"] for a in filled] == [12, 0]
+    assert set(figures[filled[0]]) == {
+        *("counts", "capacity", "capacity_bytes", "insert_credit", "limited", "selector"),
+        *("frame_shape", "dtype", "stack", "limiter", "limiter_age"),
+    }
+    assert (figures[filled[0]]["frame_shape"], figures[filled[0]]["limiter"]) == (list(SMALL.frame_shape), None)
 
 
 def test_a_shard_that_does_not_answer_hides_no_other(filled, capsys):

@@ -1,0 +1,86 @@
+"""A request of batches over the streams to real shards: settled when all have answered or are lost."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from replay.credit import ShardAccount
+from replay.wire.connection import ShardConnection
+from replay.wire.draws import DrawRequest, DrawStream, ShardRequest
+from replay.wire.writer import Writer
+from tests.conftest import make_segment
+from tests.replay.wire.served import serve_fixture  # noqa: F401
+
+ITEMS = 12
+
+
+@pytest.fixture
+def stream(serve, rng):
+    """Open a stream to a fresh shard of ITEMS transitions: (server, stream)."""
+    opened = []
+
+    def start():
+        server = serve()
+        writer = Writer([server.address])
+        for _ in range(3):
+            writer.write(make_segment(rng, items=ITEMS // 3))
+        writer.flush(10.0)
+        writer.close()
+        lock = threading.Lock()
+        opened.append(DrawStream(len(opened), ShardConnection(server.address, 0.5), ShardAccount(lock)))
+        return server, opened[-1]
+
+    yield start
+    for each in opened:
+        each.leave()
+        each.join()
+
+
+def asked(streams, *counts):
+    request = DrawRequest({k: ShardRequest(list(n), 0.5) for k, n in enumerate(counts)})
+    assert request.items == sum(map(sum, counts))
+    for k, own in request.shards.items():
+        streams[k].ask(request, own, None)
+    return request
+
+
+def test_a_request_is_settled_by_the_answers_of_all_its_shards(stream):
+    streams = [stream()[1], stream()[1]]
+    request = asked(streams, [4, 3], [0, 2])
+    assert request.settled.wait(10.0)
+    assert [own.whole for own in request.shards.values()] == [True, True]
+    assert [(s.counts.stored, s.counts.sampled, s.account.sampled) for s in streams] == [(ITEMS, 7, 0), (ITEMS, 2, 0)]
+    assert asked(streams, [5], []).settled.wait(10.0)
+    assert [s.account.sampled for s in streams] == [5, 0]  # since the baselines, which the first answers were
+
+
+def test_an_answer_without_the_items_is_not_whole(serve):
+    server = serve()
+    stream = DrawStream(0, ShardConnection(server.address, 0.5), ShardAccount(threading.Lock()))
+    request = asked([stream], [4])
+    assert request.settled.wait(10.0)
+    assert not request.shards[0].whole  # the shard is empty
+    assert not request.shards[0].lost
+    stream.leave()
+    stream.join()
+
+
+def test_what_a_dead_shard_was_asked_for_is_lost_and_the_request_settled(stream):
+    (_, alive), (server, dead) = stream(), stream()
+    assert asked([alive, dead], [1], [1]).settled.wait(10.0)
+    server.stop(grace=0.0)
+    request = asked([alive, dead], [2], [3])
+    assert request.settled.wait(10.0)
+    assert (request.shards[0].whole, request.shards[1].lost, request.shards[1].whole) == (True, True, False)
+    assert not dead.account.reached
+
+
+def test_a_stream_that_has_left_settles_at_once(stream):
+    (_, staying), (_, left) = stream(), stream()
+    left.leave()
+    request = asked([staying, left], [2], [3])
+    assert request.settled.wait(10.0)
+    assert (request.shards[0].whole, request.shards[1].lost, left.alive) == (True, True, False)
+    assert not left.account.open
