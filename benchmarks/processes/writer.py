@@ -29,4 +29,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches every process of a benchmark; `qfleet bench` speaks of it
+        main()

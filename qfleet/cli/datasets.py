@@ -131,8 +131,8 @@ def _stored_in(run: Path) -> tuple[ObservationSpec, list[Iterator[StoredSegment]
     shards = [run] if (run / MANIFEST).is_file() else sorted((run / "replay").glob("shard-*"))
     if not shards:
         raise BadInput(
-            f"{run} holds no snapshot of a replay: write a run's directory with replay/shard-0 and so on, or the "
-            "--snapshots of a shard"
+            f"{run} holds no snapshot of a replay: write a run that was given --replay.snapshot-minutes, or the --snapshots "
+            "of a shard"
         )
     specs, stored = zip(*(stored_segments(shard) for shard in shards), strict=True)
     for shard, spec in zip(shards, specs, strict=True):

@@ -19,7 +19,10 @@ from rl.errors import BadInput
 
 @dataclass(frozen=True)
 class TrainCommand(TrainConfig):
-    """Train a DQN with many actors, a replay service and one learner."""
+    """Train a DQN with many actors, a replay service and one learner: qfleet train [PRESET] [flags].
+
+    A preset (pong, the default; cartpole; breakout; flappybird) has settings that its environment is learned with.
+    """
 
     run_dir: str | None = None
     """Directory of the run; a fresh dated one under runs/ by default."""
