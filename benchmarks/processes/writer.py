@@ -29,5 +29,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches every process of a benchmark; `qfleet bench` speaks of it
+    with contextlib.suppress(
+        KeyboardInterrupt
+    ):  # Ctrl-C reaches every process of a benchmark; `qfleet bench` speaks of it
         main()
