@@ -56,7 +56,7 @@ class ContinuousConfig:
     batch: int = 128
     """Transitions a gradient step."""
     capacity: int = 100_000
-    """Transitions that the memory keeps."""
+    """Transitions that the replay buffer keeps."""
     learning_rate: float = 1e-3
     """Adam's step size."""
     tau: float = 0.01
@@ -150,13 +150,10 @@ def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor)
     shape, count, action = environments.spec.shape, environments.count, environments.actions
     if len(shape) != 1:
         environments.close()
-        raise BadSetting(
-            EnvConfig,
-            "id",
-            f"{env.id!r} has observations of shape {shape}: write one with vectors, such as Pendulum-v1",
-        )
+        said = f"{env.id!r} has observations of shape {shape}: write one with vectors, such as Pendulum-v1"
+        raise BadSetting(EnvConfig, "id", said)
     learner = _Learner(c, shape[0], action, seed)
-    memory = ReplayBuffer(min(c.capacity, c.steps + count), shape, (action,), np.float32, np.float32)
+    replay = ReplayBuffer(min(c.capacity, c.steps + count), shape, (action,), np.float32, np.float32)
     rng, t = np.random.default_rng([seed, 0]), 0  # t: agent steps taken before the next one
 
     def act(s: Array) -> Array:
@@ -169,11 +166,11 @@ def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor)
     figures: list[tuple[float, float]] = []  # of each gradient step since the last report
     for t in range(0, c.steps, count):
         if t >= c.warm_up:
-            figures += [learner.update(memory.sample(rng, c.batch)) for _ in range(c.updates)]
+            figures += [learner.update(replay.sample(rng, c.batch)) for _ in range(c.updates)]
         acted = next(steps)
         s, a, step, *_ = acted
         for i in range(count):
-            memory.append(s[i], a[i], float(step.reward[i]), bool(step.terminated[i]), step.observation[i])
+            replay.append(s[i], a[i], float(step.reward[i]), bool(step.terminated[i]), step.observation[i])
         for _, result in acted.finished(epsilons=0.0):
             monitor.episode(result)
         if len(figures) >= REPORT_PERIOD or (figures and t + count >= c.steps):
@@ -186,7 +183,7 @@ def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor)
 def _report(monitor: Monitor, at: int, figures: Sequence[tuple[float, float]], scale: float) -> None:
     loss, q = np.mean(figures, axis=0)
     if not np.isfinite(loss):
-        raise RunFault(f"q diverged within {at} agent steps: write a smaller --learning-rate or --tau")
+        raise RunFault(f"q diverged within {at} agent steps: write a smaller `learning_rate` or `tau`")
     monitor.report(at, {"loss": float(loss), "q": float(q) / scale})
 
 

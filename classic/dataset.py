@@ -14,15 +14,36 @@ from pathlib import Path
 
 import numpy as np
 
+from rl.bounds import at_least, require
 from rl.envs.config import EnvConfig
 from rl.envs.make import describe, make_environments
-from rl.errors import BadInput
+from rl.errors import BadSetting
 from rl.stepping import SeedSequence, rollout
 from rl.types import Array, Bool, Float64, Int64
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
 LEAST = 30  # transitions to learn from: k-nearest has as many neighbours
+MOST = 50_000_000  # transitions of a dataset, which rests in memory
 COLUMNS = ("s", "a", "r", "terminated", "truncated", "s_next")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Where the transitions come from."""
+
+    steps: int = 50_000
+    """Uniformly random steps collected before learning begins."""
+    dataset: str = ""
+    """NPZ file of transitions to learn from, instead of collecting them."""
+    save_dataset: str = ""
+    """NPZ file to keep the collected transitions in."""
+
+    def __post_init__(self) -> None:
+        at_least(self, LEAST, "steps")
+        require(self.steps <= MOST, self, "steps", f"at most {MOST:,}")
+        if self.dataset and self.save_dataset:
+            said = "and `save_dataset`: write the first to learn from a file, or the second to collect one"
+            raise BadSetting(type(self), "dataset", said)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +84,8 @@ def save(dataset: Dataset, file: str) -> None:
         with open(file, "wb") as opened:
             np.savez_compressed(opened, env_id=np.array(dataset.env_id), **columns)
     except OSError as error:
-        raise BadInput(f"--save-dataset {file}: {error.strerror}: write a file in a directory that exists") from error
+        said = f"{file}: {error.strerror}: write a file in a directory that exists"
+        raise BadSetting(DatasetConfig, "save_dataset", said) from error
 
 
 def load(file: str, env: EnvConfig) -> Dataset:
@@ -72,28 +94,26 @@ def load(file: str, env: EnvConfig) -> Dataset:
     columns = _read(file)
     env_id = str(columns.pop("env_id"))
     if env_id != env.id:
-        raise BadInput(f"--dataset {file} is of {env_id}, not of {env.id}: write --env {env_id}, or another file")
+        raise BadSetting(EnvConfig, "id", f"{env.id!r} is not what {file} is of: write `id: {env_id}`, or another file")
     steps = columns["a"].shape[:1]
     if steps in ((), (0,)):
-        raise BadInput(f"--dataset {file} holds no transitions: write another file")
+        raise _unfit(f"{file} holds no transitions: write another file")
     if steps[0] < LEAST:
-        raise BadInput(f"--dataset {file} holds {steps[0]} transitions: write one of at least {LEAST}")
+        raise _unfit(f"{file} holds {steps[0]} transitions: write one of at least {LEAST}")
     kinds = {"s": "f", "s_next": "f", "a": "iu", "r": "fiu", "terminated": "b", "truncated": "b"}
     if spec.dtype == "uint8":
         kinds |= {"s": "u", "s_next": "u"}
     for name, column in columns.items():
         shape = steps + (spec.shape if name.startswith("s") else ())
         if column.shape != shape or column.dtype.kind not in kinds[name]:
-            raise BadInput(
-                f"--dataset {file}: {name} is {column.dtype} {column.shape}, {env.id} has {shape}: "
-                "write a file that --save-dataset wrote for this environment"
+            raise _unfit(
+                f"{file}: {name} is {column.dtype} {column.shape}, {env.id} has {shape}: "
+                "write a file that `save_dataset` wrote for this environment"
             )
     if columns["a"].min() < 0 or columns["a"].max() >= actions:
-        raise BadInput(
-            f"--dataset {file}: a is not from 0 to {actions - 1}, the actions of {env.id}: write another file"
-        )
+        raise _unfit(f"{file}: a is not from 0 to {actions - 1}, the actions of {env.id}: write another file")
     if not all(np.isfinite(columns[name]).all() for name in ("s", "r", "s_next")):
-        raise BadInput(f"--dataset {file} holds numbers that are not finite: write another file")
+        raise _unfit(f"{file} holds numbers that are not finite: write another file")
     return Dataset(
         env_id,
         columns["s"].astype(spec.dtype),
@@ -105,32 +125,36 @@ def load(file: str, env: EnvConfig) -> Dataset:
     )
 
 
+def _unfit(said: str) -> BadSetting:
+    return BadSetting(DatasetConfig, "dataset", said)
+
+
 def _read(file: str) -> dict[str, Array]:
     if not Path(file).is_file():
-        raise BadInput(f"--dataset {file} is not there: write --save-dataset {file} to collect and keep one")
+        raise _unfit(f"{file} is not there: write `save_dataset: {file}` to collect and keep one")
     try:
         with np.load(file, allow_pickle=False) as archive:
             columns = {name: archive[name] for name in ("env_id", *COLUMNS)}
     except UNREADABLE as error:
-        raise BadInput(
-            f"--dataset {file} is no dataset of transitions: write an NPZ file with env_id, {', '.join(COLUMNS)}"
-        ) from error
+        said = f"{file} is no dataset of transitions: write an NPZ file with env_id, {', '.join(COLUMNS)}"
+        raise _unfit(said) from error
     return columns
 
 
-def check(env: EnvConfig, dataset: str, save_dataset: str) -> None:
-    """Raise BadInput unless ``dataset``, if named, suits the environment, and ``save_dataset`` has a directory."""
-    if dataset:
-        load(dataset, env)
-    if save_dataset and not Path(save_dataset).absolute().parent.is_dir():
-        raise BadInput(f"--save-dataset {save_dataset}: its directory is not there: write one that exists")
+def check(config: DatasetConfig, env: EnvConfig) -> None:
+    """Raise BadInput unless the dataset that is named is there and fits, and the one to be written can be."""
+    if config.dataset:
+        load(config.dataset, env)
+    if config.save_dataset and not Path(config.save_dataset).absolute().parent.is_dir():
+        said = f"{config.save_dataset}: its directory is not there: write one that exists"
+        raise BadSetting(DatasetConfig, "save_dataset", said)
 
 
-def transitions(env: EnvConfig, steps: int, seed: int, dataset: str, save_dataset: str) -> Dataset:
-    """What is learned from: the file ``dataset``, or ``steps`` random steps, kept in ``save_dataset`` if named."""
-    if dataset:
-        return load(dataset, env)
-    collected = collect(env, steps, seed)
-    if save_dataset:
-        save(collected, save_dataset)
+def transitions(config: DatasetConfig, env: EnvConfig, seed: int) -> Dataset:
+    """What is learned from: the file that is named, or random steps, kept where a file for them is named."""
+    if config.dataset:
+        return load(config.dataset, env)
+    collected = collect(env, config.steps, seed)
+    if config.save_dataset:
+        save(collected, config.save_dataset)
     return collected

@@ -13,10 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
-from classic.dataset import LEAST, Dataset, check, transitions
+from classic.dataset import Dataset, DatasetConfig, check, transitions
 from classic.interface import ActionValues, Learned, Method, Monitor, Setting, from_values
 from classic.regressors import REGRESSORS, Regressor, make_regressor
-from rl.bounds import at_least, between, require
+from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.make import describe, make_environments
 from rl.errors import BadSetting, nearest
@@ -24,19 +24,11 @@ from rl.evaluation import evaluate
 from rl.policies import greedy
 from rl.types import Array, Float64, Int64
 
-MOST = 50_000_000  # transitions of a dataset, which rests in memory
-
 
 @dataclass(frozen=True)
-class BatchConfig:
+class BatchConfig(DatasetConfig):
     """Learning from one dataset of random steps, an iteration at a time."""
 
-    steps: int = 50_000
-    """Uniformly random steps collected before learning begins."""
-    dataset: str = ""
-    """NPZ file of transitions to learn from, instead of collecting them."""
-    save_dataset: str = ""
-    """NPZ file to keep the collected transitions in."""
     iterations: int = 30
     """Regressions, each upon the values of the one before."""
     gamma: float = 0.98
@@ -48,14 +40,10 @@ class BatchConfig:
     """Episodes of such an evaluation."""
 
     def __post_init__(self) -> None:
-        at_least(self, LEAST, "steps")
-        require(self.steps <= MOST, self, "steps", f"at most {MOST:,}")
+        super().__post_init__()
         at_least(self, 1, "iterations", "evaluation_episodes")
         between(self, 0, 1, "gamma")
         at_least(self, 0, "evaluate_every", unit="iterations", zero="never")
-        if self.dataset and self.save_dataset:
-            said = "and `save_dataset`: write the first to learn from a file, or the second to collect one"
-            raise BadSetting(type(self), "dataset", said)
 
 
 @dataclass(frozen=True)
@@ -69,14 +57,9 @@ class FittedQConfig(BatchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = f"one of {', '.join(REGRESSORS)} ({nearest(self.regressor, REGRESSORS)})"
-        require(self.regressor in REGRESSORS, self, "regressor", known)
+        if self.regressor not in REGRESSORS:
+            raise BadSetting(type(self), "regressor", f"is {self.regressor!r}: {nearest(self.regressor, REGRESSORS)}")
         at_least(self, 1, "jobs", unit="thread")
-
-
-def check_files(config: BatchConfig, env: EnvConfig) -> None:
-    """Raise BadInput unless the dataset that is named is there and fits, and the one to be written can be."""
-    check(env, config.dataset, config.save_dataset)
 
 
 class Model(Protocol):
@@ -172,7 +155,7 @@ def fitted_q(config: FittedQConfig, env: EnvConfig, seed: int, monitor: Monitor)
     """Fitted Q-iteration by trees, neighbours or polynomials (Ernst, Geurts & Wehenkel 2005)."""
     _, actions = describe(env)
     model = Regression(make_regressor(config.regressor, seed, config.jobs), actions)
-    data = transitions(env, config.steps, seed, config.dataset, config.save_dataset)
+    data = transitions(config, env, seed)
     return iterate(config, env, seed, monitor, model, data)
 
 
@@ -182,6 +165,6 @@ METHODS = {
         fitted_q,
         "network",
         (Setting(EnvConfig(id="CartPole-v1"), FittedQConfig(), episodes=10),),
-        check_files,
+        check,
     ),
 }

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from classic.dataset import Dataset, transitions
-from classic.fitted_q import BatchConfig, check_files, iterate
+from classic.dataset import Dataset, check, transitions
+from classic.fitted_q import BatchConfig, iterate
 from classic.interface import Learned, Method, Monitor, Setting
 from rl.bounds import at_least, layers, positive
 from rl.envs.config import EnvConfig
@@ -101,7 +101,7 @@ class Network:
 def neural_fitted_q(config: NeuralFittedQConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
     """Fitted Q-iteration by a network that keeps its weights from an iteration to the next (after Riedmiller 2005)."""
     _, actions = describe(env)
-    data = transitions(env, config.steps, seed, config.dataset, config.save_dataset)
+    data = transitions(config, env, seed)
     return iterate(config, env, seed, monitor, Network(config, data, actions, seed), data)
 
 
@@ -111,6 +111,6 @@ METHODS = {
         neural_fitted_q,
         "network",
         (Setting(EnvConfig(id="CartPole-v1"), NeuralFittedQConfig(), episodes=10),),
-        check_files,
+        check,
     ),
 }

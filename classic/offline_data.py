@@ -18,7 +18,7 @@ from rl.envs.grid_states import is_grid
 from rl.envs.minari_files import check_episode, open_dataset, played_on
 from rl.envs.spaces import AnyEnv, table_states
 from rl.envs.vector import single
-from rl.errors import BadInput
+from rl.errors import BadInput, BadSetting
 from rl.types import Array, Bool, Float64, Int64
 
 
@@ -78,7 +78,7 @@ def opened(name: str, env: EnvConfig) -> tuple[Any, gym.Space[Any], Callable[[An
     if fitted is None:
         raise BadInput(
             f"dataset {name} has observations {' '.join(str(data.observation_space).split())[:80]}: a table would see each "
-            f"state once; write fitted-q, or `qfleet train --offline {name}`"
+            "state once; write the method fitted-q, or train DQN offline on it"
         )
     played = single(env, "table")
     played.close()
@@ -129,9 +129,11 @@ def _check_fit(name: str, data: Any, states: Any, env: AnyEnv) -> None:
     source = played_on(data, name)
     where = f"was played on {source.id}" if source else "names no environment"
     assert env.spec is not None
-    raise BadInput(
-        f"dataset {name} ({where}) has states {states} and actions {data.action_space}, {env.spec.id} has {own} and {its}: "
-        f"write --env {source.id if source else 'ID'}, or another dataset"
+    raise BadSetting(
+        EnvConfig,
+        "id",
+        f"{env.spec.id!r} has states {own} and actions {its}, dataset {name} ({where}) has {states} and "
+        f"{data.action_space}: write {f'`id: {source.id}`' if source else 'another one'}, or another dataset",
     )
 
 

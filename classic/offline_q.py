@@ -107,7 +107,7 @@ def offline_q(config: OfflineQConfig, env: EnvConfig, seed: int, monitor: Monito
         change, done = sweep(q, counts, data, config.gamma, config.alpha), done + 1
         monitor.report(done, {"max_change": change, "mean_value": float(q[counts > 0].mean())})
     if change > config.tolerance:
-        monitor.note(f"values still change by {change:.2g} after {done:,} sweeps: raise --sweeps")
+        monitor.note(f"values still change by {change:.2g} after {done:,} sweeps: raise `sweeps`")
     known, epsilon = taken_values(q, counts), config.epsilon_at(episodes)
 
     def values(observations: Array) -> Array:

@@ -100,14 +100,14 @@ class OnlineLearner:
 
 def batches(config: OnlineQConfig, steps: Iterator[Batch], seed: int) -> Iterator[Batch]:
     """What each gradient step learns from: the step itself, or as many as `batch` of the last ``config.replay`` steps."""
-    memory, rng = None, np.random.default_rng([seed, 1])
+    replay, rng = None, np.random.default_rng([seed, 1])
     for step in steps:
         if config.replay == 0:
             yield step
             continue
-        memory = memory or ReplayBuffer(config.replay, step.s.shape[1:], (), step.s.dtype, np.int64)
-        memory.append(*(column[0] for column in step))
-        yield memory.sample(rng, config.batch)
+        replay = replay or ReplayBuffer(config.replay, step.s.shape[1:], (), step.s.dtype, np.int64)
+        replay.append(*(column[0] for column in step))
+        yield replay.sample(rng, config.batch)
 
 
 def play(config: OnlineQConfig, learner: OnlineLearner, env: EnvConfig, seed: int, monitor: Monitor) -> Iterator[Batch]:
@@ -135,7 +135,7 @@ def online_q(config: OnlineQConfig, env: EnvConfig, seed: int, monitor: Monitor)
     for batch in batches(config, play(config, learner, env, seed, monitor), seed):
         losses.append(learner.update(batch))
         if not np.isfinite(losses[-1]):
-            raise RunFault(f"q diverged after {len(losses):,} steps: write a lower --learning-rate")
+            raise RunFault(f"q diverged after {len(losses):,} steps: write a lower `learning_rate`")
         if len(losses) % REPORT_PERIOD == 0:
             monitor.report(len(losses), {"loss": float(np.mean(losses[-REPORT_PERIOD:]))})
     return from_values(learner.values, {"loss": np.array(losses)}, updates=learner.updates)

@@ -43,9 +43,9 @@ def train(
     if config.offline:
         config, serial = fit(config), True
         if address is not None:
-            raise BadInput("--offline trains in this process: leave --address out")
+            raise BadSetting(TrainConfig, "offline", "trains in this process, without Ray: leave the address out")
     if serial and config.replay.snapshot_minutes > 0:
-        said = "is for runs on Ray, neither --serial nor --offline: write `replay.snapshot_minutes: 0`"
+        said = "is for runs on Ray, neither serial nor `offline`: write `replay.snapshot_minutes: 0`"
         raise BadSetting(TrainConfig, "replay.snapshot_minutes", said)
     if address is not None:
         from qfleet.cluster.connect import resolve
@@ -105,7 +105,7 @@ def load_policy(run: str | Path, which: str = "best") -> Policy:
     directory = RunDir.open(Path(run))
     stores = {"best": directory.best, "last": directory.checkpoints}
     if which not in stores:
-        raise BadInput(f"--weights {which!r}: write best or last")
+        raise BadInput(f"there are no weights {which!r}: write best or last")
     checkpoint = stores[which].load_newest()
     if checkpoint is None and which == "best":
         which, checkpoint = "last", directory.checkpoints.load_newest()

@@ -76,7 +76,7 @@ def breakout() -> TrainConfig:
 
 
 def atari() -> TrainConfig:
-    """Where `--env.id` names an Atari game and no preset was asked for: breakout's settings, no goal."""
+    """Where `env.id` names an Atari game and no preset was asked for: breakout's settings, no goal."""
     base = breakout()
     return replace(base, evaluation=replace(base.evaluation, goal=float("inf"), margin=0.0))
 
@@ -133,7 +133,7 @@ def flappybird() -> TrainConfig:
 
 
 def generic() -> TrainConfig:
-    """Where `--env.id` names an environment and no preset was asked for: small fully connected network, a schedule."""
+    """Where `env.id` names an environment and no preset was asked for: small fully connected network, a schedule."""
     return TrainConfig(
         env=EnvConfig(id="CartPole-v1"),
         network=NetworkConfig(kind="mlp", hidden=(256, 256), dueling=True),
@@ -166,5 +166,5 @@ PRESETS = {
 def preset(name: str) -> TrainConfig:
     """The configuration of a preset; raises BadInput naming the nearest one."""
     if name not in PRESETS:
-        raise BadInput(f"unknown preset {name!r}: {nearest(name, PRESETS)} (any other environment goes by --env.id)")
+        raise BadInput(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
     return PRESETS[name]()

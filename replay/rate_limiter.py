@@ -107,8 +107,8 @@ class RateLimiter:
         elif inserted - self._short_from >= 2 * self.config.min_size:
             raise RunFault(
                 f"replay holds {stored} transitions after {inserted - self._short_from} inserts and is to be sampled from "
-                f"replay.limiter.min_size of {self.config.min_size} on: it evicts before it gets there; "
-                "write a larger replay.capacity_bytes (or replay.capacity), or a smaller min_size"
+                f"`min_size` of {self.config.min_size} on: it evicts before it gets there; "
+                "write a larger `capacity_bytes` (or `capacity`), or a smaller `min_size`"
             )
 
     def insert_allowance(self, inserted: int, sampled: int, stored: int) -> int:

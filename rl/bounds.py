@@ -41,7 +41,8 @@ def between(
     below: bool = False,
 ) -> None:
     """Each of the fields ``names`` lies from ``low`` (``above``: without it) to ``high`` (``below``: without it)."""
-    wanted = f"{what} {'above' if above else 'from'} {_shown(low)} {'to below' if below else 'to'} {_shown(high)}"
+    to = "and below" if above and below else "to below" if below else "to"
+    wanted = f"{what} {'above' if above else 'from'} {_shown(low)} {to} {_shown(high)}"
     for name in names:
         value = getattr(config, name)
         holds = low <= value <= high and not (above and value == low) and not (below and value == high)

@@ -72,9 +72,8 @@ def said_of_cut(result: EvaluationResult, max_steps: int) -> str:
     """The end of a sentence about ``result``: how many episodes the limit ended, nothing where none."""
     if not result.cut:
         return ""
-    return (
-        f"; {result.cut} of {len(result.episodes)} episodes cut at {max_steps:,} steps (evaluation.max_episode_steps)"
-    )
+    cut = f"{result.cut} of {len(result.episodes)} episodes cut at {max_steps:,} steps"
+    return f"; {cut} (the evaluation's `max_episode_steps`)"
 
 
 def evaluate(

@@ -14,15 +14,15 @@ from qfleet.config import check
 from qfleet.presets import PRESETS, preset
 from rl.bounds import at_least
 from rl.envs.config import EnvConfig
-from rl.errors import BadInput
+from rl.errors import BadInput, BadSetting
 
 
 @dataclass(frozen=True)
 class DqnConfig:
-    """DQN with every part of the fleet in one process; `qfleet train --serial` has all of its settings."""
+    """DQN with every part of the fleet in one process, with a preset's settings."""
 
     preset: str = "generic"
-    """Preset of `qfleet train`."""
+    """Preset whose settings it takes."""
     max_steps: int = 0
     """Agent steps after which the run ends, solved or not; 0: as the preset says."""
 
@@ -37,13 +37,12 @@ def check_preset(config: DqnConfig, env: EnvConfig) -> None:
     try:
         check(replace(base, env=env))
     except BadInput as error:
-        raise BadInput(
-            f"--preset {config.preset} does not suit {env.id}: write --env {base.env.id}, or another preset"
-        ) from error
+        said = f"{config.preset} does not suit {env.id}: write another preset, or the environment {base.env.id}"
+        raise BadSetting(DqnConfig, "preset", said) from error
 
 
 def dqn(config: DqnConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Double-DQN with prioritized n-step replay (Mnih et al. 2015, van Hasselt et al. 2016), as `qfleet train --serial`."""
+    """Double-DQN with prioritized n-step replay (Mnih et al. 2015, van Hasselt et al. 2016), in serial mode."""
     monitor.hand_over()
     base = preset(config.preset)
     settings = replace(base, env=env, seed=seed, max_steps=config.max_steps or base.max_steps)

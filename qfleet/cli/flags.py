@@ -13,6 +13,7 @@ import tyro
 
 from rl.errors import BadInput, BadSetting
 
+STYLE = (tyro.conf.PositionalMetavarFromFieldName,)  # a positional RUN reads RUN, not STR
 Renamed = Mapping[type, Mapping[str, str]]  # configurations whose fields are a command's own, under other names
 
 
@@ -22,9 +23,9 @@ def parse(cls: Any, args: list[str], default: Any = None, prog: str = "qfleet") 
     asked_help = any(a in ("-h", "--help") for a in args)
     try:
         if asked_help:
-            return tyro.cli(cls, args=args, default=default, prog=prog)
+            return tyro.cli(cls, args=args, default=default, prog=prog, config=STYLE)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), as_flags(cls):
-            return tyro.cli(cls, args=args, default=default, prog=prog)
+            return tyro.cli(cls, args=args, default=default, prog=prog, config=STYLE)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -10,11 +10,11 @@ from qfleet.api import train
 from qfleet.cli.flags import as_flags, parse, value_of
 from qfleet.cli.runs import say_summary
 from qfleet.config import TrainConfig
-from qfleet.presets import preset
+from qfleet.presets import PRESETS, preset
 from qfleet.run.directory import RunDir
 from qfleet.run.offline import offline_preset
 from rl.envs.atari import atari_game
-from rl.errors import BadInput
+from rl.errors import BadInput, nearest
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class TrainCommand(TrainConfig):
 
 
 def train_command(args: list[str]) -> int:
-
     name = args.pop(0) if args and not args[0].startswith("-") else None
+    if name is not None and name not in PRESETS:
+        raise BadInput(f"unknown preset {name!r}: {nearest(name, PRESETS)} (any other environment goes by --env.id)")
     env_id = value_of(args, "--env.id")
     resume, offline = value_of(args, "--resume"), value_of(args, "--offline")
     if offline is not None and resume is None:
-        base = offline_preset(offline, name, env_id)
+        with as_flags(TrainCommand):
+            base = offline_preset(offline, name, env_id)
     else:
         base = preset(name or ("pong" if env_id is None else "atari" if atari_game(env_id) else "generic"))
     if resume is not None:

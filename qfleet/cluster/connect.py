@@ -14,7 +14,7 @@ from qfleet.cluster.needs import Needs
 from qfleet.config import TrainConfig
 from rl.errors import BadInput, RunFault
 
-JOIN_TIMEOUT = 10.0  # seconds that a Ray may take to answer at --address
+JOIN_TIMEOUT = 10.0  # seconds that a Ray may take to answer
 
 
 def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[str]:
@@ -51,7 +51,7 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
     return []
 
 
-HINT = "start one with `ray start --head`, or leave --address out to start a local one"
+HINT = "start one with `ray start --head`, or write the address of another (training without one starts its own)"
 
 
 def resolve(address: str) -> str:
@@ -60,9 +60,9 @@ def resolve(address: str) -> str:
     if address == "auto":
         target = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address() or ""
         if not target:
-            raise BadInput(f"--address auto: no Ray runs on this machine: {HINT}")
+            raise BadInput(f"address auto: no Ray runs on this machine: {HINT}")
     if not _answers(target, JOIN_TIMEOUT):
-        raise BadInput(f"--address {address}: no Ray answers at {target} within {JOIN_TIMEOUT:g} s: {HINT}")
+        raise BadInput(f"address {address}: no Ray answers at {target} within {JOIN_TIMEOUT:g} s: {HINT}")
     return target
 
 
@@ -72,14 +72,14 @@ def join(address: str, namespace: str, **options: Any) -> None:
     try:
         ray.init(address=target, namespace=namespace, **{"log_to_driver": False, **options})
     except Exception as error:
-        raise BadInput(f"--address {address}: Ray at {target} could not be joined ({error}): {HINT}") from error
+        raise BadInput(f"address {address}: Ray at {target} could not be joined ({error}): {HINT}") from error
 
 
 def _answers(address: str, timeout: float) -> bool:
     """Whether a Ray head listens at host:port."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise BadInput(f"--address {address!r}: write auto, or host:port of a Ray head")
+        raise BadInput(f"address {address!r} is no Ray's: write auto, or host:port of a Ray head")
     try:
         with socket.create_connection((host, int(port)), timeout=timeout):
             return True

@@ -38,9 +38,8 @@ class ReplayShards:
         self.addresses: dict[int, str] = {}
         self.news = ""  # of the last change
         self._change: Iterator[None] | None = None
-        self._settled: ScaleRequest | None = (
-            None  # granted, or refused: a shard that is lost later is not replaced for it
-        )
+        # Granted, or refused: a shard that is lost later is not replaced for it.
+        self._settled: ScaleRequest | None = None
 
     def start(self, index: int) -> Any:
         """Start a shard; returns the call that ends with its address."""

@@ -189,7 +189,7 @@ def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> No
     if failure is not None:
         index = int(name.removeprefix("shard-")) if name.startswith("shard-") else None
         if index is not None and index not in topology.shards.addresses:
-            return  # it was to join, and the fleet says why it has not
+            return  # it was to join, and the shards' news say why it has not
         if index is None or len(topology.shards.addresses) < 2:
             raise RunFault(f"{name}: {failure}")
         run.progress.note(f"warning: replay {name} is gone, its content with it: {failure}")
@@ -208,8 +208,8 @@ def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> No
 def _check_min_size(config: TrainConfig, alive: int) -> None:
     if config.surely_stored(alive) < config.replay.limiter.min_size:
         raise RunFault(
-            f"the {alive} replay shard(s) left cannot hold replay.limiter.min_size of {config.replay.limiter.min_size} "
-            f"transitions: resume with a larger --replay.capacity (now {config.replay.capacity} over all shards)"
+            f"the {alive} replay shard(s) left cannot hold `replay.limiter.min_size` of {config.replay.limiter.min_size} "
+            f"transitions: resume with a larger `replay.capacity` (now {config.replay.capacity} over all shards)"
         )
 
 

@@ -61,10 +61,10 @@ def build(
     board, weights = _start_stores(run)
     access = Access.of(config.replay.security)
     access = replace(access, token=access.token or new_token())  # goes to the parts as an argument, and nowhere else
-    fleet = ReplayShards(config, directory, access, local)
-    wanted = {f"shard-{i}": fleet.start(i) for i in range(config.replay.shards)}
+    shards = ReplayShards(config, directory, access, local)
+    wanted = {f"shard-{i}": shards.start(i) for i in range(config.replay.shards)}
     addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each", config.ready_timeout, stopping)
-    fleet.addresses = dict(enumerate(addresses))
+    shards.addresses = dict(enumerate(addresses))
     board.set_shards.remote(addresses)
     learner = (
         remote(LearnerWorker)
@@ -86,7 +86,7 @@ def build(
     ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
     ready["evaluator"] = evaluator.__ray_ready__.remote()
     _await_ready(ready, "1 CPU each", config.ready_timeout, stopping)
-    return Topology(board, weights, fleet, learner, actors, evaluator, device[0])
+    return Topology(board, weights, shards, learner, actors, evaluator, device[0])
 
 
 def _start_stores(run: str) -> tuple[Any, Any]:
@@ -95,7 +95,7 @@ def _start_stores(run: str) -> tuple[Any, Any]:
         board = remote(RunBoard).options(name=BOARD, num_cpus=0, max_restarts=0).remote()
         return board, remote(WeightStore).options(name=WEIGHT_STORE, num_cpus=0, max_restarts=0).remote()
     except ValueError as error:
-        raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir of another name") from error
+        raise RunFault(f"this Ray already has a run named {run!r}: write a directory of another name") from error
 
 
 def _start_actors(config: TrainConfig, base_steps: int, run: str, nice: int, access: Access) -> list[Any]:
@@ -121,8 +121,8 @@ def _await_ready(calls: dict[str, Any], asks: str, timeout: float, stopping: Cal
         free = {k: v for k, v in resources.items() if k in ("CPU", "GPU")}
         raise RunFault(
             f"not ready after {timeout:g} s: {', '.join(missing)} (asking for {asks}; free in the cluster: {free}); "
-            "ask for fewer with --actors.count, --replay.shards and --learner.threads, add nodes, or wait longer with "
-            "--ready-timeout"
+            "ask for fewer with `actors.count`, `replay.shards` and `learner.threads`, add nodes, or wait longer with "
+            "`ready_timeout`"
         )
     try:
         return list(ray.get(refs))

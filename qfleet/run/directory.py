@@ -38,30 +38,32 @@ class RunDir:
     def create(cls, path: Path | None, config: TrainConfig) -> RunDir:
         """A fresh run's directory (a dated one by default), locked. Raises BadInput where a run already is."""
         if path is not None and str(path) == ".":
-            raise BadInput("--run-dir is empty, or this very directory: write a directory of the run's own")
+            raise BadInput(
+                "the run's directory has an empty name, or is this very directory: write one of the run's own"
+            )
         if path is None:
             game = config.env.id.split("/")[-1].lower()
             path = Path("runs") / f"{game}-{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
         if (path / CONFIG).exists():
-            raise BadInput(f"--run-dir {path} already holds a run: write another, or --resume {path}")
+            raise BadInput(f"{path} already holds a run: write another directory, or resume it")
         if path.exists() and not path.is_dir():
-            raise BadInput(f"--run-dir {path} is a file: write a directory")
+            raise BadInput(f"{path} is a file: write a directory")
         try:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, config.learner.keep_checkpoints)
             run.lock()
             run.write(CONFIG, to_yaml(config))
         except OSError as error:
-            raise BadInput(f"--run-dir {path} cannot be written: {error.strerror}") from error
+            raise BadInput(f"{path} cannot be written: {error.strerror}: write another directory") from error
         return run
 
     @classmethod
     def open(cls, path: Path, keep_checkpoints: int = 3) -> RunDir:
         """An existing run's directory; raises BadInput."""
         if not path.is_dir():
-            raise BadInput(f"{path} is no run's directory: write the --run-dir of a run")
+            raise BadInput(f"{path} is no run's directory: write the directory of a run")
         if not (path / CONFIG).is_file():
-            raise BadInput(f"{path} holds no run ({CONFIG} is missing): write the --run-dir of a run")
+            raise BadInput(f"{path} holds no run ({CONFIG} is missing): write the directory of a run")
         return cls(path, keep_checkpoints)
 
     def lock(self) -> None:
@@ -92,7 +94,7 @@ class RunDir:
         """The newest whole checkpoint; raises BadInput when there is none."""
         checkpoint = self.checkpoints.load_newest()
         if checkpoint is None:
-            raise BadInput(f"{self.path} holds no whole checkpoint to resume from: start anew without --resume")
+            raise BadInput(f"{self.path} holds no whole checkpoint to resume from: start it anew")
         return checkpoint
 
     def write(self, name: str, text: str) -> None:

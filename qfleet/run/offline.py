@@ -15,7 +15,7 @@ from replay.local import LocalReplay
 from replay.rate_limiter import LimiterConfig
 from rl.envs.atari import atari_game
 from rl.envs.make import check_env, describe
-from rl.errors import BadInput
+from rl.errors import BadInput, BadSetting
 from rl.types import ObservationSpec
 
 MAX_UPDATES = 100_000  # learner updates of an offline run that was not told how many
@@ -23,21 +23,23 @@ EVALUATION_PERIOD = 5_000  # learner updates
 
 
 def offline_preset(dataset: str, name: str | None, env_id: str | None) -> TrainConfig:
-    """The configuration that ``qfleet train --offline`` starts from: preset ``name``, or one for the dataset's environment.
+    """The configuration that offline training starts from: preset ``name``, or one for the dataset's environment.
 
     Raises BadInput when neither names an environment that is here.
     """
     if name is None:
         env = Dataset(dataset).env
         if env is None and env_id is None:
-            raise BadInput(f"dataset {dataset} does not name its environment: write --env.id, to evaluate on")
+            said = f"is not given, and dataset {dataset} does not name its environment: write one to evaluate on"
+            raise BadSetting(TrainConfig, "env.id", said)
         game = atari_game(env_id or (env.id if env else ""))
         base = preset("generic" if game is None else "atari")
         if env is not None and env_id is None:
             try:
                 check_env(env)
             except BadInput as error:
-                raise BadInput(f"dataset {dataset}: {dotted(error)}; write --env.id, to evaluate on") from error
+                said = f"is not given, and that of dataset {dataset} does not serve: {dotted(error)}; write one to evaluate on"
+                raise BadSetting(TrainConfig, "env.id", said) from error
             base = replace(base, env=env)
     else:
         base = preset(name)

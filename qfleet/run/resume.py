@@ -9,7 +9,7 @@ from learner.optimizers import check_optimizer
 from qfleet.config import TrainConfig, to_yaml
 from qfleet.run.directory import CONFIG, SUMMARY, RunDir
 from rl.envs.make import describe
-from rl.errors import BadInput
+from rl.errors import BadInput, BadSetting
 from rl.networks import make_network
 from rl.parameters import load_weights
 
@@ -36,13 +36,16 @@ def _check_resumed(config: TrainConfig, checkpoint: Checkpoint, where: str) -> N
     """Raise BadInput when the checkpoint is of another environment, network or optimizer."""
     made_for = checkpoint.state.get("env")
     if made_for != config.env.id:
-        raise BadInput(f"--resume {where} is a run of {made_for}, not of {config.env.id}: leave --env.id out")
+        raise BadSetting(
+            TrainConfig, "env.id", f"is {config.env.id}, but {where} is a run of {made_for}: leave it as the run has it"
+        )
     spec, actions = describe(config.env)
     try:
         load_weights(make_network(config.network, spec, actions, 0), checkpoint.arrays["online"])
     except ValueError as error:
-        raise BadInput(f"--resume {where}: {error}: leave the --network flags out") from error
+        raise BadInput(f"{where}: {error}: leave the network's settings as the run has them") from error
     try:
         check_optimizer(config.learner.optimizer, checkpoint.arrays["optimizer"])
     except ValueError as error:
-        raise BadInput(f"--resume {where}: {error}: leave --learner.optimizer out") from error
+        said = f"is {config.learner.optimizer}, but in {where} {error}: leave it as the run has it"
+        raise BadSetting(TrainConfig, "learner.optimizer", said) from error

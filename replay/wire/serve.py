@@ -63,9 +63,9 @@ class ServeConfig:
     def __post_init__(self) -> None:
         require(bool(self.host), self, "host", "an address of this machine, or 0.0.0.0 for all of them")
         between(self, 0, 2**16 - 1, "port")
-        between(self, 1, MAX_CAPACITY, "capacity", what="transitions")
+        require(1 <= self.capacity <= MAX_CAPACITY, self, "capacity", f"1 to {MAX_CAPACITY:,} transitions")
         check_capacity_bytes(type(self), self.capacity_bytes, self.capacity, 1, self.selector)
-        sides = "one number of at least 1 or more"
+        sides = "one or more numbers of at least 1"
         require(bool(self.frame_shape) and min(self.frame_shape) >= 1, self, "frame_shape", sides)
         at_least(self, 1, "stack", unit="frame")
         positive(self, "insert_timeout", unit="seconds")

@@ -60,8 +60,8 @@ def _missing(name: str, path: Path) -> BadInput:
     if (Path(name) / "data").is_dir():
         return BadInput(f"there is no dataset {name} at {path}: write ./{name} for the directory here")
     return BadInput(
-        f"there is no dataset {name} at {path}: write the id or the path of one that is there (minari list local; minari "
-        f"download ID; qfleet replay export RUN --to {name}; qfleet classic make-dataset --to {name})"
+        f"there is no dataset {name} at {path}: write the id or the path of one that is there (minari list local), "
+        "download one (minari download ID), export a run's replay, or make one (docs/datasets.md)"
     )
 
 

@@ -22,18 +22,18 @@ def evaluator(seed=1, start=0):
 
 
 def test_each_evaluation_plays_fresh_episodes_and_a_given_seed_the_same_ones():
-    judge, weights = evaluator()
-    first, second = judge.evaluate(weights, 6), judge.evaluate(weights, 6)
+    player, weights = evaluator()
+    first, second = player.evaluate(weights, 6), player.evaluate(weights, 6)
     assert first.episodes != second.episodes
-    assert judge.evaluate(weights, 6, seed=5).episodes == judge.evaluate(weights, 6, seed=5).episodes
+    assert player.evaluate(weights, 6, seed=5).episodes == player.evaluate(weights, 6, seed=5).episodes
     assert evaluator()[0].evaluate(weights, 6).episodes == first.episodes
     assert evaluator(start=100)[0].evaluate(weights, 6).episodes != first.episodes  # a resumed run plays others
     assert first.seconds > 0.0
 
 
 def test_the_weights_that_are_given_are_those_that_act():
-    judge, weights = evaluator()
-    before = judge.evaluate(weights, 4, seed=3)
+    player, weights = evaluator()
+    before = player.evaluate(weights, 4, seed=3)
     flat = {name: np.zeros_like(x) for name, x in weights.items()}
-    assert judge.evaluate(flat, 4, seed=3).episodes != before.episodes
-    assert judge.evaluate(weights, 4, seed=3).episodes == before.episodes
+    assert player.evaluate(flat, 4, seed=3).episodes != before.episodes
+    assert player.evaluate(weights, 4, seed=3).episodes == before.episodes

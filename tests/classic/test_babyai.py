@@ -140,7 +140,7 @@ def test_a_dataset_that_minari_itself_wrote_is_read(pickup):
 
 
 def test_a_dataset_of_another_environment_names_its_own(pickup):
-    with pytest.raises(BadInput, match=r"was played on BabyAI-Pickup-v0.* write --env BabyAI-Pickup-v0"):
+    with pytest.raises(BadInput, match=r"was played on BabyAI-Pickup-v0.* write id: BabyAI-Pickup-v0"):
         learn(pickup[0], CLIFF)
 
 

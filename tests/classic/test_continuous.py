@@ -263,7 +263,7 @@ def test_bad_input_is_one_line():
 
 
 def test_a_run_that_diverges_says_so():
-    with pytest.raises(RunFault, match=r"q diverged within 400 agent steps: write a smaller --learning-rate"):
+    with pytest.raises(RunFault, match=r"q diverged within 400 agent steps: write a smaller `learning_rate`"):
         learn(replace(SMALL, learning_rate=1e30), AIM, 1, RecordingMonitor())
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from classic.dataset import COLUMNS, Dataset, collect, load, save
-from classic.fitted_q import FittedQConfig, Regression, check_files, fitted_q, inputs, iterate, surface, targets
+from classic.dataset import COLUMNS, Dataset, check, collect, load, save
+from classic.fitted_q import FittedQConfig, Regression, fitted_q, inputs, iterate, surface, targets
 from classic.interface import RecordingMonitor
 from classic.neural_fitted_q import Network, NeuralFittedQConfig, neural_fitted_q
 from classic.regressors import REGRESSORS, make_regressor
@@ -152,7 +152,7 @@ def _columns(**changed):
 @pytest.mark.parametrize(
     ("columns", "complaint"),
     [
-        (_columns(env_id=np.array("Acrobot-v1")), "is of Acrobot-v1, not of CartPole-v1"),
+        (_columns(env_id=np.array("Acrobot-v1")), "wrong.npz is of: write id: Acrobot-v1"),
         (_columns(s=np.zeros((40, 3), np.float32)), r"s is float32 \(40, 3\), CartPole-v1 has \(40, 4\)"),
         (_columns(r=np.zeros(19)), "r is float64"),
         (_columns(a=np.full(40, 2)), "a is not from 0 to 1"),
@@ -172,7 +172,7 @@ def test_a_file_that_does_not_fit_is_refused_in_a_line(tmp_path, columns, compla
 
 
 def test_files_that_are_missing_damaged_or_cannot_be_written_are_refused(tmp_path):
-    with pytest.raises(BadInput, match="write --save-dataset"):
+    with pytest.raises(BadInput, match="write save_dataset: "):
         load(str(tmp_path / "none.npz"), CARTPOLE)
     whole, damaged = tmp_path / "whole.npz", tmp_path / "damaged.npz"
     save(collect(CARTPOLE, 50, 1), str(whole))
@@ -183,7 +183,7 @@ def test_files_that_are_missing_damaged_or_cannot_be_written_are_refused(tmp_pat
     with pytest.raises(BadInput, match="is no dataset"):
         load(str(tmp_path / "one.npy"), CARTPOLE)
     with pytest.raises(BadInput, match="directory is not there"):
-        check_files(replace(QUICK, save_dataset=str(tmp_path / "no" / "x.npz")), CARTPOLE)
+        check(replace(QUICK, save_dataset=str(tmp_path / "no" / "x.npz")), CARTPOLE)
     save(collect(CARTPOLE, 29, 1), str(whole))
     with pytest.raises(BadInput, match="holds 29 transitions: write one of at least 30"):
         load(str(whole), CARTPOLE)

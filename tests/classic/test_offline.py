@@ -115,7 +115,7 @@ def test_sweeps_that_do_not_suffice_are_said(tmp_path):
     monitor.note = said.append
     name = write(str(tmp_path / "d-v0"), [([0, 1, 0], [0, 0], [1.0, 1.0], "truncated")])
     offline_q(OfflineQConfig(dataset=name, sweeps=5), CLIFF, 1, monitor)
-    assert any("raise --sweeps" in text for text in said)
+    assert any("raise `sweeps`" in text for text in said)
     assert any("no seeds" in text for text in said)
     assert [at for at, _ in monitor.rows] == [1, 2, 3, 4, 5]
     assert monitor.rows[0][1]["max_change"] == pytest.approx(1.0)
@@ -148,16 +148,19 @@ def test_actions_and_states_that_do_not_begin_at_0_are_counted_from_it(tmp_path)
 BOX = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 ONE = [([0, 1], [0], [1.0], "terminated")]
 BAD = {
-    "missing": (lambda d: "qfleet/none-v0", "qfleet classic make-dataset"),
+    "missing": (lambda d: "qfleet/none-v0", "export a run's replay, or make one"),
     "no version": (lambda d: "pickup", "must end in its version"),
     "empty": (lambda d: write(d, []), "is empty"),
-    "floats": (lambda d: write(d, [(np.eye(2), [0], [1.0], "terminated")], space=BOX), "fitted-q, or `qfleet train"),
+    "floats": (
+        lambda d: write(d, [(np.eye(2), [0], [1.0], "terminated")], space=BOX),
+        "fitted-q, or train DQN offline",
+    ),
     "continuous actions": (
         lambda d: write(d, [([0, 1], np.zeros((1, 2)), [1.0], "terminated")], action_space=BOX),
         "Disc",
     ),
-    "other states": (lambda d: write(d, ONE, states=7), "names no environment.*write --env ID"),
-    "other actions": (lambda d: write(d, ONE, action_space=gym.spaces.Discrete(2)), "CliffWalking-v1 has"),
+    "other states": (lambda d: write(d, ONE, states=7), "names no environment.*write another one"),
+    "other actions": (lambda d: write(d, ONE, action_space=gym.spaces.Discrete(2)), "'CliffWalking-v1' has"),
     "beyond its space": (lambda d: write(d, [([0, 50], [0], [1.0], "terminated")]), "cannot be read"),
     "action outside": (lambda d: write(d, [([0, 1], [9], [1.0], "terminated")]), "an action lies outside"),
     "nan": (lambda d: write(d, [([0, 1], [0], [np.nan], "terminated")]), "not finite"),

@@ -104,7 +104,7 @@ def test_a_serial_run_whose_memory_holds_less_than_min_size_ends_too(rng):
     config = LimiterConfig(samples_per_insert=8.0, min_size=50)
     shard = Shard(100, FRAMES, UNIFORM, limited=False, capacity_bytes=fixed_bytes(100, UNIFORM) + 15_000)
     replay = LocalReplay(shard, RateLimiter(config, 10, 32), BetaConfig())
-    with pytest.raises(RunFault, match="min_size of 50"):
+    with pytest.raises(RunFault, match="min_size` of 50"):
         for _ in range(100):
             assert replay.sample(0.0) is None
             replay.write(make_segment(rng, FRAMES))

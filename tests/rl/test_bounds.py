@@ -41,6 +41,7 @@ CASES = [
     (lambda c: between(c, 0, 1, "x"), [0, 0.5, 1], [-0.1, 1.1, NAN, INF], "a number from 0 to 1"),
     (lambda c: between(c, 0, 1, "x", above=True), [0.5, 1], [0, 2], "a number above 0 to 1"),
     (lambda c: between(c, 0, 1, "x", below=True), [0, 0.5], [-1, 1], "a number from 0 to below 1"),
+    (lambda c: between(c, 0, 2, "x", above=True, below=True), [1], [0, 2], "a number above 0 and below 2"),
     (lambda c: between(c, 1, 10**8, "x", what="items"), [1, 10**8], [0, 10**8 + 1], "items from 1 to 100000000"),
     (lambda c: layers(c, "x"), [(1,), (7, 8)], [(), (0,), (3, 0)], "at least one layer of at least 1 unit"),
 ]

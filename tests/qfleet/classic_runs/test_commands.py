@@ -102,7 +102,7 @@ def test_the_list_names_every_method_and_its_environments(capsys):
         ),
         (("neural-fitted-q", "--save-dataset", "no/where.npz"), "its directory is not there"),
         (("fitted-q", "--env", "Pendulum-v1"), "needs a Discrete action space"),
-        (("offline-q", "--dataset", "./nothing-v0"), "qfleet classic make-dataset --to ./nothing-v0"),
+        (("offline-q", "--dataset", "./nothing-v0"), "there is no dataset ./nothing-v0 at"),
         (("continuous", "--env", "CartPole-v1"), "for Discrete actions write dqn or q-learning"),
         (("continuous", "--maximizer", "sgd"), "invalid choice 'sgd'"),
         (("make-dataset", "--env", "CartPole-v1"), "the bot plays BabyAI's levels alone"),

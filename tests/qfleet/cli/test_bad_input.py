@@ -21,7 +21,7 @@ from tests.qfleet.configs import short
 
 CASES = {
     "unknown command": (["trian"], "'train'"),
-    "unknown preset": (["train", "pongg"], "'pong'"),
+    "unknown preset": (["train", "pongg"], "'pong'? (any other environment goes by --env.id)"),
     "unknown environment": (["train", "--env.id", "CartPol-v1"], "CartPole-v"),
     "unknown flag": (["train", "--actors.cuont", "3"], "--actors.count"),
     "unknown switch": (["train", "--learner.no-dubble"], "--learner.no-double"),
@@ -73,7 +73,7 @@ CASES = {
     ),
     "an epsilon above 1": (["train", "cartpole", "--exploration.knots", "0", "1.5"], "from 0 to 1"),
     "no time to start in": (["train", "cartpole", "--ready-timeout", "0"], "--ready-timeout is 0"),
-    "an empty run directory": (["train", "cartpole", "--run-dir", ""], "--run-dir is empty"),
+    "an empty run directory": (["train", "cartpole", "--run-dir", ""], "has an empty name"),
     "a benchmark of nothing": (["bench", "replay", "--items", "0"], "--items is 0"),
     "a benchmark of no actors": (["bench", "actors", "--counts", "0"], "from 1 on"),
     "status of nothing": (["status", "NOWHERE"], "no directory here"),
@@ -84,7 +84,10 @@ CASES = {
     "resume of nothing": (["train", "--resume", "NOWHERE"], "no run's directory"),
     "resume of an empty directory": (["train", "--resume", "EMPTY"], "config.yaml is missing"),
     "resume without checkpoint": (["train", "--resume", "FRESH"], "no whole checkpoint"),
-    "resume of another environment": (["train", "--resume", "RUN", "--env.id", "Acrobot-v1"], "CartPole-v1"),
+    "resume of another environment": (
+        ["train", "--resume", "RUN", "--env.id", "Acrobot-v1"],
+        "--env.id is Acrobot-v1, but",
+    ),
     "resume of another network": (["train", "--resume", "RUN", "--network.hidden", "32"], "another network"),
     "resume with a preset": (["train", "pong", "--resume", "RUN"], "leave 'pong' out"),
     "run directory in use": (["train", "cartpole", "--run-dir", "RUN"], "already holds a run"),
@@ -169,7 +172,10 @@ CASES = {
         ["train", "cartpole", "--replay.snapshot-minutes", "-1"],
         "--replay.snapshot-minutes",
     ),
-    "snapshots of a serial run": (["train", "cartpole", "--serial", "--replay.snapshot-minutes", "1"], "--serial"),
+    "snapshots of a serial run": (
+        ["train", "cartpole", "--serial", "--replay.snapshot-minutes", "1"],
+        "neither serial nor --offline",
+    ),
     "a shard of nothing": (["replay", "serve", "--capacity", "0"], "--capacity is 0"),
     "a shard without memory": (["replay", "serve", "--capacity-bytes", "1000"], "--capacity-bytes is 1000"),
     "a frame without sides": (["replay", "serve", "--frame-shape", "0", "84"], "at least 1"),

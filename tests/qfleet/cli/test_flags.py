@@ -72,7 +72,7 @@ def test_flags_fill_the_dataclass(args, expected):
         (Outer, ["--zzz"], "unknown flag --zzz: see qfleet x --help"),
         (Outer, ["seven"], "unexpected word 'seven'"),
         (Outer, ["--max-steps", "seven"], "--max-steps"),
-        (Named, [], "missing: "),
+        (Named, [], "missing: RUN, --shards"),
         (Named, ["r"], "missing: --shards"),
     ],
 )

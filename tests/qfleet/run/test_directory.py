@@ -37,7 +37,7 @@ def test_where_no_run_can_be_is_said(tmp_path):
     taken.unlock()
     (tmp_path / "file").write_text("")
     for path, words in {
-        tmp_path / "taken": "already holds a run: write another, or --resume",
+        tmp_path / "taken": "already holds a run: write another directory, or resume it",
         tmp_path / "file": "is a file",
         Path("/proc/run"): "cannot be written",
         Path(): "this very directory",
