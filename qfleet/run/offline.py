@@ -38,7 +38,7 @@ def offline_preset(dataset: str, name: str | None, env_id: str | None) -> TrainC
             try:
                 check_env(env)
             except BadInput as error:
-                said = f"is not given, and that of dataset {dataset} does not serve: {dotted(error)}; write one to evaluate on"
+                said = f"is not given, and that of dataset {dataset} does not serve: {dotted(error)}; write another"
                 raise BadSetting(TrainConfig, "env.id", said) from error
             base = replace(base, env=env)
     else:
