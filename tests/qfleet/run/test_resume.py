@@ -34,7 +34,7 @@ def test_it_goes_on_as_the_configuration_says_and_holds_the_lock(run):
 CHANGES = {
     "another environment": (
         lambda c: replace(c, env=replace(c.env, id="CartPole-v1")),
-        "is a run of .*, not of CartPole-v1",
+        "env.id is CartPole-v1, but .* is a run of ",
     ),
     "another network": (lambda c: replace(c, network=replace(c.network, hidden=(7,))), "weights of another network"),
     "another optimizer": (lambda c: replace(c, learner=replace(c.learner, optimizer="rmsprop")), "not of RMSProp"),
