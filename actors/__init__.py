@@ -1,1 +1,1 @@
-"""Acting: actors, what they make of their steps, evaluators."""
+"""Acting: actors, the conversion of their steps to segments, evaluators."""

@@ -1,10 +1,11 @@
-"""An actor: plays a batch of environments, writes what it plays to replay, and pulls newer weights."""
+"""An actor: plays a batch of environments, writes its experience to replay, and pulls newer weights."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from rl.parameters import load_weights
 from rl.policies import epsilon_greedy
 from rl.ports import SegmentSink, WeightSource
 from rl.precision import Precision
+from rl.resuming import Rules, rules
 from rl.returns import ReturnConfig
 from rl.stepping import SeedSequence, rollout
 from rl.types import Array, EpisodeResult, Float32, Float64, Int64
@@ -34,12 +36,14 @@ class ActorConfig:
     segment_items: int = 40
     """Transitions a segment, the unit that is inserted into replay."""
     weights_period: int = 4
-    """Batched steps between looks for newer weights."""
+    """Batched steps between checks for newer weights."""
     precision: Precision = "float32"
     """Weights of actors and evaluator: float32, bfloat16 (convolutions of pixels only), or auto: bfloat16 for
     these where the hardware has it."""
     nice: int = 5
     """Added to the actors' niceness on a local Ray, so that they do not hold up the learner; 0: none."""
+
+    on_resume: ClassVar[Rules] = rules(may="count environments segment_items weights_period precision nice")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "count", "environments", "segment_items", "weights_period")
@@ -47,7 +51,14 @@ class ActorConfig:
 
 
 class Actor:
-    """N environments, a copy of the networks, and a place to put the experience."""
+    """N environments, a copy of the networks, and a sink for the experience.
+
+        actor = Actor(config, env, returns, double, networks, exploration, sink, weights, seed, index)
+        actor.run(should_stop)  # or `step`, as often as wanted
+        actor.close()
+
+    ``index`` is its number among all actors; ``base_steps``, the agent steps of all actors before this one began.
+    """
 
     def __init__(
         self,
@@ -71,7 +82,7 @@ class Actor:
         self.version = 0  # of the weights held
         self.agent_steps = 0  # of this actor in this run
         self._fleet_steps = lambda: base_steps + self.agent_steps * config.count
-        self._rng = np.random.default_rng([seed, index, 2, base_steps])  # a resumed or restarted actor draws anew
+        self._rng = np.random.default_rng([seed, index, 2, base_steps])  # new numbers after a restart or resume
         first_episodes = [((index + 1) << 40) + (i << 24) for i in range(config.environments)]
         self._adder = Adder(
             returns,
@@ -82,7 +93,7 @@ class Actor:
             double,
         )
         self.finished: deque[EpisodeResult] = deque(maxlen=1_000)  # episodes since the last `take_episodes`
-        self._q: Float32  # [N, A], values that the last actions were chosen by
+        self._q: Float32  # [N, A], values by which the last actions were chosen
         self._steps = rollout(self.environments, self._act, SeedSequence(seed, 1000 + index, base_steps).draw)
         self._batched_steps = 0
 
@@ -94,9 +105,9 @@ class Actor:
         return epsilon_greedy(self._q, self._epsilons(), self._rng)
 
     def step(self) -> int:
-        """One batched step: act, store what is complete, and now and then take newer weights. Returns agent steps made.
+        """Act once in every environment, write the segments that are complete, and now and then load newer weights.
 
-        Blocks while replay has no room. Raises RunFault when replay is gone.
+        Returns the agent steps made, N. Blocks while replay has no room. Raises RunFault when replay is gone.
         """
         if self._batched_steps % self.config.weights_period == 0:
             self.pull_weights()
@@ -110,7 +121,7 @@ class Actor:
         return self.environments.count
 
     def pull_weights(self) -> bool:
-        """Take newer weights if there are any; never waits."""
+        """Load newer weights where there are any; never waits. Returns whether there were."""
         publication = self._weights.poll()
         if publication is None:
             return False
@@ -121,22 +132,22 @@ class Actor:
         return True
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Step until ``should_stop()``."""
+        """Call `step` until ``should_stop()`` is true. Raises RunFault when replay is gone."""
         while not should_stop():
             self.step()
 
     def take_episodes(self) -> list[EpisodeResult]:
-        """Episodes finished since the last call."""
+        """The episodes finished since the last call, at most the newest 1,000."""
         taken = []
         while self.finished:
             taken.append(self.finished.popleft())
         return taken
 
     def stats(self) -> Mapping[str, float]:
-        """Counts of this actor."""
+        """The actor's agent steps and the version of its weights, by name."""
         return {"agent_steps": float(self.agent_steps), "weights_version": float(self.version)}
 
     def close(self) -> None:
-        """Release environments and sink."""
+        """Close the environments and the sink."""
         self.environments.close()
         self._sink.close()

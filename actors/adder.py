@@ -1,8 +1,9 @@
-"""From steps to segments with initial priorities: |TD error| as the learner computes it, with the weights held here.
+"""From steps to segments with initial priorities: |TD error| as the learner computes it, with the actor's weights.
 
     td = r_t + discount_t * q_target(s_t, argmax_a q(s_t, a)) - q(s_tm1, a_tm1)        (`rl.td`; Horgan et al. 2018)
 
-q(s_tm1) was computed to act, and so was q(s_t), but for a segment's last frame, on which nobody has acted when it is cut.
+q(s_tm1) was computed to act, and so was q(s_t), except for a segment's last frame: nobody has acted on it yet when the
+segment is cut.
 
 Legend: N environments; a segment's S steps, S + 1 frames and M items; A actions.
 """
@@ -21,26 +22,34 @@ from rl.types import Float32, ObservationSpec, Segment, UnratedSegment
 
 
 class _SeenValues:
-    """Action values [A] of the frames of an episode that were acted on, from the first that a later segment can hold."""
+    """Action values [A] of an episode's frames that were acted on, from the first that a later segment can hold."""
 
     def __init__(self) -> None:
         self._first_step, self._q = 0, list[Float32]()
 
     def add(self, q: Float32) -> None:
-        """Values of the next frame."""
+        """Store the values of the next frame, [A]."""
         self._q.append(q)
 
     def of(self, segment: UnratedSegment) -> Float32:
-        """[S, A], those of its frames but the last, up to which all are added; what lies before is forgotten."""
+        """Values [S, A] of the frames of ``segment`` but its last one; no later frame may have been added.
+
+        Values from before the segment are dropped.
+        """
         del self._q[: segment.first_step - self._first_step]
         self._first_step = segment.first_step
         return np.stack(self._q)
 
 
 class Adder:
-    """Cuts what N environments play into segments, and rates their items.
+    """Cuts the steps of N environments into segments, and computes the |TD error| of their items.
 
-    ``networks`` (online, target) are those of the actor, which renews their weights. ``double``: as the learner's errors.
+        adder = Adder(returns, spec, max_items, first_episodes, (online, target), double)
+        for acted in rollout(environments, act, seeds):  # act chose the actions by q
+            segments = adder.add(acted, q, version)
+
+    ``networks`` (online, target) are those of the actor, which loads newer weights into them. ``double``: whether the
+    learner uses Double DQN.
     """
 
     def __init__(
@@ -58,9 +67,9 @@ class Adder:
         self._seen = [_SeenValues() for _ in first_episodes]
 
     def add(self, acted: ActorStep, q: Float32, version: int) -> list[Segment]:
-        """Take a batched step, the values q [N, A] that it was chosen by, and their weights' version.
+        """Take a batched step, the values q [N, A] by which its actions were chosen, and the version of the weights.
 
-        Returns the segments that are complete with it.
+        Returns the segments that this step completes.
         """
         step = acted.step
         frames = newest_frame(step.observation, self._spec)
@@ -87,7 +96,7 @@ class Adder:
         return segments
 
     def _td_abs(self, segment: UnratedSegment, q: Float32) -> Float32:
-        """|TD error| [M] of its items; q [S, A] the online values of its frames but the last."""
+        """|TD error| [M] of the segment's items; q [S, A] are the online values of its frames but the last."""
         start = segment.item_step.astype(np.int64)
         end = start + segment.item_length
         s_t = stack_frames(segment.frames, end, self._spec.stack)

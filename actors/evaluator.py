@@ -1,4 +1,4 @@
-"""An evaluator: its own environments and its own copy of the network."""
+"""An evaluator, with environments and a network of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ from rl.types import Array, Int64
 
 
 class Evaluator:
-    """Plays given weights; each call uses fresh seeds unless one is given."""
+    """Plays given weights greedily, but for the configured epsilon.
+
+        evaluator = Evaluator(config, env, network, precision, seed)
+        result = evaluator.evaluate(weights, episodes=30)  # new seeds at each call
+        result = evaluator.evaluate(weights, episodes=30, seed=1)  # these seeds
+
+    Its seeds are drawn from ``seed`` and ``start``.
+    """
 
     def __init__(
         self,
@@ -45,7 +52,11 @@ class Evaluator:
         seed: int | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> EvaluationResult:
-        """Returns of ``episodes`` fresh episodes under ``weights``."""
+        """The result of ``episodes`` new episodes under ``weights``, with the seconds that they took.
+
+        An evaluation that ``should_stop`` ends holds the episodes finished so far. Raises ValueError when the weights
+        are those of another network.
+        """
         load_weights(self._network, weights)
         if seed is None:
             seed = int(self._seeds.integers(2**31))

@@ -37,7 +37,7 @@ class Command:
 
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Measure; returns the figures."""
+    """Measure agent steps/s for each number of actors; returns the figures. Raises RunFault."""
     rates: dict[str, float] = {}
     for count in c.counts:
         with shard_process(100_000) as (address, _):
@@ -49,7 +49,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def _together(address: str, count: int, c: Command) -> float:
-    """Agent steps a second of ``count`` actor processes that start at the same moment."""
+    """Agent steps/s of ``count`` actor processes that start at the same moment."""
     command = [sys.executable, "-m", "benchmarks.processes.actor", address, str(c.environments), str(c.seconds)]
     pinned = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [

@@ -1,6 +1,7 @@
-"""`qfleet bench classic` (`make results`): every rung of the ladder over seeds, and the table of docs/classic.md.
+"""`qfleet bench classic` (`make results`): every classic method over seeds, and the table of docs/classic.md.
 
-Each (row, seed) is kept under runs/results/ROW/seed-S once it is done, and not done again; to measure one afresh, remove it.
+Each (row, seed) is kept under runs/results/ROW/seed-S once it is done, and not done again; remove it to measure it
+again.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Command:
 
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run what is missing and write the table; returns the figures of every row."""
+    """Run what is missing and write the table; returns the figures of every row. Raises BadInput, RunFault."""
     folder, names = Path(c.folder), list(c.rows or ROWS)
     began, failed = time.monotonic(), []
     try:
@@ -81,7 +82,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 class _Pool(concurrent.futures.ThreadPoolExecutor):
-    """Threads that each wait for a command; whatever ends the wait early ends the commands, and starts no other."""
+    """Threads that each wait for a command; whatever ends the wait early ends the commands and starts no other."""
 
     running: ClassVar[set[subprocess.Popen[str]]] = set()
 
@@ -94,7 +95,7 @@ class _Pool(concurrent.futures.ThreadPoolExecutor):
 
 
 def _run_row(row: Row, folder: Path) -> dict[str, Any]:
-    """`qfleet classic` in a process of its own; the seeds done before cost nothing. Raises RunFault."""
+    """Run `qfleet classic` in a process of its own, for the seeds not done before. Raises RunFault."""
     folder.mkdir(parents=True, exist_ok=True)
     if row.needs is not None and not (ROOT / row.needs[0]).exists():
         _run(row.needs[1], folder)
@@ -105,7 +106,7 @@ def _run_row(row: Row, folder: Path) -> dict[str, Any]:
 
 
 def _run(words: Sequence[str], folder: Path) -> str:
-    """A command of qfleet, its complaints in the folder's log.txt; returns what it printed. Raises RunFault."""
+    """Run a command of qfleet, with its errors in the folder's log.txt; returns what it printed. Raises RunFault."""
     with (folder / "log.txt").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "qfleet", *words],
@@ -137,7 +138,7 @@ def reached(row: Row, s: dict[str, Any]) -> bool:
 
 
 def bar(row: Row) -> str:
-    """What a row must reach, in words."""
+    """The figure that a row must reach, in words."""
     if row.bar is None:
         return "-"
     what = "" if row.figure == "mean_return" else f" {row.figure.replace('_', ' ')}"

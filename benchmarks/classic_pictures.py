@@ -1,4 +1,4 @@
-"""Pictures of docs/classic.md: those that single rows drew, and those that lay several side by side."""
+"""Pictures of docs/classic.md: copies of those that single runs drew, and those that show several runs side by side."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SINGLE = {
 
 
 def draw_all(folder: Path, to: Path) -> list[str]:
-    """Copy or draw every picture whose rows are there; returns those that are missing."""
+    """Copy or draw every picture whose rows have been run; returns the names of those that are missing."""
     to.mkdir(parents=True, exist_ok=True)
     missing = []
     for name, source in SINGLE.items():
@@ -67,7 +67,7 @@ def _bias(folder: Path, to: Path) -> None:
 
 
 def _mean(curves: Sequence[Curve]) -> Curve:
-    """Curves over the same x as their mean."""
+    """The mean of curves over the same x."""
     return curves[0][0], np.mean([y for _, y in curves], axis=0)
 
 
@@ -112,7 +112,7 @@ def _cliff(folder: Path, to: Path) -> None:
 
 
 def _path(q: Array) -> list[int]:
-    """The cells that the greedy policy walks from the start, at most 40."""
+    """The cells, at most 40, that the greedy policy of ``q`` [S, A] visits from the start."""
     cell, path = 36, [36]
     while cell != 47 and len(path) < 40:
         down, right = ((-1, 0), (0, 1), (1, 0), (0, -1))[int(q[cell].argmax())]

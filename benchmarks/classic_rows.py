@@ -1,4 +1,4 @@
-"""The rows of the ladder's table: what is run, over which seeds, and what it must reach."""
+"""The rows of the table in docs/classic.md: the command, its seeds, and the figure that it must reach."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a command without its directory, and its bar."""
+    """One row: a command without its directory, and the figure that it must reach."""
 
     name: str
     method: str
@@ -22,7 +22,7 @@ class Row:
 
     @property
     def words(self) -> list[str]:
-        """The command's words."""
+        """The command's arguments."""
         env = ["--env", self.env] if self.env else []
         return ["classic", self.method, *env, *self.flags, "--seeds", *(str(s) for s in range(1, self.seeds + 1))]
 

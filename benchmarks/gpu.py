@@ -1,8 +1,8 @@
 """`python -m benchmarks.gpu`: is the learner right on this GPU, how fast is it, and where does the time go?
 
-One call, which needs this checkout, torch (which brings fsspec), numpy and safetensors, and nothing else: a bare machine
-with a GPU has no more. Where Qfleet is installed, `qfleet bench gpu` is the same. What is compared and measured, and how,
-stands at the head of gpu_checks.py, gpu_speed.py and gpu_profile.py. Exit status: 0, 1 when a check failed, 2 for bad input.
+It runs on a bare machine with a GPU: it needs this checkout, torch (which brings fsspec), numpy and safetensors, and
+nothing else. Where Qfleet is installed, `qfleet bench gpu` is the same. What is compared and measured, and how, stands
+at the head of gpu_checks.py, gpu_speed.py and gpu_profile.py. Exit status: 0, 1 when a check failed, 2 for bad input.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to find out: ``kind`` is the list of figures that its findings go to."""
+    """One check or measurement; ``kind`` is the list of figures that its results go to."""
 
     kind: Literal["checks", "speed", "profile"]
     name: str
@@ -70,7 +70,7 @@ class Task:
 
 
 def run(c: Command, say: Say = print) -> dict[str, Any]:
-    """Check and measure; returns the figures, of which ``passed`` is whether all went well and ``failed`` what did not."""
+    """Check and measure; returns the figures with ``passed`` (whether all did) and ``failed`` (which did not)."""
     device = _device(c.device)
     sizes = QUICK if c.quick else Sizes()
     if c.quick:
@@ -160,7 +160,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(args: Sequence[str] | None = None) -> Command:
-    """The flags as `qfleet bench gpu` has them too, out of the same dataclass, where tyro is missing. Raises BadInput."""
+    """The flags of `qfleet bench gpu`, made from the same dataclass without tyro. Raises BadInput."""
     parser = _Parser("python -m benchmarks.gpu", description=Command.__doc__, allow_abbrev=False)
     hints = get_type_hints(Command, include_extras=True)
     for field in fields(Command):
@@ -192,7 +192,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("benchmarks.gpu: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # nobody reads the output any more
+    except BrokenPipeError:  # the reader of the output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0 if figures["passed"] else 1

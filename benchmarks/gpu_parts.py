@@ -1,4 +1,4 @@
-"""What the GPU check's measurements share: a synthetic source of real-shaped batches, and learners over it.
+"""What the GPU check's measurements share: synthetic batches with the shapes of a run, and learners over them.
 
 Nothing here, nor in what it imports, needs more than torch (which brings fsspec), numpy and safetensors.
 """
@@ -33,7 +33,7 @@ PATIENCE = 60.0  # seconds for a batch that costs nothing
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done where no flag says it."""
+    """How much is measured where no flag says so."""
 
     batch: int = 32  # transitions, in the comparisons and the profile
     equal_every: int = 10  # updates between two copies of the CPU's state
@@ -50,8 +50,8 @@ QUICK = Sizes(batch=4, equal_every=2, warm_up=1, settle=0, windows=1, profiled=1
 class Pool:
     """``pairs`` made-up transitions, laid out as the sampler lays out a batch (`protos.codec.unpack_replies`).
 
-    Stacks are one background of random bytes, but for a twentieth of their blocks of 4x4 pixels, as in a game; s_tm1 and
-    s_t take turns in one buffer. The rewards and discounts are read-only, as those that stand in a message are.
+    Stacks are one background of random bytes, except for a twentieth of their blocks of 4x4 pixels, as in a game; s_tm1
+    and s_t alternate in one buffer. The rewards and discounts are read-only, as those of a received message are.
     """
 
     def __init__(self, pairs: int, seed: int = 0) -> None:
@@ -69,7 +69,7 @@ class Pool:
             column.flags.writeable = False
 
     def batch(self, index: int, size: int) -> SampledBatch:
-        """The ``index``-th batch of ``size`` transitions, round and round; views, nothing is copied."""
+        """The ``index``-th batch of B = ``size`` transitions, from the start again after the last; views, no copies."""
         begin = index % (self.size // size) * size
         own = slice(begin, begin + size)
         stacks = self.stacks[own]
@@ -80,51 +80,60 @@ class Pool:
 
 
 class Source:
-    """A `BatchSource` that has the pool's batches in turn, at once and for ever."""
+    """A `BatchSource` that always has the pool's next batch at once."""
 
     def __init__(self, pool: Pool, size: int) -> None:
         self._pool, self._size = pool, size
         self.drawn = 0  # batches; a resumed learner goes on from its checkpoint's
 
     def sample(self, timeout: float) -> SampledBatch:
+        """The pool's next batch, at once."""
         del timeout
         self.drawn += 1
         return self._pool.batch(self.drawn - 1, self._size)
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
+        """Ignore the |TD errors| [B]."""
         del batch, td_abs
 
     def stats(self) -> dict[str, float]:
+        """No figures: {}."""
         return {}
 
     def get_state(self) -> dict[str, int]:
+        """The number of batches drawn."""
         return {"drawn": self.drawn}
 
     def set_state(self, state: Mapping[str, int]) -> None:
+        """Go on from a number of batches drawn."""
         self.drawn = int(state["drawn"])
 
     def close(self) -> None:
+        """Do nothing."""
         pass
 
 
 class Sink:
-    """A sink for weights, which nobody reads, and for figures, of which it keeps the newest."""
+    """A sink for weights, which it ignores, and for figures, of which it keeps the newest."""
 
     def __init__(self) -> None:
         self.newest: dict[str, Any] = {}
 
     def publish(self, publication: object) -> None:
+        """Ignore the weights."""
         del publication
 
     def report(self, metrics: Mapping[str, Any]) -> None:
+        """Keep the newest value of each figure."""
         self.newest.update(metrics)
 
 
 class Trial:
-    """A learner of its own over the pool, moved on an update at a time.
+    """A learner over the pool, which makes one update at a time.
 
-    With ``exact`` its targets are those of the weights of the moment, so that two learners can be compared: on a CPU the
-    thread that prepares batches would compute them with older ones (decisions/0004), so there it has no such thread.
+    With ``exact`` its targets are those of the current weights, so that two learners can be compared. On a CPU the
+    thread that prepares batches would compute them with older weights (decisions/0004), so ``exact`` has no such thread
+    there.
     """
 
     def __init__(
@@ -144,7 +153,7 @@ class Trial:
         )
 
     def step(self) -> None:
-        """One update. Raises RunFault when the learner diverged or gets no batch."""
+        """Make one update. Raises RunFault where the learner has diverged or gets no batch."""
         if not self.learner.step(PATIENCE):
             raise RunFault(f"the prefetching thread gave no batch for {PATIENCE:g} s")
 
@@ -154,7 +163,7 @@ class Trial:
         return float(self.sink.newest["loss"])
 
     def take(self, other: Trial) -> None:
-        """Become equal to ``other``: weights, optimizer and counts; batches in hand stay."""
+        """Take over the weights, optimizer and counts of ``other``; batches already drawn stay."""
         updater = other.learner.updater
         self.learner.updater.set_state(updater.get_state(), updater.updates, updater.target_syncs)
 
@@ -171,7 +180,7 @@ def trial(*args: Any, **options: Any) -> Iterator[Trial]:
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """TF32, with its mantissa of 10 bits, off in convolutions and matrix products."""
+    """Turn TF32, which has a mantissa of 10 bits, off in convolutions and matrix products."""
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     try:
@@ -184,6 +193,6 @@ def exact_float32() -> Iterator[None]:
 
 
 def finish(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()

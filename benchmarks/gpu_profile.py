@@ -25,7 +25,10 @@ ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of the trace; a
 
 
 def check_profile(device: str, network: str, pool: Pool, sizes: Sizes) -> dict[str, Any]:
-    """One update of the learner in bfloat16, fed through its prefetching thread where its device is not the CPU."""
+    """Profile updates of the learner in bfloat16, fed through its prefetching thread where its device is not the CPU.
+
+    Returns the figures of one update.
+    """
     batch, updates = sizes.batch, sizes.profiled
     config: dict[str, Any] = {"batch_size": batch, "learning_rate": 1e-4, "precision": "bfloat16"}
     activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
@@ -53,7 +56,7 @@ def _trace(profiler: profile) -> list[dict[str, Any]]:
 
 
 def kernels(events: Iterable[Mapping[str, Any]], updates: int) -> dict[str, Any]:
-    """Longest kernels and copies of one update, and the device's idle time, from a trace of ``updates`` updates [us]."""
+    """Longest kernels and copies of one update, and the device's idle time [us]; from a trace of ``updates``."""
     work = [(float(e["ts"]), float(e["dur"]), str(e["name"])) for e in events if e.get("cat") in ON_DEVICE]
     totals: dict[str, list[float]] = defaultdict(list)
     for _, duration, name in work:
@@ -73,7 +76,7 @@ def kernels(events: Iterable[Mapping[str, Any]], updates: int) -> dict[str, Any]
 
 
 def gaps_between(spans: Sequence[tuple[float, float]]) -> list[float]:
-    """The stretches that none of the spans (start, end) covers, between the first start and the last end."""
+    """The lengths of the gaps that none of the spans (start, end) covers, between the first start and the last end."""
     gaps: list[float] = []
     until: float | None = None
     for start, end in sorted(spans):

@@ -75,7 +75,7 @@ def check_speed(
 
 
 def in_turns(loops: dict[str, Update], seconds: float, sizes: Sizes, device: str) -> dict[str, list[float]]:
-    """Calls a second of each loop, whose ``seconds`` are cut into windows in which the loops take turns."""
+    """Calls/s of each loop by window; the ``seconds`` of each are cut into windows in which the loops take turns."""
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(sizes.windows):
         for name, update in loops.items():
@@ -113,7 +113,7 @@ def _resident(settings: LearnerConfig, network: str, pool: Pool) -> Update:
 
 
 def _publish_seconds(fed: Trial, device: str, times: int = 5) -> float:
-    """Seconds in which the learner stands still for one publication of its weights."""
+    """Seconds that the learner stands still for one publication of its weights, the median of ``times``."""
     took = []
     for _ in range(times):
         finish(device)
@@ -124,7 +124,7 @@ def _publish_seconds(fed: Trial, device: str, times: int = 5) -> float:
 
 
 class PlainNetwork(nn.Module):
-    """CleanRL's QNetwork, or with the layers of Mnih et al. 2013."""
+    """CleanRL's QNetwork ("nature"), or one with the layers of Mnih et al. 2013."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -138,12 +138,13 @@ class PlainNetwork(nn.Module):
         self.network = nn.Sequential(*convolutions, *head)
 
     def forward(self, x: Tensor) -> Tensor:
+        """q [B, A] of pixels [B, 4, 84, 84]."""
         q: Tensor = self.network(x / 255.0)
         return q
 
 
 def _plain(device: str, kind: str, precision: Precision, source: Source) -> Update:
-    """The plain loop, an update a call; in bfloat16 its forward passes are under autocast, as nobody forbids it."""
+    """The plain loop, an update per call; in bfloat16 its forward passes are under autocast."""
     online, target = (PlainNetwork(kind).to(device) for _ in range(2))
     target.load_state_dict(online.state_dict())
     optimizer = torch.optim.Adam(online.parameters(), lr=1e-4)

@@ -39,7 +39,7 @@ LONGEST: tuple[Column, ...] = (
 
 
 def tables(figures: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of all tables, with a line of words above each profile."""
+    """The lines of all tables, with a line of text above each profile."""
     for columns, rows in ((CHECKS, figures["checks"]), (SPEED, figures["speed"])):
         if rows:
             yield ""
@@ -54,7 +54,7 @@ def tables(figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A row's missing or unknown value is a dash."""
+    """The lines of one table; a missing or unknown value is a dash."""
     cells = [[heading for heading, _, _ in columns]]
     cells += [[_cell(row.get(key), form) for _, key, form in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,4 +1,4 @@
-"""What the measurements share: processes of our own, windows, and medians of alternating windows."""
+"""What the measurements share: child processes, windows, and medians of alternating windows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_picture(to: str) -> None:
 
 
 def line_from(process: subprocess.Popen[str], seconds: float, what: str) -> str:
-    """The next line that a process prints, of which it prints one at a time. Raises RunFault when none comes."""
+    """The next line that a process prints. Raises RunFault where none comes within ``seconds``."""
     assert process.stdout is not None
     if not select.select([process.stdout], [], [], seconds)[0]:
         raise RunFault(f"{what} has said nothing for {seconds:g} s")
@@ -57,9 +57,10 @@ def line_from(process: subprocess.Popen[str], seconds: float, what: str) -> str:
 def checked_shard_process(
     capacity: int, spec: ObservationSpec = PONG_SPEC, limited: bool = False, snapshots: Path | None = None
 ) -> Iterator[tuple[str, int, Callable[[], str]]]:
-    """A replay shard in a process of its own; yields its address, its process number, and a function that asks it.
+    """A replay shard in a process of its own; yields its address, its process id, and a function that checks it.
 
-    The shard is asked whether its parts agree, and answers with `processes.shard.VALID` or what contradicts what.
+    The function asks the shard whether its parts agree; returns `processes.shard.VALID` or what contradicts what.
+    Raises RuntimeError where the shard does not start.
     """
     command = [sys.executable, "-m", "benchmarks.processes.shard", "--capacity", str(capacity), "--dtype", spec.dtype]
     command += ["--shape", *map(str, spec.frame_shape), "--stack", str(spec.stack)] + ["--limited"] * limited
@@ -84,7 +85,7 @@ def checked_shard_process(
 
 @contextlib.contextmanager
 def shard_process(capacity: int, **options: Any) -> Iterator[tuple[str, int]]:
-    """The same for those who do not ask: yields its address and process number."""
+    """A replay shard in a process of its own; yields its address (host:port) and its process id."""
     with checked_shard_process(capacity, **options) as (address, pid, _):
         yield address, pid
 
@@ -124,7 +125,7 @@ def pong_segments(items: int, n_step: int = 3, segment_items: int = 40, seed: in
 
 
 def inserting(writer: Writer, segments: Sequence[Segment]) -> Callable[[], int]:
-    """A function that writes the next segment, round and round, and returns how many items it has."""
+    """A function that inserts the next segment, from the start again after the last, and returns its items."""
     turn = itertools.cycle(segments)
 
     def insert() -> int:
@@ -145,13 +146,13 @@ def fill(address: str, items: int, segments: Sequence[Segment]) -> None:
 
 
 def free_sampler(addresses: list[str], batch: int, batches_ahead: int) -> Sampler:
-    """A sampler of Pong that no limiter holds."""
+    """A sampler of Pong without a samples-per-insert limit."""
     limiter = RateLimiter(LimiterConfig(0.0, 1), max_insert=100, batch=batch, shards=len(addresses))
     return Sampler(addresses, PONG_SPEC, limiter, BetaConfig(), batches_ahead)
 
 
 def next_batch(sampler: Sampler) -> SampledBatch:
-    """The next batch. Raises RunFault when none comes."""
+    """The next batch. Raises RunFault where none comes."""
     batch = sampler.sample(10.0)
     if batch is None:
         raise RunFault(f"replay gave no batch for 10 s: {sampler.blocked_reason() or 'a shard does not answer'}")
@@ -166,7 +167,7 @@ def drawn(sampler: Sampler) -> int:
 
 
 def rate(step: Callable[[], int], seconds: float, finish: Callable[[], None] = lambda: None) -> float:
-    """Units a second that ``step`` reports, over a window of ``seconds`` and what ``finish`` takes."""
+    """Units/s that ``step`` reports, over a window of ``seconds`` and the time that ``finish`` takes."""
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         done += step()
@@ -175,7 +176,7 @@ def rate(step: Callable[[], int], seconds: float, finish: Callable[[], None] = l
 
 
 def batches_timed(step: Callable[[], int], seconds: float) -> dict[str, float]:
-    """Units a second that ``step`` reports, and milliseconds a call, over a window of ``seconds``."""
+    """Units/s that ``step`` reports, and milliseconds per call (p50 and p99), in a window of ``seconds``."""
     began = last = time.perf_counter()
     done, took = 0, []
     while last - began < seconds:
@@ -188,12 +189,12 @@ def batches_timed(step: Callable[[], int], seconds: float) -> dict[str, float]:
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """CPU time that the processes have used so far."""
+    """CPU seconds that the processes have used so far."""
     return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
 
 
 def resident_mib(pids: Sequence[int]) -> float:
-    """Resident memory of the processes."""
+    """Resident memory of the processes in MiB."""
     return float(sum(psutil.Process(pid).memory_info().rss for pid in pids) / 2**20)
 
 
@@ -208,7 +209,7 @@ def with_idle(case: Callable[[], Mapping[str, float]]) -> dict[str, float]:
 
 
 def with_cpu(case: Callable[[], Mapping[str, float]], pids: Sequence[int]) -> dict[str, float]:
-    """The figures of ``case``, which does nothing but its window, and CPU seconds of ``pids`` a million units."""
+    """The figures of ``case``, which does nothing but its window, and CPU seconds of ``pids`` per million units."""
     before, began = cpu_seconds(pids), time.perf_counter()
     found = case()
     units = found["per_s"] * (time.perf_counter() - began)
@@ -224,8 +225,8 @@ def alternating(
 ) -> dict[str, dict[str, float]]:
     """Each case's figures as medians over ``windows`` rounds in which the cases take turns.
 
-    Says what is to come and, after each window, about how much is left. ``expected``: seconds that a window takes, by case,
-    where that is known beforehand; ``after``: seconds that the benchmark goes on for after the last window.
+    Prints what is to come and, after each window, about how much is left. ``expected``: seconds that a window takes, by
+    case, where that is known beforehand; ``after``: seconds that the benchmark goes on for after the last window.
     """
     seen: dict[str, list[Mapping[str, float]]] = {name: [] for name in cases}
     took: dict[str, list[float]] = {name: [] for name in cases}
@@ -249,9 +250,10 @@ def alternating(
 
 
 def seconds_left(took: Mapping[str, Sequence[float]], windows: int, expected: Mapping[str, float]) -> float:
-    """What is left of ``windows`` of each case, when those in ``took`` are done.
+    """Seconds left of ``windows`` of each case, when those in ``took`` are done.
 
-    A window will take as long as those of its case so far; without one, as long as expected; else as all windows so far.
+    A window will take as long as those of its case so far; without one, as long as expected; else as all windows so
+    far.
     """
     done = [seconds for own in took.values() for seconds in own]
     usual = statistics.fmean(done) if done else 0.0
@@ -260,9 +262,10 @@ def seconds_left(took: Mapping[str, Sequence[float]], windows: int, expected: Ma
 
 
 def roughly(seconds: float) -> str:
-    """Seconds for a reader: ``40 s``, ``12 min``."""
+    """Seconds as text: ``40 s``, ``12 min``."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def median(values: Sequence[float]) -> float:
+    """The median, as a float."""
     return float(statistics.median(values))

@@ -1,9 +1,9 @@
 """`qfleet bench pipeline`: the whole distributed loop on Pong beside Stable-Baselines3 and beside its own limit.
 
-Nature network, batch 32, one update per 4 steps, Double DQN, n-step 3, prioritized. With u the seconds of one update alone
-(batch in memory; its halves side by side, or in turn on all cores, whichever is faster) and a the core-seconds of one agent
-step alone (environment and policy, one core), the limit on C cores is 1 / (u + 4 a / C) updates/s. Learner efficiency:
-updates/s fed by a full replay, limiter off and actors idle, over updates/s of the same learner fed with one batch in memory.
+Nature network, batch 32, one update per 4 steps, Double DQN, n-step 3, prioritized. With u the seconds of one update
+alone (its halves side by side, or in turn on all cores, whichever is faster) and a the core-seconds of one agent step
+alone, C cores allow at most 1 / (u + 4 a / C) updates/s. Learner efficiency: updates/s from a full replay (limiter off,
+no actors) over updates/s of the same learner on one batch in memory.
 """
 
 from __future__ import annotations
@@ -82,21 +82,26 @@ class Command:
 
 
 class Discard:
-    """A sink for segments, metrics and weights that nobody reads."""
+    """A sink that drops segments, figures and weights."""
 
     def write(self, segment: Segment) -> None:
+        """Drop a segment."""
         del segment
 
     def publish(self, publication: object) -> None:
+        """Drop a publication."""
         del publication
 
     def report(self, metrics: object) -> None:
+        """Drop figures."""
         del metrics
 
     def flush(self, timeout: float) -> None:
+        """Do nothing: nothing waits."""
         del timeout
 
     def close(self) -> None:
+        """Do nothing."""
         pass
 
 
@@ -175,7 +180,7 @@ def _sb3(seconds: float) -> dict[str, float]:
 
 
 class Memory:
-    """A `BatchSource` that has one batch, at once and for ever."""
+    """A `BatchSource` that always has the same batch at once."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -185,22 +190,28 @@ class Memory:
         self._batch = SampledBatch(transition, keys.astype(np.uint64), 0 * keys, ones)
 
     def sample(self, timeout: float) -> SampledBatch:
+        """The batch, of BATCH transitions."""
         del timeout
         return self._batch
 
     def update_priorities(self, batch: SampledBatch, td_abs: object) -> None:
+        """Ignore the |TD errors| [B]."""
         del batch, td_abs
 
     def stats(self) -> dict[str, float]:
+        """No figures: {}."""
         return {}
 
     def get_state(self) -> dict[str, int]:
+        """No state: {}."""
         return {}
 
     def set_state(self, state: Mapping[str, int]) -> None:
+        """Ignore the state."""
         del state
 
     def close(self) -> None:
+        """Do nothing."""
         pass
 
 

@@ -1,4 +1,4 @@
-"""What `qfleet bench` runs: each a module with a `Command`, its flags, and `run(command, say)`, its figures."""
+"""The benchmarks of `qfleet bench`: each a module with a `Command` (its flags) and `run(command, say)` -> figures."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def _ours(c: Command, segments: list[Segment]) -> Iterator[tuple[Cases, Callable
 
 
 def limits(address: str, batch: int, seconds: float) -> dict[str, float]:
-    """Transitions a second of what a batch cannot do without: carrying its bytes, unpacking them, one copy of the pairs."""
+    """Upper limits in transitions/s for batches of ``batch``: carry their bytes, unpack them, copy the pairs once."""
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         reply = next(rpc.ReplayStub(channel).Sample(iter([pb.SampleRequest(counts=[batch])]), timeout=10.0))
     pairs = next(unpack_replies([(reply, [batch])], PONG_SPEC))[0]

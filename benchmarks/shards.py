@@ -79,7 +79,7 @@ class Command:
 
 
 class Writers:
-    """Processes of `processes.writer`, that insert together."""
+    """Processes of `processes.writer` that insert together."""
 
     def __init__(self, count: int) -> None:
         command = [sys.executable, "-m", "benchmarks.processes.writer", str(PLAYED)]
@@ -90,12 +90,12 @@ class Writers:
         ]
 
     def wait(self) -> None:
-        """Until all have played."""
+        """Wait until all have played their transitions."""
         for process in self._running:
             line_from(process, 300.0, "a writer that plays Pong")
 
     def insert(self, count: int, addresses: list[str], seconds: float, meanwhile: Callable[[], Figures]) -> Figures:
-        """Transitions/s of ``count`` writers that start at the same moment, idle share, and what ``meanwhile`` finds."""
+        """Transitions/s of ``count`` writers that start at the same moment, idle share, and ``meanwhile``'s figures."""
         used = self._running[:count]
         for process in used:
             _tell(process, f"{seconds} {' '.join(addresses)}")
@@ -112,6 +112,7 @@ class Writers:
         return with_idle(window)
 
     def close(self) -> None:
+        """End the processes and close their pipes."""
         for process in self._running:
             process.kill()
             process.wait(timeout=10.0)
@@ -188,7 +189,7 @@ def _sampled(sampler: Sampler, seconds: float) -> Figures:
 
 
 def _bounds(address: str, seconds: float, cores: int) -> dict[str, float]:
-    """What could be reached at most, in transitions/s: see above."""
+    """Upper limits in transitions/s, as the head of this file says."""
     turn = enumerate(itertools.cycle(pong_segments(PLAYED)), start=1)
     shard = Shard(PLAYED, PONG_SPEC, SelectorConfig(), limited=False)
 

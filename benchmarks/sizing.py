@@ -1,7 +1,7 @@
-"""`qfleet bench sizing`: memory, network and shards for fleets of actors on Pong, as the table of docs/replay.md.
+"""`qfleet bench sizing`: memory, network and shards for given numbers of actors on Pong, as in docs/replay.md.
 
-The bytes are measured: of real segments as they are sent, of a sample's reply, and of a shard's count. The rates are given:
-what one actor does (`bench actors`), what one shard does (`bench replay`), and what the learner is to do.
+The bytes are measured: of real segments as they are sent, of a sample's reply, and of a shard's count. The rates are
+given: of one actor (`bench actors`), of one shard (`bench replay`), and of the learner.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def measured(items: int) -> dict[str, float]:
-    """Bytes a transition on its way into a shard, in it and out of it, and bytes of a Nature network's weights."""
+    """Bytes per transition on its way into a shard, in it and out of it, and bytes of a Nature network's weights."""
     name = "0" * 32  # as long as a writer's
     segments = [pack_segment(segment) for segment in pong_segments(items)]
     stored = sum(segment.items for segment in segments)
@@ -96,7 +96,7 @@ def measured(items: int) -> dict[str, float]:
 
 
 def fleet(c: Command, sizes: dict[str, float], actors: int) -> dict[str, float]:
-    """What ``actors`` need; the formulas of docs/replay.md."""
+    """Memory, network and shards that ``actors`` need, by the formulas of docs/replay.md."""
     inserted, sampled = actors * c.steps, c.batch_size * c.updates
     nodes = ceil(actors / c.actors_per_node)
     return {

@@ -51,7 +51,7 @@ class Command:
 
 
 class Caller:
-    """A bidirectional stream on which each request waits for the answer to the last."""
+    """A bidirectional stream on which each request waits for the answer to the last; `took` has the seconds of each."""
 
     def __init__(self, method: Callable[[Iterator[Any]], Iterator[Any]], requests: Iterator[Any]) -> None:
         self._next, self._out = requests, queue.SimpleQueue[Any]()
@@ -59,6 +59,7 @@ class Caller:
         self.took: list[float] = []  # seconds of each
 
     def call(self) -> None:
+        """Send the next request and wait for its answer."""
         request = next(self._next)
         began = time.perf_counter()
         self._out.put(request)
@@ -66,6 +67,7 @@ class Caller:
         self.took.append(time.perf_counter() - began)
 
     def call_until(self, stop: threading.Event) -> None:
+        """Send requests, one after the other, until ``stop`` is set."""
         while not stop.is_set():
             self.call()
 

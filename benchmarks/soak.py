@@ -73,7 +73,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was seen at one moment; memory in MiB."""
+    """Memory in MiB, counts and time at one moment."""
 
     seconds: float
     inserted: float
@@ -138,7 +138,7 @@ def _inserting_beside(insert: Callable[[], int]) -> Iterator[list[RunFault]]:
 def _watched(
     c: Command, sampler: Sampler, pid: int, check: Callable[[], str], faults: list[RunFault], say: Callable[[str], None]
 ) -> tuple[list[Reading], list[str]]:
-    """Sample and update until the time is over; readings, and what the shard said of itself."""
+    """Sample and update until the time is over; returns the readings, and the shard's verdicts on itself."""
     rng, readings, verdicts = np.random.default_rng(0), list[Reading](), list[str]()
 
     def look(now: float) -> None:
@@ -183,7 +183,10 @@ def _wraps(r: Reading, capacity: int) -> float:
 
 
 def judged(readings: Sequence[Reading], capacity: int, seconds: float) -> dict[str, Any]:
-    """Figures of a soak of ``seconds``; `flat`: neither process's memory grew by GROWTH. Raises RunFault: never full."""
+    """The figures of a soak of ``seconds``; `flat`: neither process's memory grew by GROWTH.
+
+    Raises RunFault where the shard was never full.
+    """
     full = next((r.seconds for r in readings if r.inserted >= capacity), np.inf)
     since = full + min(SETTLES, seconds / 5)
     late = [r for r in readings if r.seconds >= since]

@@ -34,7 +34,7 @@ PLAY_SEED = 777_000  # of the fresh episodes, plus the run's own
 
 @dataclass(frozen=True)
 class Command:
-    """A preset to its goal, over seeds, one run at a time."""
+    """How long a preset takes to its goal, over seeds, one run at a time."""
 
     preset: str = "pong"
     """Which preset is trained."""
@@ -62,12 +62,12 @@ class Command:
                 )
 
     def run_dir(self, seed: int) -> Path:
-        """Where the run of a seed is."""
+        """The directory of a seed's run."""
         return Path(self.to) / f"{self.preset}-seed{seed}"
 
 
 def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Train what is not done, play, and return the figures."""
+    """Train the seeds that are not done and play their best weights; returns the figures."""
     missing = [seed for seed in c.seeds if not c.run_dir(seed).exists()]
     say(f"{len(c.seeds)} runs of {c.preset}, {len(c.seeds) - len(missing)} of them done before")
     for n, seed in enumerate(missing, 1):
@@ -97,7 +97,7 @@ def _train(c: Command, seed: int) -> None:
 
 
 def _figures(c: Command, seed: int) -> dict[str, Any]:
-    """What a run took, and what its best weights do in fresh episodes."""
+    """The steps, updates and time of a run, and the returns of its best weights in fresh episodes."""
     folder = c.run_dir(seed)
     summary = json.loads((folder / "summary.json").read_text())
     with (folder / "eval.csv").open(newline="") as file:
@@ -131,7 +131,7 @@ def _over_seeds(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows in Markdown, and a line with the median and the worst."""
+    """The rows as lines of Markdown, and a line with the median and the worst."""
     heads = [
         "seed",
         "solved",

@@ -1,1 +1,1 @@
-"""Q-learning before DQN: from value iteration to fitted Q-iteration, and what stands beside it."""
+"""Q-learning before DQN: from value iteration to fitted Q-iteration, and related methods."""

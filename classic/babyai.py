@@ -1,6 +1,6 @@
 """A dataset of BabyAI, played by MiniGrid's own bot: what `offline-q` learns from.
 
-Minari publishes the like (`minigrid/BabyAI-Pickup/optimal-fullobs-v0`); this one can be made where nothing can be fetched.
+Minari publishes similar ones (`minigrid/BabyAI-Pickup/optimal-fullobs-v0`); this one needs no download.
 """
 
 from __future__ import annotations
@@ -117,11 +117,15 @@ def _new_dataset(config: MakeDatasetConfig, env: AnyEnv) -> NewDataset:
 
 
 class Unsolved(Exception):
-    """The bot gave up, or earned nothing."""
+    """The bot gave up, or its episode had no reward."""
 
 
 def solved(env: AnyEnv, seed: int) -> Mapping[str, Any]:
-    """The bot's episode from ``seed`` as `NewDataset.add` takes it. Raises Unsolved."""
+    """The bot's episode of T steps from ``seed``, as keyword arguments of `NewDataset.add`. Raises Unsolved.
+
+    Actions int64 [T], rewards float64 [T], terminations and truncations bool [T]; observations: direction int64 [T +
+    1], image [T + 1, W, H, 3] and the missions.
+    """
     from minigrid.utils.baby_ai_bot import BabyAIBot
 
     observation, _ = env.reset(seed=seed)
@@ -136,7 +140,7 @@ def solved(env: AnyEnv, seed: int) -> Mapping[str, Any]:
             observations.append(unpack(observation))
             actions.append(int(action))
             rewards.append(float(reward))
-    except Exception as error:  # whatever the bot stumbles on: assertions, a missing key, errors of its own
+    except Exception as error:  # the bot fails by assertions, missing keys and errors of its own
         raise Unsolved(f"the bot gave up ({type(error).__name__}: {error})") from error
     if sum(rewards) <= 0.0:
         raise Unsolved(f"the bot earned nothing in {len(rewards)} steps")

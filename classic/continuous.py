@@ -1,4 +1,4 @@
-"""Q-learning where actions are continuous: one loop, and three ways to max_a q(s, a) (`classic.maximizers`).
+"""Q-learning where actions are continuous: one loop, and three ways to find max_a q(s, a) (`classic.maximizers`).
 
 Legend: ``s`` [B, O], ``a`` [B, D] in [-1, 1], ``r`` [B], ``s_next`` [B, O].
 """
@@ -83,7 +83,7 @@ class ContinuousConfig:
 
 
 def make_maximizer(config: ContinuousConfig, observation: int, action: int, seed: int) -> Maximizer:
-    """A maximizer with weights drawn from ``seed``, whatever torch's global generator holds."""
+    """A maximizer for O = ``observation`` and D = ``action`` numbers; its weights depend on ``seed`` alone."""
     c = config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -126,12 +126,12 @@ class _Learner:
 
     @torch.no_grad()
     def policy(self, observations: Array) -> Array:
-        """The greedy one: observations [N, O] -> actions float32 [N, D] in [-1, 1]."""
+        """Greedy actions float32 [N, D] in [-1, 1] for observations [N, O]."""
         return np.asarray(self.online.best(_tensor(observations)))
 
     @torch.no_grad()
     def values(self, observations: Array) -> Array:
-        """max_a q(s, a) in the rewards' own unit: observations [N, O] -> float32 [N]."""
+        """max_a q(s, a) in units of unscaled reward: observations [N, O] -> float32 [N]."""
         return np.asarray(self.online.maximum(_tensor(observations))) / self.c.reward_scale
 
 
@@ -140,11 +140,11 @@ def _tensor(observations: Array) -> Tensor:
 
 
 def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Act greedily with noise, keep, sample, and move q towards r + gamma max_a q_target(s_next, a).
+    """Act greedily with noise, store, sample, and move q towards r + gamma max_a q_target(s_next, a).
 
-    Sources: Kalashnikov et al. 2018 (cem), Gu et al. 2016 (naf), Lillicrap et al. 2016 (ddpg); the loop is the last one's
-    algorithm 1, with plain normal noise. Raises BadInput where the environment's spaces do not fit, RunFault where q
-    diverges.
+    Sources: Kalashnikov et al. 2018 (cem), Gu et al. 2016 (naf), Lillicrap et al. 2016 (ddpg); the loop is the last
+    one's algorithm 1, with plain normal noise. Returns the greedy policy, without action values. Raises BadInput where
+    the environment's spaces do not fit, RunFault where q diverges.
     """
     c, environments = config, make_environments(env, config.environments, takes="continuous")
     shape, count, action = environments.spec.shape, environments.count, environments.actions
@@ -188,8 +188,10 @@ def _report(monitor: Monitor, at: int, figures: Sequence[tuple[float, float]], s
 
 
 def _surface(learner: _Learner, env: EnvConfig, points: int = 81) -> dict[str, Array]:
-    """For a picture of the pendulum: max_a q and the greedy action [R, C] over velocities [R] (rad/s) and angles [C] (rad,
-    0 upright); nothing for other environments."""
+    """For a picture of the pendulum: max_a q [R, C] and the greedy action [R, C] over velocities [R] and angles [C].
+
+    Velocities in rad/s, angles in rad with 0 upright; {} for other environments.
+    """
     if not env.id.startswith("Pendulum-"):
         return {}
     angle, velocity = np.linspace(-np.pi, np.pi, points), np.linspace(-8.0, 8.0, points)

@@ -1,6 +1,6 @@
 """Datasets of single transitions: collected once by random actions, learned from in batch, kept as NPZ.
 
-Legend: ``s``, ``s_next`` [N, *observation], ``a`` [N] actions counted from 0, ``r`` [N], ``terminated``, ``truncated`` [N].
+Legend: ``s``, ``s_next`` [N, *observation], ``a`` [N] actions from 0, ``r`` [N], ``terminated``, ``truncated`` [N].
 ``s_next`` is the true successor, also where the episode ended.
 """
 
@@ -23,7 +23,7 @@ from rl.types import Array, Bool, Float64, Int64
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
 LEAST = 30  # transitions to learn from: k-nearest has as many neighbours
-MOST = 50_000_000  # transitions of a dataset, which rests in memory
+MOST = 50_000_000  # transitions of a dataset, which is held in memory
 COLUMNS = ("s", "a", "r", "terminated", "truncated", "s_next")
 
 
@@ -63,7 +63,7 @@ class Dataset:
 
 
 def collect(env: EnvConfig, steps: int, seed: int) -> Dataset:
-    """``steps`` steps of uniformly random actions, the same for the same seed; raises BadInput."""
+    """N = ``steps`` transitions of uniformly random actions, the same for the same seed. Raises BadInput."""
     environments = make_environments(env, 1)
     a = np.random.default_rng([seed, 1]).integers(0, environments.actions, steps)
     s, s_next = (np.zeros((steps, *environments.spec.shape), environments.spec.dtype) for _ in range(2))
@@ -78,7 +78,7 @@ def collect(env: EnvConfig, steps: int, seed: int) -> Dataset:
 
 
 def save(dataset: Dataset, file: str) -> None:
-    """Write ``dataset`` as compressed NPZ; raises BadInput where the file cannot be written."""
+    """Write ``dataset`` as compressed NPZ. Raises BadInput where the file cannot be written."""
     columns = {name: getattr(dataset, name) for name in COLUMNS}
     try:
         with open(file, "wb") as opened:
@@ -89,7 +89,7 @@ def save(dataset: Dataset, file: str) -> None:
 
 
 def load(file: str, env: EnvConfig) -> Dataset:
-    """The dataset that `save` wrote, for learning on ``env``; raises BadInput where the two do not fit. No pickles."""
+    """The dataset that `save` wrote, for learning on ``env``. Raises BadInput where the two do not fit. No pickles."""
     spec, actions = describe(env)
     columns = _read(file)
     env_id = str(columns.pop("env_id"))
@@ -142,7 +142,7 @@ def _read(file: str) -> dict[str, Array]:
 
 
 def check(config: DatasetConfig, env: EnvConfig) -> None:
-    """Raise BadInput unless the dataset that is named is there and fits, and the one to be written can be."""
+    """Raise BadInput unless the dataset that is named exists and fits, and the one to save can be written."""
     if config.dataset:
         load(config.dataset, env)
     if config.save_dataset and not Path(config.save_dataset).absolute().parent.is_dir():
@@ -151,7 +151,10 @@ def check(config: DatasetConfig, env: EnvConfig) -> None:
 
 
 def transitions(config: DatasetConfig, env: EnvConfig, seed: int) -> Dataset:
-    """What is learned from: the file that is named, or random steps, kept where a file for them is named."""
+    """The dataset to learn from: the file that is named, or new random steps, saved where `save_dataset` names a file.
+
+    Raises BadInput.
+    """
     if config.dataset:
         return load(config.dataset, env)
     collected = collect(env, config.steps, seed)

@@ -66,19 +66,25 @@ class Model(Protocol):
     """Action values that are fitted to targets; calls as `ActionValues`."""
 
     def fit(self, s: Array, a: Int64, target: Float64) -> float:
-        """Fit q(s, a) to the targets; returns R^2, the share of their variance that is explained."""
+        """Fit q(s, a) to the targets: s [N, *observation], a [N], target [N].
+
+        Returns R^2, the share of the targets' variance that is explained.
+        """
 
     def __call__(self, s: Array) -> Array:
-        """q [N, A]."""
+        """q [N, A] of observations [N, *observation]."""
 
 
 def targets(data: Dataset, q_next: Array, gamma: float) -> Float64:
-    """r + gamma max_a q(s', a), r alone where terminated; q_next [N, A]. A truncated step bootstraps as any other does."""
+    """r + gamma max_a q(s', a), r alone where terminated: q_next [N, A] -> [N] (Ernst et al. 2005, figure 1).
+
+    A truncated step bootstraps as any other does.
+    """
     return data.r + gamma * np.where(data.terminated, 0.0, q_next.max(axis=1))
 
 
 def inputs(s: Array, a: Int64, actions: int) -> Array:
-    """What a regressor sees of (s, a), [N, D] float64: s flat, then a as 0 or 1, one-hot where there are more."""
+    """A regressor's inputs for (s, a), float64 [N, D]: s flat, then a as 0 or 1, one-hot where there are more."""
     columns = a[:, None] if actions == 2 else np.eye(actions)[a]
     return np.concatenate([s.reshape(len(s), -1), columns], axis=1, dtype=np.float64)
 
@@ -90,20 +96,22 @@ class Regression:
         self._regressor, self._actions = regressor, actions
 
     def fit(self, s: Array, a: Int64, target: Float64) -> float:
+        """Fit the regressor to ``target`` [N] at (s [N, *observation], a [N]); returns R^2."""
         x = inputs(s, a, self._actions)
         self._regressor.fit(x, target)
         return float(self._regressor.score(x, target))
 
     def __call__(self, s: Array) -> Array:
+        """q [N, A] of observations [N, *observation]."""
         a = np.arange(self._actions).repeat(len(s))
         every = inputs(np.concatenate([s] * self._actions), a, self._actions)
         return self._regressor.predict(every).reshape(self._actions, -1).T
 
 
 def iterate(config: BatchConfig, env: EnvConfig, seed: int, monitor: Monitor, model: Model, data: Dataset) -> Learned:
-    """Fit ``model`` again and again, and keep the best of the iterations that were evaluated (the last, if none was).
+    """Fit ``model`` again and again; returns the best of the iterations that were evaluated (the last, if none was).
 
-    The evaluations are the only steps in the environment that learning from a dataset takes.
+    Learning from a dataset takes no other steps in the environment than these evaluations.
     """
     draws = np.random.default_rng([seed, 2])
     best, best_return, best_at = model, -np.inf, config.iterations
@@ -127,7 +135,7 @@ def iterate(config: BatchConfig, env: EnvConfig, seed: int, monitor: Monitor, mo
 
 
 def play(values: ActionValues, env: EnvConfig, episodes: int, seed: int) -> float:
-    """Mean return of the greedy policy."""
+    """Mean undiscounted return of the greedy policy over ``episodes`` episodes."""
     environments = make_environments(env, min(episodes, 10))
     result = evaluate(lambda s: greedy(values(s)), environments, episodes, 0.0, seed)
     environments.close()
@@ -137,7 +145,7 @@ def play(values: ActionValues, env: EnvConfig, episodes: int, seed: int) -> floa
 def surface(values: ActionValues, points: int = 61) -> dict[str, Array]:
     """max_a q and the greedy action over CartPole's pole angle (rad) and angular velocity (rad/s), cart at rest at 0.
 
-    Value and action are [velocity, angle]; the angles end where the pole counts as fallen.
+    Value and action are [velocity, angle], ``points`` each; the angles end where the pole counts as fallen.
     """
     angle, velocity = np.linspace(-0.21, 0.21, points), np.linspace(-2.0, 2.0, points)
     s = np.zeros((points, points, 4), np.float32)
@@ -152,7 +160,10 @@ def surface(values: ActionValues, points: int = 61) -> dict[str, Array]:
 
 
 def fitted_q(config: FittedQConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Fitted Q-iteration by trees, neighbours or polynomials (Ernst, Geurts & Wehenkel 2005)."""
+    """Fitted Q-iteration by trees, neighbours or polynomials (Ernst, Geurts & Wehenkel 2005, figure 1).
+
+    Raises BadInput where the dataset does not fit or scikit-learn is missing.
+    """
     _, actions = describe(env)
     model = Regression(make_regressor(config.regressor, seed, config.jobs), actions)
     data = transitions(config, env, seed)

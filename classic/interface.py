@@ -1,7 +1,7 @@
-"""What every method is: its settings, whom it tells how it goes, and what it gives back.
+"""The interface of every classic method: its settings, the monitor that it reports to, and what it returns.
 
-The one interface of the family: `ActionValues`, observations [N, ...] -> q [N, A]. `rl.policies` turns q into greedy,
-epsilon-greedy or softmax actions; a table, a regressor and a network differ in nothing else.
+Its core is `ActionValues`, observations [N, ...] -> q [N, A]. `rl.policies` turns q into greedy, epsilon-greedy or
+softmax actions; a table, a regressor and a network differ in nothing else.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from rl.evaluation import Policy
 from rl.policies import greedy
 from rl.types import Array, EpisodeResult
 
-STEP_LIMIT = 1_000  # of an episode, where the environment has no limit of its own: a policy may go round for ever
+STEP_LIMIT = 1_000  # of an episode, where the environment has none: a policy may go in circles for ever
 STEP_LIMITS = {"CliffWalking-v1": 200, "CliffWalkingSlippery-v1": 200}
 
 ActionValues = Callable[[Array], Array]  # observations [N, ...] -> q [N, A]
 
 
 class Monitor(Protocol):
-    """Who is told how learning goes."""
+    """Receives the reports of a method while it learns."""
 
     @property
     def folder(self) -> Path | None:
-        """Where a method may keep more than what it gives back; None: nowhere."""
+        """Directory where a method may keep more than what it returns; None: nowhere."""
 
     def episode(self, result: EpisodeResult) -> None:
         """An episode of training has ended."""
@@ -38,14 +38,14 @@ class Monitor(Protocol):
         """Figures after ``at`` iterations, episodes or steps, whichever the method counts."""
 
     def note(self, text: str) -> None:
-        """A line for the person who waits."""
+        """A line of text for the user."""
 
     def hand_over(self) -> None:
-        """Leave the screen to a display of the method's own."""
+        """Leave the screen to the method's own display."""
 
 
 class RecordingMonitor:
-    """A monitor that keeps what it is told."""
+    """A monitor that keeps what is reported."""
 
     folder: Path | None = None
 
@@ -54,21 +54,25 @@ class RecordingMonitor:
         self.rows: list[tuple[int, dict[str, float]]] = []
 
     def episode(self, result: EpisodeResult) -> None:
+        """Keep the episode in `episodes`."""
         self.episodes.append(result)
 
     def report(self, at: int, figures: Mapping[str, float]) -> None:
+        """Keep (at, figures) in `rows`."""
         self.rows.append((at, dict(figures)))
 
     def note(self, text: str) -> None:
+        """Drop the line."""
         pass
 
     def hand_over(self) -> None:
+        """Do nothing: there is no screen."""
         pass
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What a method found: a policy, and what it stands on."""
+    """What a method learned: a policy, and the values, arrays and figures behind it."""
 
     policy: Policy  # the greedy one: observations [N, ...] -> actions [N], or [N, D] where they are continuous
     values: ActionValues | None = None  # q [N, A], where the method has action values
@@ -77,7 +81,7 @@ class Learned:
 
 
 def from_values(values: ActionValues, arrays: Mapping[str, Array], **figures: Any) -> Learned:
-    """What was learned as action values: its policy is greedy."""
+    """What was learned as action values, observations [N, ...] -> q [N, A], with the greedy policy."""
     return Learned(lambda observations: greedy(values(observations)), values, arrays, figures)
 
 
@@ -92,7 +96,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Method:
-    """One rung."""
+    """One method of the family: how it learns, and the settings for its environments."""
 
     about: str
     learn: Callable[[Any, EnvConfig, int, Monitor], Learned]  # (config, env, seed, monitor)
@@ -103,7 +107,10 @@ class Method:
     headline: str = "mean_return"  # the figure that says how good it is
 
     def setting(self, env_id: str | None) -> Setting:
-        """The settings for an environment: its own, or else the common ones, and a step limit where it has none."""
+        """The settings for an environment: its own, or else the common ones and a step limit where it has none.
+
+        ``env_id`` None: the settings for the method's first environment.
+        """
         first = self.settings[0]
         if env_id is None:
             return first

@@ -1,4 +1,4 @@
-"""Where the states of a small world lie, so that values can be drawn over its cells with the greedy action in each."""
+"""Maps of small worlds: the cell of each state, to draw values and greedy actions over the cells."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UP, RIGHT, DOWN, LEFT = "↑→↓←"
 
 
 class Panel(NamedTuple):
-    """One map: a state a cell, row by row from the top."""
+    """One map: a state for each cell, row by row from the top."""
 
     title: str
     shape: tuple[int, int]  # rows, columns
@@ -34,7 +34,7 @@ class Panel(NamedTuple):
 
 
 def panels(config: EnvConfig, takes: SpaceKind) -> list[Panel]:
-    """The maps of an environment, none where its states lie on no map. ``learned.values(panel.observations)`` fills one."""
+    """The maps of an environment, [] where its states lie on none. Its values: `learned.values(panel.observations)`."""
     env = single(config, takes)
     dtype = observed(env.observation_space, takes).dtype
     try:
@@ -45,7 +45,7 @@ def panels(config: EnvConfig, takes: SpaceKind) -> list[Panel]:
 
 
 def _seen(env: AnyEnv, observation: Any) -> Any:
-    """What the environment's wrappers make of an observation."""
+    """An observation as the environment's wrappers return it."""
     if not isinstance(env, gym.Wrapper):
         return observation
     inner = _seen(env.env, observation)
@@ -53,7 +53,7 @@ def _seen(env: AnyEnv, observation: Any) -> Any:
 
 
 def _numbered(title: str, letters: Array, actions: Sequence[str]) -> list[Panel]:
-    """A world whose state is its cell's number; ``letters`` [rows, columns]."""
+    """A world whose state is the number of the agent's cell; ``letters`` [rows, columns]."""
     labels = [str(letter) for letter in letters.ravel()]
     return [Panel(title, letters.shape, np.arange(letters.size), labels, actions)]
 

@@ -1,4 +1,4 @@
-"""max_a q(s, a) where actions are continuous, three ways: search for it, write it down, or learn it.
+"""max_a q(s, a) where actions are continuous, three ways: by search, in closed form, or by a learned network.
 
 Legend: ``s`` observations [B, O], ``a`` actions [B, D] in the box [-1, 1]^D, ``q`` [B], M candidates.
 """
@@ -16,14 +16,14 @@ Values = Callable[[Tensor, Tensor], Tensor]  # (s [..., O], a [..., D]) -> q [..
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """Fully connected ReLU layers, and a linear one at the end."""
+    """Fully connected ReLU layers, and a linear one at the end: [..., inputs] -> [..., outputs]."""
     sizes = (inputs, *hidden)
     body = [x for i, o in pairwise(sizes) for x in (nn.Linear(i, o), nn.ReLU())]
     return nn.Sequential(*body, nn.Linear(sizes[-1], outputs))
 
 
 class Maximizer(nn.Module, ABC):
-    """q, and the action that is best by it. All that the three ways differ in."""
+    """q and the action that maximizes it; a subclass for each of the three ways."""
 
     @abstractmethod
     def q(self, s: Tensor, a: Tensor) -> Tensor:
@@ -31,25 +31,26 @@ class Maximizer(nn.Module, ABC):
 
     @abstractmethod
     def best(self, s: Tensor) -> Tensor:
-        """argmax_a q(s, a), [B, D], as near as this way comes to it."""
+        """argmax_a q(s, a), [B, D], as well as this way finds it."""
 
     def maximum(self, s: Tensor) -> Tensor:
         """max_a q(s, a), [B]."""
         return self.q(s, self.best(s))
 
     def own_loss(self, s: Tensor) -> Tensor:
-        """What the maximizer itself minimises beside the squared TD error: nothing, unless it is learned."""
+        """What the maximizer minimises beside the squared TD error, a scalar for s [B, O]; 0 unless it is learned."""
         return s.new_zeros(())
 
 
 class Critic(nn.Module):
-    """Any function of (s, a): [..., O], [..., D] -> q [...]."""
+    """q as any function of (s, a): [..., O], [..., D] -> [...]."""
 
     def __init__(self, observation: int, action: int, hidden: Sequence[int]) -> None:
         super().__init__()
         self.network = mlp(observation + action, hidden, 1)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
+        """q(s, a): [..., O], [..., D] -> [...]."""
         q: Tensor = self.network(torch.cat([s, a], dim=-1))
         return q.squeeze(-1)
 
@@ -84,7 +85,7 @@ def _taken(candidates: Tensor, index: Tensor) -> Tensor:
 
 
 class Cem(Maximizer):
-    """(1) Search. The draws are made once, with the weights: the greedy policy is then a function, and the target steady."""
+    """(1) Search. The draws are made once, with the weights, so that policy and targets are deterministic."""
 
     uniform: Tensor
     normal: Tensor
@@ -98,20 +99,22 @@ class Cem(Maximizer):
         self.register_buffer("normal", torch.randn(refinements, samples, action))
 
     def q(self, s: Tensor, a: Tensor) -> Tensor:
+        """The critic's q(s, a): [..., O], [..., D] -> [...]."""
         q: Tensor = self.critic(s, a)
         return q
 
     @torch.no_grad()
     def best(self, s: Tensor) -> Tensor:
+        """The best action found by `cross_entropy_search`, [B, D]."""
         return cross_entropy_search(self.q, s, self.uniform, self.normal, self.elites)
 
 
 class Naf(Maximizer):
     """(2) Closed form: q(s, a) = v(s) - 1/2 (a - mu(s))^T P(s) (a - mu(s)), whose maximum is v(s), at mu(s).
 
-    P = L L^T with L lower triangular and its diagonal an exponential, so that P is positive definite (Gu et al. 2016, 4).
-    mu is capped at the box's bounds by tanh: so the maximum is inside the box, and v is the best that any allowed action
-    gets. The price: q can have one peak alone, wherever the true one has two.
+    P = L L^T with L lower triangular and its diagonal an exponential, so P is positive definite (Gu et al. 2016, 4).
+    tanh keeps mu inside the box, so that v is the value of the best action allowed. q has a single peak over the
+    actions, even where the true one has two.
     """
 
     def __init__(self, observation: int, action: int, hidden: Sequence[int]) -> None:
@@ -129,15 +132,18 @@ class Naf(Maximizer):
         return v.squeeze(-1), torch.tanh(mu), lower
 
     def q(self, s: Tensor, a: Tensor) -> Tensor:
+        """v - 1/2 (a - mu)^T L L^T (a - mu): [..., O], [..., D] -> [...] (Gu et al. 2016, 4)."""
         v, mu, lower = self.parts(s)
         x = torch.einsum("...ij,...i->...j", lower, a - mu)  # L^T (a - mu), so that x^T x is the quadratic form
         q: Tensor = v - 0.5 * x.square().sum(-1)
         return q
 
     def best(self, s: Tensor) -> Tensor:
+        """mu(s), [B, D]."""
         return self.parts(s)[1]
 
     def maximum(self, s: Tensor) -> Tensor:
+        """v(s), [B]."""
         return self.parts(s)[0]
 
 
@@ -149,14 +155,19 @@ class Ddpg(Maximizer):
         self.critic, self.actor = Critic(observation, action, hidden), mlp(observation, hidden, action)
 
     def q(self, s: Tensor, a: Tensor) -> Tensor:
+        """The critic's q(s, a): [..., O], [..., D] -> [...]."""
         q: Tensor = self.critic(s, a)
         return q
 
     def best(self, s: Tensor) -> Tensor:
+        """mu(s), [B, D]."""
         return torch.tanh(self.actor(s))
 
     def own_loss(self, s: Tensor) -> Tensor:
-        """Its gradient is -grad_a q(s, a)|a=mu(s) * grad_theta mu(s), averaged over s: mu climbs, and q is left alone."""
+        """A scalar for s [B, O], with the gradient -grad_a q(s, a)|a=mu(s) * grad_theta mu(s), averaged over s.
+
+        So mu climbs, and q gets no gradient.
+        """
         mu = self.best(s)
         (uphill,) = torch.autograd.grad(self.q(s, mu).sum(), mu)  # a constant from here on
         return -(uphill * mu).sum(-1).mean()

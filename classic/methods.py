@@ -1,4 +1,4 @@
-"""The ladder: every method by its name on the command line."""
+"""Every classic method by its name on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Monte-Carlo control: values are averages of whole episodes' returns; nothing bootstraps but an episode cut short.
+"""Monte-Carlo control: values are averages of whole episodes' returns; only a truncated episode bootstraps.
 
 Legend: ``q`` [S, A]; G_t the return that followed step t of an episode of T steps.
 """
@@ -49,9 +49,9 @@ class MonteCarloConfig:
 
 
 def returns(rewards: Sequence[float], gamma: float, bootstrap: float) -> Float64:
-    """G_t = r_{t+1} + gamma G_{t+1} for every step [T], from the last one backwards (Sutton & Barto 2018, 5.1).
+    """G_t = r_{t+1} + gamma G_{t+1} of every step: rewards [T] -> [T], backwards (Sutton & Barto 2018, 5.1).
 
-    ``bootstrap``: G_T, the value of where an episode was truncated; 0 where it terminated.
+    ``bootstrap``: G_T, the value of the state where an episode was truncated; 0 where it terminated.
     """
     g, after = bootstrap, np.empty(len(rewards))
     for t in reversed(range(len(rewards))):
@@ -67,7 +67,7 @@ class _Averages:
         self.q, self.visits = QTable(space, actions, config.initial), QTable(space, actions)
 
     def learn(self, played: Sequence[Step]) -> None:
-        """Every visit of an episode counts; a truncated one goes on with the greedy value of where it was cut."""
+        """Learn from every visit of an episode; a truncated one bootstraps from the greedy value of its last state."""
         last = played[-1]
         bootstrap = 0.0 if last.terminated else float(self.q.values(last.s_next).max())
         for step, g in zip(played, returns([step.reward for step in played], self.c.gamma, bootstrap), strict=True):
@@ -77,7 +77,10 @@ class _Averages:
 
 
 def monte_carlo(config: MonteCarloConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Every-visit control: play epsilon-greedily by q, then average each return into q (Sutton & Barto 2018, 5.4)."""
+    """Every-visit control: play epsilon-greedily by q, then average each return into q (Sutton & Barto 2018, 5.4).
+
+    q(s, a) += alpha (G - q(s, a)), or 1 / n(s, a) in the place of alpha. Returns q [S, A] and its greedy policy.
+    """
     played_in = single(env, "table")
     assert isinstance(played_in.action_space, gym.spaces.Discrete)
     actions, rng = int(played_in.action_space.n), np.random.default_rng([seed, 0])
@@ -97,7 +100,7 @@ def monte_carlo(config: MonteCarloConfig, env: EnvConfig, seed: int, monitor: Mo
     return from_values(averages.q, {"q": averages.q.q})
 
 
-# Returns stay in the mean for ever: those of wild play at first would say for long that another card is a bad idea.
+# A mean keeps every return: those of random play at first would make another card look bad for long.
 BLACKJACK = MonteCarloConfig(
     episodes=250_000, gamma=1.0, average="mean", epsilon=0.2, epsilon_end=0.1, epsilon_decay=0.999997
 )

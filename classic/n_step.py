@@ -1,16 +1,17 @@
-"""Multi-step Q-learning off policy, three ways: the steps between were behaviour's, not the greedy policy's.
+"""Multi-step Q-learning off policy, three ways: behaviour, not the greedy policy, took the steps between.
 
     G = r_1 + gamma r_2 + ... + gamma^(m-1) r_m + gamma^m max_a q(s_m, a),   q(s_0, a_0) += alpha rho (G - q(s_0, a_0))
 
-- ignored: m = n, rho = 1. What DQN does with n > 1; its fixed point is the value of n - 1 more steps of behaviour, not q*
-  (Hernandez-Garcia & Sutton 2019 find that it pays all the same while behaviour is nearly greedy).
-- cut: m ends before the first action a_1, a_2, ... that is not greedy, rho = 1 (Watkins 1989; Sutton & Barto 2018, 12.10).
-- weighted: m = n, rho = prod_{k=1}^{n-1} pi(a_k | s_k) / mu(a_k | s_k), pi greedy, mu behaviour (Sutton & Barto 2018, 7.3):
-  0 where any of them is not greedy, else above 1.
+- ignored: m = n, rho = 1. What DQN does with n > 1; its fixed point is the value of n - 1 more steps of behaviour, not
+  q* (Hernandez-Garcia & Sutton 2019 find that it pays all the same while behaviour is nearly greedy).
+- cut: m ends before the first action a_1, a_2, ... that is not greedy, rho = 1 (Watkins 1989; Sutton & Barto 2018,
+  12.10).
+- weighted: m = n, rho = prod_{k=1}^{n-1} pi(a_k | s_k) / mu(a_k | s_k), pi greedy, mu behaviour (Sutton & Barto 2018,
+  7.3): 0 where any of them is not greedy, else above 1.
 
-Legend: ``q`` [S, A]; ``window`` the steps from s_0 on, at most n, fewer at an episode's end; ``mu`` behaviour's probability
-of the action it took. A truncated episode bootstraps. All three learn side by side, each from its own behaviour, and are
-judged by the true values, which the environment's model gives.
+Legend: ``q`` [S, A]; ``window`` the steps from s_0 on, at most n, fewer at an episode's end; ``mu`` the probability
+with which behaviour took its action. A truncated episode bootstraps. All three learn side by side, each from its own
+behaviour, and are compared with the true values, which the environment's model gives.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class NStepConfig:
 
 
 class Taken(NamedTuple):
-    """A step, and how probable its action was."""
+    """A step, and the probability ``mu`` with which behaviour took its action."""
 
     step: Step
     mu: float
@@ -70,13 +71,13 @@ Way = Callable[[Sequence[Taken], Float64], tuple[int, float]]  # (window, q) -> 
 
 
 def ignored(window: Sequence[Taken], q: Float64) -> tuple[int, float]:
-    """All the steps, as if they were greedy."""
+    """(m, rho) of all the steps, as if they were greedy: q [S, A] is not used."""
     del q
     return len(window), 1.0
 
 
 def cut(window: Sequence[Taken], q: Float64) -> tuple[int, float]:
-    """The first step, and those after it as long as they are greedy."""
+    """(m, 1): the first step, and those after it up to the first that is not greedy by q [S, A] (Watkins 1989)."""
     m = 1
     while m < len(window) and _is_greedy(window[m], q):
         m += 1
@@ -84,7 +85,7 @@ def cut(window: Sequence[Taken], q: Float64) -> tuple[int, float]:
 
 
 def weighted(window: Sequence[Taken], q: Float64) -> tuple[int, float]:
-    """All the steps, by how much more probable they are under the greedy policy than under behaviour."""
+    """(n, rho): all steps, weighted by how much likelier the greedy policy of q [S, A] takes them than behaviour."""
     return len(window), float(np.prod([_is_greedy(taken, q) / taken.mu for taken in window[1:]]))
 
 
@@ -96,7 +97,7 @@ WAYS: dict[str, Way] = {"ignored": ignored, "cut": cut, "weighted": weighted}
 
 
 def update(q: Float64, window: Sequence[Taken], way: Way, gamma: float, alpha: float) -> None:
-    """Move q(s_0, a_0) by min(1, alpha rho) of the way to G: a longer step would overshoot its own target."""
+    """Move q(s_0, a_0), of q [S, A] in place, by min(1, alpha rho) of the way to G, so that no update overshoots."""
     m, rho = way(window, q)
     first, last = window[0].step, window[m - 1].step
     bootstrap = 0.0 if last.terminated else float(q[last.s_next].max())
@@ -105,7 +106,7 @@ def update(q: Float64, window: Sequence[Taken], way: Way, gamma: float, alpha: f
 
 
 class _Learner:
-    """One table, and the behaviour that fills it."""
+    """One table, and the behaviour that it learns from."""
 
     def __init__(self, config: NStepConfig, env: EnvConfig, seed: int, way: Way, shape: tuple[int, int]) -> None:
         self.c, self.way, self.q = config, way, np.zeros(shape)
@@ -135,7 +136,7 @@ class _Learner:
 
 
 class Truth:
-    """The true values, and what a table is worth beside them, both over the states that can be reached from the start."""
+    """The true values, and a table's error and regret, over the states that can be reached from the start."""
 
     def __init__(self, env: AnyEnv, env_id: str, gamma: float) -> None:
         self.model, self._gamma = true_model(env, env_id), gamma
@@ -143,17 +144,20 @@ class Truth:
         self.counted = reachable(self.model, np.ones_like(self.model.rewards), int(env.reset(seed=0)[0]))
 
     def error(self, q: Float64) -> float:
-        """sqrt mean_s (max_a q(s, a) - v*(s))^2, in units of return."""
+        """sqrt mean_s (max_a q(s, a) - v*(s))^2 of a table q [S, A], in units of return."""
         return float(np.sqrt(np.mean((q.max(axis=1) - self.v)[self.counted] ** 2)))
 
     def regret(self, q: Float64) -> float:
-        """mean_s (v*(s) - v_greedy(s)): what acting greedily by ``q`` costs, in units of (discounted) return."""
+        """mean_s (v*(s) - v_greedy(s)): what acting greedily by q [S, A] costs, in units of discounted return."""
         policy = np.eye(q.shape[1])[greedy(q)]
         return float(np.mean((self.v - exact_values(self.model, policy, self._gamma))[self.counted]))
 
 
 def n_step(config: NStepConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Off-policy n-step Q-learning with the steps between ignored, cut or weighted (Sutton & Barto 2018, 7.3 and 12.10)."""
+    """Off-policy n-step Q-learning, the steps between ignored, cut or weighted (Sutton & Barto 2018, 7.3 and 12.10).
+
+    Returns the table of the way that `keep` names, and the errors of all three. Raises BadInput without a true model.
+    """
     made = single(env, "table")
     truth = Truth(made, env.id, config.gamma)
     made.close()

@@ -1,10 +1,10 @@
 """Neural fitted Q-iteration: the regressor is a network (Riedmiller 2005).
 
-Legend as in `classic.fitted_q`. The network gives q of every action at once, [N, A]; an iteration fits q(s, a) of the action
-taken, and goes on from the weights of the iteration before. Riedmiller trains by Rprop over the whole dataset; minibatches
-and Adam get there sooner, with a step size that falls to almost nothing within each iteration: one action is worth so
-little more than another that the noise of the last gradient steps would choose between them. That its targets stand still
-during an iteration is what DQN's target network keeps of it.
+Legend as in `classic.fitted_q`. The network gives q of every action at once, [N, A]; an iteration fits q(s, a) of the
+action taken, starting from the weights of the iteration before. Riedmiller trains by Rprop over the whole dataset;
+minibatches and Adam are faster. Their step size falls to almost nothing within each iteration: two actions differ so
+little in value that the noise of the last gradient steps would decide between them. As in DQN with its target network,
+the targets stand still during an iteration.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class NeuralFittedQConfig(BatchConfig):
 
 
 class Network:
-    """q by a network of observations divided by their deviations over the dataset."""
+    """q by a network of observations, each divided by its standard deviation over the dataset."""
 
     def __init__(self, config: NeuralFittedQConfig, data: Dataset, actions: int, seed: int) -> None:
         self._c = config
@@ -73,6 +73,7 @@ class Network:
         return torch.from_numpy(s / self._scale)
 
     def fit(self, s: Array, a: Int64, target: Float64) -> float:
+        """Minimise the mean of (target - q(s, a))^2 / 2 over s [N, *observation], a [N], target [N]; returns R^2."""
         x, a_tm1, y = self._scaled(s), torch.from_numpy(a), torch.from_numpy(target.astype(np.float32))
         batches = [
             rows
@@ -95,11 +96,15 @@ class Network:
 
     @torch.no_grad()
     def __call__(self, s: Array) -> Array:
+        """q float32 [N, A] of observations [N, *observation]."""
         return np.concatenate([self._network(x).numpy() for x in self._scaled(s).split(ROWS)])
 
 
 def neural_fitted_q(config: NeuralFittedQConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Fitted Q-iteration by a network that keeps its weights from an iteration to the next (after Riedmiller 2005)."""
+    """Fitted Q-iteration by a network that keeps its weights between iterations (after Riedmiller 2005).
+
+    Raises BadInput where the dataset does not fit.
+    """
     _, actions = describe(env)
     data = transitions(config, env, seed)
     return iterate(config, env, seed, monitor, Network(config, data, actions, seed), data)

@@ -1,4 +1,4 @@
-"""A Minari dataset as a table has it: the rows of its states, and every transition between them.
+"""A Minari dataset for a table: the row of each state, and every transition between them.
 
 Legend: T transitions, E episodes, S rows of the table (some may be of states that the data never show).
 """
@@ -24,7 +24,7 @@ from rl.types import Array, Bool, Float64, Int64
 
 @dataclass(frozen=True)
 class TableData:
-    """What `read` found."""
+    """A dataset as `read` returns it."""
 
     states: States
     grid: bool  # whether the states are MiniGrid's worlds
@@ -72,7 +72,10 @@ class TableData:
 
 
 def opened(name: str, env: EnvConfig) -> tuple[Any, gym.Space[Any], Callable[[Any], Any]]:
-    """A dataset, its states' space and how an observation becomes one; BadInput unless it suits a table and ``env``."""
+    """(dataset, space of its states, function from an observation to a state).
+
+    Raises BadInput unless the dataset suits a table and ``env``.
+    """
     data = open_dataset(name)
     fitted = table_states(data.observation_space)
     if fitted is None:
@@ -87,7 +90,7 @@ def opened(name: str, env: EnvConfig) -> tuple[Any, gym.Space[Any], Callable[[An
 
 
 def read(name: str, env: EnvConfig) -> TableData:
-    """Read a whole dataset whose states suit a table and are those of ``env``; raises BadInput where it does not fit."""
+    """Read a whole dataset. Raises BadInput unless its states suit a table and are those of ``env``."""
     data, space, state = opened(name, env)
     actions = data.action_space
     states, first, metadata = States(space), int(actions.start), data.storage.get_episode_metadata

@@ -1,13 +1,15 @@
 """Q-learning from a dataset alone, in a table.
 
-Legend: ``q`` [S, A]; ``counts`` [S, A] how often the data took an action in a state; T transitions (s_tm1, a_tm1, r_t, s_t).
+Legend: ``q`` [S, A]; ``counts`` [S, A] how often the data took an action in a state; T transitions (s_tm1, a_tm1, r_t,
+s_t).
 
 One sweep moves q(s, a) towards the mean of its targets over all transitions that took a in s (batch updating, Sutton &
 Barto 2018, 6.3): q(s, a) += alpha (mean[r + gamma max_a' q(s', a')] - q(s, a)). Whatever alpha, it ends at the optimal
-values of the model that the data themselves are. The maximum, and the greedy policy, are over the actions that the data took
-in that state (batch-constrained Q-learning, Fujimoto et al. 2019, 4.1): the zero of an action that nobody tried would beat
-every true value where rewards are negative, and be believed. A state that the data never leave is worth 0; in a state that
-they never saw the policy takes the first action. A terminal state does not bootstrap; a truncated episode does.
+values of the model that the data themselves are. The maximum, and the greedy policy, are over the actions that the data
+took in that state (batch-constrained Q-learning, Fujimoto et al. 2019, 4.1): where rewards are negative, the initial 0
+of an action that was never tried would exceed every true value. A state that the data never leave is worth 0; in a
+state that they never saw the policy takes the first action. A terminal state does not bootstrap; a truncated episode
+does.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def taken_values(q: Float64, counts: Int64) -> Float64:
 
 
 def sweep(q: Float64, counts: Int64, data: TableData, gamma: float, alpha: float) -> float:
-    """One sweep, q [S, A] in place (the equation above); returns the largest change."""
+    """One sweep (the equation above) of q [S, A], changed in place, by counts [S, A]; returns the largest change."""
     value = taken_values(q, counts).max(axis=1)
     target = data.r_t + gamma * np.where(data.terminated, 0.0, value[data.s_t])
     total = np.bincount(data.s_tm1 * data.actions + data.a_tm1, target, q.size).reshape(q.shape)
@@ -87,15 +89,16 @@ def sweep(q: Float64, counts: Int64, data: TableData, gamma: float, alpha: float
 
 
 def check(config: OfflineQConfig, env: EnvConfig) -> None:
-    """Raise BadInput unless the dataset is there and suits a table and the environment."""
+    """Raise BadInput unless the dataset exists and suits a table and the environment."""
     opened(config.dataset, env)
 
 
 def offline_q(config: OfflineQConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Learn the table from the data, and play its greedy policy on their seeds. Nothing is random: ``seed`` is not used.
+    """Learn the table from the data, and play its greedy policy on their seeds; ``seed`` is not used.
 
-    Arrays: q, counts and policy [S, A], first_seen [S, 2] (episode, step), and of MiniGrid's worlds highest and lowest uint8
-    [K, H, W, 3], pictures of the states with these values. Rows are the states in order of appearance.
+    Arrays: q, counts and policy [S, A], first_seen [S, 2] (episode, step), and of MiniGrid's worlds highest and lowest
+    uint8 [K, H, W, 3], pictures of the states with these values. Rows are the states in order of appearance. Raises
+    BadInput.
     """
     del seed
     data = read(config.dataset, env)
@@ -128,7 +131,11 @@ def offline_q(config: OfflineQConfig, env: EnvConfig, seed: int, monitor: Monito
 
 
 def extremes(data: TableData, q: Float64, count: int) -> tuple[dict[str, Array], dict[str, list[dict[str, Any]]]]:
-    """The ``count`` states of highest and of lowest max_a q(s, a) in which the data act: pictures, and where they stand."""
+    """The ``count`` states of highest and of lowest max_a q(s, a), q [S, A], in which the data act.
+
+    Returns their pictures, uint8 [K, H, W, 3] (MiniGrid's worlds alone), and where each was first seen, both by
+    `highest` and `lowest`.
+    """
     acted, first_seen = np.flatnonzero(data.counts.any(axis=1)), data.first_seen
     order = acted[np.argsort(-q[acted].max(axis=1), kind="stable")]
     pictures: dict[str, Array] = {}
@@ -174,9 +181,10 @@ def statistics(data: TableData, q: Float64) -> dict[str, Any]:
 def on_training_seeds(policy: Policy, data: TableData, env: EnvConfig, most: int, monitor: Monitor) -> dict[str, Any]:
     """Play ``policy`` once from the seed of each of the first ``most`` episodes that have one.
 
-    Figures: training_episodes; training_return, undiscounted; training_data_return, of the data's own episodes;
-    training_unknown, the share of its steps in states in which the data never act; training_other_starts, how many seeds
-    begin elsewhere here than in the data (an environment of another version). None where no episode has a seed.
+    Returns training_episodes; training_return, undiscounted; training_data_return, of the data's own episodes;
+    training_unknown, the share of its steps in states in which the data never act; training_other_starts, how many
+    seeds begin in another state here than in the data (an environment of another version). {} where no episode has a
+    seed.
     """
     chosen = [k for k, seed in enumerate(data.seeds) if seed is not None][:most]
     if not chosen:
@@ -207,7 +215,10 @@ def on_training_seeds(policy: Policy, data: TableData, env: EnvConfig, most: int
 
 
 def play(policy: Policy, env: Any, seed: int, rows_of: Callable[[Array], Array]) -> tuple[float, list[int]]:
-    """One episode from ``seed``: its undiscounted return, and the row of each state acted in."""
+    """One episode of T steps from ``seed``: its undiscounted return, and the rows [T] of the states acted in.
+
+    ``rows_of``: observations [N, ...] -> rows [N].
+    """
     assert isinstance(env.action_space, gym.spaces.Discrete)
     observation, _ = env.reset(seed=seed)
     total, rows, done = 0.0, [], False

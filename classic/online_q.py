@@ -68,7 +68,7 @@ class OnlineQConfig:
 
 
 class OnlineLearner:
-    """A network, the network that computes its targets (itself, or a copy that stands still), and their updates."""
+    """A network, the network that computes its targets (itself, or a copy updated now and then), and their updates."""
 
     def __init__(self, config: OnlineQConfig, network: QNetwork) -> None:
         self.c, self.network = config, network
@@ -77,7 +77,10 @@ class OnlineLearner:
         self.updates = 0
 
     def update(self, batch: Batch) -> float:
-        """One gradient step on the mean loss of ``batch``; returns that loss. Only a termination stops the bootstrap."""
+        """One gradient step on the mean loss of a batch of B transitions; returns that loss.
+
+        Only a termination stops the bootstrap.
+        """
         s, a, r, terminated, s_next = (torch.from_numpy(np.asarray(column)) for column in batch)
         discount = self.c.gamma * (1.0 - terminated.float())
         with torch.no_grad():
@@ -94,12 +97,12 @@ class OnlineLearner:
 
     @torch.no_grad()
     def values(self, s: Array) -> Array:
-        """q [N, A]."""
+        """q float32 [N, A] of observations [N, *observation]."""
         return np.asarray(self.network(torch.from_numpy(s)))
 
 
 def batches(config: OnlineQConfig, steps: Iterator[Batch], seed: int) -> Iterator[Batch]:
-    """What each gradient step learns from: the step itself, or as many as `batch` of the last ``config.replay`` steps."""
+    """The batch of each gradient step: the newest step itself, or `batch` of the last ``config.replay`` steps."""
     replay, rng = None, np.random.default_rng([seed, 1])
     for step in steps:
         if config.replay == 0:
@@ -111,7 +114,7 @@ def batches(config: OnlineQConfig, steps: Iterator[Batch], seed: int) -> Iterato
 
 
 def play(config: OnlineQConfig, learner: OnlineLearner, env: EnvConfig, seed: int, monitor: Monitor) -> Iterator[Batch]:
-    """``config.steps`` epsilon-greedy steps, each as a batch of one; tells the monitor of every episode."""
+    """``config.steps`` epsilon-greedy steps, each as a batch of one; reports every episode to the monitor."""
     environments, rng = make_environments(env, 1), np.random.default_rng([seed, 2])
     epsilon = 1.0  # of the next step
     steps = rollout(environments, lambda s: epsilon_greedy(learner.values(s), epsilon, rng), SeedSequence(seed, 0).draw)
@@ -126,7 +129,10 @@ def play(config: OnlineQConfig, learner: OnlineLearner, env: EnvConfig, seed: in
 
 
 def online_q(config: OnlineQConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Semi-gradient Q-learning with a network (Sutton & Barto 2018, 11.1); DQN's two remedies are options."""
+    """Semi-gradient Q-learning with a network (Sutton & Barto 2018, 11.1); replay and target network are options.
+
+    Returns q and its greedy policy. Raises RunFault where the loss is no longer finite.
+    """
     made = make_environments(env, 1)
     made.close()
     network = make_network(NetworkConfig("mlp", config.hidden, dueling=False), made.spec, made.actions, seed)

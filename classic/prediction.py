@@ -1,4 +1,4 @@
-"""Prediction: what a given policy is worth, by Monte-Carlo and by TD(0), beside the exact solution.
+"""Prediction: the value of a given policy, by Monte-Carlo and by TD(0), beside the exact solution.
 
 Legend: ``v`` [S]; ``policy`` [S, A] probabilities; G_t the return that followed step t.
 """
@@ -46,7 +46,7 @@ class PredictionConfig:
 
 
 def given_policy(name: str, model: Model, gamma: float) -> Float64:
-    """The policy to predict, [S, A] probabilities."""
+    """The policy to predict, probabilities [S, A]: uniform, or the greedy one of the model's optimal values."""
     states, actions = model.rewards.shape
     if name == "random":
         return np.full((states, actions), 1.0 / actions)
@@ -70,15 +70,15 @@ class Values:
         self.v, self.visits, self.power = np.zeros(states), np.zeros(states, np.int64), power
 
     def move(self, s: int, target: float) -> None:
-        """Move v(s) towards a target."""
+        """v(s) += n^-power (target - v(s)), at the n-th visit of s."""
         self.visits[s] += 1
         self.v[s] += (target - self.v[s]) * float(self.visits[s]) ** -self.power
 
 
 def mc_learn(values: Values, played: Iterable[Step], gamma: float) -> list[Step]:
-    """Targets G_t, at every visit of an episode that has ended (Sutton & Barto 2018, 5.1).
+    """Targets G_t, at every visit of an episode that has ended (Sutton & Barto 2018, 5.1); returns its steps.
 
-    An episode that was truncated goes on with v of where it was cut.
+    A truncated episode bootstraps from v of its last observation.
     """
     seen = list(played)
     bootstrap = 0.0 if seen[-1].terminated else float(values.v[seen[-1].s_next])
@@ -88,9 +88,9 @@ def mc_learn(values: Values, played: Iterable[Step], gamma: float) -> list[Step]
 
 
 def td0_learn(values: Values, played: Iterable[Step], gamma: float) -> list[Step]:
-    """Targets r + gamma v(s'), at every step while the episode is played (Sutton & Barto 2018, 6.1).
+    """Targets r + gamma v(s'), at every step while the episode is played (Sutton & Barto 2018, 6.1); returns its steps.
 
-    A termination is worth 0; a truncated episode bootstraps.
+    A terminal state is worth 0; a truncated episode bootstraps.
     """
     seen = []
     for step in played:
@@ -100,7 +100,7 @@ def td0_learn(values: Values, played: Iterable[Step], gamma: float) -> list[Step
 
 
 def errors(v: Float64, exact: Float64, counted: Bool) -> dict[str, float]:
-    """The largest and the root-mean-square |v - exact| over the states that are ``counted`` [S]."""
+    """The largest and the root-mean-square |v - exact|, both [S], over the states that are ``counted`` [S]."""
     off = np.abs(v - exact)[counted]
     return {"max_error": float(off.max()), "rms_error": float(np.sqrt(np.square(off).mean()))}
 
@@ -131,12 +131,12 @@ def _predict(config: PredictionConfig, env: EnvConfig, seed: int, monitor: Monit
 
 
 def mc_prediction(config: PredictionConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """v(s) of a policy as the mean of the returns that followed s."""
+    """v(s) += n^-power (G - v(s)), G the return that followed s (Sutton & Barto 2018, 5.1). Raises BadInput."""
     return _predict(config, env, seed, monitor, mc_learn)
 
 
 def td0(config: PredictionConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """v(s) of a policy from each step's reward and the value of what came next (Sutton 1988)."""
+    """v(s) += n^-power (r + gamma v(s') - v(s)) (Sutton 1988; Sutton & Barto 2018, 6.1). Raises BadInput."""
     return _predict(config, env, seed, monitor, td0_learn)
 
 

@@ -1,8 +1,10 @@
-"""Q-learning in a table, and its siblings: the same loop, another value of the successor.
+"""Tabular Q-learning and its siblings: the same loop, with another value of the successor.
 
-Legend: ``q`` [S, A]; ``behaviour`` is who acts while learning, ``a_next`` the action that it takes in the successor. Every
-rule moves q(s, a) towards a target by the step size alpha: q(s, a) += alpha (target - q(s, a)), target = r + gamma *
-bootstrap. A terminal state does not bootstrap; a truncated episode does.
+Legend: ``q`` [S, A]; ``behaviour`` is the policy that acts while learning, ``a_next`` the action that it takes in the
+successor. Every rule moves q(s, a) towards a target by the step size alpha; a terminal state does not bootstrap, a
+truncated episode does:
+
+    q(s, a) += alpha (target - q(s, a)),   target = r + gamma * bootstrap
 """
 
 from __future__ import annotations
@@ -59,31 +61,31 @@ class QLearningConfig:
         at_least(self, 1, "episodes", "n_step")
 
     def epsilon_at(self, episode: int) -> float:
-        """Probability of a random action in an episode."""
+        """Probability of a random action in an episode, counted from 0."""
         if self.behaviour == "random":
             return 1.0
         return decayed(self.epsilon, self.epsilon_end, self.epsilon_decay, episode)
 
     def alpha_at(self, episode: int) -> float:
-        """Step size in an episode."""
+        """Step size in an episode, counted from 0."""
         return self.alpha + min(self.alpha_end - self.alpha, 0.0) * episode / self.episodes
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """From the action values of one state, [A], to actions: epsilon-greedy, or softmax where a temperature is given."""
+    """The policy that acts, by action values [A] of one state: epsilon-greedy, or softmax with a temperature."""
 
     epsilon: float
     temperature: float | None = None
 
     def act(self, q: Float64, rng: np.random.Generator) -> int:
-        """An action."""
+        """An action, from 0, by the action values q [A]."""
         if self.temperature is not None:
             return int(softmax(q[None], self.temperature, rng)[0])
         return int(epsilon_greedy(q[None], self.epsilon, rng)[0])
 
     def probabilities(self, q: Float64) -> Float64:
-        """Of each action, [A]."""
+        """The probability of each action, [A], by the action values q [A]."""
         if self.temperature is not None:
             return softmax_probabilities(q[None], self.temperature).ravel()
         return epsilon_greedy_probabilities(q[None], self.epsilon).ravel()
@@ -101,19 +103,19 @@ def greedy_value(selector: Float64, value: Float64, a_next: int, behaviour: Beha
 
 
 def taken_value(selector: Float64, value: Float64, a_next: int, behaviour: Behaviour) -> float:
-    """value(a'), of the action that behaviour takes next: SARSA (Sutton & Barto 2018, 6.4)."""
+    """value(a') of the action that behaviour takes next, value [A]: SARSA (Sutton & Barto 2018, 6.4)."""
     del selector, behaviour
     return float(value[a_next])
 
 
 def expected_value(selector: Float64, value: Float64, a_next: int, behaviour: Behaviour) -> float:
-    """sum_a pi(a) value(a) under the behaviour pi: Expected SARSA (Sutton & Barto 2018, 6.6)."""
+    """sum_a pi(a) value(a) under the behaviour pi, value [A]: expected SARSA (Sutton & Barto 2018, 6.6)."""
     del a_next
     return float(behaviour.probabilities(selector) @ value)
 
 
 def n_step_target(rewards: Sequence[float], gamma: float, bootstrap: float) -> float:
-    """r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n bootstrap (Sutton & Barto 2018, 7.1)."""
+    """r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n bootstrap, of rewards [n] (Sutton & Barto 2018, 7.1)."""
     target = bootstrap
     for reward in reversed(rewards):
         target = reward + gamma * target
@@ -171,7 +173,7 @@ class _Learner:
         behaviour: Behaviour,
         alpha: float,
     ) -> None:
-        """Move q of the oldest step of ``window`` towards its target. Of two tables a coin says which one learns."""
+        """Move q of the oldest step of ``window`` towards its target. Of two tables one is drawn at random to learn."""
         learning, judging = self.tables[0], self.tables[-1]
         if learning is not judging and self.rng.random() < 0.5:
             learning, judging = judging, learning
@@ -202,12 +204,15 @@ def _learn(
 
 
 def q_learning(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """q(s, a) += alpha (r + gamma max_a' q(s', a') - q(s, a)) (Watkins 1989)."""
+    """q(s, a) += alpha (r + gamma max_a' q(s', a') - q(s, a)) (Watkins 1989; Sutton & Barto 2018, 6.5)."""
     return _learn(config, env, seed, monitor, greedy_value)
 
 
 def double_q_learning(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Two tables: the one that learns chooses the successor's action, the other says what it is worth (van Hasselt 2010)."""
+    """q1(s, a) += alpha (r + gamma q2(s', argmax_a' q1(s', a')) - q1(s, a)), or with q1 and q2 exchanged, at random.
+
+    van Hasselt 2010; Sutton & Barto 2018, 6.7. Acts and evaluates by the mean of the two tables.
+    """
     return _learn(config, env, seed, monitor, greedy_value, tables=2)
 
 
@@ -222,7 +227,10 @@ def expected_sarsa(config: QLearningConfig, env: EnvConfig, seed: int, monitor: 
 
 
 def n_step_q(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Q-learning with ``n_step`` rewards before it bootstraps, uncorrected, as n-step DQN does (Hessel et al. 2018)."""
+    """Q-learning with n = ``n_step`` rewards before it bootstraps, uncorrected, as in n-step DQN (Hessel et al. 2018).
+
+    G = r_1 + ... + gamma^(n-1) r_n + gamma^n max_a q(s_n, a).
+    """
     return _learn(config, env, seed, monitor, greedy_value, n=config.n_step)
 
 

@@ -1,7 +1,7 @@
 """Scikit-learn's regressors by name, for fitted Q-iteration: inputs [N, D] to values [N].
 
-The distance, the powers and the penalty of some depend on the inputs' units, so those see each input scaled to deviation 1;
-trees do not care.
+The distance, the powers and the penalty of some depend on the inputs' units, so those regressors scale each input to a
+standard deviation of 1; trees do not need it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ class Regressor(Protocol):
     """What scikit-learn calls a regressor."""
 
     def fit(self, x: Array, y: Array) -> Any:
-        """Forget what was fitted, and fit y [N] at x [N, D]."""
+        """Fit y [N] at x [N, D], from scratch."""
 
     def predict(self, x: Array) -> Array:
         """Values [N] at x [N, D]."""
 
     def score(self, x: Array, y: Array) -> float:
-        """R^2 = 1 - sum (y - predict(x))^2 / sum (y - mean y)^2; 1 is a perfect fit."""
+        """R^2 = 1 - sum (y - predict(x))^2 / sum (y - mean y)^2 of x [N, D] and y [N]; 1 is a perfect fit."""
 
 
 def _nearest_neighbours(seed: int, jobs: int) -> Regressor:
@@ -86,7 +86,7 @@ REGRESSORS: dict[str, Callable[[int, int], Regressor]] = {
 
 
 def make_regressor(name: str, seed: int, jobs: int) -> Regressor:
-    """A regressor of REGRESSORS on ``jobs`` threads; raises BadInput where scikit-learn is not installed."""
+    """A regressor of REGRESSORS on ``jobs`` threads. Raises BadInput where scikit-learn is not installed."""
     try:
         return REGRESSORS[name](seed, jobs)
     except ImportError as error:

@@ -45,13 +45,13 @@ class ReplayBuffer:
         )
 
     def append(self, s: Array, a: Array, r: float, terminated: bool, s_next: Array) -> None:
-        """Keep a copy of one transition, in the place of the oldest where the ring is full."""
+        """Copy one transition (s, s_next [*observation], a [*action]) over the oldest once the ring is full."""
         for column, value in zip(self._columns, (s, a, r, terminated, s_next), strict=True):
             column[self._next] = value
         capacity = len(self._columns.r)
         self._next, self.size = (self._next + 1) % capacity, min(self.size + 1, capacity)
 
     def sample(self, rng: np.random.Generator, batch: int) -> Batch:
-        """``batch`` transitions, each uniformly of those kept, with replacement; raises ValueError while there is none."""
+        """``batch`` transitions, uniformly and with replacement. Raises ValueError while there is none."""
         rows = rng.integers(0, self.size, batch)
         return Batch._make(column[rows] for column in self._columns)

@@ -1,8 +1,8 @@
-"""What a world counts beside the return: FlappyBird's pipes, and shortest paths in the 4x4 grid.
+"""Figures beside the return: FlappyBird's pipes, and shortest paths in the 4x4 grid.
 
 FlappyBird-v0 (flappy-bird-gymnasium, Kubovcik 2023, without its lidar) rewards +0.1 a step, +1 instead where a pipe is
-passed, -0.5 where the bird touches the top and -1 where it dies. The first pipe is passed at step 61, each other one 36 to
-42 steps after the last, so that an episode of P pipes has fewer than 61 + 42 P steps and
+passed, -0.5 where the bird touches the top and -1 where it dies. The first pipe is passed at step 61, each other one 36
+to 42 steps after the last, so that an episode of P pipes has fewer than 61 + 42 P steps and
 
     return <= 0.1 * (60 + 42 P - P) + P = 6 + 5.1 P.
 
@@ -68,7 +68,7 @@ def shortest_paths(policy: Policy, takes: SpaceKind) -> float:
 
 
 def scores(policy: Policy, env: EnvConfig, takes: SpaceKind, seed: int) -> dict[str, Any]:
-    """What the world of ``env`` counts: pipes and worst_pipes, shortest_paths, or nothing."""
+    """The figures of ``env`` beside the return: pipes and worst_pipes, shortest_paths, or none."""
     if env.id.startswith("FlappyBird"):
         passed = pipes(policy, env, PIPES_EPISODES, seed)
         return {"pipes": float(np.mean(passed)), "worst_pipes": min(passed)}

@@ -1,4 +1,4 @@
-"""Play as a stream of steps, which the methods that need no batches consume.
+"""Play as a stream of single steps, for the methods that need no batches.
 
 Legend: ``s`` an observation, ``a`` an action from 0, ``s_next`` the true successor, also where the episode ends there.
 """
@@ -46,5 +46,5 @@ def episode(stream: Iterator[Step]) -> Iterator[Step]:
 
 
 def result(played: Sequence[Step], epsilon: float) -> EpisodeResult:
-    """An episode's return and length."""
+    """An episode's undiscounted return, its length in steps, its epsilon, and whether it was truncated."""
     return EpisodeResult(sum(step.reward for step in played), len(played), epsilon, played[-1].truncated)

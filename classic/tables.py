@@ -1,4 +1,4 @@
-"""Q(s, a) as a table: a row a state.
+"""Q(s, a) as a table: a row for each state.
 
 Legend: ``s`` a state's row, ``q`` [S, A].
 """
@@ -49,7 +49,7 @@ class States:
         return np.fromiter(known, np.int64, len(observations))
 
     def observations(self, rows: Sequence[int]) -> list[Array]:
-        """The observations that have these ``rows``."""
+        """The observations of these rows, in their order, each of the space's shape ([] where it is Discrete)."""
         if self.by_bytes is None:
             return [np.asarray(row, np.int64) for row in rows]
         keys = list(self.by_bytes)
@@ -65,7 +65,10 @@ class QTable:
         self._q = np.full((max(self.states.count, 64), actions), initial)
 
     def values(self, observation: Any) -> Float64:
-        """q(s, .) of one state, [A], in place; the table grows for a new one."""
+        """q(s, .) of one state, [A], to change in place; the table grows for a new one.
+
+        Raises ValueError outside the space.
+        """
         s = self.states.row(observation)
         if s >= len(self._q):
             self._q = np.vstack([self._q, np.full_like(self._q, self._initial)])
@@ -78,5 +81,6 @@ class QTable:
         return self._q[: self.states.count]
 
     def __call__(self, observations: Array) -> Array:
+        """q [N, A] of observations [N, ...]; the initial value for states never seen."""
         rows = self.states.rows(observations)
         return np.where((rows == UNKNOWN)[:, None], self._initial, self._q[rows])

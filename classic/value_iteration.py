@@ -1,7 +1,7 @@
 """Planning: value iteration and Q-iteration in a model that is estimated by counting what random steps did.
 
-Legend: S states, A actions; ``v`` [S], ``q`` [S, A]; r(s, a) the expected reward of a step; p(s' | s, a) the probability
-that the episode goes on in s'. A step that terminates goes on nowhere, so a terminal state is worth 0.
+Legend: S states, A actions; ``v`` [S], ``q`` [S, A]; r(s, a) the expected reward of a step; p(s' | s, a) the
+probability that the episode goes on in s'. A step that terminates has no successor, so a terminal state is worth 0.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Model(NamedTuple):
 
 
 def size(env: AnyEnv, env_id: str) -> tuple[int, int]:
-    """(S, A); raises BadInput where the states are not numbered, or too many to count each (s, a, s')."""
+    """(S, A). Raises BadInput where the states are not numbered, or too many to count each (s, a, s')."""
     states, actions = env.observation_space, env.action_space
     assert isinstance(actions, gym.spaces.Discrete)
     if not isinstance(states, gym.spaces.Discrete) or states.n**2 * actions.n > LARGEST:
@@ -49,7 +49,10 @@ def size(env: AnyEnv, env_id: str) -> tuple[int, int]:
 
 
 def true_model(env: AnyEnv, env_id: str) -> Model:
-    """The model that an environment states itself, as Gymnasium's toy worlds do: P[s][a] = [(p, s', r, terminated)]."""
+    """The model that the environment itself has, as Gymnasium's toy worlds do: P[s][a] = [(p, s', r, terminated)].
+
+    Raises BadInput where it has none.
+    """
     outcomes = getattr(env.unwrapped, "P", None)
     if outcomes is None:
         raise BadSetting(
@@ -87,7 +90,7 @@ def check_model(config: Any, env: EnvConfig) -> None:
 
 
 class Counts:
-    """What was seen of each (s, a, s'), three arrays [S, A, S]."""
+    """Counts, summed rewards and terminations of each (s, a, s'), three arrays [S, A, S]."""
 
     def __init__(self, states: int, actions: int) -> None:
         shape = (states, actions, states)
@@ -103,30 +106,30 @@ class Counts:
 
 
 def estimated_model(counts: Float64, reward_sums: Float64, endings: Float64) -> Model:
-    """Means of what was counted, each [S, A, S]; a pair (s, a) that was never tried earns nothing and ends the episode."""
+    """The model of the means: arrays [S, A, S] of `Counts`; a pair (s, a) never tried earns 0 and ends the episode."""
     tries = np.maximum(counts.sum(axis=2), 1)
     return Model(reward_sums.sum(axis=2) / tries, (counts - endings) / tries[..., None])
 
 
 def lookahead(model: Model, v: Float64, gamma: float) -> Float64:
-    """q(s, a) = r(s, a) + gamma sum_s' p(s' | s, a) v(s')."""
+    """q(s, a) = r(s, a) + gamma sum_s' p(s' | s, a) v(s'): v [S] -> q [S, A]."""
     q: Float64 = model.rewards + gamma * model.transitions @ v
     return q
 
 
 def value_iteration(model: Model, gamma: float, tolerance: float, v: Float64 | None = None) -> Float64:
-    """v(s) <- max_a [r(s, a) + gamma sum_s' p(s' | s, a) v(s')] from ``v`` (or 0) on, until v is exact to ``tolerance``.
+    """v(s) <- max_a [r(s, a) + gamma sum_s' p(s' | s, a) v(s')] from ``v`` (or 0), until v is exact to ``tolerance``.
 
-    Bellman 1957; Sutton & Barto 2018, 4.4.
+    Returns v [S]. Bellman 1957; Sutton & Barto 2018, 4.4.
     """
     start = np.zeros(len(model.rewards)) if v is None else v
     return _fixed_point(lambda v: lookahead(model, v, gamma).max(axis=1), start, gamma, tolerance)
 
 
 def q_iteration(model: Model, gamma: float, tolerance: float, q: Float64 | None = None) -> Float64:
-    """q(s, a) <- r(s, a) + gamma sum_s' p(s' | s, a) max_a' q(s', a') from ``q`` (or 0) on, until exact to ``tolerance``.
+    """q(s, a) <- r(s, a) + gamma sum_s' p(s' | s, a) max_a' q(s', a') from ``q`` (or 0), until exact to ``tolerance``.
 
-    The optimality equation (Sutton & Barto 2018, 4.2) as an update.
+    Returns q [S, A]. The optimality equation (Sutton & Barto 2018, equation 4.2) as an update.
     """
     start = np.zeros_like(model.rewards) if q is None else q
     return _fixed_point(lambda q: lookahead(model, q.max(axis=1), gamma), start, gamma, tolerance)
@@ -146,7 +149,7 @@ def _fixed_point(update: Callable[[Float64], Float64], x: Float64, gamma: float,
 
 
 def exact_values(model: Model, policy: Float64, gamma: float) -> Float64:
-    """v of a policy [S, A] of probabilities: the solution of v = r_pi + gamma P_pi v (Sutton & Barto 2018, 4.1)."""
+    """v [S] of a policy [S, A] of probabilities: solves v = r_pi + gamma P_pi v (Sutton & Barto 2018, 4.1)."""
     rewards = (policy * model.rewards).sum(axis=1)
     transitions = np.einsum("sa,sat->st", policy, model.transitions)
     return np.asarray(np.linalg.solve(np.eye(len(rewards)) - gamma * transitions, rewards))
@@ -184,7 +187,7 @@ class PlanningConfig:
 
 
 class _Planner:
-    """Random steps into counts, counts into a model, the model's values into tests, until a test is confirmed."""
+    """Counts random steps, estimates a model, plans in it and tests the greedy policy, until a test is confirmed."""
 
     def __init__(self, config: PlanningConfig, env: EnvConfig, seed: int) -> None:
         self.c = config
@@ -201,7 +204,7 @@ class _Planner:
         return self.q[observations.astype(np.int64)]
 
     def model(self) -> Model:
-        """The model as counted so far, with one iteration's random steps more."""
+        """The model as counted so far, after one more iteration's random steps."""
         self.counts.add(islice(self.random, self.c.steps))
         return estimated_model(self.counts.counts, self.counts.reward_sums, self.counts.endings)
 
@@ -242,7 +245,7 @@ def _learn(
 
 
 def learn_v(config: PlanningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Value iteration in the counted model; a policy looks one step ahead in it."""
+    """Value iteration in the counted model (Sutton & Barto 2018, 4.4); its policy looks one step ahead in the model."""
     gamma, tolerance = config.gamma, config.tolerance
 
     def plan(model: Model, q: Float64) -> Float64:
@@ -252,7 +255,7 @@ def learn_v(config: PlanningConfig, env: EnvConfig, seed: int, monitor: Monitor)
 
 
 def learn_q(config: PlanningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Q-iteration in the counted model; a policy needs no model any more."""
+    """Q-iteration in the counted model; its policy needs no model."""
     return _learn(config, env, seed, monitor, lambda model, q: q_iteration(model, config.gamma, config.tolerance, q))
 
 

@@ -1,1 +1,1 @@
-"""Learning: updates, prefetch, publication, checkpoints."""
+"""Learning: updates, prefetching, publication, checkpoints."""

@@ -1,10 +1,11 @@
-"""Checkpoints: a directory a step, whole once its MANIFEST.json is there; nothing is ever unpickled.
+"""Checkpoints: a directory for each save, complete once its MANIFEST.json exists; nothing is ever unpickled.
 
     <root>/<step>/online.safetensors target.safetensors optimizer.safetensors state.json MANIFEST.json
 
-state.json has a format number. The manifest, written last, holds each file's SHA-256. Locally the directory is filled under
-a temporary name and renamed.
-The root may be any fsspec URL (s3://..., gs://..., memory://...).
+A second save of the same step is <step>-1, a third <step>-2: no save changes what an earlier one wrote. state.json has
+a format number. The manifest, written last, holds each file's SHA-256. Locally the directory is filled under a
+temporary name, synced and renamed: after a power cut either the old save or both are there. The root may be any fsspec
+URL (s3://..., gs://..., memory://...). Only one process at a time may write to it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import posixpath
-import uuid
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from rl.files import sync, write_synced
 from rl.formats import KEY as FORMAT_KEY
 from rl.formats import upgraded
 from rl.parameters import from_bytes, to_bytes
@@ -28,8 +32,9 @@ from rl.types import Array
 log = logging.getLogger("qfleet.checkpoint")
 
 MANIFEST = "MANIFEST.json"
-# What a checkpoint's state calls otherwise since format 0, 1, ...
-RENAMED = ({"judge": "evaluation"},)
+SAVE = re.compile(r"(\d{12})(?:-(\d+))?")  # the name of a save
+# Keys of a checkpoint's state that were renamed after format 0, after format 1, ...
+RENAMED = ({"judge": "evaluation"}, {"rng": "replay"})
 
 
 class DamagedCheckpoint(Exception):
@@ -38,14 +43,21 @@ class DamagedCheckpoint(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: groups of named arrays, and plain data (counters, RNG states)."""
+    """The content of a checkpoint: groups of named arrays, and plain data (counters)."""
 
     arrays: Mapping[str, Mapping[str, Array]]
     state: Mapping[str, Any]
 
 
 class CheckpointStore:
-    """The checkpoints under one root, the newest ``keep`` of them."""
+    """The checkpoints under one root.
+
+        store = CheckpointStore("runs/a/checkpoints")
+        store.save(step, checkpoint)
+        checkpoint = store.load_newest()  # None where there is none
+
+    The newest ``keep`` of them are kept.
+    """
 
     def __init__(self, root: str, keep: int = 3) -> None:
         self.fs, self.path = fsspec.core.url_to_fs(root)
@@ -53,38 +65,56 @@ class CheckpointStore:
         self._local = "file" in _as_tuple(self.fs.protocol)
 
     def save(self, step: int, checkpoint: Checkpoint) -> str:
-        """Write a checkpoint under ``step``; returns its path. An older one of the same step is replaced."""
-        final = posixpath.join(self.path, f"{step:012d}")
-        folder = posixpath.join(self.path, f".{step:012d}-{uuid.uuid4().hex[:8]}") if self._local else final
-        if not self._local and self.fs.exists(final):
-            self.fs.rm(final, recursive=True)
-        self.fs.makedirs(folder, exist_ok=True)
-        files = {f"{name}.safetensors": to_bytes(group) for name, group in checkpoint.arrays.items()}
+        """Write a checkpoint under ``step``; returns its path.
+
+        Older saves beyond ``keep``, and those of the same step, are removed once this one is complete. Raises OSError
+        when it cannot be written.
+        """
+        name = self._fresh_name(step)
+        folder = posixpath.join(self.path, f".{name}" if self._local else name)
+        if self.fs.exists(folder):  # left by a save that was killed
+            self.fs.rm(folder, recursive=True)
+        self.fs.makedirs(folder)
+        files = {f"{group}.safetensors": to_bytes(arrays) for group, arrays in checkpoint.arrays.items()}
         state = {FORMAT_KEY: len(RENAMED), **checkpoint.state}
         files["state.json"] = json.dumps(state, indent=1).encode()
-        for name, data in files.items():
-            self.fs.pipe_file(posixpath.join(folder, name), data)
-        manifest = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        self.fs.pipe_file(posixpath.join(folder, MANIFEST), json.dumps({"sha256": manifest}, indent=1).encode())
+        manifest = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
+        files[MANIFEST] = json.dumps({"sha256": manifest}, indent=1).encode()  # the last one
+        for file, data in files.items():
+            self._write(posixpath.join(folder, file), data)
+        final = posixpath.join(self.path, name)
         if self._local:
-            if self.fs.exists(final):
-                self.fs.rm(final, recursive=True)
-            self.fs.mv(folder, final, recursive=True)
-        self._drop_old(step)
+            sync(Path(folder))
+            os.rename(folder, final)
+            sync(Path(self.path))
+        self._drop_others(step, name)
         return str(final)
 
     def steps(self) -> list[int]:
-        """Steps that have a directory with a manifest, oldest first."""
-        self.fs.invalidate_cache()
-        if not self.fs.exists(self.path):
-            return []
-        names = [posixpath.basename(str(p).rstrip("/")) for p in self.fs.ls(self.path, detail=False)]
-        whole = [n for n in names if n.isdigit() and self.fs.exists(posixpath.join(self.path, n, MANIFEST))]
-        return sorted(int(n) for n in whole)
+        """Steps that have a complete save, oldest first."""
+        return sorted({step for step, _, _ in self._saves()})
 
     def load(self, step: int) -> Checkpoint:
-        """The checkpoint of ``step``. Raises DamagedCheckpoint, and BadInput where a newer Qfleet wrote it."""
-        folder = posixpath.join(self.path, f"{step:012d}")
+        """The newest save of ``step``.
+
+        Raises DamagedCheckpoint when it is missing or damaged, BadInput when a newer Qfleet wrote it.
+        """
+        names = [name for found, _, name in self._saves() if found == step]
+        return self._load(posixpath.join(self.path, names[-1] if names else f"{step:012d}"))
+
+    def load_newest(self) -> Checkpoint | None:
+        """The newest undamaged checkpoint, or None; damaged ones are skipped with a warning.
+
+        Raises BadInput when a newer Qfleet wrote it.
+        """
+        for _, _, name in reversed(self._saves()):
+            try:
+                return self._load(posixpath.join(self.path, name))
+            except DamagedCheckpoint as error:
+                log.warning("skipping a damaged checkpoint: %s", error)
+        return None
+
+    def _load(self, folder: str) -> Checkpoint:
         try:
             sums = json.loads(self.fs.cat_file(posixpath.join(folder, MANIFEST)))["sha256"]
             files = {name: self.fs.cat_file(posixpath.join(folder, name)) for name in sums}
@@ -100,23 +130,43 @@ class CheckpointStore:
         except (ValueError, KeyError) as error:
             raise DamagedCheckpoint(f"{folder}: {error}") from error
 
-    def load_newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None; damaged ones are skipped with a warning. Raises BadInput as `load` does."""
-        for step in reversed(self.steps()):
-            try:
-                return self.load(step)
-            except DamagedCheckpoint as error:
-                log.warning("skipping a damaged checkpoint: %s", error)
-        return None
+    def _names(self) -> list[str]:
+        """Names of all saves under the root, interrupted ones included."""
+        self.fs.invalidate_cache()
+        if not self.fs.exists(self.path):
+            return []
+        return [posixpath.basename(str(path).rstrip("/")) for path in self.fs.ls(self.path, detail=False)]
 
-    def _drop_old(self, written: int) -> None:
-        """Keep the step just written, whatever its number, and the newest others; nothing of saves that were killed."""
-        for path in self.fs.ls(self.path, detail=False) if self._local else ():
-            if posixpath.basename(path).startswith("."):
-                self.fs.rm(path, recursive=True)
-        others = [step for step in self.steps() if step != written]
-        for step in others[: max(0, len(others) - (self._keep - 1))]:
-            self.fs.rm(posixpath.join(self.path, f"{step:012d}"), recursive=True)
+    def _saves(self) -> list[tuple[int, int, str]]:
+        """(step, number of earlier saves of that step, name) of every complete save, oldest first."""
+        found = [(int(m[1]), int(m[2] or 0), m[0]) for m in map(SAVE.fullmatch, self._names()) if m]
+        return sorted(save for save in found if self.fs.exists(posixpath.join(self.path, save[2], MANIFEST)))
+
+    def _fresh_name(self, step: int) -> str:
+        """An unused name for a save of ``step``, which sorts after the other saves of that step."""
+        taken = [int(m[2] or 0) for m in map(SAVE.fullmatch, self._names()) if m and int(m[1]) == step]
+        return f"{step:012d}-{max(taken) + 1}" if taken else f"{step:012d}"
+
+    def _write(self, path: str, data: bytes) -> None:
+        if self._local:
+            write_synced(Path(path), data)
+        else:
+            self.fs.pipe_file(path, data)
+
+    def _drop_others(self, step: int, written: str) -> None:
+        """Remove all saves but ``written`` and the newest ones of other steps; interrupted saves go too."""
+        newest = {number: name for number, _, name in self._saves() if number != step}
+        kept = {written, *list(newest.values())[max(0, len(newest) - (self._keep - 1)) :]}
+        for name in self._names():
+            if (SAVE.fullmatch(name) or name.startswith(".")) and name not in kept:
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        """Remove a save, its manifest first: a save that is half removed then counts as none."""
+        folder = posixpath.join(self.path, name)
+        if self.fs.exists(posixpath.join(folder, MANIFEST)):
+            self.fs.rm_file(posixpath.join(folder, MANIFEST))
+        self.fs.rm(folder, recursive=True)
 
 
 def _as_tuple(protocol: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""The learner: batches in, updates, priorities back, weights out, checkpoints aside. No process, no socket."""
+"""The learner: takes batches, makes updates, reports priorities, publishes weights and makes checkpoints.
+
+It starts no process and opens no socket.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from rl.bounds import at_least, positive
 from rl.errors import BadSetting, RunFault
 from rl.networks import NetworkConfig, make_network
 from rl.ports import BatchSource, MetricSink, WeightSink
+from rl.resuming import Rules, rules
 from rl.types import ObservationSpec
 
 
@@ -41,7 +45,15 @@ class LearnerConfig(UpdateConfig):
     keep_checkpoints: int = 3
     """Newest checkpoints that are kept."""
     metrics_period: int = 100  # learner updates
-    """Learner updates between readings of loss and the like."""
+    """Learner updates between reports of the loss and other metrics."""
+
+    on_resume: ClassVar[Rules] = {
+        **UpdateConfig.on_resume,
+        **rules(
+            may="device threads publish_period checkpoint_minutes keep_checkpoints metrics_period",
+            batch_size="schedules go on from the updates made so far, which were of the old size",
+        ),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +63,7 @@ class LearnerConfig(UpdateConfig):
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device that ``name`` means here; raises BadSetting when it is not there."""
+    """The torch device that ``name`` means on this machine. Raises BadSetting when it is unknown or not available."""
     mps = torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
@@ -69,7 +81,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def learner_threads(config: LearnerConfig) -> int:
-    """Torch threads of each half of the update: as asked, else half the cores up to 8 on the CPU, 1 with a GPU."""
+    """Torch threads of each half of the update: as configured, else half the cores up to 8 on the CPU, 1 with a GPU.
+
+    Raises BadSetting as `pick_device` does.
+    """
     if config.threads:
         return config.threads
     if pick_device(config.device).type != "cpu":
@@ -78,7 +93,14 @@ def learner_threads(config: LearnerConfig) -> int:
 
 
 class Learner:
-    """Owns the update, and moves it on a batch at a time."""
+    """Owns the updater and feeds it one batch at a time.
+
+        learner = Learner(config, network, spec, actions, source, weights, metrics, seed)
+        learner.set_checkpoint(checkpoint)  # only on resume
+        learner.run(stopping)  # or `publisher.publish` once, and `step` as often as wanted; then `close`
+
+    ``threaded``: batches are prepared in a thread of their own. Raises BadSetting as `pick_device` does.
+    """
 
     def __init__(
         self,
@@ -103,7 +125,10 @@ class Learner:
         self._seconds_waiting = self._seconds_learning = 0.0
 
     def step(self, timeout: float = 1.0) -> bool:
-        """One update if a batch comes within ``timeout`` seconds; returns whether there was one. Raises RunFault."""
+        """Make one update if a batch arrives within ``timeout`` seconds; returns whether it did.
+
+        Raises RunFault when replay is gone or the run has diverged.
+        """
         if self._batches is None:
             self._batches = (Prefetcher if self._threaded else SynchronousBatches)(self._source, self.updater.prepare)
         began = time.perf_counter()
@@ -122,14 +147,17 @@ class Learner:
         return True
 
     def run(self, stopping: threading.Event, on_tick: Callable[[], None] = lambda: None) -> None:
-        """Update until ``stopping``; ``on_tick`` is called between updates (checkpoints, say)."""
+        """Make updates until ``stopping`` is set; ``on_tick`` is called between them (for checkpoints, say).
+
+        Raises RunFault as `step` does.
+        """
         self.publisher.publish()
         while not stopping.is_set():
             self.step()
             on_tick()
 
     def report(self, values: Mapping[str, float] | None = None) -> None:
-        """Send the figures now."""
+        """Send the learner's metrics now, with ``values`` among them."""
         busy = self._seconds_learning + self._seconds_waiting
         self._metrics.report(
             {
@@ -143,36 +171,31 @@ class Learner:
         )
 
     def get_checkpoint(self, extra: Mapping[str, Any]) -> Checkpoint:
-        """Networks, optimizer, counters and RNG states, with ``extra`` plain data of the caller's.
+        """Networks, optimizer and counters, with ``extra`` plain data of the caller's.
 
-        Raises RunFault when a weight is not finite: such a checkpoint would only carry the divergence on.
+        The learner draws no random numbers after it is made, so no generator is saved. Raises RunFault when a weight is
+        not finite: such a checkpoint would only preserve the divergence.
         """
         arrays = self.updater.get_state()
         if not all(np.isfinite(x).all() for x in arrays["online"].values()):
             raise RunFault("the learner has diverged: no checkpoint of weights that are not finite")
-        rng = {"torch": torch.get_rng_state().numpy().tolist(), **self._source.get_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device).numpy().tolist()
         state = {
             "updates": self.updater.updates,
             "target_syncs": self.updater.target_syncs,
             "weights_version": self.publisher.version,
-            "rng": rng,
+            "replay": dict(self._source.get_state()),
             **extra,
         }
         return Checkpoint(arrays, state)
 
     def set_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Inverse of `get_checkpoint`. Raises ValueError when it is of another network."""
+        """Inverse of `get_checkpoint`. Raises ValueError when it is of another network or optimizer."""
         state = checkpoint.state
         self.updater.set_state(checkpoint.arrays, int(state["updates"]), int(state["target_syncs"]))
-        torch.set_rng_state(torch.from_numpy(np.asarray(state["rng"]["torch"], np.uint8)))
-        if self.device.type == "cuda" and "cuda" in state["rng"]:
-            torch.cuda.set_rng_state(torch.from_numpy(np.asarray(state["rng"]["cuda"], np.uint8)), self.device)
-        self._source.set_state({name: x for name, x in state["rng"].items() if name not in ("torch", "cuda")})
+        self._source.set_state(state["replay"])
         self.publisher.version = int(state["weights_version"])
 
     def close(self) -> None:
-        """Stop prefetching."""
+        """Stop prefetching; the batch source stays open."""
         if self._batches is not None:
             self._batches.close()

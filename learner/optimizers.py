@@ -18,21 +18,24 @@ STATE = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "rmsprop": {"step", "square_
 def make_optimizer(
     name: OptimizerName, parameters: Iterable[nn.Parameter], learning_rate: float, epsilon: float
 ) -> torch.optim.Optimizer:
-    """Adam, or RMSProp as in Mnih et al. 2015 (centred, decay 0.95)."""
+    """Adam (Kingma and Ba 2015), or RMSProp as in Mnih et al. 2015 (centred, decay 0.95)."""
     if name == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=learning_rate, alpha=0.95, eps=epsilon, centered=True)
     return torch.optim.Adam(parameters, lr=learning_rate, eps=epsilon, fused=True)
 
 
 def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, Array]:
-    """Its state as arrays ``INDEX.KEY``, by the parameter's index."""
+    """A copy of the optimizer's state as arrays named ``INDEX.KEY``, by the parameter's index.
+
+    Each has its parameter's shape; counts of steps are scalars.
+    """
     state = optimizer.state_dict()["state"]
     tensors = {f"{i}.{key}": value for i, own in state.items() for key, value in own.items()}
     return {name: np.array(x.detach().cpu().numpy()) for name, x in tensors.items()}
 
 
 def check_optimizer(name: str, arrays: Mapping[str, Array]) -> None:
-    """Raise ValueError when ``arrays``, of `optimizer_arrays`, were made by another optimizer."""
+    """Raise ValueError when ``arrays``, from `optimizer_arrays`, belong to another optimizer than ``name``."""
     kept = {key.split(".", 1)[1] for key in arrays}
     made_by = next((other for other, keys in STATE.items() if kept == keys), "another optimizer")
     if kept and made_by != name:
@@ -41,13 +44,16 @@ def check_optimizer(name: str, arrays: Mapping[str, Array]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Array], device: torch.device) -> None:
-    """Inverse of `optimizer_arrays`."""
+    """Inverse of `optimizer_arrays`: copy ``arrays`` into ``optimizer``, on ``device``.
+
+    Raises IndexError when they are of more parameters.
+    """
     parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in arrays.items():
         index, key = name.split(".", 1)
         tensor, parameter = torch.from_numpy(np.array(value)), parameters[int(index)]
-        # in the parameter's own memory order: a fused step goes through both in a line
+        # in the parameter's own memory order: a fused step reads both sequentially
         if tensor.shape == parameter.shape:
             tensor = torch.empty_like(parameter, device="cpu").copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor

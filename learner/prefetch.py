@@ -1,4 +1,4 @@
-"""A thread that decodes and copies the next batches while the last one trains."""
+"""A thread that decodes and copies the next batches while the learner trains on the last one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Prepare = Callable[[SampledBatch], Batch]
 
 
 class Prefetcher:
-    """Batches of ``source`` made ready by ``prepare``, up to ``depth`` ahead."""
+    """Batches of ``source``, each prepared by ``prepare`` in a thread of its own, up to ``depth`` ahead."""
 
     def __init__(self, source: BatchSource, prepare: Prepare, depth: int = 2) -> None:
         self._source, self._prepare = source, prepare
@@ -43,7 +43,10 @@ class Prefetcher:
                 continue
 
     def get(self, timeout: float) -> Prefetched | None:
-        """The next batch, or None after ``timeout`` seconds. Raises RunFault when the source failed."""
+        """The next sampled batch and its prepared form, or None after ``timeout`` seconds.
+
+        Raises RunFault when the source or ``prepare`` failed.
+        """
         try:
             return self._queue.get(timeout=timeout)
         except queue.Empty:
@@ -54,21 +57,24 @@ class Prefetcher:
             return None
 
     def close(self) -> None:
-        """Stop the thread (the source stays open)."""
+        """Stop the thread; the source stays open."""
         self._stopping.set()
         self._thread.join(timeout=5.0)
 
 
 class SynchronousBatches:
-    """The same without a thread, for serial mode: a batch is drawn when it is asked for."""
+    """The same interface without a thread, for serial mode: a batch is drawn when it is asked for."""
 
     def __init__(self, source: BatchSource, prepare: Prepare) -> None:
         self._source, self._prepare = source, prepare
 
     def get(self, timeout: float) -> Prefetched | None:
-        """The next batch, or None when replay may not be sampled."""
+        """The next sampled batch and its prepared form, or None when replay may not be sampled (yet).
+
+        ``timeout`` is in seconds. Raises RunFault when the source failed.
+        """
         sampled = self._source.sample(timeout)
         return None if sampled is None else (sampled, self._prepare(sampled))
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: there is no thread to stop."""

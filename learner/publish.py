@@ -1,4 +1,4 @@
-"""Broadcasting weights and target syncs."""
+"""Publication of weights and target syncs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from rl.ports import Publication, WeightSink
 
 
 class Publisher:
-    """Publishes the weights to act with every ``period`` updates, and the target's when they changed since."""
+    """Publishes the weights to act with every ``period`` updates, and the target network's when they changed since.
+
+    ``version`` is the number of the last publication.
+    """
 
     def __init__(self, updater: Updater, sink: WeightSink, period: int, version: int = 0) -> None:
         self._updater, self._sink, self._period = updater, sink, period
@@ -16,12 +19,12 @@ class Publisher:
         self._target_sent = -1
 
     def maybe_publish(self) -> None:
-        """Publish when the period is due."""
+        """Publish if the number of updates made is a multiple of the period."""
         if self._updater.updates % self._period == 0:
             self.publish()
 
     def publish(self) -> None:
-        """Publish now."""
+        """Publish now, under the next version."""
         u = self._updater
         self.version += 1
         target = weights_of(u.target) if u.target_syncs != self._target_sent else None

@@ -1,8 +1,8 @@
-"""One DQN / Double-DQN update: a batch in, |TD errors| and metrics out.
+"""One DQN / Double-DQN update: a batch in, |TD errors| and metrics out (Mnih et al. 2015; van Hasselt et al. 2016).
 
     loss = mean_b w_b * l(td_b),   td_b by `rl.td`
 
-The networks, the optimizer and the counts of one learner live here; where batches come from does not.
+This holds the networks, the optimizer and the counts of one learner; it does not know where batches come from.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from rl.networks import QNetwork
 from rl.parameters import weights_of
 from rl.pixels import channels_last
 from rl.precision import Precision, pick_dtype
+from rl.resuming import Rules, rules
 from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
 
@@ -70,6 +71,14 @@ class UpdateConfig:
     """Forward and backward passes: float32, bfloat16 by autocast (weights and optimizer stay float32), or auto: bfloat16
     where the hardware has it."""
 
+    on_resume: ClassVar[Rules] = rules(
+        may="loss learning_rate learning_rate_end learning_rate_updates optimizer_epsilon max_grad_norm "
+        "target_update_period target_tau precision",
+        stays="optimizer",
+        double="action values so far are of the old targets",
+        average_tau="from 0 on an average begins at the present weights; 0 drops it",
+    )
+
     def __post_init__(self) -> None:
         positive(self, "learning_rate", "optimizer_epsilon")
         at_least(self, 0, "learning_rate_end")
@@ -95,20 +104,20 @@ class Batch:
 def _to(x: Array, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(x if x.flags.writeable else x.copy())
     if device.type == "cuda":
-        dense = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # the two stacks share one buffer: views
+        dense = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # the two stacks are views of one buffer
         return dense.copy_(tensor).to(device, non_blocking=True)
     return tensor.to(device)
 
 
 class _Frozen:
-    """Copies of networks in ``dtype``, whole for whoever holds ``lock``."""
+    """Copies of networks in ``dtype``. Hold ``lock`` while reading them."""
 
     def __init__(self, networks: tuple[QNetwork, ...], dtype: torch.dtype) -> None:
         self.networks = tuple(copy.deepcopy(n).to(dtype).requires_grad_(False) for n in networks)
         self.lock = threading.Lock()
 
     def renew(self, networks: tuple[QNetwork, ...]) -> None:
-        """Take the state of ``networks``; waits while somebody reads."""
+        """Copy the state of ``networks``; waits while another thread reads."""
         with self.lock:
             for old, new in zip(self.networks, networks, strict=True):
                 old.load_state_dict(new.state_dict())
@@ -117,10 +126,11 @@ class _Frozen:
 class Updater:
     """Online and target network, optimizer, and the number of updates made.
 
-    With ``concurrent`` the targets of a batch are computed in `prepare`, which another thread may call while `update` makes
-    a gradient step (decisions/0004). `prepare` then reads copies of the networks, renewed every FREEZE_PERIOD updates and
-    at each target sync. There are two sets of copies, one to read and one to renew, so that `update` waits for a reader
-    only when it began before the last renewal. Otherwise `update` computes targets, with the weights of the moment.
+    With ``concurrent`` the targets of a batch are computed in `prepare`, which another thread may call while `update`
+    makes a gradient step (decisions/0004). `prepare` then reads copies of the networks, renewed every FREEZE_PERIOD
+    updates and at each target sync. There are two sets of copies, one to read and one to renew, so that `update` waits
+    for a reader only when it began before the last renewal. Otherwise `update` computes the targets, with the current
+    weights.
     """
 
     def __init__(
@@ -129,7 +139,7 @@ class Updater:
         self.config, self.device = config, device
         self.online, self.target = online.to(device), target.to(device).requires_grad_(False)
         self.dtype = pick_dtype(config.precision, device)
-        # on a CPU float32 gains a sixth, bfloat16 nothing (its pixels take longer to widen into that order)
+        # on a CPU float32 gains a sixth, bfloat16 nothing (converting its pixels into that order takes longer)
         last = device.type == "cuda" or (device.type == "cpu" and self.dtype == torch.float32)
         self._order = torch.channels_last if last else torch.contiguous_format
         for network in (self.online, self.target):
@@ -149,7 +159,7 @@ class Updater:
         self._frozen, self._spare = (self._copies() if concurrent else None for _ in range(2))
 
     def prepare(self, sampled: SampledBatch) -> Batch:
-        """``sampled`` on the device, made ready for `update`."""
+        """A `Batch` of ``sampled`` on the device, ready for `update`. The first one sets the background of pixels."""
         t = sampled.transitions
         s_tm1, s_t = self._observations(t.s_tm1), self._observations(t.s_t)
         a_tm1, r_t, discount_t, weights = (_to(x, self.device) for x in (t.a_tm1, t.r_t, t.discount_t, sampled.weights))
@@ -163,7 +173,7 @@ class Updater:
             return replace(batch, target=self._target(batch, *frozen.networks))
 
     def _center(self, observations: Tensor) -> None:
-        """Subtract the median of ``observations`` [B, C, H, W] from now on, in every network; no update was made yet."""
+        """From now on subtract the median of ``observations`` [B, C, H, W] in every network; no update was made yet."""
         background = observations.cpu().median(dim=0).values
         copies = [network for frozen in (self._frozen, self._spare) if frozen for network in frozen.networks]
         for network in (*self._named.values(), *copies):
@@ -180,8 +190,10 @@ class Updater:
         return td.double_q_target(batch.r_t, batch.discount_t, q_t_value, q_t_selector)
 
     def _observations(self, x: Array) -> Tensor:
-        """Bytes for networks that subtract a background, and for a GPU; else a CPU's are widened here, apart from the
-        gradient step."""
+        """Observations as bytes for a GPU, and for networks that subtract a background.
+
+        Other observations are converted to the network's dtype here, outside the gradient step.
+        """
         observations = _to(x, self.device)
         if self.device.type == "cpu" and self.online.background is None:
             last = self._order == torch.channels_last and observations.ndim == 4
@@ -189,7 +201,12 @@ class Updater:
         return observations
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """One gradient step; returns |TD error| [B] and scalar tensors by name (no device synchronisation is forced)."""
+        """Make one gradient step on the loss above; returns |TD error| [B] and scalar tensors by name.
+
+        Gradients are clipped by their global norm. Then the average of the weights (Polyak and Juditsky 1992) moves by
+        average_tau * (online - average), and the target network by a copy, or by target_tau * (online - target).
+        Nothing here waits for the device.
+        """
         c = self.config
         target = self._target(batch, *self._networks) if batch.target is None else batch.target
         with self._autocast():
@@ -213,12 +230,12 @@ class Updater:
 
     @property
     def _networks(self) -> tuple[QNetwork, ...]:
-        """What a target is computed from."""
+        """The networks that a target is computed from."""
         return (self.target, self.online) if self.config.double else (self.target,)
 
     @property
     def _named(self) -> dict[str, QNetwork]:
-        """The networks by their group in a state."""
+        """The networks by the name of their group in a state."""
         average = {} if self.acting is self.online else {"average": self.acting}
         return {"online": self.online, "target": self.target, **average}
 
@@ -232,7 +249,7 @@ class Updater:
             self._frozen, self._spare = self._spare, self._frozen
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        # no cache: it is the process's, and the two halves run in two threads
+        # no cache: it belongs to the process, and the two halves run in two threads
         enabled = self.dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
@@ -245,7 +262,7 @@ class Updater:
 
     @torch.no_grad()
     def _sync_target(self) -> bool:
-        """Move the target network if it is time; returns whether its period was full."""
+        """Update the target network where it is due; returns whether a full period has passed."""
         tau, due = self.config.target_tau, self.updates % self.config.target_update_period == 0
         self.target_syncs += due  # readers learn of a soft target at the same period
         if tau:
@@ -256,14 +273,15 @@ class Updater:
         return due
 
     def get_state(self) -> dict[str, dict[str, Array]]:
-        """What the updates have made, as named arrays in groups; ``average`` where one is made."""
+        """The state as groups of named arrays: online, target, optimizer, and average where there is one."""
         arrays = {name: weights_of(network) for name, network in self._named.items()}
         return {**arrays, "optimizer": optimizer_arrays(self.optimizer)}
 
     def set_state(self, state: Mapping[str, Mapping[str, Array]], updates: int, target_syncs: int) -> None:
-        """Inverse of `get_state`; an average that ``state`` lacks begins at the online weights.
+        """Inverse of `get_state`, with the counts of updates and target syncs made.
 
-        Raises ValueError when it is of another network or optimizer.
+        An average that ``state`` lacks begins at the online weights. Raises ValueError when the state is of another
+        network or optimizer.
         """
         check_optimizer(self.config.optimizer, state["optimizer"])
         groups = {"average": state["online"], **state}
@@ -281,12 +299,12 @@ class Updater:
 
 
 def metric_values(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """The scalars as floats (this waits for the device)."""
+    """The scalar tensors as floats; this waits for the device."""
     return {name: float(x) for name, x in metrics.items()}
 
 
 def td_abs_array(td_abs: Tensor) -> Float32:
-    """|TD error| [B] on the CPU as numpy; raises RunFault on one that is not finite (the run has diverged)."""
+    """|TD error|, float32 [B] on the CPU. Raises RunFault when one is not finite (the run has diverged)."""
     values = td_abs.float().cpu().numpy()
     if not np.isfinite(values).all():
         raise RunFault("a TD error is not finite: the learner has diverged; write a smaller learning rate")

@@ -1,1 +1,1 @@
-"""The wire: messages, generated code, codec."""
+"""The wire protocol: messages, generated code, codec."""

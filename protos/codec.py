@@ -1,4 +1,4 @@
-"""Messages <-> plain types (`types.py`): the only codec. `frames.py` packs the frames inside."""
+"""Messages <-> plain types (`types.py`): the only codec. `frames.py` compresses the frames in them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from protos.types import (
 )
 from rl.types import Array, Float32, Float64, ObservationSpec, Segment, TransitionBatch, UInt64
 
-MAX_STEPS = 10_000  # of a segment; its items too
+MAX_STEPS = 10_000  # largest number of steps of a segment, and of its items
 
 _U1, _I4, _U4, _U8, _F4, _F8 = map(np.dtype, ("u1", "<i4", "<u4", "<u8", "<f4", "<f8"))
 STEP_ARRAYS = {"actions": _I4, "rewards": _F4, "flags": _U1, "versions": _U4}
@@ -46,7 +46,7 @@ def _array(message: Any, field: str, dtype: np.dtype[Any]) -> Array:
 
 
 def pack_segment(segment: Segment) -> PackedSegment:
-    """A segment with its frames compressed."""
+    """The segment with its frames compressed, ready to be sent or stored."""
     frames, sizes = compress_frames(segment.frames)
     flags = (
         segment.terminated * np.uint8(TERMINATED)
@@ -65,7 +65,7 @@ def pack_segment(segment: Segment) -> PackedSegment:
 
 
 def unpack_segment(segment: PackedSegment, spec: ObservationSpec) -> Segment:
-    """Inverse of `pack_segment`. Raises InvalidMessage."""
+    """Inverse of `pack_segment`: the segment with frames [S + 1, *frame]. Raises InvalidMessage when it is invalid."""
     check_segment(segment, spec, trusted=True)  # unpacking its frames checks them
     count = segment.steps + 1
     return Segment(
@@ -83,7 +83,7 @@ def unpack_segment(segment: PackedSegment, spec: ObservationSpec) -> Segment:
 
 
 def segment_to_message(segment: PackedSegment) -> pb.Segment:
-    """A segment as it travels."""
+    """The message that carries a segment."""
     return pb.Segment(
         episode_id=segment.episode_id,
         first_step=segment.first_step,
@@ -93,7 +93,7 @@ def segment_to_message(segment: PackedSegment) -> pb.Segment:
 
 
 def segment_from_message(message: pb.Segment) -> PackedSegment:
-    """Inverse of `segment_to_message`, for `check_segment` to judge. Raises InvalidMessage where an array is cut short."""
+    """Inverse of `segment_to_message`, not yet checked. Raises InvalidMessage where an array is cut short."""
     return PackedSegment(
         episode_id=message.episode_id,
         first_step=message.first_step,
@@ -103,9 +103,10 @@ def segment_from_message(message: pb.Segment) -> PackedSegment:
 
 
 def check_segment(segment: PackedSegment, spec: ObservationSpec, trusted: bool = False) -> None:
-    """Raise InvalidMessage where a segment contradicts the specification, in its frames too unless they are ``trusted``.
+    """Raise InvalidMessage where a segment contradicts the specification.
 
-    Trusted frames are those that were packed in this process, or that passed this check before and have not changed since.
+    Its frames are checked unless they are ``trusted``: packed in this process, or checked here before and unchanged
+    since.
     """
     steps, items = segment.steps, segment.items
     if steps == 0 or items == 0:
@@ -137,13 +138,13 @@ def _check_items(segment: PackedSegment, spec: ObservationSpec) -> None:
 
 
 def segment_to_record(writer: str, segment: PackedSegment) -> bytes:
-    """A segment as it rests on disk: a serialized InsertRequest with writer and segment."""
+    """A segment as it is stored on disk: a serialized InsertRequest with writer and segment."""
     request = pb.InsertRequest(writer=writer, segment=segment_to_message(segment))
     return bytes(request.SerializeToString())
 
 
 def segment_from_record(data: bytes) -> tuple[str, PackedSegment]:
-    """Inverse of `segment_to_record`. Raises InvalidMessage."""
+    """Inverse of `segment_to_record`: writer and segment. Raises InvalidMessage when ``data`` is no such record."""
     try:
         request = pb.InsertRequest.FromString(data)
     except DecodeError as error:
@@ -152,7 +153,7 @@ def segment_from_record(data: bytes) -> tuple[str, PackedSegment]:
 
 
 def sampled_to_message(sampled: Sampled, spec: ObservationSpec) -> pb.SampleReply:
-    """A shard's reply, the frames of each draw enclosed for one call to unpack."""
+    """The message that carries a shard's draws; the frames of each draw are enclosed, to be unpacked by one call."""
     frames, at = [], 0
     for draw in sampled.draws:
         frames.append(enclosed(sampled.stacks[at : at + 2 * draw], 2 * spec.stack * draw, spec))
@@ -166,17 +167,17 @@ def sampled_to_message(sampled: Sampled, spec: ObservationSpec) -> pb.SampleRepl
 
 
 def unpack_draw(sampled: Sampled, spec: ObservationSpec) -> Draw:
-    """The batch of a shard's single draw in this process; the same as `unpack_replies` makes of its message."""
+    """The one draw of a shard in this process as a batch, the same that `unpack_replies` makes of its message."""
     count = len(sampled.stacks) * spec.stack
     columns = [getattr(sampled, name) for name in _SAMPLE_ARRAYS]
     return _draw(columns, enclosed(sampled.stacks, count, spec), spec)
 
 
 def unpack_replies(replies: Sequence[tuple[pb.SampleReply, Sequence[int]]], spec: ObservationSpec) -> Iterator[Draw]:
-    """The draws that several shards' replies (each with the sizes of its draws) have in common, as they are asked for.
+    """The batches that several shards' replies, each with the sizes of its draws, hold together; unpacked one by one.
 
-    Of each draw: transitions ready for training, keys [B] and draw probabilities [B], one reply's items after the other's.
-    s_tm1 and s_t are views of one buffer in which they take turns. Raises InvalidMessage.
+    Of each batch: transitions ready for training, keys [B] and draw probabilities [B], one reply's items after the
+    other's. s_tm1 and s_t are views of one buffer in which they alternate. Raises InvalidMessage.
     """
     for pieces in zip(*(_draws(message, draws, spec) for message, draws in replies), strict=True):
         *parts, data = zip(*([piece for piece in pieces if len(piece[0])] or pieces[:1]), strict=True)
@@ -189,7 +190,7 @@ def unpack_replies(replies: Sequence[tuple[pb.SampleReply, Sequence[int]]], spec
 
 
 def _draw(columns: Sequence[Array], frames: bytes | memoryview, spec: ObservationSpec) -> Draw:
-    """A batch out of the columns of _SAMPLE_ARRAYS and the enclosed frames of its stacks."""
+    """A batch made of the columns of _SAMPLE_ARRAYS and the enclosed frames of its stacks."""
     keys, probability, a_tm1, r_t, discount_t = columns
     pairs = decompress_frames(frames, 2 * spec.stack * len(keys), spec).reshape(len(keys), 2, *spec.shape)
     return TransitionBatch(pairs[:, 0], a_tm1.astype(np.int64), r_t, discount_t, pairs[:, 1]), keys, probability
@@ -210,12 +211,12 @@ def _draws(message: pb.SampleReply, draws: Sequence[int], spec: ObservationSpec)
 
 
 def priorities_from_message(message: pb.UpdatePrioritiesRequest) -> tuple[UInt64, Float32]:
-    """Keys and |TD error|. Raises InvalidMessage on an array that is cut short."""
+    """Keys, uint64 [B], and |TD error|, float32 [B]. Raises InvalidMessage where an array is cut short."""
     return _array(message, "keys", _U8), _array(message, "td_abs", _F4)
 
 
 def limiter_from_message(message: pb.SampleRequest) -> LimiterState | None:
-    """What a request tells of the limiter, if anything. Raises InvalidMessage where it cannot be."""
+    """The limiter's state that a request carries, or None. Raises InvalidMessage when a number is not finite."""
     if not message.HasField("limiter"):
         return None
     told = _limiter(message.limiter)
@@ -229,17 +230,17 @@ def _limiter(message: pb.Limiter) -> LimiterState:
 
 
 def counts_to_message(counts: Counts) -> pb.Counts:
-    """A shard's totals as they travel."""
+    """The message that carries a shard's totals."""
     return pb.Counts(**counts._asdict())
 
 
 def counts_from_message(message: pb.Counts) -> Counts:
-    """Inverse of `counts_to_message`."""
+    """Inverse of `counts_to_message`: a shard's totals."""
     return Counts(*(getattr(message, name) for name in Counts._fields))
 
 
 def info_to_message(info: ShardInfo) -> pb.InfoReply:
-    """Counts and settings as they travel."""
+    """The message that carries a shard's counts and settings."""
     return pb.InfoReply(
         counts=counts_to_message(info.counts),
         capacity=info.capacity,
@@ -256,7 +257,7 @@ def info_to_message(info: ShardInfo) -> pb.InfoReply:
 
 
 def info_from_message(message: pb.InfoReply) -> ShardInfo:
-    """Inverse of `info_to_message`."""
+    """Inverse of `info_to_message`: a shard's counts and settings."""
     return ShardInfo(
         counts=counts_from_message(message.counts),
         capacity=message.capacity,
@@ -271,44 +272,44 @@ def info_from_message(message: pb.InfoReply) -> ShardInfo:
 
 
 def drained_to_message(drained: Drained) -> pb.DrainReply:
-    """Segments that are handed over, as they travel."""
+    """The message that carries segments handed over by a shard."""
     segments = [insert_request(segment, origin) for origin, segment in drained.segments]
     return pb.DrainReply(segments=segments, next=drained.next, left=drained.left)
 
 
 def drained_from_message(message: pb.DrainReply) -> Drained:
-    """Inverse of `drained_to_message`; whoever takes the segments in checks them. Raises InvalidMessage."""
+    """Inverse of `drained_to_message`, its segments unchecked. Raises InvalidMessage where an array is cut short."""
     segments = [(request.origin, segment_from_message(request.segment)) for request in message.segments]
     return Drained(segments, message.next, message.left)
 
 
 def written_to_message(written: SnapshotWritten) -> pb.SnapshotReply:
-    """What a snapshot came to, as it travels."""
+    """The message that says what a snapshot wrote."""
     return pb.SnapshotReply(items=written.items, bytes_written=written.bytes, seconds=written.seconds)
 
 
 def written_from_message(message: pb.SnapshotReply) -> SnapshotWritten:
-    """Inverse of `written_to_message`."""
+    """Inverse of `written_to_message`: what a snapshot wrote."""
     return SnapshotWritten(message.items, message.bytes_written, message.seconds)
 
 
 def insert_request(segment: PackedSegment, origin: str, transferred: bool = False) -> pb.InsertRequest:
-    """A segment of ``origin``'s, for its writer to number."""
+    """The message that inserts a segment of the writer ``origin``; the writer that sends it sets name and sequence."""
     return pb.InsertRequest(segment=segment_to_message(segment), origin=origin, transferred=transferred)
 
 
 def items_of_reply(message: pb.SampleReply) -> int:
-    """How many items a reply holds, before it is unpacked."""
+    """Number of items that a reply holds, before it is unpacked."""
     return len(message.keys) // _U8.itemsize
 
 
 def sample_request(counts: Sequence[int], insert_credit: int, limiter: LimiterState | None) -> pb.SampleRequest:
-    """A request for draws of so many items each, with the shard's credit and, now and then, the limiter's state."""
+    """A request for draws of ``counts`` items, with the shard's cumulative credit and the limiter's state, if given."""
     told = None if limiter is None else pb.Limiter(**limiter._asdict())
     return pb.SampleRequest(counts=counts, insert_credit=insert_credit, limiter=told)
 
 
 def priorities_request(keys: UInt64, td_abs: Array) -> pb.UpdatePrioritiesRequest:
-    """The |TD error| [B] of the items of ``keys`` [B]."""
+    """The message that carries |TD error| [B] of the items with ``keys`` [B]."""
     keys, td_abs = np.asarray(keys, _U8), np.asarray(td_abs, _F4)
     return pb.UpdatePrioritiesRequest(keys=keys.tobytes(), td_abs=td_abs.tobytes())

@@ -1,8 +1,8 @@
-"""Frames, packed: LZ4 without loss, each frame for itself.
+"""Lossless LZ4 compression of frames, each frame on its own.
 
-Frames of COMPRESS_FROM bytes and more rest as LZ4 blocks, as the LZ4 frame format writes them: a shard cuts stacks out of a
-segment with one slice each, and the stacks of a whole batch, end to end between that format's header and end mark, are
-unpacked by one call. Smaller frames rest raw.
+Frames of COMPRESS_FROM bytes and more are stored as LZ4 blocks, as the LZ4 frame format writes them. A shard cuts a
+stack out of a segment with one slice. The stacks of a whole batch, end to end between that format's header and end
+mark, are unpacked by one call. Smaller frames are stored raw.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from protos.types import InvalidMessage
 from rl.types import Array, ObservationSpec
 
-COMPRESS_FROM = 256  # bytes a frame; smaller ones travel raw
+COMPRESS_FROM = 256  # bytes a frame; smaller ones are sent and stored raw
 BLOCK_SIZES = {
     2**16: lz4.frame.BLOCKSIZE_MAX64KB,
     2**18: lz4.frame.BLOCKSIZE_MAX256KB,
@@ -46,7 +46,7 @@ def _header(frame_bytes: int, count: int) -> bytes:
 
 
 def compress_frames(frames: Array) -> tuple[bytes, Array]:
-    """Frames [F, ...] -> (their blocks end to end, uint32 sizes [F])."""
+    """Frames [F, *frame] -> (their blocks end to end, the size of each in bytes: uint32 [F])."""
     frames = np.ascontiguousarray(frames)
     size = frames[0].nbytes
     if size < COMPRESS_FROM:
@@ -59,19 +59,22 @@ def compress_frames(frames: Array) -> tuple[bytes, Array]:
 
 @functools.lru_cache(maxsize=8)
 def blank_frames(spec: ObservationSpec, count: int) -> bytes:
-    """``count`` frames of zeros, as `compress_frames` would give them."""
+    """``count`` frames of zeros, as `compress_frames` would return them."""
     return compress_frames(np.zeros((1, *spec.frame_shape), spec.dtype))[0] * count
 
 
 def enclosed(blocks: Sequence[bytes | memoryview], count: int, spec: ObservationSpec) -> bytes:
-    """The blocks of ``count`` frames as `decompress_frames` takes them."""
+    """The blocks of ``count`` frames in the form that `decompress_frames` takes."""
     if spec.frame_bytes < COMPRESS_FROM or not blocks:
         return b"".join(blocks)
     return b"".join([_header(spec.frame_bytes, count), *blocks, END_MARK])
 
 
 def decompress_frames(data: bytes | memoryview, count: int, spec: ObservationSpec) -> Array:
-    """Frames [count, *frame_shape], writeable, out of what `enclosed` made. Raises InvalidMessage on damage."""
+    """Writeable frames [count, *frame_shape] out of what `enclosed` returned.
+
+    Raises InvalidMessage when the data is damaged or holds another number of frames.
+    """
     if spec.frame_bytes < COMPRESS_FROM or not count:
         unpacked = bytearray(data)
     elif data[:HEADER] == _header(spec.frame_bytes, count):
@@ -94,7 +97,7 @@ def _decompressed(data: bytes | memoryview) -> bytearray:
 
 
 def check_unpacked(frames: Array, steps: int, spec: ObservationSpec) -> None:
-    """Raise InvalidMessage unless ``frames`` are those of ``steps`` steps, one more, as the specification has them."""
+    """Raise InvalidMessage unless ``frames`` are [steps + 1, *frame_shape] of the type that ``spec`` names."""
     expected = (steps + 1, *spec.frame_shape)
     if frames.shape != expected or frames.dtype != spec.dtype:
         raise InvalidMessage(
@@ -103,7 +106,7 @@ def check_unpacked(frames: Array, steps: int, spec: ObservationSpec) -> None:
 
 
 def check_frames(sizes: Array, data: bytes, steps: int, spec: ObservationSpec) -> None:
-    """Raise InvalidMessage unless ``data`` holds whole frames, one more than ``steps``, of ``sizes`` bytes each."""
+    """Raise InvalidMessage unless ``data`` holds ``steps`` + 1 whole frames of ``sizes`` [steps + 1] bytes each."""
     if len(sizes) != steps + 1:
         raise InvalidMessage(f"{steps} steps need {steps + 1} frames, frame_sizes has {len(sizes)}")
     if int(sizes.sum(dtype=np.uint64)) != len(data):
@@ -121,7 +124,7 @@ def check_frames(sizes: Array, data: bytes, steps: int, spec: ObservationSpec) -
 
 
 def _is_one_block(data: memoryview, frame_bytes: int) -> bool:
-    """Whether ``data`` is one compressed block of a whole frame, as nearly all are; `_check_blocks` knows the rest."""
+    """Whether ``data`` is one compressed block of a whole frame, as nearly all are; `_check_blocks` does the rest."""
     if int.from_bytes(data[:4], "little") != len(data) - 4 or not 4 < len(data) <= frame_bytes <= max(BLOCK_SIZES):
         return False
     try:
@@ -152,7 +155,10 @@ def _check_blocks(data: bytes, at: int, end: int, frame_bytes: int) -> None:
 
 
 def blocks_of(frames: memoryview, count: int, spec: ObservationSpec) -> memoryview:
-    """What `enclosed` made of ``count`` frames' blocks, without header and end. Raises InvalidMessage."""
+    """The blocks in what `enclosed` returned for ``count`` frames, without header and end mark.
+
+    Raises InvalidMessage where header or end mark is missing.
+    """
     if spec.frame_bytes < COMPRESS_FROM:
         if len(frames) != count * spec.frame_bytes:
             raise InvalidMessage(f"frames have {len(frames)} bytes, not {count} frames of {spec.frame_bytes}")

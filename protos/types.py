@@ -1,4 +1,4 @@
-"""What the wire carries, as plain types: what a shard takes and gives. `codec.py` turns them into messages and back.
+"""Plain types of what a shard takes and returns; `codec.py` converts them to messages and back.
 
 S steps and F = S + 1 frames of a segment, M items of a segment, B items that were drawn.
 """
@@ -21,7 +21,7 @@ class InvalidMessage(ValueError):
 
 
 class PackedSegment(NamedTuple):
-    """A `rl.types.Segment` with its frames still compressed, as it travels and rests. Columns may be read-only."""
+    """A `rl.types.Segment` with its frames still compressed, as it is sent and stored. Columns may be read-only."""
 
     episode_id: int
     first_step: int
@@ -39,15 +39,17 @@ class PackedSegment(NamedTuple):
 
     @property
     def steps(self) -> int:
+        """Number of steps, S."""
         return len(self.actions)
 
     @property
     def items(self) -> int:
+        """Number of items, M."""
         return len(self.item_step)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of frames and columns."""
+        """Bytes of its frames and columns."""
         of_frames = len(self.frames) + self.frame_sizes.nbytes
         of_steps = self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes + self.versions.nbytes
         of_items = self.item_step.nbytes + self.item_length.nbytes + self.r_t.nbytes + self.discount_t.nbytes
@@ -55,12 +57,12 @@ class PackedSegment(NamedTuple):
 
     @property
     def end_step(self) -> int:
-        """The episode's step number behind the last step."""
+        """The episode's step number after the last step."""
         return self.first_step + len(self.actions)
 
 
 class Counts(NamedTuple):
-    """Totals of one shard; `replay.proto` says of each what it counts."""
+    """Totals of one shard; `replay.proto` says what each one counts."""
 
     inserted: int = 0
     sampled: int = 0
@@ -75,7 +77,7 @@ class Counts(NamedTuple):
 class LimiterState(NamedTuple):
     """The samples-per-insert limiter as the sampler sees it, over all shards; as in `replay.proto`."""
 
-    samples_per_insert: float = 0.0  # sigma; 0: min_size alone holds
+    samples_per_insert: float = 0.0  # sigma; 0: only min_size applies
     min_size: int = 0  # items
     min_diff: float = 0.0  # samples, as the next two
     max_diff: float = 0.0
@@ -92,7 +94,7 @@ class ShardInfo(NamedTuple):
     limited: bool  # whether insert credit is asked for
     selector: str
     spec: ObservationSpec
-    limiter: LimiterState | None  # as the sampler last told
+    limiter: LimiterState | None  # as the sampler last reported it
     limiter_age: float  # seconds since then
     capacity_bytes: int  # 0: no bound
 
@@ -107,14 +109,14 @@ class Sampled(NamedTuple):
     a_tm1: Array = NONE  # int32 [B]
     r_t: Float32 = NONE  # [B]
     discount_t: Float32 = NONE  # [B]
-    stacks: Sequence[bytes] = ()  # [2 B], the frames of s_tm1 and of s_t of each item in turn
+    stacks: Sequence[bytes] = ()  # [2 B], compressed frames: s_tm1 and then s_t of each item
 
 
 class Drained(NamedTuple):
     """Segments handed over by a shard, oldest first."""
 
     segments: Sequence[tuple[str, PackedSegment]]  # each with its origin
-    next: int  # what to name as taken once they are stored elsewhere
+    next: int  # send it as `taken` once they are stored elsewhere
     left: int  # items stored that are not among them
 
 
@@ -123,4 +125,4 @@ class SnapshotWritten(NamedTuple):
 
     items: int
     bytes: int  # of the files that were new
-    seconds: float  # from the request's turn to its last byte
+    seconds: float  # from when it began to be written to its last byte

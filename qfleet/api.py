@@ -11,7 +11,7 @@ from learner.checkpoint import Checkpoint
 from qfleet.config import TrainConfig, check, dotted
 from qfleet.run.directory import CONFIG, RunDir
 from qfleet.run.offline import fit
-from qfleet.run.resume import resume_run
+from qfleet.run.resume import Change, resume_run
 from qfleet.run.run import Run
 from qfleet.run.serial import run_serial
 from qfleet.run.signals import Signals
@@ -33,10 +33,10 @@ def train(
     address: str | None = None,
     on_episode: OnEpisode | None = None,
 ) -> dict[str, Any]:
-    """Train and return the summary (the content of summary.json); `interrupted_by` in it is a signal's number or None.
+    """Train; returns the content of summary.json, and `interrupted_by`: the number of the signal that ended it or None.
 
-    ``on_episode`` is called with each episode of training that ends. With ``resume``, ``config`` gives the limits
-    (max_steps, max_updates, max_minutes) and everything else must be as the run was started. Raises BadInput before
+    ``on_episode`` is called with each training episode that ends. With ``resume``, ``config`` may differ from what the
+    run was made with where docs/resume.md allows it; each difference is printed and kept. Raises BadInput before
     anything starts, RunFault for a fault at run time.
     """
     check(config)
@@ -52,11 +52,14 @@ def train(
 
         resolve(address)
     resumed: Checkpoint | None = None
+    changes: list[Change] = []
     if resume is not None:
-        directory, resumed = resume_run(config, Path(resume))
+        directory, resumed, changes = resume_run(config, Path(resume))
     else:
         directory = RunDir.create(None if run_dir is None else Path(run_dir), config)
     run = Run(config, directory, resumed, on_episode)
+    for change in changes:
+        run.progress.note(str(change))
     try:
         _go(run, serial, address)
     finally:
@@ -73,7 +76,7 @@ def _go(run: Run, serial: bool, address: str | None) -> None:
         if serial:
             run_serial(run)
         else:
-            from qfleet.cluster.supervisor import run_distributed  # Ray, which the other ways to use this do without
+            from qfleet.cluster.supervisor import run_distributed  # imports Ray, which serial mode does not need
 
             run_distributed(run, address, on_ready=signals.catch)
     finally:
@@ -81,7 +84,14 @@ def _go(run: Run, serial: bool, address: str | None) -> None:
 
 
 class Policy:
-    """A trained Q-network as a policy."""
+    """A trained Q-network as a policy.
+
+    Use:
+
+        policy = load_policy("runs/cartpole")
+        q = policy.values(observations)  # [N, *observation] -> [N, A]
+        actions = policy.act(observations)  # [N, *observation] -> [N]
+    """
 
     def __init__(self, config: TrainConfig, checkpoint: Checkpoint, which: str) -> None:
         self.config, self.which = config, which
@@ -96,12 +106,16 @@ class Policy:
         return values(self.network, batch)
 
     def act(self, observations: Array, epsilon: float = 0.0, seed: int | None = None) -> Int64:
-        """Greedy actions [N] of observations [N, *observation], ``epsilon`` of them random."""
+        """Actions [N], from 0, for observations [N, *observation]: greedy, or random with probability ``epsilon``."""
         return epsilon_greedy(self.values(observations), epsilon, np.random.default_rng(seed))
 
 
 def load_policy(run: str | Path, which: str = "best") -> Policy:
-    """The ``best`` (by evaluation) or ``last`` policy of a run's directory; raises BadInput."""
+    """The ``best`` (by evaluation) or ``last`` policy of the run in a directory.
+
+    It is the last one where no evaluation has kept a best one yet. Raises BadInput where the directory holds no run or
+    no whole checkpoint, or where config.yaml does not fit the weights.
+    """
     directory = RunDir.open(Path(run))
     stores = {"best": directory.best, "last": directory.checkpoints}
     if which not in stores:

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -30,15 +30,16 @@ from rl.exploration import ExplorationConfig
 from rl.formats import KEY as FORMAT_KEY
 from rl.formats import upgraded
 from rl.networks import NetworkConfig, check_network
+from rl.resuming import Rules, rules
 from rl.returns import ReturnConfig
 
-# What config.yaml calls otherwise since format 0, 1, ...: a change of a field's name is added here.
+# {old name: new name} of the fields of config.yaml that were renamed after format 0, 1, ...: add a renamed field here.
 RENAMED = ({"learner.prefetch": "learner.batches_ahead"}, {"learner.batches_ahead": "replay.batches_ahead"})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What `qfleet train` runs."""
+    """The whole configuration of a training run. Raises BadSetting where a rule that spans two components is broken."""
 
     env: EnvConfig = field(default_factory=EnvConfig)
     """Environment."""
@@ -70,6 +71,12 @@ class TrainConfig:
     """Minutes of training after which the run ends; 0: no limit."""
     offline: str = ""
     """Learn from this Minari dataset alone, with no actor: its id, or its directory (./NAME-v0)."""
+
+    on_resume: ClassVar[Rules] = rules(
+        may="max_steps max_updates ready_timeout max_minutes",
+        stays="offline",
+        seed="what is drawn from here on is of the new seed",
+    )
 
     def __post_init__(self) -> None:
         _check_finite(self, "")
@@ -103,7 +110,7 @@ class TrainConfig:
             raise BadSetting(type(self), "learner.batch_size", said)
 
     def _check_segments(self) -> None:
-        longest, most = self.max_segment_items, MAX_STEPS - (ATARI_STACK - 1)  # beside items, a segment has context
+        longest, most = self.max_segment_items, MAX_STEPS - (ATARI_STACK - 1)  # a segment also has earlier frames
         if longest > most:
             raise BadSetting(
                 type(self),
@@ -122,16 +129,16 @@ class TrainConfig:
 
     @property
     def max_segment_items(self) -> int:
-        """Items of the longest segment: an episode's last one takes up the n - 1 steps that still waited."""
+        """Items of the longest segment: an episode's last one also has the n - 1 steps that waited for their return."""
         return self.actors.segment_items + self.returns.n_step - 1
 
     def surely_stored(self, shards: int) -> int:
-        """Items that ``shards`` full shards hold at least: eviction is by whole segments."""
+        """Items that ``shards`` full shards hold at least, as eviction removes whole segments."""
         return shards * (self.replay.shard_capacity - self.max_segment_items)
 
     @property
     def fleet_environments(self) -> int:
-        """Environments of all actors."""
+        """Environments of all actors together."""
         return self.actors.count * self.actors.environments
 
     def limiter(self) -> RateLimiter:
@@ -141,7 +148,7 @@ class TrainConfig:
 
 
 def resized(config: TrainConfig, shards: int) -> TrainConfig:
-    """The configuration with ``shards`` replay shards, each as large as before. Raises BadInput where that cannot be."""
+    """The configuration with ``shards`` replay shards, each as large as before. Raises BadInput where not valid."""
     c = config.replay
     capacity, memory = shards * c.shard_capacity, shards * c.shard_capacity_bytes
     try:
@@ -152,7 +159,7 @@ def resized(config: TrainConfig, shards: int) -> TrainConfig:
 
 
 def dotted(error: BadInput) -> str:
-    """What ``error`` says, a setting by its path in config.yaml, such as `replay.selector.alpha`."""
+    """The message of ``error``, with a setting by its path in config.yaml, such as `replay.selector.alpha`."""
     return error.spelled_in(TrainConfig, str) if isinstance(error, BadSetting) else str(error)
 
 
@@ -166,7 +173,7 @@ def _check_finite(config: Any, prefix: str) -> None:
 
 
 def check(config: TrainConfig) -> None:
-    """Raise BadInput for what only the environment or the machine can tell; nothing is started."""
+    """Raise BadInput where the environment, or this machine, does not allow ``config``; nothing is started."""
     pick_device(config.learner.device)
     Access.of(config.replay.security)
     check_env(config.env)
@@ -181,18 +188,14 @@ def check(config: TrainConfig) -> None:
         )
 
 
-def to_yaml(config: TrainConfig) -> str:
-    """The content of config.yaml."""
-    data = {FORMAT_KEY: len(RENAMED), **dataclasses.asdict(config)}
-    return yaml.safe_dump(json.loads(json.dumps(data)), sort_keys=False)
+def to_data(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain data (dicts, lists, numbers, strings), with its format number."""
+    data: dict[str, Any] = json.loads(json.dumps({FORMAT_KEY: len(RENAMED), **dataclasses.asdict(config)}))
+    return data
 
 
-def from_yaml(text: str, where: str) -> TrainConfig:
-    """Inverse of `to_yaml`, also of what a Qfleet before this one wrote; raises BadInput naming the place in ``where``."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise BadInput(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+def from_data(data: Any, where: str) -> TrainConfig:
+    """The configuration that `to_data` wrote, in this format or an older one. Raises BadInput that names ``where``."""
     try:
         config = _build(TrainConfig, upgraded(data, RENAMED, where) if isinstance(data, Mapping) else data, where)
     except BadSetting as error:
@@ -203,13 +206,27 @@ def from_yaml(text: str, where: str) -> TrainConfig:
     return config
 
 
+def to_yaml(config: TrainConfig) -> str:
+    """The content of config.yaml."""
+    return yaml.safe_dump(to_data(config), sort_keys=False)
+
+
+def from_yaml(text: str, where: str) -> TrainConfig:
+    """Inverse of `to_yaml`. Raises BadInput as `from_data` does."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInput(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    return from_data(data, where)
+
+
 def _build(cls: type, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise BadInput(f"{where}: expected a mapping of settings, found {data!r}")
-    hints = typing.get_type_hints(cls)
-    unknown = [k for k in data if k not in hints]
+    hints, own = typing.get_type_hints(cls), [f.name for f in dataclasses.fields(cls)]
+    unknown = [k for k in data if k not in own]
     if unknown:
-        raise BadInput(f"{where}: unknown setting {unknown[0]!r}: {nearest(str(unknown[0]), hints)}")
+        raise BadInput(f"{where}: unknown setting {unknown[0]!r}: {nearest(str(unknown[0]), own)}")
     return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
 
 

@@ -1,4 +1,4 @@
-"""The presets: a whole configuration by one word."""
+"""The presets: whole configurations by name."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from rl.returns import ReturnConfig
 
 
 def pong() -> TrainConfig:
-    """Pong to a mean return of 19 on a small machine: the 2013 network, and few, cheap updates.
+    """Settings that learn Pong to a mean return of 19 on a small machine, with the network of Mnih et al. 2013.
 
-    Plain DQN and narrow streams: cheaper updates. Centered pixels: the background does not hide the ball. An average of the
-    weights acts, so that the step size can stay large to the end (docs/results).
+    Plain DQN targets and narrow dueling streams make updates cheap. Pixels are centered, so that the background does
+    not hide the ball. An average of the weights acts, so that the step size can stay large to the end (docs/results).
     """
     return TrainConfig(
         env=EnvConfig(id="PongNoFrameskip-v4"),
@@ -54,7 +54,7 @@ def pong() -> TrainConfig:
 
 
 def breakout() -> TrainConfig:
-    """Breakout with the Nature network; runs, no score is promised."""
+    """Settings for Breakout, with the network of Mnih et al. 2015; no score is promised."""
     return TrainConfig(
         env=EnvConfig(id="BreakoutNoFrameskip-v4"),
         network=NetworkConfig(kind="nature", hidden=(512,), dueling=True),
@@ -76,13 +76,13 @@ def breakout() -> TrainConfig:
 
 
 def atari() -> TrainConfig:
-    """Where `env.id` names an Atari game and no preset was asked for: breakout's settings, no goal."""
+    """Settings for any Atari game that `env.id` names where no preset is given: breakout's, without a goal."""
     base = breakout()
     return replace(base, evaluation=replace(base.evaluation, goal=float("inf"), margin=0.0))
 
 
 def cartpole() -> TrainConfig:
-    """CartPole-v1 to 475 of 500 in about a minute."""
+    """Settings that learn CartPole-v1 to a mean return of 475 of 500 in about a minute."""
     return TrainConfig(
         env=EnvConfig(id="CartPole-v1"),
         network=NetworkConfig(kind="mlp", hidden=(256, 256), dueling=False),
@@ -104,9 +104,10 @@ def cartpole() -> TrainConfig:
 
 
 def flappybird() -> TrainConfig:
-    """FlappyBird-v0, its 12 features, to 40 pipes or more in some minutes (a return of 6 + 5.1 * 40: classic/scores.py).
+    """Settings that learn FlappyBird-v0, observed as 12 features, to 40 pipes or more in some minutes.
 
-    A random action flaps half the time, and one flap in 19 steps keeps the bird at its height: epsilon begins small.
+    The goal is a return of 6 + 5.1 * 40 (classic/scores.py). Epsilon starts small: a random action flaps half the time,
+    while one flap in 19 steps holds the bird's height.
     """
     return TrainConfig(
         env=EnvConfig(id="FlappyBird-v0", kwargs='{"use_lidar": false}', max_episode_steps=3_000),
@@ -133,7 +134,7 @@ def flappybird() -> TrainConfig:
 
 
 def generic() -> TrainConfig:
-    """Where `env.id` names an environment and no preset was asked for: small fully connected network, a schedule."""
+    """Settings for any other environment that `env.id` names where no preset is given: a small network."""
     return TrainConfig(
         env=EnvConfig(id="CartPole-v1"),
         network=NetworkConfig(kind="mlp", hidden=(256, 256), dueling=True),
@@ -164,7 +165,7 @@ PRESETS = {
 
 
 def preset(name: str) -> TrainConfig:
-    """The configuration of a preset; raises BadInput naming the nearest one."""
+    """The configuration of the preset ``name``. Raises BadInput, with the nearest name, where there is none."""
     if name not in PRESETS:
         raise BadInput(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
     return PRESETS[name]()

@@ -1,1 +1,1 @@
-"""Storing: shards, the service around them, its clients."""
+"""Replay: shards, the service around them, its clients."""

@@ -1,8 +1,9 @@
-"""The settings of the replay service and the bounds of a shard."""
+"""The settings of the replay service and the limits of a shard."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from replay.rate_limiter import LimiterConfig
 from replay.security import SecurityConfig
@@ -10,6 +11,7 @@ from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard, fixed_bytes
 from rl.bounds import at_least, positive, require
 from rl.errors import BadSetting
+from rl.resuming import Rules, rules
 from rl.types import ObservationSpec
 
 MAX_CAPACITY = 100_000_000  # transitions a shard: 4 to 8 GB of rows and priorities before the first frame
@@ -18,7 +20,7 @@ MAX_CAPACITY = 100_000_000  # transitions a shard: 4 to 8 GB of rows and priorit
 def check_capacity_bytes(
     owner: type, capacity_bytes: int, capacity: int, shards: int, selector: SelectorConfig
 ) -> None:
-    """Raise BadSetting of ``owner`` where ``capacity_bytes`` over all shards leaves no room for segments; 0 is no bound."""
+    """Raise BadSetting of ``owner`` where ``capacity_bytes`` over all shards has no room for segments; 0: unlimited."""
     fixed = shards * fixed_bytes(capacity, selector)
     if capacity_bytes and capacity_bytes <= fixed:
         raise BadSetting(
@@ -51,10 +53,17 @@ class ReplayConfig:
     give_up_after: float = 60.0
     """Seconds that clients try to reach a silent shard before they count it as gone."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
-    """TLS and the token between the parts; without a token of its own a run makes one."""
+    """TLS and the token between the parts; a run that is given no token makes one."""
     snapshot_minutes: float = 0.0
     """Minutes between snapshots of each shard into the run's directory, from which a resumed run and a shard that was
-    killed take their content back; 0: none."""
+    killed are restored; 0: none."""
+
+    on_resume: ClassVar[Rules] = rules(
+        may="host batches_ahead give_up_after snapshot_minutes",
+        capacity="restored transitions beyond it go, the oldest first",
+        capacity_bytes="restored transitions beyond it go, the oldest first",
+        shards="shards that are new begin empty, and what those that are left out held is not restored",
+    )
 
     def __post_init__(self) -> None:
         at_least(self, 1, "capacity", unit="transition")
@@ -74,15 +83,15 @@ class ReplayConfig:
 
     @property
     def shard_capacity(self) -> int:
-        """Transitions a shard, rounded up."""
+        """Capacity of each shard in transitions, rounded up."""
         return -(-self.capacity // self.shards)
 
     @property
     def shard_capacity_bytes(self) -> int:
-        """Bytes of memory a shard; 0: no bound."""
+        """Bytes of memory for each shard's content; 0: unlimited."""
         return self.capacity_bytes // self.shards
 
 
 def make_shard(config: ReplayConfig, spec: ObservationSpec, seed: int, limited: bool) -> Shard:
-    """One of the configured shards, empty; ``limited``: inserts need credit."""
+    """One of the configured shards, empty; ``limited``: its inserts need credit."""
     return Shard(config.shard_capacity, spec, config.selector, limited, seed, config.shard_capacity_bytes)

@@ -1,12 +1,14 @@
-"""Importance weights that undo the bias of prioritized sampling."""
+"""Importance weights that correct the bias of prioritized sampling."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from rl.bounds import at_least, between
+from rl.resuming import Rules, rules
 from rl.types import Array, Float32
 
 
@@ -21,19 +23,22 @@ class BetaConfig:
     batches: int = 200_000
     """Batches sampled until `end` is reached."""
 
+    on_resume: ClassVar[Rules] = rules(may="start end batches")
+
     def __post_init__(self) -> None:
         between(self, 0, 1, "start", "end", what="an exponent")
         at_least(self, 1, "batches", unit="batch")
 
     def at(self, drawn: int) -> float:
-        """Beta after ``drawn`` batches."""
+        """Beta after ``drawn`` batches: linear from `start` to `end` (Schaul et al. 2016, section 3.4)."""
         return self.start + (self.end - self.start) * min(drawn / self.batches, 1.0)
 
 
 def importance_weights(probability: Array, beta: float) -> Float32:
-    """(N * P(i))^-beta over the batch's maximum, [B] (Schaul et al. 2016, section 3.4); N, the items stored, cancels.
+    """Weights (N * P(i))^-beta, divided by the batch's maximum: float32 [B] (Schaul et al. 2016, section 3.4).
 
-    ``probability`` [B] is P(i) of each draw over all shards together. Under uniform sampling every weight is 1.
+    ``probability`` [B] is P(i) of each draw over all shards together. N, the items stored, cancels. Under uniform
+    sampling every weight is 1.
     """
     weights = np.asarray(probability, np.float64) ** -beta
     return np.asarray(weights / weights.max(), np.float32)

@@ -1,4 +1,4 @@
-"""The samples-per-insert limiter: it keeps the learner and the actors at the ratio that was asked for.
+"""The samples-per-insert limiter: it keeps the learner and the actors at the configured ratio.
 
 With I items inserted and S sampled over the whole service, and the ratio sigma: d = sigma * I - S. Inserting k items is
 allowed while stored < min_size or d + sigma * k <= max_diff; sampling b is allowed when stored >= min_size and
@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from protos.types import LimiterState
 from rl.bounds import at_least, positive
 from rl.errors import BadSetting, RunFault
+from rl.resuming import Rules, rules
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class LimiterConfig:
     slack: float = 4_000.0
     """How far the samples may run ahead of or behind the ratio, in samples."""
 
+    on_resume: ClassVar[Rules] = rules(
+        may="min_size slack",
+        samples_per_insert="the ratio counts from here on; what was sampled before is not made up for",
+    )
+
     def __post_init__(self) -> None:
         at_least(self, 0, "samples_per_insert", zero="no ratio")
         at_least(self, 1, "min_size", unit="item")
@@ -35,10 +42,14 @@ class LimiterConfig:
 
 
 class RateLimiter:
-    """The rule above for segments of at most ``max_insert`` items, batches of ``batch`` and ``shards`` shards.
+    """The rule above for segments of at most ``max_insert`` items, batches of ``batch`` items and ``shards`` shards.
 
-    d is centred where replay reaches min_size: min_diff = sigma * min_size - slack and
-    max_diff = sigma * min_size + slack.
+        limiter = RateLimiter(config, max_insert, batch, shards)
+        limiter.can_insert(inserted, sampled, stored, k)  # before k items are inserted
+        limiter.can_sample(inserted, sampled, stored, b)  # before b items are sampled
+
+    d is centred where replay reaches min_size: min_diff = sigma * min_size - slack and max_diff = sigma * min_size +
+    slack. Raises BadSetting when the slack is so small that writers and learner could block each other.
     """
 
     def __init__(self, config: LimiterConfig, max_insert: int, batch: int, shards: int = 1) -> None:
@@ -48,7 +59,7 @@ class RateLimiter:
         self._short_from: int | None = None  # items inserted when replay was first seen to hold fewer than min_size
         centre = self.sigma * config.min_size
         self.min_diff, self.max_diff = centre - config.slack, centre + config.slack
-        # Credit is granted shard by shard and under one rule never taken back: each shard must be able to hold a segment's.
+        # Credit is granted by shard and, under one rule, never taken back: each shard must be able to hold a segment's.
         needed = self.sigma * max_insert * shards + batch
         if self.sigma > 0 and self.max_diff - self.min_diff < needed:
             raise BadSetting(
@@ -59,7 +70,7 @@ class RateLimiter:
             )
 
     def over(self, shards: int) -> RateLimiter:
-        """The same rule for another number of shards. Raises BadInput when the slack is too small for them."""
+        """The same rule for another number of shards. Raises BadSetting when the slack is too small for them."""
         return RateLimiter(self.config, self.max_insert, self.batch, shards)
 
     def diff(self, inserted: int, sampled: int) -> float:
@@ -78,27 +89,27 @@ class RateLimiter:
         )
 
     def state(self, inserted: int, sampled: int, stored: int) -> LimiterState:
-        """The rule with d and the items stored now."""
+        """The rule's bounds, with the present d and items stored."""
         diff = self.diff(inserted, sampled)
         return LimiterState(self.sigma, self.config.min_size, self.min_diff, self.max_diff, diff, stored)
 
     def can_insert(self, inserted: int, sampled: int, stored: int, k: int) -> bool:
-        """Whether ``k`` more items may be inserted."""
+        """Whether ``k`` more items may be inserted: stored < min_size or d + sigma * k <= max_diff."""
         if self.sigma == 0 or stored < self.config.min_size:
             return True
         return self.diff(inserted + k, sampled) <= self.max_diff
 
     def can_sample(self, inserted: int, sampled: int, stored: int, b: int) -> bool:
-        """Whether ``b`` more items may be sampled."""
+        """Whether ``b`` more items may be sampled: stored >= min_size and d - b >= min_diff."""
         if stored < self.config.min_size:
             return False
         return self.sigma == 0 or self.diff(inserted, sampled) - b >= self.min_diff
 
     def check_min_size_reachable(self, inserted: int, stored: int) -> None:
-        """Raise RunFault when replay evicts before it holds min_size; to be asked before each batch.
+        """Raise RunFault when replay evicts items before it holds min_size; call it before each batch.
 
-        Nobody can know beforehand how many transitions a capacity in bytes will hold. The sign: since replay was last
-        seen to hold min_size, twice that many were inserted, and still it holds fewer.
+        How many transitions fit into a capacity in bytes is not known beforehand. The criterion: since replay was first
+        seen to hold fewer than min_size, twice that many were inserted, and it still holds fewer.
         """
         if stored >= self.config.min_size:
             self._short_from = None
@@ -112,7 +123,7 @@ class RateLimiter:
             )
 
     def insert_allowance(self, inserted: int, sampled: int, stored: int) -> int:
-        """How many items the service may still take now (unlimited: 2^62)."""
+        """Number of items that the service may still take now; 2^62 where that is unlimited."""
         if self.sigma == 0:
             return 2**62
         by_ratio = math.floor((self.max_diff + sampled) / self.sigma) - inserted
@@ -122,10 +133,10 @@ class RateLimiter:
         return max(by_ratio, 0)
 
     def grants(self, inserted: Sequence[int], granted: Sequence[int], sampled: int, stored: int) -> list[int]:
-        """New cumulative insert credit of each shard: what the service may take, shared out evenly.
+        """New cumulative insert credit of each shard, in items: what the service may take, shared out evenly.
 
-        ``inserted`` and ``granted`` hold each shard's items inserted and the credit already granted. Credit outstanding
-        (granted and not used) counts against the allowance, and nothing granted is taken back.
+        ``inserted`` and ``granted`` hold, for each shard, the items inserted and the credit already granted. Credit
+        granted but not yet used counts against the allowance, and nothing granted is taken back.
         """
         allowance = self.insert_allowance(sum(inserted), sampled, stored)
         if allowance >= 2**61:
@@ -137,7 +148,7 @@ class RateLimiter:
 
 
 def _level(have: Sequence[int], free: int) -> list[int]:
-    """Raise the lowest of ``have`` to a common level with ``free`` more units in all; nothing is lowered."""
+    """``have``, with the lowest of them raised to a common level by ``free`` units in all; nothing is lowered."""
     if free <= 0:
         return list(have)
     order = sorted(range(len(have)), key=have.__getitem__)

@@ -1,6 +1,6 @@
-"""Who may talk to a shard and who can listen in: files for TLS, and a bearer token.
+"""Access control and encryption of shards: a bearer token, and files for TLS.
 
-Plain data, without gRPC: `guard.py` makes the shard's side of it, `connection.py` the clients'.
+Plain data, without gRPC: `guard.py` applies it in a shard's server, `connection.py` in its clients.
 """
 
 from __future__ import annotations
@@ -14,31 +14,35 @@ import ssl
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from rl.errors import BadInput, BadSetting
+from rl.resuming import Rules, rules
 
 TOKEN_VARIABLE = "QFLEET_TOKEN"
-TOKEN_SHAPE = re.compile(r"[\x21-\x7e]{16,512}")  # what a header carries as it is
+TOKEN_SHAPE = re.compile(r"[\x21-\x7e]{16,512}")  # what a header carries without escapes
 
 
 @dataclass(frozen=True)
 class SecurityConfig:
-    """TLS and the token of the replay service. Each machine with a part of it has the files at these paths."""
+    """TLS and the token of the replay service. The files are at these paths on each machine with a part of it."""
 
     certificate: str = ""
     """PEM file with this side's certificate: a shard's turns TLS on, a client's is for mutual TLS."""
     key: str = ""
     """PEM file with the certificate's private key, without a password."""
     authority: str = ""
-    """PEM file with the certificates of who signed the other side's; a client with one speaks TLS."""
+    """PEM file with the certificates that signed the other side's; a client that has one uses TLS."""
     mutual: bool = False
-    """Shards turn away clients without a certificate that the authority signed."""
+    """Shards reject clients without a certificate that the authority signed."""
     name: str = ""
     """Name in the shards' certificate, where it is not the address that clients connect to."""
     token_file: str = ""
     """File with the token that clients show and shards ask for; empty: what QFLEET_TOKEN holds, if anything."""
     require_token: bool = True
     """A shard without a token listens on loopback alone."""
+
+    on_resume: ClassVar[Rules] = rules(may="certificate key authority mutual name token_file require_token")
 
     def __post_init__(self) -> None:
         if bool(self.certificate) != bool(self.key):
@@ -50,24 +54,30 @@ class SecurityConfig:
 
 @dataclass(frozen=True)
 class Access:
-    """What both ends of a connection are made with: plain data that pickles; its repr hides the token."""
+    """What both ends of a connection need: plain data that pickles; its repr hides the token."""
 
     security: SecurityConfig = field(default_factory=SecurityConfig)
     token: str = field(default="", repr=False)
 
     @classmethod
     def of(cls, security: SecurityConfig) -> Access:
-        """The access that the files and QFLEET_TOKEN give. Raises BadInput when a file is not what it should be."""
+        """The access that the configured files and QFLEET_TOKEN give.
+
+        Raises BadInput when a file is missing, unreadable or malformed.
+        """
         _check_certificates(security)
         return cls(security, _read_token(security.token_file))
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What a client sends along with each call."""
+        """The (name, value) headers that a client sends with each call; none without a token."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def pem(self, which: str) -> bytes | None:
-        """Content of the file that the field ``which`` names, or None when it names none. Raises BadSetting."""
+        """Content of the file that the field ``which`` names, or None when it names none.
+
+        Raises BadSetting when the file cannot be read.
+        """
         path = getattr(self.security, which)
         try:
             return Path(path).read_bytes() if path else None
@@ -79,14 +89,15 @@ UNPROTECTED = Access()
 
 
 def new_token() -> str:
-    """256 random bits, in characters that a header carries."""
+    """A token of 256 random bits, in characters that a header carries."""
     return secrets.token_urlsafe(32)
 
 
 def make_token_file(path: str) -> bool:
-    """Write a fresh token where there is no file yet, for the owner's eyes only; returns whether. Raises BadInput.
+    """Write a new token to ``path`` where there is no file yet, readable by its owner only; returns whether it did.
 
-    Several may do so at once: the file appears whole, and the first one's counts.
+    Several processes may do so at once: the file appears complete, and the first one wins. Raises BadSetting when it
+    cannot be written.
     """
     if not path or Path(path).exists():
         return False
@@ -106,7 +117,7 @@ def make_token_file(path: str) -> bool:
 
 
 def check_listening(host: str, access: Access) -> None:
-    """Raise BadInput when a shard on ``host`` could be reached from other machines and asks for no token."""
+    """Raise BadSetting when a shard on ``host`` could be reached from other machines but needs a token and has none."""
     if access.security.require_token and not access.token and not is_loopback(host):
         raise BadSetting(
             SecurityConfig,
@@ -117,7 +128,7 @@ def check_listening(host: str, access: Access) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``; a name other than localhost is taken for one that others reach."""
+    """Whether only this machine reaches ``host``; a name other than localhost counts as reachable by others."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -125,7 +136,7 @@ def is_loopback(host: str) -> bool:
 
 
 def host_port(host: str, port: int) -> str:
-    """The address as gRPC and people write it."""
+    """The address ``host:port``, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -1,1 +1,1 @@
-"""Looking: pictures and pages out of run directories."""
+"""Pictures of run directories and of arrays."""

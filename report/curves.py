@@ -31,10 +31,11 @@ def _number(text: str) -> bool:
 
 
 def plot_runs(runs: Sequence[Path], to: Path) -> Path:
-    """Return over minutes of training and over agent steps (learner updates where nobody acted): evaluations as points, the
-    greedy end's training as lines.
+    """Draw the return over minutes of training and over agent steps (learner updates in offline runs); returns ``to``.
 
-    Raises BadInput when a directory is no run's.
+    Evaluations are points. Lines are the training returns of the greedy end: the environments whose epsilon is at most
+    `exploration.greedy_below`. Raises BadInput where a directory holds no run, OSError and ValueError where ``to``
+    cannot be written.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     names: list[str] = []

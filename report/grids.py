@@ -17,7 +17,7 @@ from rl.types import Array
 
 
 class Panel(NamedTuple):
-    """One heat map: a value (NaN where nothing is known), a sign and a label a cell."""
+    """One heat map: for each cell a value (NaN where unknown), a sign and a label."""
 
     title: str
     values: Array  # [R, C]
@@ -28,7 +28,7 @@ class Panel(NamedTuple):
 
 
 def plot_values(panels: Sequence[Panel], title: str, to: Path) -> Path:
-    """Values of the cells by colour and number, the greedy action as a sign; one colour scale for all panels."""
+    """Draw the cells' values as colour and number, and the greedy action as a sign, on one scale; returns ``to``."""
     rows, columns = panels[0].values.shape
     size = (max(4.5, columns * 0.8 * len(panels) + 1.4), max(3.0, rows * 0.8 + 1.0))
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
@@ -62,7 +62,10 @@ def plot_values(panels: Sequence[Panel], title: str, to: Path) -> Path:
 def plot_surface(
     x: Array, y: Array, layers: Sequence[tuple[str, Array]], labels: tuple[str, str], title: str, to: Path
 ) -> Path:
-    """Numbers over two others: each layer (name, [Y, X]) as a coloured map over ``x`` [X] and ``y`` [Y]."""
+    """Draw each layer (name, values [Y, X]) as a coloured map over ``x`` [X] and ``y`` [Y]; returns ``to``.
+
+    Integer values are actions: each has a colour of its own.
+    """
     figure, axes = plt.subplots(1, len(layers), figsize=(5.2 * len(layers), 4.0), squeeze=False)
     for axis, (name, values) in zip(axes[0], layers, strict=True):
         kinds = int(values.max()) + 1 if np.issubdtype(values.dtype, np.integer) else None  # actions, else numbers
@@ -78,7 +81,7 @@ def plot_surface(
 
 
 def plot_states(rows: Sequence[tuple[str, Sequence[Array], Sequence[str]]], title: str, to: Path) -> Path:
-    """Pictures of states, a row a kind: (name, images [H, W, 3], captions)."""
+    """Draw pictures of states, each row (name, images [H, W, 3], captions) a line of them; returns ``to``."""
     columns = max(len(images) for _, images, _ in rows)
     size = (3.0 * columns, 3.6 * len(rows) + 0.4)
     figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")

@@ -1,4 +1,4 @@
-"""Learning curves of the classic family: return and length per episode, smoothed, with the band over seeds."""
+"""Learning curves of the classic methods: return and length of episodes, smoothed, with the band over seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Curve = tuple[Array, Array]  # x, y of one seed, both [T]
 
 
 def smoothed(y: Array, window: int) -> Float64:
-    """The mean of the last ``window`` values at each of them (fewer at the beginning), [T]."""
+    """The mean of the last ``window`` values of ``y`` [T] at each of them (fewer at the beginning), [T]."""
     total = np.cumsum(np.concatenate([[0.0], y]))
     end = np.arange(1, len(y) + 1)
     start = np.maximum(end - window, 0)
@@ -29,7 +29,7 @@ def smoothed(y: Array, window: int) -> Float64:
 
 
 def band(curves: Sequence[Curve], points: int = POINTS) -> tuple[Float64, Float64, Float64, Float64]:
-    """(x, mean, lowest, highest) over seeds, each [points], where all seeds have been; each seed is smoothed first."""
+    """(x, mean, lowest, highest) over seeds, each [points], where all seeds have values; seeds are smoothed first."""
     begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     at = np.linspace(begin, max(end, begin), points)
     rows = np.stack([np.interp(at, x, smoothed(y, max(1, len(y) // 40))) for x, y in curves])
@@ -37,7 +37,7 @@ def band(curves: Sequence[Curve], points: int = POINTS) -> tuple[Float64, Float6
 
 
 def draw_band(axis: Axes, curves: Sequence[Curve], label: str | None = None) -> None:
-    """The mean over seeds as a line, lowest to highest as the band around it."""
+    """Draw the mean over seeds as a line, and lowest to highest as the band around it."""
     at, mean, low, high = band(curves)
     (line,) = axis.plot(at, mean, lw=1.4, label=label)
     if len(curves) > 1:
@@ -45,7 +45,10 @@ def draw_band(axis: Axes, curves: Sequence[Curve], label: str | None = None) -> 
 
 
 def plot_learning(seeds: Sequence[Mapping[str, Array]], title: str, to: Path) -> Path:
-    """Return and length of the training episodes over episodes; ``seeds`` hold the columns of their episodes.csv."""
+    """Draw return and length (agent steps) of the training episodes over episodes; returns ``to``.
+
+    ``seeds`` hold the columns of their episodes.csv, [rows] each.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
     for axis, name in zip(axes, ("return", "length"), strict=True):
         draw_band(axis, [(columns["episode"], columns[name]) for columns in seeds])
@@ -55,7 +58,7 @@ def plot_learning(seeds: Sequence[Mapping[str, Array]], title: str, to: Path) ->
 
 
 def plot_progress(seeds: Sequence[Mapping[str, Curve]], title: str, to: Path) -> Path:
-    """Every figure that the method reported, over what it counts: iterations, sweeps or steps."""
+    """Draw every figure that all seeds reported, over iterations, sweeps, steps or episodes; returns ``to``."""
     names = [name for name in seeds[0] if all(name in seed for seed in seeds)]
     figure, axes = plt.subplots(1, len(names), figsize=(max(5.5, 3.8 * len(names)), 3.6), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
@@ -66,7 +69,7 @@ def plot_progress(seeds: Sequence[Mapping[str, Curve]], title: str, to: Path) ->
 
 
 def plot_compared(groups: Mapping[str, Sequence[Curve]], labels: tuple[str, str], title: str, to: Path) -> Path:
-    """Several methods in one picture, each with its band over seeds; ``labels`` of x and y."""
+    """Draw several methods in one picture, each with its band over seeds; ``labels`` of x and y. Returns ``to``."""
     figure, axis = plt.subplots(figsize=(7.5, 4.2))
     for name, curves in groups.items():
         draw_band(axis, curves, name)
@@ -91,7 +94,7 @@ def _save(figure: Figure, title: str, to: Path) -> Path:
 
 
 def save(figure: Figure, to: Path) -> Path:
-    """Write a figure and forget it."""
+    """Write a figure to ``to``, close it and return ``to``. Raises OSError, ValueError."""
     to.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(to, dpi=120)
     plt.close(figure)

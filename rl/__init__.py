@@ -1,1 +1,1 @@
-"""Mathematics and environments; knows nobody."""
+"""Mathematics and environments; imports no other part of Qfleet."""

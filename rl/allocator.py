@@ -1,4 +1,4 @@
-"""Memory of a process that makes and drops megabytes many times a second."""
+"""Memory settings of a process that allocates and frees megabytes many times a second."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees for its next use, where the C library is glibc.
+    """Make this process keep the memory that it frees for its next use. Does nothing where the C library is not glibc.
 
-    By default buffers of megabytes are given back when they are dropped, and the next ones fetched again page by page. Holds
-    for buffers of up to 32 MiB. It changes the whole process, so it is for the process's owner to call.
+    By default glibc returns buffers of megabytes to the system when they are freed, and fetches the next ones page by
+    page. The change holds for buffers of up to 32 MiB. It affects the whole process, so the process's owner calls it.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -1,4 +1,4 @@
-"""The two kinds of trouble that a user meets: bad input, and a fault at run time."""
+"""The two kinds of errors that a user sees: bad input, and a fault at run time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 
-NAMED = re.compile(r"`(\w[\w.]*)(: [^`]+)?`")  # in a BadSetting's words: a field, or a field and the value to write
+NAMED = re.compile(r"`(\w[\w.]*)(: [^`]+)?`")  # in a BadSetting's message: a field, or a field and the value to write
 
 
 class BadInput(Exception):
@@ -30,7 +30,7 @@ class BadSetting(BadInput):
         return f"{self.owner.__name__}.{self.spelled(str)}"
 
     def spelled(self, spell: Callable[[str], str]) -> str:
-        """The line with each field as ``spell`` writes ``field`` or ``field: value``."""
+        """The message, with each field in it written as ``spell`` writes ``field`` or ``field: value``."""
         own = {f.name for f in dataclasses.fields(self.owner)}
 
         def name(found: re.Match[str]) -> str:
@@ -39,19 +39,22 @@ class BadSetting(BadInput):
         return f"{spell(self.field)} {NAMED.sub(name, self.said)}"
 
     def spelled_in(self, root: type, spell: Callable[[str], str]) -> str:
-        """The line as the user of ``root`` reads it, in which the configuration is mounted; ``spell`` gets whole paths."""
+        """The message as the user of ``root`` reads it, the class in which this configuration is mounted.
+
+        ``spell`` gets the whole path of each field. Where ``root`` does not mount the configuration, it is `str(self)`.
+        """
         path = mounted(root, self.owner)
         return str(self) if path is None else self.spelled(lambda name: spell(path + name))
 
 
 class RunFault(Exception):
-    """A fault at run time that the run could not mend by itself (exit status 1)."""
+    """A fault at run time that the run could not recover from by itself (exit status 1)."""
 
 
 def mounted(root: type, owner: type) -> str | None:
-    """The path of ``owner`` in ``root``: "replay.selector.", or "" where it is that class; None where it is not in it.
+    """The path of ``owner`` in ``root``, such as "replay.selector."; None where ``root`` does not hold it.
 
-    A class that is mounted twice is found at its first place.
+    It is "" where ``root`` is that class. A class that is mounted twice is found at its first place.
     """
     if issubclass(root, owner):
         return ""

@@ -1,14 +1,16 @@
-"""Playing a policy to see how good it is: separate environments, raw undiscounted returns."""
+"""Evaluation of a policy: separate environments, raw undiscounted returns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from rl.bounds import at_least, between
 from rl.ports import Environments
+from rl.resuming import Rules, rules
 from rl.stepping import SeedSequence, rollout
 from rl.types import Array, EpisodeResult, Int64
 
@@ -28,8 +30,8 @@ class EvaluationConfig:
     environments: int = 10
     """Environments played side by side; each plays its share of the episodes."""
     period: int = 100_000
-    """Agent steps (offline: learner updates) between evaluations of `quick_episodes`; 0: only when the greedy end reaches
-    the goal."""
+    """Agent steps (offline: learner updates) between evaluations of `quick_episodes`; 0: only when training returns
+    of the greedy end (`greedy_below` of the exploration) reach the goal."""
     quick_episodes: int = 10
     """Episodes of the periodic evaluations; those that could decide the run take `episodes`."""
     max_episode_steps: int = MAX_EPISODE_STEPS
@@ -40,6 +42,12 @@ class EvaluationConfig:
     """Training returns of the greedy end within this much of the goal call for an evaluation."""
     stop_when_solved: bool = True
     """End the run when it is solved."""
+
+    on_resume: ClassVar[Rules] = rules(
+        may="episodes environments period quick_episodes goal margin stop_when_solved",
+        epsilon="earlier evaluations, and the one that chose best/, were played with the old one",
+        max_episode_steps="earlier evaluations, and the one that chose best/, were played with the old one",
+    )
 
     def __post_init__(self) -> None:
         at_least(self, 1, "episodes", "environments", "quick_episodes", "max_episode_steps")
@@ -57,19 +65,22 @@ class EvaluationResult:
 
     @property
     def mean_return(self) -> float:
+        """Mean of the episodes' raw, undiscounted returns."""
         return float(np.mean([e.episode_return for e in self.episodes]))
 
     @property
     def std_return(self) -> float:
+        """Standard deviation of the episodes' returns (over all of them: divided by their number)."""
         return float(np.std([e.episode_return for e in self.episodes]))
 
     @property
     def worst_return(self) -> float:
+        """The lowest return of an episode. Raises ValueError where there is no episode."""
         return min(e.episode_return for e in self.episodes)
 
 
 def said_of_cut(result: EvaluationResult, max_steps: int) -> str:
-    """The end of a sentence about ``result``: how many episodes the limit ended, nothing where none."""
+    """The end of a message about ``result``: how many episodes the step limit cut; empty where it cut none."""
     if not result.cut:
         return ""
     cut = f"{result.cut} of {len(result.episodes)} episodes cut at {max_steps:,} steps"
@@ -85,11 +96,12 @@ def evaluate(
     max_steps: int = MAX_EPISODE_STEPS,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EvaluationResult:
-    """Play ``episodes`` episodes, a fixed share in each environment, so that short episodes are not counted more often.
+    """Play ``episodes`` episodes and return their results.
 
-    ``epsilon`` of the actions are uniformly random (0 where actions are continuous). An episode is cut after ``max_steps``
-    agent steps. Same policy, environments and seed: same result. ``should_stop`` is asked at every step; an evaluation that
-    it ends returns the episodes finished so far.
+    Each environment plays a fixed share, so that short episodes are not counted more often. ``policy`` maps
+    observations [N, *observation] to actions [N]. A fraction ``epsilon`` of the actions is uniformly random (0 where
+    actions are continuous). An episode is cut after ``max_steps`` agent steps. Same policy, environments and seed: same
+    result. ``should_stop`` is asked at every step; an evaluation that it ends returns the episodes finished so far.
     """
     count = environments.count
     rng = np.random.default_rng([seed, 1])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from rl.bounds import at_least, between
 from rl.errors import BadSetting
+from rl.resuming import Rules, rules
 from rl.schedules import linear, piecewise
 from rl.types import Float64
 
@@ -34,6 +35,8 @@ class ExplorationConfig:
     greedy_below: float = 0.05
     """Environments with an epsilon of at most this are reported as the greedy end."""
 
+    on_resume: ClassVar[Rules] = rules(may="kind start end steps knots ladder_epsilon ladder_alpha greedy_below")
+
     def __post_init__(self) -> None:
         between(self, 0, 1, "start", "end", "ladder_epsilon", "greedy_below", what="a probability")
         at_least(self, 1, "steps", unit="agent step")
@@ -46,12 +49,15 @@ class ExplorationConfig:
 
 
 def ladder(epsilon: float, alpha: float, count: int) -> Float64:
-    """``[count]`` epsilons eps^(1 + alpha * i / (count - 1)) (Horgan et al. 2018, Ape-X, section 4). ``count`` >= 2."""
+    """``[count]`` epsilons eps_i = eps^(1 + alpha * i / (count - 1)) (Horgan et al. 2018, Ape-X, section 4).
+
+    ``count`` is at least 2; environment 0 explores most.
+    """
     return np.asarray(epsilon ** (1.0 + alpha * np.arange(count) / (count - 1)), dtype=np.float64)
 
 
 class Exploration:
-    """Epsilons of ``count`` environments that start at ``offset`` in the fleet's ``total``."""
+    """Epsilons of ``count`` environments, the first of which is number ``offset`` of the ``total`` of all actors."""
 
     def __init__(self, config: ExplorationConfig, offset: int, count: int, total: int) -> None:
         self.config = config
@@ -61,7 +67,10 @@ class Exploration:
             self._fixed = ladder(config.ladder_epsilon, config.ladder_alpha, total)[offset : offset + count]
 
     def epsilons(self, agent_steps: int) -> Float64:
-        """``[count]`` epsilons after ``agent_steps`` of the whole fleet. A ladder of one falls back to `linear`."""
+        """Epsilons [count] after ``agent_steps`` agent steps of all actors together.
+
+        A ladder over a single environment falls back to the `linear` schedule.
+        """
         if self.uses_ladder:
             return self._fixed
         if self.config.kind == "piecewise":

@@ -1,7 +1,7 @@
-"""Format numbers of what is kept on disk: an older format is carried over, a newer one refused.
+"""Format numbers of files on disk: older formats are upgraded when they are read, newer ones rejected.
 
-A file without a number is of format 0, of the time before there were any. Raise the number when the meaning of a file
-changes: a key is renamed, say, or a reader of before would read it wrongly.
+A file without a number has format 0, from before formats were numbered. Raise the number when the meaning of a file
+changes: for example when a key is renamed, or when an older reader would misread it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from rl.errors import BadInput
 
 KEY = "format"
 
-Renamed = Sequence[Mapping[str, str]]  # [n]: the dotted keys that format n + 1 calls otherwise than format n
+Renamed = Sequence[Mapping[str, str]]  # [n]: the dotted keys that format n + 1 renamed, old -> new
 
 
 def format_of(data: Any, known: int, where: str) -> int:
-    """The format number in ``data``. Raises BadInput, naming ``where``, above ``known``, ValueError where there is none."""
+    """The format number in ``data``, 0 where it has none.
+
+    Raises BadInput, naming ``where``, when the number is above ``known``; ValueError when ``data`` is not a mapping or
+    the number is not an integer from 0 on.
+    """
     if not isinstance(data, Mapping):
         raise ValueError(f"it holds {type(data).__name__}, not names with values")
     number = data.get(KEY, 0)
@@ -32,7 +36,10 @@ def format_of(data: Any, known: int, where: str) -> int:
 
 
 def upgraded(data: Any, renamed: Renamed, where: str) -> dict[str, Any]:
-    """``data`` of any format up to ``len(renamed)`` under today's keys, without its number. Raises as `format_of`."""
+    """A copy of ``data``, of any format up to ``len(renamed)``, under today's keys and without its format number.
+
+    Raises BadInput and ValueError as `format_of` does.
+    """
     number = format_of(data, len(renamed), where)
     found = {key: copy.deepcopy(value) for key, value in data.items() if key != KEY}
     for step in renamed[number:]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from rl.bounds import layers
 from rl.errors import BadSetting
 from rl.pixels import PixelConv, PixelScale
 from rl.precision import Precision, pick_dtype
+from rl.resuming import Rules, rules
 from rl.types import Array, Float32, ObservationSpec
 
 
@@ -32,6 +33,8 @@ class NetworkConfig:
     """Pixels only: subtract from each pixel its median over the learner's first batch. The background, which never moves, is
     then zero: it counts for nothing (LeCun et al. 1998, Efficient BackProp, section 4.3) and costs a CPU little."""
 
+    on_resume: ClassVar[Rules] = rules(stays="kind hidden dueling layer_norm center")
+
     def __post_init__(self) -> None:
         layers(self, "hidden")
         if self.layer_norm and min(self.hidden) < 2:
@@ -39,7 +42,7 @@ class NetworkConfig:
 
 
 class DuelingHead(nn.Module):
-    """Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a') (Wang et al. 2016, equation 9), features [B, D] -> [B, A]."""
+    """Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a') (Wang et al. 2016, equation 9)."""
 
     def __init__(self, features: int, hidden: int, actions: int, norm: bool = False) -> None:
         super().__init__()
@@ -49,6 +52,7 @@ class DuelingHead(nn.Module):
         self.advantage = nn.Linear(hidden, actions)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Action values, float32 [B, A], of features [B, D]."""
         v, a = torch.relu(self.norm(self.body(x))).chunk(2, dim=1)
         value: Tensor = self.value(v).float()
         advantage: Tensor = self.advantage(a).float()
@@ -56,7 +60,10 @@ class DuelingHead(nn.Module):
 
 
 class QNetwork(nn.Module):
-    """Torso, fully connected layers, and a plain or dueling head; pixels count as scaled to [0, 1]."""
+    """Action values [B, A] of observations [B, *observation]: torso, fully connected layers, plain or dueling head.
+
+    Pixels 0..255 are scaled to [0, 1] inside the network.
+    """
 
     def __init__(self, config: NetworkConfig, spec: ObservationSpec, actions: int) -> None:
         super().__init__()
@@ -80,22 +87,26 @@ class QNetwork(nn.Module):
 
     @property
     def background(self) -> Tensor | None:
-        """What is subtracted from pixels, bytes [C, H, W]; none without `center`."""
+        """What is subtracted from pixels, uint8 [C, H, W]; None unless the configuration sets `center`."""
         return getattr(self.torso[0], "background", None)
 
     def forward(self, observation: Tensor) -> Tensor:
+        """Action values, float32 [B, A], of observations [B, *observation] (uint8 pixels, or floats)."""
         return self.head(self.body(self.torso(observation))).float()  # type: ignore[no-any-return]
 
 
 def for_acting(network: QNetwork, precision: Precision) -> QNetwork:
-    """``network`` itself, made for acting on the CPU: no gradients, the weights of one that convolves pixels whole in the
-    precision (no casts a step), others in float32."""
+    """The same ``network``, changed in place for acting on the CPU: in evaluation mode and without gradients.
+
+    The weights of one that convolves pixels are converted to ``precision``, so that no step casts them; others to
+    float32.
+    """
     dtype = pick_dtype(precision, torch.device("cpu")) if network.convolves_pixels else torch.float32
     return network.eval().requires_grad_(False).to(dtype)
 
 
 def values(network: QNetwork, observation: Array) -> Float32:
-    """Action values float32 [N, A] of observations [N, *observation] on the CPU, both numpy's."""
+    """Action values, float32 [N, A], of observations [N, *observation]; numpy arrays, computed on the CPU."""
     with torch.inference_mode():
         return np.asarray(network(torch.from_numpy(observation)).numpy())
 
@@ -103,7 +114,7 @@ def values(network: QNetwork, observation: Array) -> Float32:
 def _layer(layer: nn.Linear | nn.Conv2d, norm: bool) -> list[nn.Module]:
     """A layer and its ReLU, with its normalisation over all channels and positions (one group) where asked."""
     units = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
-    relu = nn.ReLU(inplace=True)  # no layer's gradient needs what stood before it: half the memory to go through
+    relu = nn.ReLU(inplace=True)  # no gradient needs the values before the ReLU: half the memory traffic
     return [layer, nn.GroupNorm(1, units), relu] if norm else [layer, relu]
 
 
@@ -123,7 +134,7 @@ def _torso(config: NetworkConfig, spec: ObservationSpec, background: Tensor | No
 
 
 def check_network(config: NetworkConfig, spec: ObservationSpec) -> None:
-    """Raise BadSetting when the network cannot take such observations."""
+    """Raise BadSetting when the configured network cannot take observations of ``spec``."""
     if config.center and spec.dtype != "uint8":
         said = f"is for pixels, the environment gives {spec.dtype}: write `center: false`"
         raise BadSetting(NetworkConfig, "center", said)
@@ -137,7 +148,10 @@ def check_network(config: NetworkConfig, spec: ObservationSpec) -> None:
 
 
 def make_network(config: NetworkConfig, spec: ObservationSpec, actions: int, seed: int) -> QNetwork:
-    """A network with weights drawn from ``seed``, whatever torch's global generator holds."""
+    """A `QNetwork` for ``actions`` actions with weights drawn from ``seed``.
+
+    torch's global generator is left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return QNetwork(config, spec, actions)

@@ -1,4 +1,4 @@
-"""State <-> safetensors: named arrays in one flat file, nothing ever unpickled."""
+"""State <-> safetensors: named arrays in one flat file; nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rl.types import Array
 
 
 def weights_of(module: nn.Module) -> dict[str, Array]:
-    """A copy of a module's parameters and buffers as numpy arrays on the CPU, by name."""
+    """A copy of a module's parameters and buffers by name: numpy arrays of their shapes, on the CPU."""
     return {name: np.array(x.detach().cpu().numpy()) for name, x in module.state_dict().items()}
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Array]) -> None:
-    """Copy ``weights`` into ``module``; raises ValueError naming what does not fit."""
+    """Copy the arrays of ``weights`` into ``module``. Raises ValueError naming the name or shape that does not fit."""
     own = module.state_dict()
     if own.keys() != weights.keys():
         raise ValueError(f"weights of another network: differing names {sorted(own.keys() ^ weights.keys())}")
@@ -30,13 +30,13 @@ def load_weights(module: nn.Module, weights: Mapping[str, Array]) -> None:
 
 
 def to_bytes(arrays: Mapping[str, Array]) -> bytes:
-    """Named arrays as the content of a .safetensors file."""
+    """The content of a .safetensors file that holds the named arrays."""
     # ascontiguousarray alone makes vectors of scalars
     return save({name: np.ascontiguousarray(x).reshape(x.shape) for name, x in arrays.items()})
 
 
 def from_bytes(data: bytes) -> dict[str, Array]:
-    """The arrays in the content of a .safetensors file; raises ValueError when it is damaged."""
+    """The named arrays in the content of a .safetensors file. Raises ValueError when it is damaged."""
     try:
         return load(data)
     except Exception as error:  # safetensors raises its own type, which is not exported

@@ -11,7 +11,10 @@ DENSE = 0.25  # of all blocks: where more differ from the background, a whole co
 
 
 def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` [B, C, H, W] in ``dtype`` and that memory order, a channel at a time: half the time of one call of `to`."""
+    """``x`` [B, C, H, W] converted to ``dtype``, the same shape in channels-last memory order.
+
+    One channel is copied at a time, which takes half the time of one call of `to`.
+    """
     batch, channels, *frame = x.shape
     out = torch.empty((batch, *frame, channels), dtype=dtype)
     for channel in range(channels):
@@ -20,11 +23,13 @@ def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class PixelConv(nn.Conv2d):
-    """The first convolution, 8x8 with stride 4, of pixels 0..255 as if they were scaled to [0, 1]: the factor 1/255 goes
-    into the small weights, not the large images (integers to 255 are exact in bfloat16).
+    """The first convolution, 8x8 with stride 4, of pixels 0..255 as if they were scaled to [0, 1].
 
-    ``background`` [C, H, W] is subtracted from them. On a CPU only the blocks of 4x4 pixels that differ from it are
-    multiplied, where they are few: a window is 2x2 blocks, and a block of zeros adds nothing to its windows
+    The factor 1/255 is applied to the small weights, not to the large images (integers up to 255 are exact in
+    bfloat16).
+
+    ``background`` [C, H, W] is subtracted from the pixels. On a CPU only the blocks of 4x4 pixels that differ from it
+    are multiplied, where they are few: a window is 2x2 blocks, and a block of zeros adds nothing to its windows
     (decisions/0010). Otherwise the background is convolved by itself, as the convolution is linear.
     """
 
@@ -35,6 +40,10 @@ class PixelConv(nn.Conv2d):
         self.register_buffer("background", background)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Features [B, filters, (H - 8) / 4 + 1, (W - 8) / 4 + 1] of pixels 0..255 [B, C, H, W].
+
+        They are bfloat16 under autocast or where the weights are, else float32.
+        """
         weight = self.weight * (1.0 / 255.0)
         bf16 = torch.is_autocast_enabled(input.device.type) or weight.dtype == torch.bfloat16
         dtype = torch.bfloat16 if bf16 else torch.float32
@@ -65,7 +74,7 @@ def _blocks_conv(x: Tensor, background: Tensor, at: Tensor, weight: Tensor) -> T
     batch, channels, *frame = x.shape
     (rows, columns), filters = (n // STRIDE for n in frame), len(weight)
     image, row, column = at.unbind(1)
-    # the four quarters of a window side by side: a block is the last of one window, the last but one of the next, ..
+    # the four quarters of a window side by side: a block is the last of one window, the last but one of the next, ...
     quarters = weight.float().view(filters, channels, 2, STRIDE, 2, STRIDE).permute(1, 3, 5, 2, 4, 0)
     quarters = quarters.reshape(channels * STRIDE**2, 4 * filters)
     differences = _blocks(x, image, row, column) - _blocks(background[None], torch.zeros_like(image), row, column)
@@ -78,8 +87,10 @@ def _blocks_conv(x: Tensor, background: Tensor, at: Tensor, weight: Tensor) -> T
 
 
 def changed_blocks(x: Tensor, background: Tensor) -> Tensor:
-    """Where bytes ``x`` [B, C, H, W] differ from ``background`` [C, H, W]: [N, 3] of image, row and column of the blocks
-    of 4x4 pixels (of all channels); H and W are multiples of 4."""
+    """The blocks of 4x4 pixels (of all channels) where ``x`` [B, C, H, W] differs from ``background`` [C, H, W].
+
+    Both are uint8; H and W are multiples of 4. Returns int64 [N, 3]: image, row and column of each block.
+    """
     words = _words(x ^ background)
     differ = words[:, 0]
     for channel in range(1, words.shape[1]):
@@ -112,4 +123,5 @@ class PixelScale(nn.Module):
         self.register_buffer("background", background)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``x`` [B, *observation], less the background where there is one, scaled by 1/255; float32."""
         return (x.float() if self.background is None else x.float() - self.background.float()) * (1.0 / 255.0)

@@ -8,26 +8,35 @@ from rl.types import Array, Float64, Int64
 
 
 def greedy(q: Array) -> Int64:
-    """argmax_a q(s, a) of each row [N, A] -> [N]; ties go to the first."""
+    """The action argmax_a q(s, a) of each row of q [N, A], int64 [N]; ties go to the first."""
     return np.asarray(q.argmax(axis=-1), dtype=np.int64)
 
 
 def epsilon_greedy(q: Array, epsilons: Array | float, rng: np.random.Generator) -> Int64:
-    """With probability epsilon a uniformly random action, else the greedy one; q [N, A], epsilons [N] or one for all."""
+    """Actions, int64 [N]: uniformly random with probability epsilon, else greedy (Sutton & Barto 2018, section 2.2).
+
+    ``q`` is [N, A]; ``epsilons`` is [N], or one number for all rows.
+    """
     count, actions = q.shape
     random = rng.integers(0, actions, size=count)
     return np.where(rng.random(count) < epsilons, random, greedy(q))
 
 
 def epsilon_greedy_probabilities(q: Array, epsilon: float) -> Float64:
-    """(1 - epsilon) for the greedy action and epsilon / A for each, row by row, [N, A]."""
+    """Probabilities [N, A] of the actions under `epsilon_greedy`.
+
+    Each action has epsilon / A; the greedy one has 1 - epsilon more.
+    """
     probabilities = np.full(q.shape, epsilon / q.shape[-1])
     probabilities[np.arange(len(q)), greedy(q)] += 1.0 - epsilon
     return probabilities
 
 
 def softmax_probabilities(q: Array, temperature: float) -> Float64:
-    """Boltzmann: exp(q / T) / sum exp(q / T), row by row, [N, A]; T > 0 in units of reward."""
+    """Boltzmann probabilities exp(q / T) / sum exp(q / T) of each row, [N, A].
+
+    The temperature T is in units of q. Raises ValueError unless it is above 0.
+    """
     if temperature <= 0.0:
         raise ValueError(f"temperature is {temperature}: it must be positive")
     z = (q - q.max(axis=-1, keepdims=True)) / temperature
@@ -36,7 +45,7 @@ def softmax_probabilities(q: Array, temperature: float) -> Float64:
 
 
 def softmax(q: Array, temperature: float, rng: np.random.Generator) -> Int64:
-    """Actions drawn from `softmax_probabilities`, [N]."""
+    """Actions, int64 [N], drawn from `softmax_probabilities` of q [N, A]. Raises ValueError as it does."""
     cumulative = softmax_probabilities(q, temperature).cumsum(axis=-1)
     draws = rng.random((len(q), 1))
     return np.asarray((draws >= cumulative).sum(axis=-1).clip(max=q.shape[-1] - 1), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The Protocols that tie the parts together; actors and learner know these and never each other."""
+"""The Protocols between the parts; actors and learner know these and never each other."""
 
 from __future__ import annotations
 
@@ -23,38 +23,44 @@ class Publication:
 
 
 class SegmentSink(Protocol):
-    """Where an actor puts its experience."""
+    """Where an actor writes its experience."""
 
     def write(self, segment: Segment) -> None:
         """Take the segment; blocks while replay has no room for it. Raises RunFault when replay is gone."""
 
     def flush(self, timeout: float) -> None:
-        """Wait until all that was written is acknowledged. Raises TimeoutError saying what is still in flight."""
+        """Wait up to ``timeout`` seconds until everything written is acknowledged.
+
+        Raises TimeoutError, saying what is still in flight, and RunFault when replay is gone.
+        """
 
     def close(self) -> None:
-        """Release what the sink holds."""
+        """Release connections and threads; what is still in flight may be lost."""
 
 
 class BatchSource(Protocol):
     """Where the learner gets its batches."""
 
     def sample(self, timeout: float) -> SampledBatch | None:
-        """The next batch, or None when replay may not be sampled yet. Raises RunFault when replay is gone."""
+        """The next batch, or None when replay may not be sampled within ``timeout`` seconds.
+
+        Raises RunFault when replay is gone.
+        """
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
-        """Report |TD error| [B] of a batch's items; those evicted meanwhile are counted and dropped."""
+        """Report |TD error| [B] of a batch's items. Errors of items evicted in the meantime are dropped and counted."""
 
     def stats(self) -> Mapping[str, float]:
-        """Counts of the replay as last seen: stored, inserted, sampled, ..."""
+        """Counts of the replay as last seen, by name: stored, inserted and sampled items, ..."""
 
     def get_state(self) -> Mapping[str, int]:
-        """What a checkpoint must hold of the source: ``drawn``, the batches returned so far."""
+        """The source's part of a checkpoint: ``drawn``, the batches returned so far."""
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Inverse of `get_state`: go on from there."""
+        """Inverse of `get_state`: continue from there."""
 
     def close(self) -> None:
-        """Release what the source holds."""
+        """Release connections and threads."""
 
 
 class WeightSource(Protocol):
@@ -65,21 +71,24 @@ class WeightSource(Protocol):
 
 
 class WeightSink(Protocol):
-    """Where the learner publishes."""
+    """Where the learner publishes its weights."""
 
     def publish(self, publication: Publication) -> None:
-        """Hand over; never waits for the readers."""
+        """Hand ``publication`` over without waiting for its readers."""
 
 
 class MetricSink(Protocol):
-    """Where a component's figures go."""
+    """Where a component reports its metrics."""
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Take the newest value of each named figure."""
+        """Take the newest value of each named metric."""
 
 
 class Environments(Protocol):
-    """N environments that step together. The arrays that they return are the caller's: they are never written again."""
+    """N environments that step together; ``actions`` is the number of actions, or of their dimensions where continuous.
+
+    Arrays that a method returned belong to the caller: they are never written again.
+    """
 
     count: int
     actions: int
@@ -89,7 +98,10 @@ class Environments(Protocol):
         """Begin an episode in every environment from seeds [N]; returns observations [N, *observation]."""
 
     def step(self, actions: Array) -> Step:
-        """Act [N], or [N, D] where continuous. An environment that is done must be restarted before it steps again."""
+        """Act with actions [N], or [N, D] where they are continuous; returns what followed, arrays [N, ...].
+
+        An environment that is done must be restarted before it steps again.
+        """
 
     def restart(self, mask: Bool, seeds: Int64) -> Array:
         """Begin a new episode where ``mask`` [N], from seeds [sum(mask)]; returns all current observations [N, ...]."""

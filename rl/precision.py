@@ -1,4 +1,4 @@
-"""Which floating point a network computes in."""
+"""The floating-point type that a network computes in."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16, as asked; ``auto`` is bfloat16 where ``device`` multiplies it in hardware, else float32.
+    """The torch.dtype for ``precision``: float32 or bfloat16.
 
-    A CPU without AVX-512 BF16 or AMX emulates bfloat16: an update then takes ten times as long as in float32.
+    ``auto`` is bfloat16 where ``device`` multiplies it in hardware, else float32. A CPU without AVX-512 BF16 or AMX
+    emulates bfloat16: an update then takes ten times as long as in float32.
     """
     if precision == "auto":
         return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32

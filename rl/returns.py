@@ -13,11 +13,12 @@ of gamma of the steps that are there (Sutton & Barto 2018, section 7.1; Pardo et
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from rl.bounds import at_least, between
+from rl.resuming import Rules, rules
 from rl.types import Array, Bool, Float32
 
 
@@ -34,6 +35,13 @@ class ReturnConfig:
     life_loss_terminates: bool = False
     """A lost life zeroes the discount, without resetting the game."""
 
+    on_resume: ClassVar[Rules] = rules(
+        n_step="restored transitions keep the returns of the old one",
+        gamma="action values so far, and restored transitions, are of the old one",
+        clip_reward="action values so far, and restored transitions, are of the old one",
+        life_loss_terminates="action values so far, and restored transitions, are of the old one",
+    )
+
     def __post_init__(self) -> None:
         at_least(self, 1, "n_step", unit="step")
         between(self, 0, 1, "gamma", what="a discount")
@@ -49,10 +57,11 @@ class NStep(NamedTuple):
 
 
 def n_step_returns(rewards: Array, stops: Bool, items: int, n: int, gamma: float) -> NStep:
-    """Targets of the first ``items`` of S >= items consecutive steps.
+    """`NStep` targets, [items] each, of the first ``items`` of S >= items consecutive steps, by the equations above.
 
-    rewards [S] are summed over at most ``n`` steps, no further than the last step given and no further than a stop;
-    stops [S] marks the steps after which nothing is bootstrapped (terminations, counted lives).
+    Rewards [S] are summed over at most ``n`` steps, no further than the last step given and no further than a stop.
+    ``stops`` [S] marks the steps after which nothing is bootstrapped (terminations, counted lives). Sutton & Barto
+    2018, 7.1.
     """
     steps = len(rewards)
     r_t = np.zeros(items, dtype=np.float64)
@@ -73,7 +82,11 @@ def n_step_returns(rewards: Array, stops: Bool, items: int, n: int, gamma: float
 
 
 def targets(config: ReturnConfig, rewards: Array, terminated: Bool, lost_life: Bool, items: int) -> NStep:
-    """`n_step_returns` of raw rewards [S], clipped, with a stop at each termination and each lost life that counts."""
+    """`n_step_returns` of the first ``items`` of S steps under ``config``.
+
+    Raw ``rewards`` [S] are clipped as configured. ``terminated`` [S] stops the sum; so does ``lost_life`` [S] where it
+    counts.
+    """
     training = np.clip(rewards, -config.clip_reward, config.clip_reward) if config.clip_reward else rewards
     stops = terminated | (lost_life & config.life_loss_terminates)
     return n_step_returns(training, stops, items, config.n_step, config.gamma)

@@ -17,17 +17,18 @@ from rl.types import Array, ObservationSpec, UnratedSegment
 
 
 def newest_frame(observation: Array, spec: ObservationSpec) -> Array:
-    """The one frame that the last step added: [N, stack, *frame] -> [N, *frame] (the observation itself if unstacked).
+    """The frame that the last step added: observations [N, stack, *frame] -> frames [N, *frame].
 
-    A copy of a stack's frame: whoever keeps it does not keep the stack.
+    An unstacked observation is its own frame. Of a stack the frame is copied, so that keeping it does not keep the
+    stack.
     """
     return observation if spec.stack == 1 else observation[:, -1].copy()
 
 
 def stack_frames(frames: Array, newest: Array, stack: int) -> Array:
-    """Frame stacks that end at indices ``newest`` [B] of frames [F, ...] -> [B, stack, ...]; zeros before index 0.
+    """Stacks [B, stack, *frame] of ``frames`` [F, *frame] that end at the indices ``newest`` [B]; zeros before index 0.
 
-    With stack = 1 the frames themselves, [B, ...].
+    With stack = 1 the frames themselves, [B, *frame].
     """
     if stack == 1:
         return np.asarray(frames[newest])
@@ -50,7 +51,7 @@ class _Taken(NamedTuple):
 
 @dataclass
 class _Buffer:
-    """The end of the running episode, as far as segments to come need it: step k leads from frame k to frame k + 1."""
+    """The part of the running episode that later segments need. Step k leads from frame k to frame k + 1."""
 
     first_step: int = 0  # episode step of steps[0]
     next_item: int = 0  # index into steps of the first item that is in no segment yet
@@ -61,8 +62,12 @@ class _Buffer:
 class SegmentBuilder:
     """Cuts one environment's episodes into segments of at most ``max_items`` + n - 1 items each.
 
-    Call `begin` with an episode's first frame, then `add` after each of its steps, the one that terminates or truncates it
-    included, then `begin` again. Frames are kept, not copied. Episodes are numbered from ``first_episode``.
+        builder.begin(first_frame)
+        while not done:
+            segment = builder.add(action=..., reward=..., ..., frame=next_frame)  # None until one is complete
+
+    The step that terminates or truncates the episode is added too; then `begin` starts the next one. Frames [*frame]
+    are kept, not copied. Episodes are numbered from ``first_episode``.
     """
 
     def __init__(self, config: ReturnConfig, spec: ObservationSpec, max_items: int, first_episode: int = 0) -> None:
@@ -73,10 +78,10 @@ class SegmentBuilder:
         self._buffer = _Buffer()
 
     def begin(self, frame: Array, first_step: int = 0) -> None:
-        """Start an episode at its first frame; an unfinished one is dropped.
+        """Start an episode at its first frame [*frame]; an unfinished episode is dropped.
 
-        With ``first_step`` > 0 what came before that step is lost: the first stack - 1 steps are context alone, since an
-        item there would have a stack that never was.
+        With ``first_step`` > 0 the steps before it are lost. The first stack - 1 steps then serve as context alone: an
+        item that started there would need frames that are missing.
         """
         self._episode += 1
         self._buffer = _Buffer(first_step, self._context if first_step else 0, [frame])
@@ -92,9 +97,10 @@ class SegmentBuilder:
         version: int,  # of the weights acted on
         frame: Array,  # that followed
     ) -> UnratedSegment | None:
-        """Take one step; returns the segment that it fills or, at the episode's end, the rest. None otherwise.
+        """Take one step and the frame [*frame] after it; returns the segment that the step completes, or None.
 
-        An item waits for its n steps, so that a segment is full n - 1 steps after its last item's own.
+        At the episode's end that is the rest of the episode. Otherwise an item waits for its n steps, so that a segment
+        is complete n - 1 steps after the step of its last item.
         """
         buffer = self._buffer
         buffer.steps.append(_Taken(action, reward, terminated, truncated, lost_life, version))

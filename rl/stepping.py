@@ -5,8 +5,8 @@ Legend: N environments; ``observation`` [N, *observation] before the action, ``a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,24 +15,18 @@ from rl.types import Array, Bool, EpisodeResult, Float64, Int64, Step
 
 
 class SeedSequence:
-    """A stream of episode seeds of one environment batch, so that any episode can be replayed from its seed."""
+    """A stream of episode seeds for a batch of environments, so that any episode can be replayed from its seed."""
 
     def __init__(self, seed: int, stream: int, start: int = 0) -> None:
         self._rng = np.random.default_rng([seed, stream, start])
 
     def draw(self, count: int) -> Int64:
-        """``[count]`` seeds in [0, 2^31 - 1)."""
+        """The next ``count`` seeds, int64 [count] in [0, 2^31 - 1)."""
         return self._rng.integers(0, 2**31 - 1, size=count, dtype=np.int64)
-
-    def get_state(self) -> Mapping[str, Any]:
-        return dict(self._rng.bit_generator.state)
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        self._rng.bit_generator.state = state
 
 
 class ActorStep(NamedTuple):
-    """One batched step: what was seen, what was done, what came of it, and how the episodes stand after it."""
+    """One batched step: observations, actions, what followed, and the state of the episodes after it."""
 
     observation: Array
     action: Array
@@ -43,7 +37,10 @@ class ActorStep(NamedTuple):
     length: Int64  # [N], agent steps of the episode so far
 
     def finished(self, epsilons: Array | float) -> Iterator[tuple[int, EpisodeResult]]:
-        """(environment, result) of each episode that ended here; ``epsilons`` [N], or one for all: acted with."""
+        """(environment's index, result) of each episode that ended at this step.
+
+        ``epsilons`` that were acted with: [N], or one number for all.
+        """
         for i in np.flatnonzero(self.ended).tolist():
             epsilon = float(np.broadcast_to(epsilons, len(self.ended))[i])
             truncated = not self.step.terminated[i]
@@ -56,11 +53,12 @@ def rollout(
     seeds: Callable[[int], Int64],
     max_steps: int | None = None,
 ) -> Iterator[ActorStep]:
-    """Step for ever, acting by ``act``: observations [N, ...] -> actions [N, ...].
+    """Step without end and yield each batched step.
 
-    ``seeds(count)`` begins so many episodes (`SeedSequence.draw`). An episode is cut after ``max_steps`` agent steps, where
-    given. What ended is restarted only when the next step is asked for: the last step taken is followed by no reset.
-    No array that is yielded is written again.
+    ``act`` maps observations [N, *observation] to actions [N], or [N, D] where they are continuous. ``seeds(count)``
+    gives the seeds of ``count`` new episodes (`SeedSequence.draw`). An episode is cut after ``max_steps`` agent steps,
+    where given. An environment whose episode ended is restarted only when the next step is asked for, so that no reset
+    follows the last step taken. No array that was yielded is written again.
     """
     count = environments.count
     observation = environments.reset(seeds(count))

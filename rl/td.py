@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 def q_learning_error(q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t_value: Tensor) -> Tensor:
-    """td = r_t + discount_t * max_a q_t_value(a) - q_tm1(a_tm1), [B] (Mnih et al. 2015, algorithm 1)."""
+    """td = r_t + discount_t * max_a q_t_value(a) - q_tm1(a_tm1), [B] (Mnih et al. 2015, algorithm 1).
+
+    The target carries no gradient. Raises ValueError on wrong shapes or dtypes.
+    """
     return double_q_error(q_tm1, a_tm1, r_t, discount_t, q_t_value, q_t_value)
 
 
@@ -21,7 +24,7 @@ def double_q_error(
 ) -> Tensor:
     """td = r_t + discount_t * q_t_value(argmax_a q_t_selector(a)) - q_tm1(a_tm1), [B].
 
-    Source: van Hasselt et al. 2016, equation 4. The target carries no gradient. Raises ValueError on wrong ranks or
+    Source: van Hasselt et al. 2016, equation 4. The target carries no gradient. Raises ValueError on wrong shapes or
     dtypes.
     """
     if q_t_value.shape != q_tm1.shape:
@@ -31,7 +34,10 @@ def double_q_error(
 
 @torch.no_grad()
 def double_q_target(r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor) -> Tensor:
-    """target = r_t + discount_t * q_t_value(argmax_a q_t_selector(a)), [B], without gradient; raises ValueError."""
+    """target = r_t + discount_t * q_t_value(argmax_a q_t_selector(a)), [B], without gradient.
+
+    Source: van Hasselt et al. 2016, equation 4. Raises ValueError on wrong shapes or dtypes.
+    """
     if q_t_value.ndim != 2 or q_t_selector.shape != q_t_value.shape:
         raise ValueError(f"action values must all be [B, A], got {[tuple(q.shape) for q in (q_t_value, q_t_selector)]}")
     _check_columns(len(q_t_value), r_t=r_t, discount_t=discount_t)
@@ -42,7 +48,7 @@ def double_q_target(r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_sele
 
 
 def td_error(q_tm1: Tensor, a_tm1: Tensor, target: Tensor) -> Tensor:
-    """td = target - q_tm1(a_tm1), [B]; raises ValueError on wrong ranks or dtypes."""
+    """td = target - q_tm1(a_tm1), [B]. Raises ValueError on wrong shapes or dtypes."""
     if q_tm1.ndim != 2:
         raise ValueError(f"action values must be [B, A], got {tuple(q_tm1.shape)}")
     _check_columns(len(q_tm1), a_tm1=a_tm1, target=target)
@@ -52,19 +58,23 @@ def td_error(q_tm1: Tensor, a_tm1: Tensor, target: Tensor) -> Tensor:
 
 
 def huber(td: Tensor, delta: float = 1.0) -> Tensor:
-    """td^2 / 2 where |td| <= delta, else delta * (|td| - delta / 2), elementwise (Huber 1964)."""
+    """td^2 / 2 where |td| <= delta, else delta * (|td| - delta / 2): elementwise, [B] -> [B] (Huber 1964)."""
     absolute = td.abs()
     quadratic = absolute.clamp(max=delta)
     return 0.5 * quadratic**2 + delta * (absolute - quadratic)
 
 
 def squared(td: Tensor) -> Tensor:
-    """td^2 / 2, elementwise."""
+    """td^2 / 2: elementwise, [B] -> [B]."""
     return 0.5 * td**2
 
 
 def weighted_loss(losses: Tensor, weights: Tensor) -> Tensor:
-    """mean_b weights_b * losses_b, a scalar; the importance weights [B] always multiply, ones under uniform sampling."""
+    """mean_b weights_b * losses_b, a scalar tensor; losses and importance weights are [B].
+
+    Source: Schaul et al. 2016, section 3.4. The weights always multiply: under uniform sampling they are ones. Raises
+    ValueError unless both are [B].
+    """
     if losses.ndim != 1 or losses.shape != weights.shape:
         raise ValueError(f"losses {tuple(losses.shape)} and weights {tuple(weights.shape)} must both be [B]")
     return (weights * losses).mean()

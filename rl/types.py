@@ -1,4 +1,4 @@
-"""The plain data that flows through the house.
+"""Data types shared by all parts.
 
 Legend (Rainbow / DQN Zoo notation): ``s_tm1`` the observation acted on, ``a_tm1`` the action, ``r_t`` the n-step
 discounted reward that followed, ``discount_t`` gamma^n (0 after a termination), ``s_t`` the observation n steps later.
@@ -37,17 +37,17 @@ class SampledBatch:
     """What the learner trains on: transitions with the keys and weights that prioritized replay needs."""
 
     transitions: TransitionBatch
-    keys: UInt64  # [B], unique for ever within a shard
+    keys: UInt64  # [B], never used twice within a shard
     shards: Int64  # [B], index of the shard that each key belongs to
     weights: Float32  # [B], importance weights in (0, 1]
 
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """What one observation looks like: ``stack`` frames of ``frame_shape``.
+    """Shape and type of one observation: ``stack`` frames of ``frame_shape``.
 
-    With ``stack`` = 1 the observation is the frame itself; else it is ``[stack, *frame_shape]``, oldest frame first, and
-    frames before the episode's first are zeros.
+    With ``stack`` = 1 the observation is the frame itself. Otherwise it is ``[stack, *frame_shape]``, oldest frame
+    first, and frames before the episode's first are zeros.
     """
 
     frame_shape: tuple[int, ...]
@@ -56,6 +56,7 @@ class ObservationSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of one observation: ``frame_shape``, or ``(stack, *frame_shape)``."""
         return self.frame_shape if self.stack == 1 else (self.stack, *self.frame_shape)
 
     @property
@@ -88,10 +89,11 @@ class UnratedSegment:
 
     @property
     def items(self) -> int:
+        """Number of items, M."""
         return len(self.item_step)
 
     def rated(self, td_abs: Float32) -> Segment:
-        """The same with |TD error| [M] of its items."""
+        """The same segment with |TD error| [M] of its items."""
         return Segment(**{**vars(self), "td_abs": td_abs})
 
 
@@ -122,4 +124,5 @@ class Step(NamedTuple):
 
     @property
     def done(self) -> Bool:
+        """Whether the episode ended at this step, terminated or truncated; bool [N]."""
         return self.terminated | self.truncated

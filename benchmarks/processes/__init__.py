@@ -1,1 +1,1 @@
-"""What runs beside a benchmark in processes of its own, with the functions that start it where they stand alone."""
+"""Programs that run beside a benchmark in processes of their own, and the functions that start them."""

@@ -19,22 +19,25 @@ from rl.returns import ReturnConfig
 
 
 class Indifferent(torch.nn.Module):
-    """Values all actions alike, at no cost."""
+    """Gives all actions the same value, at no cost."""
 
     convolves_pixels = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Zeros [N, A]."""
         return torch.zeros(len(x), PONG_ACTIONS)
 
 
 class NoWeights:
-    """A `WeightSource` with nothing to say."""
+    """A `WeightSource` without publications."""
 
     def poll(self) -> Publication | None:
+        """None: there is never a publication."""
         return None
 
 
 def main() -> None:
+    """Act for the seconds that the arguments say, and print agent steps/s."""
     address, environments, seconds, index = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     explore = ExplorationConfig(kind="linear", start=1.0, end=1.0)

@@ -1,7 +1,7 @@
 """A gRPC stream that answers every request with the same bytes; prints its port.
 
-`python -m benchmarks.processes.plain_stream FILE`, where FILE holds the bytes.
-What `qfleet bench replay` could at most carry, had the shard nothing to do.
+`python -m benchmarks.processes.plain_stream FILE`, where FILE holds the bytes. It shows what `qfleet bench replay`
+could carry at most, if the shard had nothing to do.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ IN_HAND = 4  # requests, as many as the sampler has batches ahead
 
 
 async def serve(path: str) -> None:
+    """Print the port, and answer every request with the content of the file at ``path`` until killed."""
     reply = Path(path).read_bytes()
 
     async def stream(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
@@ -44,7 +45,10 @@ async def serve(path: str) -> None:
 
 @contextlib.contextmanager
 def plain_stream(reply: bytes) -> Iterator[Callable[[], bytes]]:
-    """A function that takes one reply of a stream from another process, IN_HAND always asked for."""
+    """A function that takes the next reply of a stream from another process; IN_HAND replies are always asked for.
+
+    Raises RuntimeError where the process does not start within 30 s.
+    """
     with contextlib.ExitStack() as stack, tempfile.NamedTemporaryFile() as file:
         file.write(reply)
         file.flush()

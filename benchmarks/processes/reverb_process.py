@@ -45,7 +45,10 @@ def reverb_python(say: Callable[[str], None]) -> str:
 
 
 def consecutive(segments: list[Segment]) -> dict[str, Array]:
-    """The segments' episodes without their overlaps, as `reverb_side` reads them; items of full length alone."""
+    """The segments' episodes without their overlaps: frames [T, 84, 84], lengths, and action, r_t, discount_t [T].
+
+    As `reverb_side` reads them; items of full length alone.
+    """
     episodes: dict[int, list[Segment]] = defaultdict(list)
     for segment in segments:
         episodes[segment.episode_id].append(segment)
@@ -90,6 +93,7 @@ class Reverb:
 
     @property
     def pids(self) -> list[int]:
+        """Process ids of server and client."""
         return [p.pid for p in self._processes]
 
     def _start(self, python: str, *arguments: str) -> subprocess.Popen[str]:
@@ -117,7 +121,7 @@ class Reverb:
         return answer
 
     def ask(self, command: str, seconds: float) -> dict[str, float]:
-        """What the client found: per_s, and p50_ms and p99_ms of a batch where it sampled."""
+        """The client's figures: per_s, and p50_ms and p99_ms of a batch where it sampled. Raises RunFault."""
         assert self._client.stdin is not None
         with contextlib.suppress(OSError):  # it has ended: there will be no answer
             self._client.stdin.write(command + "\n")

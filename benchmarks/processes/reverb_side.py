@@ -24,6 +24,7 @@ COLUMNS = ("frames", "action", "r_t", "discount_t")
 
 
 def serve(capacity: int) -> None:
+    """Serve one table of ``capacity`` items until killed; prints the port."""
     table = reverb.Table(
         TABLE,
         sampler=reverb.selectors.Prioritized(0.6),
@@ -65,7 +66,7 @@ class Inserting:
                 start = end
 
     def insert(self, seconds: float, items: float = float("inf")) -> float:
-        """Acknowledged items a second."""
+        """Acknowledged items/s, over ``seconds`` or ``items``, whichever comes first."""
         began, done = time.perf_counter(), 0
         while time.perf_counter() - began < seconds and done < items:
             next(self._steps)
@@ -80,7 +81,7 @@ def pairs(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measured(batches, batch: int, seconds: float) -> dict[str, float]:
-    """Transitions a second out of ``batches``, an iterator of [B, 7, 84, 84], and seconds a batch."""
+    """Transitions/s out of ``batches``, an iterator of [B, 7, 84, 84], and milliseconds per batch (p50, p99)."""
     began = last = time.perf_counter()
     took = []
     while last - began < seconds:
@@ -94,12 +95,14 @@ def measured(batches, batch: int, seconds: float) -> dict[str, float]:
 
 
 def from_client(client: reverb.Client, batch: int):
+    """Batches uint8 [B, 7, 84, 84] from Reverb's client, for ever."""
     while True:
         samples = client.sample(TABLE, num_samples=batch, emit_timesteps=False)
         yield np.stack([next(x for x in sample.data if x.ndim == 3) for sample in samples])  # data: the columns, flat
 
 
 def from_dataset(address: str, batch: int, workers: int):
+    """Batches uint8 [B, 7, 84, 84] from Reverb's dataset with ``workers`` workers, for ever."""
     dataset = reverb.TrajectoryDataset(
         server_address=address,
         table=TABLE,
@@ -116,6 +119,7 @@ def from_dataset(address: str, batch: int, workers: int):
 
 
 def client(port: str, path: str) -> None:
+    """Run the commands on standard input, and print the figures of each as a JSON object."""
     address = f"127.0.0.1:{port}"
     link = reverb.Client(address)
     inserting = Inserting(link, path)

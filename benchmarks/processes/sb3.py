@@ -16,7 +16,7 @@ LEARNING_STARTS = 2_000  # steps
 
 
 class Window(BaseCallback):
-    """Counts environment steps in a window that opens once updates are under way."""
+    """Counts environment steps in a window that begins once updates are under way."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -36,6 +36,7 @@ class Window(BaseCallback):
 
 
 def main() -> None:
+    """Train for the seconds that the argument says, and print steps/s."""
     gym.register_envs(ale_py)
     env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=1, seed=0), n_stack=4)
     model = DQN(

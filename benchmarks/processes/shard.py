@@ -1,7 +1,7 @@
-"""A replay shard in a process of its own (`python -m benchmarks.processes.shard`): prints its port, serves until killed.
+"""A replay shard in a process of its own (`python -m benchmarks.processes.shard`): prints its port and serves.
 
-`qfleet replay serve` without the command line's imports, and with short names. At SIGUSR1 it looks whether its parts agree
-(`Shard.check_valid`), between two requests, and prints VALID or what contradicts what.
+`qfleet replay serve` without the command line's imports, and with short names. At SIGUSR1 it checks that its parts
+agree (`Shard.check_valid`), between two requests, and prints VALID or the contradiction.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ VALID = "valid"
 
 
 def check_at_signal(shard: Shard) -> None:
+    """Print the shard's `verdict` at each SIGUSR1."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: print(verdict(shard), flush=True))
 
 
 def verdict(shard: Shard) -> str:
-    """VALID, or in a line what contradicts what."""
+    """VALID, or in a line which of the shard's parts contradict each other."""
     try:
         shard.check_valid()
     except AssertionError as error:
@@ -31,6 +32,7 @@ def verdict(shard: Shard) -> str:
 
 
 def main() -> None:
+    """Serve a shard with the settings of the flags, until killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--capacity", type=int, default=1000)

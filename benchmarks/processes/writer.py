@@ -14,6 +14,7 @@ from replay.wire.writer import Writer
 
 
 def main() -> None:
+    """Play the transitions, then insert them at each line on standard input, and print transitions/s."""
     segments = pong_segments(int(sys.argv[1]), seed=int(sys.argv[2]))
     print("ready", flush=True)
     while line := sys.stdin.readline():
@@ -31,5 +32,5 @@ def main() -> None:
 if __name__ == "__main__":
     with contextlib.suppress(
         KeyboardInterrupt
-    ):  # Ctrl-C reaches every process of a benchmark; `qfleet bench` speaks of it
+    ):  # Ctrl-C reaches every process of a benchmark; `qfleet bench` reports it
         main()

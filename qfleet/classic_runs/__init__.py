@@ -1,1 +1,1 @@
-"""Runs of the methods before DQN: seeds, logs, pictures."""
+"""Runs of the classic methods: seeds, logs, pictures."""

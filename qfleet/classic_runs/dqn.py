@@ -1,4 +1,4 @@
-"""The last rung: the distributed learner in serial mode, as a method of the classic family."""
+"""The last of the classic methods: the distributed learner in serial mode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rl.errors import BadInput, BadSetting
 
 @dataclass(frozen=True)
 class DqnConfig:
-    """DQN with every part of the fleet in one process, with a preset's settings."""
+    """DQN with every part in one process, with a preset's settings."""
 
     preset: str = "generic"
     """Preset whose settings it takes."""
@@ -32,7 +32,7 @@ class DqnConfig:
 
 
 def check_preset(config: DqnConfig, env: EnvConfig) -> None:
-    """Raise BadInput unless the preset's network takes what the environment gives."""
+    """Raise BadInput unless the preset's network accepts the environment's observations."""
     base = preset(config.preset)
     try:
         check(replace(base, env=env))
@@ -42,14 +42,18 @@ def check_preset(config: DqnConfig, env: EnvConfig) -> None:
 
 
 def dqn(config: DqnConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Double-DQN with prioritized n-step replay (Mnih et al. 2015, van Hasselt et al. 2016), in serial mode."""
+    """Double DQN with prioritized n-step replay (Mnih et al. 2015, van Hasselt et al. 2016), in serial mode.
+
+    y = R^(n) + gamma^n Q(s', argmax_a' Q(s', a'; w); w-), w- the target network's weights. Returns the run's best
+    policy (q [N, A]). Raises what `train` raises, and SystemExit after a signal.
+    """
     monitor.hand_over()
     base = preset(config.preset)
     settings = replace(base, env=env, seed=seed, max_steps=config.max_steps or base.max_steps)
     with contextlib.ExitStack() as stack:
         folder = monitor.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run = folder / "run"
-        shutil.rmtree(run, ignore_errors=True)  # of a seed that was stopped: it begins anew
+        shutil.rmtree(run, ignore_errors=True)  # left by a seed that was stopped, which begins anew
         summary = train(settings, run_dir=run, serial=True, on_episode=monitor.episode)
         if summary["interrupted_by"]:
             raise SystemExit(128 + summary["interrupted_by"])

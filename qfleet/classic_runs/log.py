@@ -1,4 +1,4 @@
-"""What a seed of a classic method leaves behind while it learns: two tables, TensorBoard, and a line on the screen."""
+"""The log of one seed of a classic method: two CSV files, TensorBoard, and a line on the screen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCREEN_EVERY = 0.25  # seconds
 
 
 class ClassicLog:
-    """`Monitor` of one seed: ``total`` episodes are expected (0: unknown)."""
+    """The `Monitor` of one seed, which writes into ``folder``; ``total`` episodes are expected (0: unknown)."""
 
     def __init__(self, folder: Path, title: str, total: int = 0) -> None:
         self.folder: Path | None = folder
@@ -48,6 +48,7 @@ class ClassicLog:
             self.note(f"{title}: {folder}")
 
     def episode(self, result: EpisodeResult) -> None:
+        """Log a training episode that has ended."""
         self.episodes += 1
         self.agent_steps += result.length
         self._recent.append(result.episode_return)
@@ -57,7 +58,7 @@ class ClassicLog:
         self._show()
 
     def _write(self) -> None:
-        """One row of the mean of the episodes that wait."""
+        """Write one row: the mean of the episodes since the last row."""
         means = [float(np.mean(x)) for x in zip(*(e[:3] for e in self._waiting), strict=True)]
         self._episodes.writerow((self.episodes, self.agent_steps, *(f"{x:.6g}" for x in means)))
         for name, value in zip(("return", "length", "epsilon"), means, strict=True):
@@ -65,6 +66,7 @@ class ClassicLog:
         self._waiting.clear()
 
     def report(self, at: int, figures: Mapping[str, float]) -> None:
+        """Log figures after ``at`` iterations, episodes or steps, whichever the method counts."""
         for name, value in figures.items():
             self._progress.writerow((at, name, f"{value:.6g}"))
             self._board.add_scalar(f"progress/{name}", value, at)
@@ -72,15 +74,16 @@ class ClassicLog:
         self._show()
 
     def note(self, text: str) -> None:
+        """Print a line that stays on the screen."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def hand_over(self) -> None:
-        """Leave the screen to somebody else's display."""
+        """Stop the status line, so that another display can have the screen."""
         if self._status is not None:
             self._status.stop()
 
     def evaluation(self, mean_return: float) -> None:
-        """The final evaluation's mean return."""
+        """Log the mean return of the final evaluation."""
         self._board.add_scalar("evaluation/mean_return", mean_return, self.agent_steps)
 
     def _show(self) -> None:
@@ -94,7 +97,7 @@ class ClassicLog:
             self.note(self.line())
 
     def line(self) -> str:
-        """How learning stands."""
+        """The status line: time, episodes, agent steps, mean return of recent episodes, and the last report."""
         parts = [f"{self._title}  {duration(time.monotonic() - self._began)}"]
         if self.episodes:
             of = f" of {self._total:,}" if self._total else ""
@@ -105,7 +108,7 @@ class ClassicLog:
         return "  ".join([*parts, self._last]).rstrip()
 
     def close(self) -> None:
-        """Write what waits and close the files."""
+        """Write the episodes that have no row yet and close the files."""
         if self._waiting:
             self._write()
         if self._status is not None:
@@ -116,7 +119,7 @@ class ClassicLog:
 
 
 def series(file: Path) -> dict[str, tuple[Array, Array]]:
-    """Each figure of progress.csv that was reported more than once: (at, values)."""
+    """The figures of a progress.csv that were reported more than once: {name: (at [T], values [T])}, float64."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     with file.open(newline="") as opened:
         for row in csv.DictReader(opened):
@@ -127,7 +130,7 @@ def series(file: Path) -> dict[str, tuple[Array, Array]]:
 
 
 def table(file: Path) -> dict[str, Array]:
-    """The columns of episodes.csv as arrays."""
+    """The columns of an episodes.csv by name, each float64 [rows]."""
     with file.open(newline="") as opened:
         header, *rows = list(csv.reader(opened))
     columns = np.array(rows, dtype=np.float64).reshape(len(rows), len(header)).T

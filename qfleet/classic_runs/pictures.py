@@ -1,4 +1,4 @@
-"""What is drawn of a method that has learned: a seed's values by themselves, and the curves of all seeds."""
+"""Pictures of a classic method: the values that one seed learned, and the learning curves of all seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WAYS = ("ignored", "cut", "weighted")  # of n-step, on one picture
 
 
 def draw(learned: Learned, env: EnvConfig, takes: SpaceKind, folder: Path, title: str) -> None:
-    """The pictures that suit what was learned, in ``folder``."""
+    """Write the pictures that suit what was learned into ``folder``: values.png, surface.png, states.png, or none."""
     if takes != "continuous" and (learned.values is not None or "v" in learned.arrays):
         drawn = [_filled(learned, panel) for panel in panels(env, takes)]
         if drawn:
@@ -39,7 +39,7 @@ def draw(learned: Learned, env: EnvConfig, takes: SpaceKind, folder: Path, title
 
 
 def _filled(learned: Learned, panel: Any) -> Panel:
-    """A map with the values of its states, and the greedy actions where there are action values."""
+    """A map with the values of its states, and with the greedy actions where there are action values."""
     if learned.values is None:
         values, signs = learned.arrays["v"][panel.observations], np.full(len(panel.observations), "")
     else:
@@ -54,12 +54,15 @@ def _filled(learned: Learned, panel: Any) -> Panel:
 
 
 def _caption(at: dict[str, Any]) -> str:
-    """Where a state was seen first, and what it is worth."""
+    """Where a state was first seen, and its value."""
     return f"{at['mission']}\nvalue {at['value']:.3f}, episode {at['episode']}, step {at['step']}"
 
 
 def draw_seeds(folders: Sequence[Path], title: str, to: Path) -> None:
-    """Learning curves over all seeds, whose folders are given, in the folder ``to``."""
+    """Write the learning curves over all seeds into ``to``; each of ``folders`` is the directory of one seed.
+
+    Raises OSError or ValueError where a seed's CSV file is damaged.
+    """
     episodes = [table(folder / EPISODES) for folder in folders]
     if all(len(columns["episode"]) > 1 for columns in episodes):
         plot_learning(episodes, title, to / "curves.png")

@@ -1,4 +1,4 @@
-"""One seed of a classic method from settings to summary: learn, evaluate, keep, draw, record."""
+"""One seed of a classic method: learn, evaluate, save, draw, record, and write the summary."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rl.errors import RunFault
 from rl.evaluation import evaluate
 from rl.parameters import to_bytes
 
-TEST_SEED = 1_000_003  # of the evaluation's episodes, which training has never met
+TEST_SEED = 1_000_003  # of the evaluation's episodes, none of which training has played
 SIDE_BY_SIDE = 100  # environments of an evaluation at most
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be learned, and where it is kept."""
+    """A method to learn with its settings, and the directory of its results."""
 
     name: str
     method: Method
@@ -37,13 +37,15 @@ class Job:
 
     @property
     def title(self) -> str:
+        """Method and environment, for titles and messages."""
         return f"{self.name} on {self.setting.env.id}"
 
     def seed_folder(self, seed: int) -> Path:
+        """The directory of one seed's results."""
         return self.folder / f"seed-{seed}"
 
     def summary(self, seed: int) -> dict[str, Any] | None:
-        """The figures of a seed that is done; None where it is not, or where they cannot be read."""
+        """The summary of a seed that is done; None where it is not, or where it cannot be read."""
         try:
             return RunDir(self.seed_folder(seed)).read_json(SUMMARY)
         except (OSError, ValueError):
@@ -51,7 +53,10 @@ class Job:
 
 
 def learn_seed(job: Job, seed: int) -> dict[str, Any]:
-    """Learn and evaluate with one seed; returns what summary.json holds, which is written last."""
+    """Learn and evaluate with one seed; returns the content of its summary.json, which is written last.
+
+    Raises RunFault where the directory cannot be written, and what the method raises.
+    """
     folder = job.seed_folder(seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +95,7 @@ def learn_seed(job: Job, seed: int) -> dict[str, Any]:
 
 
 def _evaluated(job: Job, learned: Learned, seed: int) -> dict[str, Any]:
-    """Raw returns of the policy (greedy, but in prediction) on episodes that training has never met."""
+    """Undiscounted returns of the policy (greedy, except in prediction) over episodes that training has not played."""
     episodes = job.setting.episodes
     environments = make_environments(job.setting.env, min(episodes, SIDE_BY_SIDE), takes=job.method.takes)
     try:

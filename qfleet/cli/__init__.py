@@ -1,1 +1,1 @@
-"""The command `qfleet`: words to calls, one file a command."""
+"""The command line `qfleet`, a file for each command."""

@@ -11,6 +11,7 @@ from rl.errors import BadInput, nearest
 
 
 def bench_command(args: list[str]) -> int:
+    """Run `qfleet bench`; returns 0, or 1 where the benchmark did not pass. Raises BadInput, RunFault."""
     if not args or args[0] in ("-h", "--help"):
         print(f"usage: qfleet bench NAME [flags]; NAME is one of: {', '.join(BENCHES)}")
         return 0

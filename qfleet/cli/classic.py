@@ -1,4 +1,4 @@
-"""`qfleet classic METHOD`: the family before DQN, a method a command."""
+"""`qfleet classic METHOD`: the methods before DQN."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from rl.formats import Renamed, upgraded
 MAKE_DATASET = "make-dataset"
 MAX_SEED = 2**30
 ENV_FLAGS = {"id": "env", "kwargs": "env_kwargs", "max_episode_steps": "max_episode_steps"}  # EnvConfig's fields here
-# What the config.yaml of a classic run calls otherwise since format 0, 1, ...
+# {old name: new name} of the fields of a classic run's config.yaml that were renamed after format 0, 1, ...
 RENAMED: Renamed = ()
 METHODS: dict[str, Method] = {**CLASSIC, **classic_dqn.METHODS}
 
@@ -64,7 +64,7 @@ class ClassicCommand:
     """The last line of output is a JSON object with the figures."""
 
     def check(self) -> None:
-        """Raise BadSetting; `__post_init__` is that of the method's own settings, which a command inherits too."""
+        """Raise BadSetting. Not in `__post_init__`: a command also inherits that of the method's own settings."""
         between(self, 1, 10**8, "final_episodes")
         between(self, 1, 256, "threads")
         seeds = self.seeds
@@ -83,13 +83,14 @@ class MakeDatasetCommand(MakeDatasetConfig):
 
 
 class _Spoken(RecordingMonitor):
-    """A monitor that says its notes on standard error."""
+    """A monitor that prints its notes to standard error."""
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
 def classic_command(args: list[str]) -> int:
+    """Run `qfleet classic`; returns the exit status. Raises BadInput, RunFault."""
     if not args or args[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -105,7 +106,7 @@ def classic_command(args: list[str]) -> int:
 
 
 def _run(name: str, method: Method, command: Any) -> int:
-    """Check, learn, say; returns the exit status."""
+    """Check the settings, learn, and print the outcome; returns the exit status."""
     setting = _setting(command, method)
     check_env(setting.env, method.takes)
     method.check(setting.config, setting.env)
@@ -136,6 +137,7 @@ def _check_video(env: EnvConfig, method: Method) -> None:
 
 
 def make_dataset_command(args: list[str]) -> int:
+    """Run `qfleet classic make-dataset`; returns the exit status. Raises BadInput, RunFault."""
     command = parse(MakeDatasetCommand, args, prog=f"qfleet classic {MAKE_DATASET}")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with as_flags(MakeDatasetCommand, {EnvConfig: {"id": "env"}}):
@@ -150,7 +152,7 @@ def make_dataset_command(args: list[str]) -> int:
 
 
 def overview() -> str:
-    """Every method with its environments."""
+    """The usage text, with every method and its environments."""
     lines = ["usage: qfleet classic METHOD [--env ID] [flags]; qfleet classic METHOD --help lists the flags", ""]
     for name, method in METHODS.items():
         envs = ", ".join(s.env.id for s in method.settings)
@@ -161,7 +163,7 @@ def overview() -> str:
 
 
 def _parse(name: str, method: Method, args: list[str]) -> Any:
-    """The command with the method's own settings as flags; its defaults are those of the environment named."""
+    """The command with the method's own settings as flags; the defaults are those for the environment named."""
     setting = method.setting(value_of(args, "--env"))
     cls = dataclasses.make_dataclass(
         f"{type(setting.config).__name__}Command", [], bases=(ClassicCommand, type(setting.config)), frozen=True
@@ -181,7 +183,7 @@ def _parse(name: str, method: Method, args: list[str]) -> Any:
 
 
 def _setting(command: Any, method: Method) -> Setting:
-    """What is to be learned, out of the flags."""
+    """The environment and the method's settings, from the flags."""
     env = EnvConfig(id=command.env, kwargs=command.env_kwargs, max_episode_steps=command.max_episode_steps)
     config_type = type(method.settings[0].config)
     config = config_type(**{f.name: getattr(command, f.name) for f in dataclasses.fields(config_type)})
@@ -196,7 +198,7 @@ def _folder(command: Any, name: str) -> Path:
 
 
 def _claim(job: Job) -> RunDir:
-    """The directory, locked: a new one, or one of the same settings. Raises BadInput."""
+    """The run's directory, locked: a new one, or one of a run with the same settings. Raises BadInput."""
     settings = {FORMAT_KEY: len(RENAMED), "method": job.name, **dataclasses.asdict(job.setting)}
     text = yaml.safe_dump(settings, sort_keys=False)
     if str(job.folder) == ".":
@@ -216,7 +218,7 @@ def _claim(job: Job) -> RunDir:
 
 
 def _settings_in(config: Path) -> dict[str, Any]:
-    """What a config.yaml says. Raises BadInput."""
+    """The settings in a config.yaml. Raises BadInput."""
     try:
         return upgraded(yaml.safe_load(config.read_bytes()), RENAMED, str(config))
     except (ValueError, yaml.YAMLError) as error:
@@ -224,7 +226,7 @@ def _settings_in(config: Path) -> dict[str, Any]:
 
 
 def _learn(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
-    """Learn with every seed that is not done, and draw them together; returns the figures over all."""
+    """Learn with every seed that is not done, and draw all seeds together; returns the summary over seeds."""
     done = []
     for index, seed in enumerate(seeds):
         one = dataclasses.replace(job, video=job.video and index == 0)
@@ -244,7 +246,7 @@ def _learn(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def summed(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures over seeds: the means of those of each seed, and the worst seed's return."""
+    """The summary over seeds: the mean of each figure, the worst seed's return, and each seed's figures as lists."""
     returns = [float(s["mean_return"]) for s in done]
     numbers = [
         k for k, v in done[0].items() if type(v) in (int, float) and k not in ("seed", "mean_return", "worst_return")
@@ -265,7 +267,7 @@ def summed(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _say(s: dict[str, Any], headline: str) -> None:
-    """The outcome in a line."""
+    """Print the outcome in a line."""
     several = len(s["seeds"]) > 1
     seeds = f"{len(s['seeds'])} seeds (worst {s['worst_return']:.4g})" if several else f"seed {s['seeds'][0]}"
     first = "" if headline == "mean_return" else f"{headline.replace('_', ' ')} {s[headline]:.4g}; "

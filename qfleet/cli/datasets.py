@@ -77,7 +77,7 @@ class ImportCommand:
 
 
 class _Progress:
-    """A line to standard error now and then."""
+    """Prints a line to standard error, at most one in SAY_EVERY seconds."""
 
     def __init__(self) -> None:
         self._said = time.monotonic()
@@ -89,8 +89,9 @@ class _Progress:
 
 
 def export_command(args: list[str]) -> int:
+    """Run `qfleet replay export`; returns the exit status. Raises BadInput, RunFault."""
     c = parse(ExportCommand, args, prog="qfleet replay export")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # which takes away what is half written
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # which removes a dataset that is half written
     env = _env_of(Path(c.run), c.env)
     spec, stored = _stored_in(Path(c.run))
     say = _Progress()
@@ -117,7 +118,7 @@ def export_command(args: list[str]) -> int:
 
 
 def _env_of(run: Path, named: str) -> EnvConfig | None:
-    """What was played: as ``named``, or as the run's own configuration says; None where nothing says."""
+    """The environment that was played: ``named``, or that of the run's configuration; None where there is neither."""
     if named:
         env = EnvConfig(id=named)
         with as_flags(ExportCommand, {EnvConfig: {"id": "env"}}):
@@ -127,7 +128,7 @@ def _env_of(run: Path, named: str) -> EnvConfig | None:
 
 
 def _stored_in(run: Path) -> tuple[ObservationSpec, list[Iterator[StoredSegment]]]:
-    """The observation and the segments of every shard of a run, or of one shard. Raises BadInput."""
+    """The observations' spec, and the segments of every shard of a run, or of one shard. Raises BadInput."""
     shards = [run] if (run / MANIFEST).is_file() else sorted((run / "replay").glob("shard-*"))
     if not shards:
         raise BadInput(
@@ -154,7 +155,7 @@ def _all_of(stored: list[Iterator[StoredSegment]], say: _Progress) -> list[Store
 
 
 def origin_of(dataset: str) -> str:
-    """Whose episodes a dataset's are: the end of its name, as much as MAX_WRITER bytes hold."""
+    """The writer's name that a dataset's segments are stored under: the end of its name, at most MAX_WRITER bytes."""
     return dataset.encode(errors="replace")[-MAX_WRITER:].decode(errors="ignore")
 
 
@@ -169,6 +170,7 @@ def _info(address: str, access: Access) -> ShardInfo:
 
 
 def import_command(args: list[str]) -> int:
+    """Run `qfleet replay import`; returns the exit status. Raises BadInput, RunFault."""
     c = parse(ImportCommand, args, prog="qfleet replay import")
     dataset = Dataset(c.dataset)
     access = Access.of(c.security)

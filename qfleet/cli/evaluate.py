@@ -1,4 +1,4 @@
-"""`qfleet eval`."""
+"""`qfleet eval`: play a run's policy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EvalCommand:
 
 
 def eval_command(args: list[str]) -> int:
-
+    """Run `qfleet eval`; returns the exit status. Raises BadInput."""
     c = parse(EvalCommand, args, prog="qfleet eval")
     policy = load_policy(c.run, c.weights)
     config = policy.config
@@ -84,7 +84,7 @@ def eval_command(args: list[str]) -> int:
 
 
 def _video_folder(run: str, env: EnvConfig) -> Path:
-    """Where a run's videos go. Raises BadInput when none can be recorded, or kept there."""
+    """The directory of a run's videos. Raises BadInput where none can be recorded, or written there."""
     try:
         check_recording(env)
     except BadInput as error:

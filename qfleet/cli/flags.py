@@ -1,4 +1,4 @@
-"""Flags from dataclasses, by tyro: its complaints, and those of a configuration that a command mounts, in one line."""
+"""Command-line flags from dataclasses, by tyro; errors of tyro and of the configurations become one line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import tyro
 from rl.errors import BadInput, BadSetting
 
 STYLE = (tyro.conf.PositionalMetavarFromFieldName,)  # a positional RUN reads RUN, not STR
-Renamed = Mapping[type, Mapping[str, str]]  # configurations whose fields are a command's own, under other names
+Renamed = Mapping[type, Mapping[str, str]]  # configuration -> {its field: the command's field}
 
 
 def parse(cls: Any, args: list[str], default: Any = None, prog: str = "qfleet") -> Any:
-    """tyro's parse; what it or a configuration in ``cls`` complains of becomes one line. Raises BadInput."""
+    """Parse ``args`` to an instance of the dataclass ``cls``.
+
+    Raises BadInput, in one line, for what tyro or a configuration in ``cls`` rejects, and SystemExit after --help.
+    """
     out, err = io.StringIO(), io.StringIO()
     asked_help = any(a in ("-h", "--help") for a in args)
     try:
@@ -34,9 +37,9 @@ def parse(cls: Any, args: list[str], default: Any = None, prog: str = "qfleet") 
 
 @contextlib.contextmanager
 def as_flags(cls: type, renamed: Renamed | None = None) -> Iterator[None]:
-    """Turn a BadSetting of a configuration in the command ``cls`` into BadInput that names its flags.
+    """A context: a BadSetting of a configuration in the command ``cls`` raises BadInput that names its flags.
 
-    ``renamed`` has the configurations that the command makes of fields of its own: {EnvConfig: {"id": "env"}}.
+    ``renamed`` has the configurations that the command makes from its own fields: {EnvConfig: {"id": "env"}}.
     """
     try:
         yield
@@ -48,7 +51,7 @@ def as_flags(cls: type, renamed: Renamed | None = None) -> Iterator[None]:
 
 
 def flag(path: str) -> str:
-    """The flag of a field, and what to write after it: ``a.b_c`` is --a.b-c, ``a.b: 3`` --a.b 3, ``a.b: false`` --a.no-b."""
+    """A field's path as the flag to write: ``a.b_c`` is --a.b-c, ``a.b: 3`` is --a.b 3, ``a.b: false`` is --a.no-b."""
     name, _, value = path.partition(": ")
     head, dot, last = name.replace("_", "-").rpartition(".")
     written = f"--{head}{dot}{'no-' if value == 'false' else ''}{last}"
@@ -61,7 +64,7 @@ def _renamed_flag(name: str, own: Mapping[str, str]) -> str:
 
 
 def _complaint(text: str, args: list[str], prog: str, cls: Any) -> str:
-    """The gist of tyro's boxed message, with the nearest right flag."""
+    """Tyro's boxed message in one line, with the nearest flag that exists."""
     lines = [line.strip(" │╭╰─╮╯") for line in text.splitlines()]
     lines = [line for line in lines if line.strip("-")]
     end = next((i for i, line in enumerate(lines) if line.startswith("For full helptext")), len(lines))
@@ -80,7 +83,7 @@ def _complaint(text: str, args: list[str], prog: str, cls: Any) -> str:
 
 
 def value_of(args: list[str], flag: str) -> str | None:
-    """The word that a flag is given, before anything is parsed."""
+    """The value that ``args`` give a flag, before anything is parsed; None where they do not."""
     for i, arg in enumerate(args):
         if arg.startswith(flag + "="):
             return arg.partition("=")[2]
@@ -90,7 +93,7 @@ def value_of(args: list[str], flag: str) -> str | None:
 
 
 def flag_names(cls: Any) -> list[str]:
-    """Every flag of a command's dataclass, nested ones with their dotted names."""
+    """Every flag of a command's dataclass; those of nested ones have dotted names."""
 
     def walk(cls: Any, prefix: str) -> list[str]:
         found = []

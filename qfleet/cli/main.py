@@ -1,7 +1,7 @@
-"""The command `qfleet`: words to calls, and what went wrong to one line and an exit status.
+"""The command `qfleet`: runs the command that is named; an error becomes one line and an exit status.
 
-Output that nobody reads any more (`qfleet train --help | head`) ends a command quietly with status 141, as if by SIGPIPE,
-which Python ignores, for the sake of sockets. A training run ends in order then: it writes its last checkpoint first.
+A command whose output is no longer read (`qfleet train --help | head`) ends quietly with status 141, as if by SIGPIPE,
+which Python ignores. A training run ends in order then: it writes its last checkpoint first.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ USAGE = """usage: qfleet COMMAND ...
   qfleet replay COMMAND ...         replay by itself: serve, info, snapshot, limit, drain, export, import
   qfleet bench NAME [flags]         measure: qfleet bench lists what
 
-qfleet COMMAND --help lists the flags of each. RUN is a run's directory, or (status, scale) its name in a cluster.
+qfleet COMMAND --help lists its flags. RUN is a run's directory, or (status, scale) its name in a cluster.
 """
 
 
-# Each imports its command when it is asked for: torch and Ray take seconds, which most commands do not need.
+# Each imports its command only when it runs: torch and Ray take seconds to import, and most commands do not need them.
 
 
 def _train(args: list[str]) -> int:
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         closed = [stream for stream in (sys.stdout, sys.stderr) if _closed(stream)]
         if not closed:
-            raise  # a pipe of somebody else's: a fault like any other
+            raise  # another pipe than standard output or error: a fault like any other
         from qfleet.run.progress import silence  # with rich
 
         for stream in closed:
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flushed(args: list[str]) -> int:
-    """The status of a command all of whose output is out: nothing is left to fail when the interpreter ends."""
+    """Run a command and flush its output, so that nothing fails when the interpreter ends; returns the exit status."""
     try:
         status = _status(args)
     except SystemExit:  # of --help, and of SIGTERM

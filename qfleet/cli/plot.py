@@ -1,4 +1,4 @@
-"""`qfleet plot`."""
+"""`qfleet plot`: learning curves as a picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class PlotCommand:
 
 
 def plot_command(args: list[str]) -> int:
-    from report.curves import plot_runs  # it draws, and no other command waits for that
+    """Run `qfleet plot`; returns the exit status. Raises BadInput."""
+    from report.curves import plot_runs  # imports matplotlib, which is slow
 
     c = parse(PlotCommand, args, prog="qfleet plot")
     if not c.runs:

@@ -1,4 +1,4 @@
-"""`qfleet replay ...`: the replay service by itself."""
+"""`qfleet replay ...`: the replay service without a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ USAGE = """usage: qfleet replay COMMAND ...
 
 
 def replay_command(args: list[str]) -> int:
-    """A shard and its content, apart from any run."""
+    """Run `qfleet replay COMMAND`; returns the exit status. Raises BadInput, RunFault."""
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -62,6 +62,10 @@ def _command(name: str) -> tuple[Callable[[list[str]], int], type[Any]]:
 
 
 def serve_command(args: list[str]) -> int:
+    """Serve one shard until a signal; returns the exit status after SIGTERM.
+
+    Raises BadInput, and KeyboardInterrupt after Ctrl-C.
+    """
     config = parse(ServeConfig, args, prog="qfleet replay serve")
     check_port(config.host, config.port)
     Access.of(dataclasses.replace(config.security, token_file=""))  # says what is wrong with the files of TLS

@@ -1,4 +1,4 @@
-"""`qfleet status` and `qfleet scale`: a run seen and changed from outside."""
+"""`qfleet status` and `qfleet scale`: see and change a run from another process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rl.errors import BadInput, RunFault
 if TYPE_CHECKING:
     from qfleet.cluster.board import RemoteBoard
 
-SILENT = 30.0  # seconds after which a run that says nothing is taken for one that nobody trains
+SILENT = 30.0  # seconds: a run whose status is older is taken as not being trained
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ScaleCommand:
 
 
 def say_summary(s: dict[str, Any]) -> None:
-    """A summary in one line."""
+    """Print the content of a summary.json in one line."""
     verdict = "solved" if s["solved"] else "not solved"
     mean = "no evaluation" if s["mean_return"] is None else f"mean return {s['mean_return']:.2f}"
     if s["mean_return"] is not None and s["best_return"] is not None and s["best_return"] > s["mean_return"]:
@@ -70,6 +70,7 @@ def say_summary(s: dict[str, Any]) -> None:
 
 
 def status_command(args: list[str]) -> int:
+    """Run `qfleet status`; returns the exit status. Raises BadInput, RunFault."""
     c = parse(StatusCommand, args, prog="qfleet status")
     if Path(c.run).is_dir():
         run = RunDir.open(Path(c.run))
@@ -87,7 +88,7 @@ def status_command(args: list[str]) -> int:
 
 def _board(name: str, address: str) -> RemoteBoard:
     """The board of a run in a cluster. Raises BadInput."""
-    from qfleet.cluster.board import RemoteBoard  # with Ray, which a run's directory does without
+    from qfleet.cluster.board import RemoteBoard  # imports Ray, which a run's directory does not need
 
     return RemoteBoard.of(name, address)
 
@@ -103,6 +104,7 @@ def _say_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | Non
 
 
 def scale_command(args: list[str]) -> int:
+    """Run `qfleet scale`; returns the exit status. Raises BadInput, RunFault."""
     c = parse(ScaleCommand, args, prog="qfleet scale")
     if Path(c.run).is_dir():
         run = RunDir.open(Path(c.run))
@@ -129,7 +131,7 @@ def scale_command(args: list[str]) -> int:
 
 
 def _await_shards(c: ScaleCommand, status: Callable[[], dict[str, Any]], request: ScaleRequest) -> dict[str, Any]:
-    """The run's status once it has the shards. Raises RunFault when it cannot, or has them not in time."""
+    """The run's status once it has the shards. Raises RunFault where it cannot have them, or not in time."""
     deadline, said = time.monotonic() + c.timeout, ""
     while (now := status())["shards"] != c.shards:
         if now["scale_request"] == request and now["scale_news"] != said:

@@ -1,4 +1,4 @@
-"""`qfleet replay info | snapshot | limit | drain`: running shards asked from outside."""
+"""`qfleet replay info | snapshot | limit | drain`: commands to running shards."""
 
 from __future__ import annotations
 
@@ -89,7 +89,10 @@ def _each(c: ShardsCommand, call: Callable[[ShardConnection], T]) -> Iterator[tu
 
 
 def info_command(args: list[str]) -> int:
-    """Counts, settings and the limiter's state."""
+    """Run `qfleet replay info`: print counts, settings and the limiter's state of each shard; returns the exit status.
+
+    Raises BadInput, RunFault.
+    """
     c = parse(ShardsCommand, args, prog="qfleet replay info")
     figures = {}
     for address, info in _each(c, lambda connection: connection.info(c.timeout)):
@@ -112,14 +115,17 @@ def info_command(args: list[str]) -> int:
 
 
 def _figures(info: ShardInfo) -> dict[str, Any]:
-    """For JSON."""
+    """What `info` says of a shard, for JSON."""
     own = {**info._asdict(), "counts": info.counts._asdict(), **dataclasses.asdict(info.spec)}
     del own["spec"]
     return {**own, "limiter": info.limiter and info.limiter._asdict()}
 
 
 def snapshot_command(args: list[str]) -> int:
-    """Snapshots, each to the directory that the shard was started with."""
+    """Run `qfleet replay snapshot`: each shard writes to its own snapshot directory; returns the exit status.
+
+    Raises BadInput, RunFault.
+    """
     c = parse(ShardsCommand, args, prog="qfleet replay snapshot")
     figures = {}
     for address, written in _each(c, lambda connection: connection.snapshot(c.timeout)):
@@ -132,7 +138,7 @@ def snapshot_command(args: list[str]) -> int:
 
 
 def limit_command(args: list[str]) -> int:
-    """Insert credit, asked for or not."""
+    """Run `qfleet replay limit`: whether inserts need credit; returns the exit status. Raises BadInput, RunFault."""
     c = parse(LimitCommand, args, prog="qfleet replay limit")
     figures = {}
     for address, info in _each(c, lambda connection: connection.set_limited(c.limited, c.timeout)):
@@ -142,7 +148,7 @@ def limit_command(args: list[str]) -> int:
 
 
 def drain_command(args: list[str]) -> int:
-    """One shard after the other into others."""
+    """Run `qfleet replay drain`, one shard after the other; returns the exit status. Raises BadInput, RunFault."""
     c = parse(DrainCommand, args, prog="qfleet replay drain")
     access, figures = Access.of(c.security), {}
     writer = Writer(list(c.to), c.timeout, access=access)

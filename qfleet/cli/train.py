@@ -1,7 +1,8 @@
-"""`qfleet train`."""
+"""`qfleet train`: train, resume, or learn from a dataset."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,20 +10,19 @@ from pathlib import Path
 from qfleet.api import train
 from qfleet.cli.flags import as_flags, parse, value_of
 from qfleet.cli.runs import say_summary
+from qfleet.cli.train_help import asked, screen
 from qfleet.config import TrainConfig
 from qfleet.presets import PRESETS, preset
 from qfleet.run.directory import RunDir
 from qfleet.run.offline import offline_preset
+from qfleet.run.resume import table
 from rl.envs.atari import atari_game
 from rl.errors import BadInput, nearest
 
 
 @dataclass(frozen=True)
 class TrainCommand(TrainConfig):
-    """Train a DQN with many actors, a replay service and one learner: qfleet train [PRESET] [flags].
-
-    A preset (pong, the default; cartpole; breakout; flappybird) has settings that its environment is learned with.
-    """
+    """Train a DQN with many actors, a replay service and one learner."""
 
     run_dir: str | None = None
     """Directory of the run; a fresh dated one under runs/ by default."""
@@ -37,6 +37,7 @@ class TrainCommand(TrainConfig):
 
 
 def train_command(args: list[str]) -> int:
+    """Run `qfleet train`; returns 0, or 128 + the number of the signal that ended it. Raises BadInput, RunFault."""
     name = args.pop(0) if args and not args[0].startswith("-") else None
     if name is not None and name not in PRESETS:
         raise BadInput(f"unknown preset {name!r}: {nearest(name, PRESETS)} (any other environment goes by --env.id)")
@@ -51,7 +52,12 @@ def train_command(args: list[str]) -> int:
         if name is not None:
             raise BadInput(f"--resume goes with no preset: leave {name!r} out")
         base = RunDir.open(Path(resume)).config()
-    fields = {f: getattr(base, f) for f in TrainConfig.__dataclass_fields__}
+    fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
+    if (group := asked(args)) is not None:
+        print(screen(TrainCommand(**fields), group))
+        if resume is not None:
+            print(f"\nWhat a resumed run may change:\n\n{table()}")
+        return 0
     command = parse(TrainCommand, args, TrainCommand(**fields), "qfleet train")
     config = TrainConfig(**{f: getattr(command, f) for f in fields})
     if command.serial and command.address:

@@ -1,1 +1,1 @@
-"""A run on Ray: its processes, where they go, and what ties them together. Ray is imported in this room alone."""
+"""A run on Ray: its processes, where they run, and what connects them. No other package imports Ray."""

@@ -1,4 +1,4 @@
-"""The board of a run: what its driver pins up for others, and what others ask of the driver."""
+"""The board of a run: the status that its driver stores there for others, and what others ask of the driver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMEOUT = 30.0  # seconds in which it must answer
 
 
 class RunBoard:
-    """A Ray actor: the run's status, where its replay shards are, and how many it is asked to have."""
+    """A Ray actor: the run's status, the addresses of its replay shards, and how many shards it is asked to have."""
 
     def __init__(self) -> None:
         self._status: dict[str, Any] = {}
@@ -23,36 +23,43 @@ class RunBoard:
         self._request: ScaleRequest = {}
 
     def set_status(self, status: dict[str, Any]) -> ScaleRequest:
-        """Pin up what `qfleet status` shows; returns what `qfleet scale` asked for, if anything."""
+        """Store the status that `qfleet status` shows; returns the last request of `qfleet scale`, {} without one."""
         self._status = status
         return self._request
 
     def status(self) -> dict[str, Any]:
-        """What is pinned up."""
+        """The stored status, {} before the first."""
         return self._status
 
     def set_shards(self, addresses: list[str]) -> None:
-        """Pin up where the replay shards are."""
+        """Store the addresses (host:port) of the replay shards."""
         self._shards = addresses
 
     def shards(self) -> list[str]:
-        """Where the replay shards are; an actor that starts asks."""
+        """The addresses of the replay shards; an actor that starts asks for them."""
         return self._shards
 
     def request_scale(self, request: ScaleRequest) -> None:
-        """Note a number of replay shards for the driver."""
+        """Store a request for a number of replay shards; the driver reads it with its next `set_status`."""
         self._request = request
 
 
 class RemoteBoard:
-    """The board of a run, for another process: each call waits for the answer. Raises RunFault."""
+    """The board of a run, for another process: each call waits for the answer. Raises RunFault.
+
+    Use:
+
+        board = RemoteBoard.of("cartpole-seed1", "auto")  # or RemoteBoard.here(), in one of the run's own processes
+        before = board.status()
+        board.request_scale({"shards": 2, "number": uuid.uuid4().hex})
+    """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
     @classmethod
     def here(cls) -> RemoteBoard:
-        """The board of the run that this Ray actor is a part of."""
+        """The board of the run that this process, a Ray actor, is part of. Raises ValueError where there is none."""
         return cls(ray.get_actor(BOARD))
 
     @classmethod
@@ -68,20 +75,20 @@ class RemoteBoard:
             raise BadInput(f"no run named {run!r} in the Ray at {address}, and no such directory") from None
 
     def status(self) -> dict[str, Any]:
-        """What is pinned up."""
+        """The stored status, {} before the first. Raises RunFault."""
         return dict(_answer(self._handle.status.remote()))
 
     def shards(self) -> list[str]:
-        """Where the replay shards are."""
+        """The addresses (host:port) of the replay shards. Raises RunFault."""
         return list(_answer(self._handle.shards.remote()))
 
     def request_scale(self, request: ScaleRequest) -> None:
-        """Ask for a number of replay shards."""
+        """Ask for a number of replay shards. Raises RunFault."""
         _answer(self._handle.request_scale.remote(request))
 
 
 def _answer(ref: ray.ObjectRef[Any]) -> Any:
-    """What the board answers. Raises RunFault where its process is gone or silent."""
+    """The board's answer. Raises RunFault where its process is gone, or does not answer in TIMEOUT seconds."""
     try:
         return ray.get(ref, timeout=TIMEOUT)
     except ray.exceptions.GetTimeoutError:

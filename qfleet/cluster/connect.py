@@ -1,4 +1,4 @@
-"""A Ray to run on: started here, or joined."""
+"""Start Ray on this machine, or join a running one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ JOIN_TIMEOUT = 10.0  # seconds that a Ray may take to answer
 
 
 def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[str]:
-    """Join the Ray at ``address``, or start one here; returns warnings.
+    """Join the Ray at ``address``, or start one here; returns warnings for the user.
 
-    Raises BadInput when none answers at the address, RunFault when none starts here.
+    Raises BadInput where none answers at the address, RunFault where none starts here.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would put the learner behind everything else
@@ -55,7 +55,7 @@ HINT = "start one with `ray start --head`, or write the address of another (trai
 
 
 def resolve(address: str) -> str:
-    """host:port of the Ray that ``address`` means; raises BadInput when none answers within JOIN_TIMEOUT seconds."""
+    """host:port of the Ray that ``address`` means. Raises BadInput where none answers within JOIN_TIMEOUT seconds."""
     target = address
     if address == "auto":
         target = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address() or ""
@@ -67,7 +67,7 @@ def resolve(address: str) -> str:
 
 
 def join(address: str, namespace: str, **options: Any) -> None:
-    """Join a running Ray; raises BadInput when none answers within JOIN_TIMEOUT seconds."""
+    """Join a running Ray; ``options`` go to ray.init. Raises BadInput where none answers in JOIN_TIMEOUT seconds."""
     target = resolve(address)
     try:
         ray.init(address=target, namespace=namespace, **{"log_to_driver": False, **options})

@@ -1,4 +1,4 @@
-"""Where a component's figures go: the newest of each for who polls it, and Ray's metrics endpoint for the dashboard."""
+"""A component's figures: the newest of each for the driver, and all of them on Ray's metrics endpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qfleet.run.latest_metrics import LatestMetrics
 
 
 class RayMetrics(LatestMetrics):
-    """The same, and each figure as a gauge `qfleet_<component>_<name>` on Ray's metrics endpoint and dashboard."""
+    """`LatestMetrics` that also shows each figure as a gauge `qfleet_<component>_<name>` on Ray's metrics endpoint."""
 
     def __init__(self, component: str, run: str) -> None:
         super().__init__()
@@ -17,6 +17,7 @@ class RayMetrics(LatestMetrics):
         self._gauges: dict[str, Any] = {}
 
     def report(self, metrics: Mapping[str, Any]) -> None:
+        """Keep the newest value of each figure, and set its gauge; values are numbers."""
         from ray.util.metrics import Gauge
 
         super().report(metrics)

@@ -1,4 +1,4 @@
-"""What each process of a run asks of Ray."""
+"""The CPUs and GPUs that each process of a run asks of Ray."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Needs:
 
     @classmethod
     def of(cls, config: TrainConfig) -> Needs:
+        """What the processes of ``config`` ask for. Raises BadInput where its device is not there."""
         cuda = pick_device(config.learner.device).type == "cuda"
         return cls(2 * learner_threads(config.learner), 1 if cuda else 0)
 

@@ -1,4 +1,4 @@
-"""The Ray actor around one replay shard. It imports no torch: a shard that starts is there two seconds sooner."""
+"""The Ray actor around one replay shard. It does not import torch, which saves two seconds at its start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rl.types import ObservationSpec
 
 
 class ShardWorker:
-    """One replay shard and its gRPC server; ``directory`` is for its snapshots, where the run has any."""
+    """One replay shard and its gRPC server; its snapshots go to ``directory``, where the run writes any."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class ShardWorker:
         return self._server.address
 
     def poll(self) -> dict[str, Any]:
-        """The shard's counts, and once what it has to say."""
+        """The shard's counts (`bytes`: compressed payload), its address, and `news` for the driver, each told once."""
         counts = self._server.counts()
         names = ("inserted", "sampled", "stored", "bytes", "dropped_updates")
         values = {name: int(getattr(counts, name)) for name in names}
@@ -64,7 +64,7 @@ class ShardWorker:
         return {"failure": None, "news": news, "address": self.address(), **values}
 
     def drain(self, addresses: list[str]) -> int:
-        """Move everything into the shards at ``addresses``; returns the items moved. Raises RunFault."""
+        """Move all items into the shards at ``addresses``; returns how many. Raises RunFault."""
         writer = Writer(addresses, access=self._access)
         connection = ShardConnection(self.address(), 60.0, self._access)
         try:
@@ -74,19 +74,22 @@ class ShardWorker:
             writer.close()
 
     def leave(self) -> None:
-        """Stop listening for good; a shard that takes this one's place starts empty."""
+        """Stop listening for good and remove the snapshots: a later shard of the same index starts empty.
+
+        Raises TimeoutError, RunFault.
+        """
         self._server.stop(timeout=60.0)
         if self._directory is not None:
             shutil.rmtree(self._directory)
 
     def stop(self) -> bool:
-        """Stop listening and write the last snapshot. Raises TimeoutError, RunFault."""
+        """Stop listening and write the last snapshot; returns True. Raises TimeoutError, RunFault."""
         self._server.stop(timeout=60.0)
         return True
 
 
 def _serve(shard: Shard, host: str, access: Access, snapshots: Snapshots | None, restarted: bool) -> ShardServer:
-    """A server on the port that a restarted shard had, where clients look for it, or on a free one."""
+    """A server on the port that a restarted shard had, which its clients know, or on a free one."""
     if snapshots is None:
         return ShardServer(shard, host, access=access)
     file = snapshots.directory / "port"

@@ -1,7 +1,8 @@
-"""The replay shards of a run: started, and made more or fewer while it goes on.
+"""The replay shards of a run: starts them, and changes their number while it goes on.
 
-A shard joins before the writers hear of it, so that its first items can be drawn; it leaves after the writers have left it
-and its content has moved into the others. The driver's loop advances a change step by step and never waits for it.
+The sampler draws from a new shard before the writers know of it, so that its first items can be drawn. A shard leaves
+in three steps: the writers leave it, its content moves into the others, the sampler leaves it. The driver's loop
+advances a change step by step and never waits for it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ remote: Any = ray.remote  # Ray's handles type no methods
 
 
 class ReplayShards:
-    """Handles and addresses of a run's shards, by index."""
+    """Handles and addresses of a run's shards, by index.
+
+    Use:
+
+        shards = ReplayShards(config, directory, access, local=True)
+        shards.addresses = {i: ray.get(shards.start(i)) for i in range(config.replay.shards)}
+        news = shards.advance(request, board, learner, actors)  # again and again, from the driver's loop
+    """
 
     def __init__(self, config: TrainConfig, directory: Path, access: Access, local: bool) -> None:
         self._config, self._directory, self.access, self._local = config, directory, access, local
@@ -38,14 +46,14 @@ class ReplayShards:
         self.addresses: dict[int, str] = {}
         self.news = ""  # of the last change
         self._change: Iterator[None] | None = None
-        # Granted, or refused: a shard that is lost later is not replaced for it.
+        # The last request that was granted or refused: a shard that is lost later is not replaced because of it.
         self._settled: ScaleRequest | None = None
 
     def start(self, index: int) -> Any:
-        """Start a shard; returns the call that ends with its address."""
+        """Start a shard; returns Ray's reference to its address (host:port), ready once the shard listens."""
         config = self._config
-        again = -1 if config.replay.snapshot_minutes > 0 else 0  # an empty shard would be of no use
-        late = self._local and index >= config.replay.shards  # a Ray started here has no CPUs beyond what was asked for
+        again = -1 if config.replay.snapshot_minutes > 0 else 0  # without a snapshot it would restart empty
+        late = self._local and index >= config.replay.shards  # a Ray started here has no CPUs left
         self.handles[index] = (
             remote(ShardWorker)
             .options(
@@ -74,7 +82,7 @@ class ReplayShards:
         self.addresses.pop(index, None)
 
     def moved(self, index: int, address: str, clients: list[Any]) -> None:
-        """Tell everybody when a restarted shard is found elsewhere."""
+        """Tell all clients the address of a restarted shard, where it has changed."""
         if index in self.addresses and self.addresses[index] != address:
             self.addresses[index] = address
             self._tell(clients)
@@ -85,11 +93,14 @@ class ReplayShards:
 
     @property
     def changing(self) -> bool:
-        """Whether a shard is on its way in or out."""
+        """Whether a shard is joining or leaving."""
         return self._change is not None
 
     def advance(self, request: ScaleRequest | None, board: Any, learner: Any, actors: list[Any]) -> str:
-        """One step towards what `qfleet scale` asked for, without waiting; returns news."""
+        """Take one step towards the shards that ``request`` asks for, without waiting; returns news for the user or "".
+
+        A change that fails is given up, with a warning in the news.
+        """
         self.news = ""
         try:
             if self._change is None:
@@ -110,7 +121,7 @@ class ReplayShards:
         return self.news
 
     def resized(self, shards: int) -> TrainConfig:
-        """The configuration with so many shards of the same size. Raises BadInput where its rules forbid them."""
+        """The configuration with ``shards`` shards of the same size. Raises BadInput where its rules forbid them."""
         return resized(self._config, shards)
 
     def _join(self, board: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
@@ -147,9 +158,9 @@ class ReplayShards:
 
 
 def _until(calls: list[Any], timeout: float, what: str) -> Iterator[None]:
-    """Until all calls have ended. Raises RunFault after ``timeout`` seconds, and what a call raised.
+    """Yield until all calls have ended. Raises RunFault after ``timeout`` seconds, and what a call raised.
 
-    An actor that restarts meanwhile asks the board for the shards.
+    The error of an actor that has died is ignored: when it restarts, it asks the board for the shards.
     """
     deadline = time.monotonic() + timeout
     while len(ray.wait(calls, num_returns=len(calls), timeout=0)[0]) < len(calls):

@@ -1,4 +1,4 @@
-"""The driver of a distributed run: polls the workers, asks for evaluations and checkpoints, and shuts everything down."""
+"""The driver of a distributed run: polls the workers, starts evaluations and checkpoints, and shuts everything down."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CALL_TIMEOUT = 60.0  # seconds that a worker may take to answer
 
 
 class _Poller:
-    """One question at a time to each worker; a worker that restarts is silent for a while."""
+    """Polls each worker, with one call at a time under way; a worker that restarts does not answer for a while."""
 
     def __init__(self, topology: Topology, warn: Callable[[str], None]) -> None:
         self._topology = topology
@@ -32,7 +32,7 @@ class _Poller:
         self._dead: set[str] = set()
 
     def poll(self) -> dict[str, dict[str, Any]]:
-        """Answers by worker. Raises RunFault when one is dead for good or silent for too long."""
+        """Answers by worker; one that has died answers once, with `failure`. Raises RunFault for a silent learner."""
         workers = {name: handle for name, handle in self._topology.workers() if name not in self._dead}
         self._heard = {name: self._heard.get(name, time.monotonic()) for name in workers}
         self._asked = {name: call for name, call in self._asked.items() if name in workers}
@@ -72,7 +72,7 @@ class _Evaluation:
         self._play_call: Any = None
 
     def advance(self) -> None:
-        """Start one when it is due, take a result when it is there."""
+        """Start an evaluation when one is due, and take its result when it is there."""
         if self._kind is None:
             self._kind = self._run.scheduler.due(self._run.stats)
             if self._kind is not None:
@@ -100,7 +100,10 @@ class _Evaluation:
 
 
 def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None]) -> None:
-    """Train on Ray until the run is finished; leaves no process behind. Raises RunFault, BadInput."""
+    """Train on Ray until the run is finished; no process is left behind. Raises RunFault, BadInput.
+
+    ``on_ready`` is called once Ray has started or was joined.
+    """
     directory = run.dir.path.resolve()
     (directory / SCALE).unlink(missing_ok=True)
     try:
@@ -168,28 +171,29 @@ def _drive(run: Run, topology: Topology) -> None:
 
 
 def _resize(run: Run, topology: Topology, asked: ScaleRequest | None) -> None:
-    """One step towards the number of shards that `qfleet scale` asked for, in the run's directory or in the cluster."""
+    """Take one step towards the shards that `qfleet scale` asked for, in the run's directory or in the cluster."""
     request = run.dir.read_json(SCALE) or asked or None
     news = topology.shards.advance(request, topology.board, topology.learner, topology.actors)
     shards = len(topology.shards.addresses)
     if news:
         run.progress.note(news)
-        run.dir.write(CONFIG, to_yaml(topology.shards.resized(shards)))  # for who resumes
+        run.config = topology.shards.resized(shards)  # which the next checkpoint holds
+        run.dir.write(CONFIG, to_yaml(run.config))
     answered: dict[str, Any] = {"scale_news": news, "scale_request": request} if news else {}
-    if not topology.shards.changing:  # who waits for a number waits until everybody knows of it
+    if not topology.shards.changing:  # `qfleet scale` waits until all clients know the shards
         answered["shards"] = shards
     run.scaling = {"scale_news": "", "scale_request": None, "shards": shards, **run.scaling, **answered}
 
 
 def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> None:
-    """One worker's answer into the totals; raises RunFault when the run cannot go on without it."""
+    """Add one worker's answer to the totals. Raises RunFault where the run cannot go on without that worker."""
     failure = answer.pop("failure")
     if news := answer.pop("news", ""):
         run.progress.note(f"replay {name} {news}")
     if failure is not None:
         index = int(name.removeprefix("shard-")) if name.startswith("shard-") else None
         if index is not None and index not in topology.shards.addresses:
-            return  # it was to join, and the shards' news say why it has not
+            return  # it had not joined yet: `ReplayShards.advance` gives the reason
         if index is None or len(topology.shards.addresses) < 2:
             raise RunFault(f"{name}: {failure}")
         run.progress.note(f"warning: replay {name} is gone, its content with it: {failure}")

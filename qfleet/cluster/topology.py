@@ -1,4 +1,4 @@
-"""Which processes a run has, where they go and what they ask for: Ray, started here or joined."""
+"""The processes of a run: starts them on Ray, each with the CPUs and GPUs that it asks for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stopped(Exception):
 
 @dataclass
 class Topology:
-    """Handles of a run's Ray actors."""
+    """Handles of a run's Ray actors, and the learner's device."""
 
     board: Any
     weights: Any
@@ -42,7 +42,7 @@ class Topology:
     device: str = ""
 
     def workers(self) -> list[tuple[str, Any]]:
-        """(name, handle) of everything that is polled or stopped."""
+        """(name, handle) of every worker that the driver polls: the learner, the actors and the shards."""
         actors = [(f"actor-{i}", a) for i, a in enumerate(self.actors)]
         shards = [(f"shard-{i}", s) for i, s in self.shards.handles.items()]
         return [("learner", self.learner), *actors, *shards]
@@ -56,11 +56,14 @@ def build(
     local: bool,
     stopping: Callable[[], bool],
 ) -> Topology:
-    """Start every process and wait until all are ready. Raises RunFault naming what was not placed in time."""
+    """Start every process and wait until all are ready; returns their handles.
+
+    Raises RunFault, which names what was not ready in time, and Stopped once ``stopping`` returns True.
+    """
     needs, run = Needs.of(config), directory.name
     board, weights = _start_stores(run)
     access = Access.of(config.replay.security)
-    access = replace(access, token=access.token or new_token())  # goes to the parts as an argument, and nowhere else
+    access = replace(access, token=access.token or new_token())  # given as an argument, written nowhere
     shards = ReplayShards(config, directory, access, local)
     wanted = {f"shard-{i}": shards.start(i) for i in range(config.replay.shards)}
     addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each", config.ready_timeout, stopping)
@@ -107,7 +110,7 @@ def _start_actors(config: TrainConfig, base_steps: int, run: str, nice: int, acc
 
 
 def _await_ready(calls: dict[str, Any], asks: str, timeout: float, stopping: Callable[[], bool]) -> list[Any]:
-    """Results of ``calls`` by name in order. Raises RunFault naming those not there after ``timeout`` seconds."""
+    """Results of ``calls`` in order. Raises RunFault, which names those not ready in ``timeout`` seconds; Stopped."""
     refs = list(calls.values())
     deadline = time.monotonic() + timeout
     ready: list[Any] = []

@@ -1,7 +1,7 @@
-"""Weights through Ray's object store: one copy a node, however many actors live there.
+"""Weights through Ray's object store: one copy a node, shared by all actors there.
 
-The weight store, a small actor of its own, owns the objects, so that they outlive a learner that is restarted. References
-travel inside lists, so that a reader gets the reference at once and fetches the object when it is there.
+The weight store, a small actor of its own, owns the objects, so that they outlive a learner that is restarted.
+References travel inside lists, so that a reader gets the reference at once and fetches the object when it is there.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ class WeightStore:
         self._target_version = -1
 
     def publish(self, publication: Publication) -> None:
-        """Take a publication and own its objects."""
+        """Store a publication and own its objects."""
         self._online = ray.put(publication.weights)
         if publication.target_weights is not None:
             self._target, self._target_version = ray.put(publication.target_weights), publication.target_version
         self._newest = replace(publication, weights={}, target_weights=None)
 
     def newer_than(self, version: int, target_version: int) -> Found | None:
-        """What is newer than ``version``, if anything; with the target's weights where these are newer, too."""
+        """The newest publication where newer than ``version``, else None.
+
+        It comes with the target's weights where these are newer than ``target_version``.
+        """
         if self._newest is None or self._newest.version <= version:
             return None
         refs = [self._online]
@@ -46,7 +49,7 @@ class WeightStore:
 
 
 class RayWeightSink:
-    """`WeightSink`: hands publications to the store without waiting; while two are on their way it holds the newest."""
+    """`WeightSink` that sends to the store without waiting; while two publications are under way, the newest waits."""
 
     def __init__(self, store: Any, patience: float = 60.0) -> None:
         self._store, self._patience = store, patience
@@ -75,7 +78,7 @@ class RayWeightSink:
 
 
 class RayWeightSource:
-    """`WeightSource`: asks the store in the background; `poll` never waits. One question at a time is under way."""
+    """`WeightSource` that asks the store in the background, with one question at a time under way."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
@@ -84,6 +87,7 @@ class RayWeightSource:
         self._found: Found | None = None
 
     def poll(self) -> Publication | None:
+        """The newest publication once its weights are on this node; None where none is newer. It never waits."""
         if self._found is None and not self._ask():
             return None
         if not self._arrived():
@@ -126,7 +130,10 @@ class RayWeightSource:
             time.sleep(0.02)
 
     def wait(self, timeout: float) -> Publication | None:
-        """The newest publication, waiting up to ``timeout`` seconds for one newer than the last."""
+        """The newest publication, waiting up to ``timeout`` seconds for its weights; None where there is no newer one.
+
+        Raises ray.exceptions.GetTimeoutError where the store does not answer in that time.
+        """
         found = ray.get(self._store.newer_than.remote(self._version, self._target_version), timeout=timeout)
         self._found = found
         if found is None:

@@ -1,6 +1,7 @@
 """The Ray actors of a run: each wraps one plain component and runs its loop in a thread.
 
-A loop that fails leaves its reason for `poll`; the driver polls every worker and never waits for one without a deadline.
+A loop that fails stores its reason for `poll`. The driver polls every worker and never waits for one without a
+deadline.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ def _weight_store() -> Any:
 
 
 class ActorWorker:
-    """One actor, acting from the moment it is made (a restarted one too)."""
+    """One actor, which acts from the moment it is made, also after a restart.
+
+    Raises RunFault where the learner publishes no weights within FIRST_WEIGHTS seconds.
+    """
 
     def __init__(
         self,
@@ -80,11 +84,11 @@ class ActorWorker:
         os.nice(nice)
         torch.set_num_threads(1)
         board = RemoteBoard.here()
-        seen = board.status().get("agent_steps", 0)  # of the fleet, after a restart
+        seen = board.status().get("agent_steps", 0)  # of all actors, after a restart
         base_steps = max(base_steps, int(seen))
         shards = board.shards()
         weights = RayWeightSource(_weight_store())
-        weights.await_first(FIRST_WEIGHTS)  # not the seed's: what it does and the priorities it gives would be of those
+        weights.await_first(FIRST_WEIGHTS)  # initial weights would act badly and give wrong priorities
         self._writer = Writer(shards, config.replay.give_up_after, access=access)
         self._actor = make_actor(config, index, base_steps, self._writer, weights)
         self._metrics = RayMetrics("actor", f"{run}/{index}")
@@ -96,17 +100,17 @@ class ActorWorker:
         self._actor.run(self._loop.stopping.is_set)
 
     def poll(self) -> dict[str, Any]:
-        """Agent steps of this incarnation, and the episodes finished since the last poll."""
+        """`failure`, or None; `agent_steps` since the process (re)started; `episodes` finished since the last poll."""
         stats = dict(self._actor.stats())
         self._metrics.report(stats)
         return {"failure": self._loop.failure, "episodes": self._actor.take_episodes(), **stats}
 
     def set_shards(self, addresses: list[str]) -> None:
-        """Write to these shards; returns when nothing is in flight to the others. Raises TimeoutError."""
+        """Write to these shards (host:port); returns when nothing is in flight to the others. Raises TimeoutError."""
         self._writer.set_shards(addresses, timeout=60.0)
 
     def stop(self) -> bool:
-        """Stop acting."""
+        """Stop acting; returns whether the loop ended within 10 s."""
         return self._loop.stop(timeout=10.0)
 
 
@@ -147,7 +151,7 @@ class LearnerWorker:
         self._loop = _Loop(self._learn, "learner")
 
     def start(self) -> str:
-        """Begin; returns the device and the precision."""
+        """Begin to learn; returns the device and the precision in words."""
         self._loop.start()
         updater = self._learner.updater
         return f"{updater.device} in {str(updater.dtype).removeprefix('torch.')}"
@@ -163,17 +167,17 @@ class LearnerWorker:
             self._done.set()
 
     def poll(self) -> dict[str, Any]:
-        """The newest figures."""
+        """`failure`, or None; the newest figures of the learner, and of replay as `replay_...`; `updates`."""
         updates = self._learner.updater.updates
         stats = {f"replay_{k}": v for k, v in self._sampler.stats().items()}
         return {"failure": self._loop.failure, **self._metrics.values, **stats, "updates": updates}
 
     def set_shards(self, addresses: list[str]) -> None:
-        """Draw from these shards. Raises BadInput when the limiter's slack is too small for so many."""
+        """Sample from these shards (host:port). Raises BadInput where the limiter's slack is too small for so many."""
         self._sampler.set_shards(addresses)
 
     def checkpoint(self, extra: dict[str, Any]) -> Checkpoint:
-        """A checkpoint taken between two updates. Raises TimeoutError."""
+        """A checkpoint, with ``extra`` in its state, taken between two updates. Raises TimeoutError after 60 s."""
         if self._loop.stopping.is_set():
             return self._learner.get_checkpoint(extra)
         self._done.clear()
@@ -184,7 +188,7 @@ class LearnerWorker:
         return self._taken
 
     def stop(self) -> bool:
-        """Stop learning; `checkpoint` still answers."""
+        """Stop learning; returns whether the last update ended within 20 s. `checkpoint` still answers."""
         ended = self._loop.stop(timeout=20.0)
         self._learner.close()
         self._sampler.close()
@@ -192,7 +196,7 @@ class LearnerWorker:
 
 
 class EvaluatorWorker:
-    """The evaluator. Unlike the actors it is not nice to the learner: the run waits for its last word."""
+    """The evaluator. It runs at the learner's priority, above the actors', as the run waits for its last result."""
 
     def __init__(self, config: TrainConfig, base_steps: int, run: str) -> None:
         torch.set_num_threads(1)
@@ -203,7 +207,7 @@ class EvaluatorWorker:
         self._metrics = RayMetrics("evaluator", run)
 
     def take_weights(self) -> tuple[int, int, dict[str, Any]]:
-        """Hold on to the newest publication: (version, updates, weights)."""
+        """Keep the newest publication; returns (version, updates, weights). Raises RunFault where there is none yet."""
         publication = self._source.wait(timeout=30.0)
         if publication is not None:
             self._weights = {k: v.copy() for k, v in publication.weights.items()}
@@ -213,7 +217,7 @@ class EvaluatorWorker:
         return *self._meta, dict(self._weights)
 
     def evaluate(self, episodes: int) -> EvaluationResult:
-        """Play the weights held."""
+        """Play ``episodes`` episodes with the weights that `take_weights` kept; returns the result."""
         assert self._weights is not None
         result = self._evaluator.evaluate(self._weights, episodes)
         self._metrics.report({"mean_return": result.mean_return, "episodes": len(result.episodes)})

@@ -1,4 +1,4 @@
-"""The newest of each figure, for who polls it."""
+"""A metric sink that keeps the newest value of each figure."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 
 class LatestMetrics:
-    """`MetricSink` that keeps the newest value of each figure."""
+    """`MetricSink` that keeps the newest value of each figure in `values`."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
 
     def report(self, metrics: Mapping[str, Any]) -> None:
+        """Keep the newest value of each figure."""
         self.values.update(metrics)

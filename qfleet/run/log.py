@@ -24,46 +24,63 @@ EVAL_COLUMNS = (
 
 
 class RunLog:
-    """metrics.csv, eval.csv and TensorBoard of a run; a resumed run appends to them."""
+    """metrics.csv, eval.csv and TensorBoard of a run, over agent steps (offline: learner updates).
 
-    def __init__(self, folder: Path, over: str = "agent_steps") -> None:
+    Use:
+
+        log = RunLog(folder)
+        log.metrics(stats.row(epsilon_min))  # again and again; log.evaluation(row) after each evaluation
+        log.close()
+
+    A resumed run appends to these files: ``resumed`` has its checkpoint's agent_steps and updates. What was logged
+    beyond the checkpoint is cut, because the run goes through it again.
+    """
+
+    def __init__(self, folder: Path, over: str = "agent_steps", resumed: Mapping[str, int] | None = None) -> None:
         self._over = over
-        self._board = SummaryWriter(str(folder / "tensorboard"))
-        self._metrics = _Csv(folder / "metrics.csv", METRIC_COLUMNS)
-        self._evals = _Csv(folder / "eval.csv", EVAL_COLUMNS)
+        # TensorBoard hides what earlier files have from that step on
+        purge = None if resumed is None else resumed[over] + 1
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        self._metrics = _Csv(folder / "metrics.csv", METRIC_COLUMNS, resumed)
+        self._evals = _Csv(folder / "eval.csv", EVAL_COLUMNS, resumed)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """A row of training figures; scalars also go to TensorBoard over agent steps (offline: learner updates)."""
+        """Log a row of training figures (METRIC_COLUMNS); finite ones go to TensorBoard too."""
         self._metrics.write(row)
         for name, value in row.items():
             if name in METRIC_COLUMNS and name != "agent_steps" and _finite(value):
                 self._board.add_scalar(f"train/{name}", value, int(row[self._over]))
 
     def returns_by_epsilon(self, agent_steps: int, rows: Mapping[float, float]) -> None:
-        """Mean training return of each epsilon of the fleet."""
+        """Log the mean training return at each epsilon of the ladder, to TensorBoard alone."""
         for epsilon, mean in rows.items():
             self._board.add_scalar(f"return_by_epsilon/{epsilon:.6g}", mean, agent_steps)
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
-        """A row of an evaluation."""
+        """Log a row of an evaluation (EVAL_COLUMNS). Raises KeyError where a return is missing."""
         self._evals.write(row)
         for name in ("mean_return", "std_return", "worst_return"):
             self._board.add_scalar(f"evaluation/{name}", row[name], int(row[self._over]))
 
     def close(self) -> None:
-        """Flush and close."""
+        """Write what is buffered and close the files."""
         self._board.close()
         self._metrics.close()
         self._evals.close()
 
 
 class _Csv:
-    def __init__(self, file: Path, columns: tuple[str, ...]) -> None:
-        fresh = not file.exists()
+    def __init__(self, file: Path, columns: tuple[str, ...], resumed: Mapping[str, int] | None) -> None:
+        kept = _rows_until(file, resumed) if resumed is not None else []
+        if resumed is not None or not file.exists():
+            aside = file.with_name(f".{file.name}")
+            with aside.open("w", newline="") as fresh:
+                writer = csv.DictWriter(fresh, columns, restval="", extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(kept)
+            aside.replace(file)
         self._file = file.open("a", newline="")
         self._writer = csv.DictWriter(self._file, columns, restval="", extrasaction="ignore")
-        if fresh:
-            self._writer.writeheader()
 
     def write(self, row: Mapping[str, Any]) -> None:
         self._writer.writerow({k: f"{v:.6g}" if isinstance(v, float) and abs(v) < 1e5 else v for k, v in row.items()})
@@ -71,6 +88,21 @@ class _Csv:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _rows_until(file: Path, resumed: Mapping[str, int]) -> list[dict[str, str]]:
+    """The rows of a file up to the checkpoint, without a last one that a killed process wrote in part."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as rows:
+        return [row for row in csv.DictReader(rows) if None not in row.values() and not _beyond(row, resumed)]
+
+
+def _beyond(row: Mapping[str, str], resumed: Mapping[str, int]) -> bool:
+    try:
+        return any(int(row[name]) > most for name, most in resumed.items())
+    except (KeyError, ValueError):
+        return True
 
 
 def _finite(value: Any) -> bool:

@@ -25,7 +25,7 @@ EVALUATION_PERIOD = 5_000  # learner updates
 def offline_preset(dataset: str, name: str | None, env_id: str | None) -> TrainConfig:
     """The configuration that offline training starts from: preset ``name``, or one for the dataset's environment.
 
-    Raises BadInput when neither names an environment that is here.
+    Raises BadInput where neither the dataset nor ``env_id`` names an environment that can be made here.
     """
     if name is None:
         env = Dataset(dataset).env
@@ -49,7 +49,7 @@ def offline_preset(dataset: str, name: str | None, env_id: str | None) -> TrainC
 
 
 def offline_spec(config: TrainConfig) -> ObservationSpec:
-    """What replay holds: the environment's observations, as the dataset has them. Raises BadInput when they do not fit."""
+    """The observations that replay holds: the environment's, stored as the dataset has them. Raises BadInput."""
     dataset = Dataset(config.offline)
     spec, actions = describe(config.env)
     if dataset.actions != actions:
@@ -60,7 +60,7 @@ def offline_spec(config: TrainConfig) -> ObservationSpec:
 
 
 def fit(config: TrainConfig) -> TrainConfig:
-    """The configuration with a replay that takes the whole dataset at once. Raises BadInput, having read no episode."""
+    """The configuration with a replay that holds the whole dataset at once; no episode is read. Raises BadInput."""
     offline_spec(config)
     steps = Dataset(config.offline).steps
     if steps > MAX_CAPACITY:
@@ -70,7 +70,7 @@ def fit(config: TrainConfig) -> TrainConfig:
 
 
 def fill(run: Run, replay: LocalReplay) -> None:
-    """Put every transition of the run's dataset into ``replay``."""
+    """Put every transition of the run's dataset into ``replay``. Raises BadInput where the dataset does not suit it."""
     config, began = run.config, time.monotonic()
     dataset = Dataset(config.offline)
     spec = replay.shard.spec

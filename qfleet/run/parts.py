@@ -1,4 +1,4 @@
-"""The components of a run, made of its configuration: the same ones in serial mode and in the processes of a cluster."""
+"""Makes a run's components from its configuration: the same ones in serial mode and in the processes of a cluster."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rl.types import ObservationSpec
 
 
 def make_q_network(config: TrainConfig) -> QNetwork:
-    """The network with the seed's initial weights."""
+    """The network, with the initial weights that the seed gives."""
     spec, actions = describe(config.env)
     return make_network(config.network, spec, actions, config.seed)
 
 
 def make_actor(config: TrainConfig, index: int, base_steps: int, sink: SegmentSink, weights: WeightSource) -> Actor:
-    """Actor ``index`` of the fleet, whose actors together had made ``base_steps`` agent steps before."""
+    """Actor ``index``; ``base_steps``: agent steps that all actors together had made before."""
     count = config.actors.environments
     return Actor(
         config.actors,
@@ -45,7 +45,7 @@ def make_learner(
     metrics: MetricSink,
     threaded: bool,
 ) -> Learner:
-    """The learner of batches whose observations are as ``spec`` says; ``threaded``: it prepares them in another thread."""
+    """The learner of batches with observations of ``spec``; ``threaded``: another thread prepares the batches."""
     _, actions = describe(config.env)
     return Learner(
         config.learner, config.network, spec, actions, source, weights, metrics, config.seed, threaded=threaded
@@ -53,7 +53,7 @@ def make_learner(
 
 
 def make_evaluator(config: TrainConfig, base_steps: int) -> Evaluator:
-    """The evaluator; ``base_steps`` as in `make_actor`, so that a resumed run plays other episodes."""
+    """The evaluator; ``base_steps`` as in `make_actor`, so that a resumed run plays other episodes than before."""
     return Evaluator(
         config.evaluation, config.env, make_q_network(config), config.actors.precision, config.seed, base_steps
     )

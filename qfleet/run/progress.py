@@ -19,9 +19,9 @@ PLAIN_EVERY = 30.0  # seconds between plain lines
 
 
 class Screen(Console):
-    """Standard error, as a terminal or as a pipe whose reader may go away (where rich would end the process).
+    """Standard error, where a pipe's reader may go away (rich itself would end the process then).
 
-    Without ``on_closed`` BrokenPipeError is raised then; with it, it is called, and what follows goes nowhere.
+    Without ``on_closed`` BrokenPipeError is raised then; with it, it is called, and later output is dropped.
     """
 
     def __init__(self, on_closed: Callable[[], None] | None = None) -> None:
@@ -29,6 +29,7 @@ class Screen(Console):
         self._on_closed = on_closed
 
     def on_broken_pipe(self) -> None:
+        """What rich calls when the reader is gone: calls ``on_closed``, or raises BrokenPipeError without one."""
         if self._on_closed is None:
             raise BrokenPipeError(errno.EPIPE, "nobody reads standard error")
         silence(self.file)
@@ -36,7 +37,7 @@ class Screen(Console):
 
 
 def silence(stream: TextIO | Any) -> None:
-    """Have what is written to ``stream`` go nowhere from now on, what waits in its buffer included."""
+    """Drop what is written to ``stream`` from now on, and what its buffer holds."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream without a file, or none at all
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -48,7 +49,13 @@ def silence(stream: TextIO | Any) -> None:
 class Progress:
     """Shows the newest row; `note` prints a line that stays. All goes to standard error.
 
-    ``on_closed`` is called when nobody reads that any more; from then on nothing is shown.
+    Use:
+
+        progress = Progress("Qfleet CartPole-v1", {"agent_steps": 300_000}, goal=475.0)
+        progress.show(row, "-", seconds_left=60.0)  # again and again; progress.note("a line that stays")
+        progress.close()
+
+    ``on_closed`` is called when the reader of standard error is gone; from then on nothing is shown.
     """
 
     def __init__(
@@ -63,11 +70,11 @@ class Progress:
             self._live.start()
 
     def note(self, text: str) -> None:
-        """A line that stays on the screen."""
+        """Print a line that stays on the screen."""
         self.console.print(text, highlight=False, markup=False)
 
     def show(self, row: Mapping[str, Any], last_eval: str, seconds_left: float) -> None:
-        """Show the figures of ``row``."""
+        """Show ``row`` (of `RunStats.row`), the last evaluation's return and the seconds left (inf: unknown)."""
         if self._live is not None:
             self._live.update(self._table(row, last_eval, seconds_left))
         elif time.monotonic() - self._last_plain >= PLAIN_EVERY:
@@ -93,13 +100,13 @@ class Progress:
         return table
 
     def close(self) -> None:
-        """Leave the last picture standing."""
+        """Stop updating; the last table stays on the screen."""
         if self._live is not None:
             self._live.stop()
 
 
 def plain_line(row: Mapping[str, Any], last_eval: str, seconds_left: float) -> str:
-    """One line with the same figures."""
+    """The same figures in one line, for an output that is no terminal."""
     return (
         f"[{duration(row['wall_seconds'])}] steps {row['agent_steps']:,} ({number(row['steps_per_s'], '.0f')}/s) "
         f"updates {row['updates']:,} ({number(row['updates_per_s'])}/s) samples/insert {row['samples_per_insert']:.2f} "
@@ -109,7 +116,7 @@ def plain_line(row: Mapping[str, Any], last_eval: str, seconds_left: float) -> s
 
 
 def duration(seconds: float) -> str:
-    """``h:mm:ss``, or a dash when unknown."""
+    """Seconds as ``h:mm:ss``, or a dash where they are not finite."""
     if not math.isfinite(seconds):
         return "-"
     whole = int(seconds)
@@ -117,5 +124,5 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None, digits: str = ".1f") -> str:
-    """A figure, or a dash when unknown."""
+    """A figure in the format ``digits``, or a dash where it is None or not finite."""
     return "-" if value is None or not math.isfinite(value) else f"{value:{digits}}"

@@ -1,6 +1,6 @@
-"""A training run as its driver sees it: the bookkeeping that serial and distributed mode share.
+"""A training run on its driver's side: the bookkeeping that serial and distributed mode share.
 
-`Run` owns the directory, the totals, the evaluation scheduler, the logs and the display. A mode feeds it counts and
+`Run` owns the directory, the totals, the evaluation scheduler, the logs and the display. A mode gives it counts and
 evaluation results, and asks it when to evaluate, to save and to stop.
 """
 
@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from learner.checkpoint import Checkpoint
-from qfleet.config import TrainConfig
+from qfleet.config import TrainConfig, to_data
 from qfleet.run.directory import STATUS, SUMMARY, RunDir, versions
 from qfleet.run.log import RunLog
 from qfleet.run.progress import Progress, duration
@@ -27,7 +27,14 @@ STATUS_PERIOD = 2.0
 
 
 class Run:
-    """One run's driver-side state."""
+    """The state of one run on its driver's side.
+
+    Use:
+
+        run = Run(config, run_dir, resumed=None)
+        while not run.finished(): run.tick()  # act, learn, run.stats.actor(...), run.stats.learned(...)
+        summary = run.close()
+    """
 
     def __init__(
         self, config: TrainConfig, run_dir: RunDir, resumed: Checkpoint | None, on_episode: OnEpisode | None = None
@@ -36,26 +43,28 @@ class Run:
         earlier = dict(resumed.state) if resumed else {}
         self.stats = RunStats(config, earlier, on_episode)
         self.scheduler = EvaluationScheduler(config.evaluation, self.stats.clock, earlier.get("evaluation"))
-        self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps")
+        begun = {n: int(earlier[n]) for n in ("agent_steps", "updates")} if resumed else None
+        self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps", begun)
         title = f"Qfleet {config.env.id}  {run_dir.path}"
         self.progress = Progress(title, self._limits(), config.evaluation.goal, self._unread)
         self._exploration = Exploration(config.exploration, config.fleet_environments - 1, 1, config.fleet_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
         self.last_row: dict[str, Any] = {}
         self.scaling: dict[str, Any] = {}  # how many replay shards there are, for `qfleet status`
-        self.interrupted_by: int | None = None  # number of the signal that ended the run; SIGPIPE: nobody read it
+        self.interrupted_by: int | None = None  # the signal that ended the run; SIGPIPE: its reader was gone
 
     def _unread(self) -> None:
-        """Nobody reads the progress any more: the run ends in order, as after a signal."""
+        """End the run in order, as after a signal: the reader of the progress is gone."""
         if self.interrupted_by is None:
             self.interrupted_by = signal.SIGPIPE.value
 
     @property
     def minutes(self) -> float:
+        """Minutes of training, those before a resume included."""
         return self.stats.wall_seconds / 60.0
 
     def finished(self) -> bool:
-        """Whether the run has reached its goal, a limit, or a signal."""
+        """Whether the run has reached its goal or a limit, or was interrupted by a signal."""
         c = self.config
         if self.interrupted_by is not None or (self.scheduler.solved and c.evaluation.stop_when_solved):
             return True
@@ -64,7 +73,7 @@ class Run:
         return c.max_minutes > 0 and self.minutes >= c.max_minutes
 
     def tick(self, force: bool = False) -> None:
-        """Show, log and leave word for `qfleet status`, each when it is due."""
+        """Update the display; log a row and write status.json where these are due, or ``force``."""
         now = time.monotonic()
         row = self.stats.row(float(self._exploration.epsilons(self.stats.agent_steps)[0]))
         self.last_row = row
@@ -78,7 +87,7 @@ class Run:
             self.dir.write_json(STATUS, self.status(row))
 
     def status(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What `qfleet status` shows."""
+        """The content of status.json, which `qfleet status` shows; ``row`` is `RunStats.row`'s."""
         shown = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
         return {"env": self.config.env.id, "time": time.time(), **shown, **self.scheduler.state(), **self.scaling}
 
@@ -87,16 +96,20 @@ class Run:
         return time.monotonic() - self._last_save >= self.config.learner.checkpoint_minutes * 60.0
 
     def checkpoint_extra(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the learner's own state."""
-        return {**self.stats.state(), "evaluation": self.scheduler.state(), "env": self.config.env.id}
+        """What a checkpoint keeps beside the learner's own state: totals, evaluations and configuration."""
+        evaluation, config = self.scheduler.state(), to_data(self.config)
+        return {**self.stats.state(), "evaluation": evaluation, "config": config}
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, under its number of learner updates."""
         self._last_save = time.monotonic()
         self.dir.checkpoints.save(int(checkpoint.state["updates"]), checkpoint)
 
     def evaluated(self, kind: Kind, candidate: Candidate, result: EvaluationResult) -> Kind | None:
-        """Take an evaluation's result; returns the kind that must follow on the same weights."""
+        """Log an evaluation's result and keep the best weights.
+
+        Returns the kind of evaluation that must follow on the same weights, or None.
+        """
         self.stats.evaluation_seconds += result.seconds
         if not result.episodes:
             return None
@@ -133,7 +146,7 @@ class Run:
         return "-" if last is None else f"{last:.1f}"
 
     def _limits(self) -> dict[str, int]:
-        """What ends the run, by the figures' names."""
+        """The limits that end the run, by the names of the figures."""
         c = self.config
         limits = {"agent_steps": 0 if c.offline else c.max_steps, "updates": c.max_updates}
         return {name: most for name, most in limits.items() if most}
@@ -166,7 +179,7 @@ class Run:
         }
 
     def close(self) -> dict[str, Any]:
-        """Write summary.json, close the logs; returns the summary."""
+        """Write summary.json and close the logs and the display; returns the summary."""
         self.tick(force=True)
         self.progress.close()
         self.log.close()

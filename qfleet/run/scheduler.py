@@ -1,8 +1,9 @@
-"""The evaluation scheduler: when to evaluate, which weights are best, and whether the run is solved (docs/evaluation.md).
+"""The evaluation scheduler: when to evaluate, which weights are best, whether the run is solved (docs/evaluation.md).
 
-Three kinds of evaluation: `quick` (few episodes: by period, and when the greedy end's training returns come near the goal),
-`full` (after a quick one of the same weights at the goal; and by period, once the best weights were judged by one) and
-`confirm` (fresh episodes of the same weights after a full one at the goal). Solved is a confirmed one.
+Three kinds of evaluation: `quick` (few episodes: by period, and when the training returns of the greedy end come near
+the goal), `full` (after a quick one of the same weights at the goal; and by period, once the best weights were judged
+by one) and `confirm` (fresh episodes of the same weights after a full one at the goal). A run is solved when a
+`confirm` reaches the goal. The greedy end: the environments whose epsilon is at most `exploration.greedy_below`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ GREEDY_EPISODES = 10  # training episodes of the greedy end before its mean may 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Weights under evaluation."""
+    """Weights under evaluation, with the agent steps and the learner updates that they come from."""
 
     weights: Weights
     version: int
@@ -30,7 +31,14 @@ class Candidate:
 
 
 class EvaluationScheduler:
-    """Decides about evaluations; plays none itself."""
+    """Decides about evaluations; plays none itself.
+
+    Use:
+
+        kind = scheduler.due(stats)  # None: no evaluation now
+        result = evaluator.evaluate(weights, scheduler.episodes(kind))
+        follow, best = scheduler.take(kind, result)  # follow: the kind to play next with the same weights, or None
+    """
 
     def __init__(self, config: EvaluationConfig, clock: int = 0, earlier: Mapping[str, Any] | None = None) -> None:
         self._config = config
@@ -48,7 +56,7 @@ class EvaluationScheduler:
         return self._reached is not None and self._config.goal <= self._reached
 
     def due(self, stats: RunStats) -> Kind | None:
-        """The evaluation that should start now, if any."""
+        """The kind of evaluation that should start now, or None."""
         c = self._config
         if self.solved and c.stop_when_solved:
             return None
@@ -66,10 +74,10 @@ class EvaluationScheduler:
         return self._config.quick_episodes if kind == "quick" else self._config.episodes
 
     def take(self, kind: Kind, result: EvaluationResult) -> tuple[Kind | None, bool]:
-        """Judge a finished evaluation: (the kind that must follow on the same weights, whether these are the best yet).
+        """Judge a finished evaluation: (the kind that must follow on the same weights or None, are these the best yet).
 
-        Only the last of several evaluations of the same weights ranks them: a mean that calls for a second look is too high
-        on average, and the second look is not.
+        Only the last of several evaluations of the same weights ranks them. A mean high enough to call for another
+        evaluation is too high on average; the mean of that other one is not.
         """
         mean = result.mean_return
         self.last_return = mean
@@ -93,7 +101,7 @@ class EvaluationScheduler:
         return (kind != "quick") == self._best_is_full and mean > self.best_return
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """What a checkpoint keeps, for ``earlier`` of a resumed run's scheduler."""
         return {
             "best_return": self.best_return,
             "best_is_full": self._best_is_full,

@@ -30,6 +30,7 @@ class LocalWeights:
         self.target: dict[str, Array] | None = None
 
     def publish(self, publication: Publication) -> None:
+        """Keep a publication, and its target weights where it has any."""
         self.latest = publication
         if publication.target_weights is not None:
             self.target = dict(publication.target_weights)
@@ -40,13 +41,14 @@ class LocalWeights:
 
 
 class LocalReader:
-    """`WeightSource` of one reader of `LocalWeights`; it sees the target whenever that is newer than its own."""
+    """`WeightSource` for one reader of `LocalWeights`; target weights come only when newer than those it has read."""
 
     def __init__(self, weights: LocalWeights) -> None:
         self._weights = weights
         self._read, self._target_read = 0, -1
 
     def poll(self) -> Publication | None:
+        """The newest publication, or None where it was read before."""
         latest = self._weights.latest
         if latest is None or latest.version <= self._read:
             return None
@@ -56,7 +58,7 @@ class LocalReader:
 
 
 class SerialParts:
-    """The components of a serial run."""
+    """The components of a serial run; ``base``: agent steps (offline: learner updates) made before a resume."""
 
     def __init__(self, config: TrainConfig, base: int = 0) -> None:
         spec = offline_spec(config) if config.offline else describe(config.env)[0]
@@ -72,7 +74,10 @@ class SerialParts:
 
 
 def run_serial(run: Run) -> None:
-    """Train until the run is finished: act while replay has room, update while the limiter allows."""
+    """Train until the run is finished: act while replay has room, update while the limiter allows.
+
+    Raises RunFault, BadInput.
+    """
     config = run.config
     torch.set_num_threads(config.learner.threads or torch.get_num_threads())
     parts = SerialParts(config, run.stats.base_updates if config.offline else run.stats.base_steps)

@@ -13,14 +13,21 @@ from qfleet.run.run import Run
 
 
 class Signals:
-    """While open, Ctrl-C and SIGTERM end the run in order: the first one asks, further ones change nothing."""
+    """Makes Ctrl-C and SIGTERM end the run in order: the first one asks for the end, further ones change nothing.
+
+    Use:
+
+        signals = Signals(run)
+        signals.catch()
+        signals.release()  # after training, whatever ended it
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._old: dict[int, Any] = {}
 
     def catch(self) -> None:
-        """Take the signals over (again after Ray, which sets handlers of its own)."""
+        """Handle the signals from now on (again after Ray has set its own handlers); only in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return  # the caller handles signals
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -28,7 +35,7 @@ class Signals:
             self._old.setdefault(number, previous)
 
     def release(self) -> None:
-        """Put the old handlers back."""
+        """Restore the handlers of before."""
         for number, previous in self._old.items():
             signal.signal(number, previous)
 
@@ -36,5 +43,5 @@ class Signals:
         del frame
         if self._run.interrupted_by is None:
             self._run.interrupted_by = number
-            with contextlib.suppress(OSError):  # nobody reads standard error any more
+            with contextlib.suppress(OSError):  # the reader of standard error is gone
                 os.write(2, b"\nstopping: writing a last checkpoint ...\n")

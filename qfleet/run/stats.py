@@ -1,4 +1,4 @@
-"""The run's running totals: what the progress display, the logs and the summary say."""
+"""Totals of a run while it goes on, for the progress display, the logs and the summary."""
 
 from __future__ import annotations
 
@@ -18,11 +18,20 @@ OnEpisode = Callable[[EpisodeResult], None]  # told each episode of training tha
 
 RECENT = 40  # episodes of a mean training return
 RATE_WINDOW = 30.0  # seconds that steps/s and updates/s look back
-RATE_LEAST = 1.0  # seconds before there are any: what came before the clock began is no speed
+RATE_LEAST = 1.0  # seconds after the clock's start before there are rates
 
 
 class RunStats:
-    """Counts over the whole run, a resumed one's earlier parts included."""
+    """Counts over the whole run, a resumed one's earlier parts included.
+
+    Use:
+
+        stats.start_clock()
+        stats.actor(index, agent_steps, episodes)  # and stats.learned(values), again and again
+        row = stats.row(epsilon_min)
+
+    The greedy end: the environments whose epsilon is at most `exploration.greedy_below`.
+    """
 
     def __init__(
         self, config: TrainConfig, earlier: Mapping[str, Any] | None = None, on_episode: OnEpisode | None = None
@@ -47,7 +56,7 @@ class RunStats:
         self._marks: deque[tuple[float, int, int]] = deque()  # seconds, agent steps, updates
 
     def actor(self, index: int, agent_steps: float, episodes: Iterable[EpisodeResult]) -> None:
-        """Take an actor's counts; a restarted actor counts from 0 again."""
+        """Take an actor's agent steps so far and its newly finished episodes; a restarted actor counts from 0 again."""
         before = self._actor_steps.get(index, 0.0)
         made = int(agent_steps - before if agent_steps >= before else agent_steps)
         self.agent_steps += made
@@ -74,17 +83,17 @@ class RunStats:
             self._not_a_speed(0, self.updates - before)
 
     def _not_a_speed(self, steps: int, updates: int) -> None:
-        """What a component had made when it was first heard of took longer than the time since the last mark."""
+        """Leave out of the rates what a component made before it was first polled."""
         self._marks = deque((at, s + steps, u + updates) for at, s, u in self._marks)
 
     @property
     def updates(self) -> int:
-        """Learner updates."""
+        """Learner updates, those before a resume included."""
         return int(self.learner["updates"])
 
     @property
     def clock(self) -> int:
-        """What evaluations are counted by: agent steps, or learner updates where nobody acts."""
+        """What evaluations are timed by: agent steps, or in an offline run learner updates."""
         return self.updates if self._config.offline else self.agent_steps
 
     @property
@@ -94,12 +103,12 @@ class RunStats:
 
     @property
     def greedy_return(self) -> float:
-        """Mean training return of the greedy end; NaN before its first episode."""
+        """Mean of the last training returns of the greedy end; NaN before its first episode."""
         return float(np.mean(self.greedy)) if self.greedy else float("nan")
 
     @property
     def train_return(self) -> float:
-        """Mean training return of all environments; NaN before the first episode."""
+        """Mean of the last RECENT training returns of all environments; NaN before the first episode."""
         return float(np.mean([e.episode_return for e in self.recent])) if self.recent else float("nan")
 
     def returns_by_epsilon(self) -> dict[float, float]:
@@ -128,7 +137,7 @@ class RunStats:
         return (self.agent_steps - steps) / seconds, (self.updates - updates) / seconds
 
     def row(self, epsilon_min: float) -> dict[str, Any]:
-        """The figures of this moment, by the names of metrics.csv."""
+        """The current figures, by the names of metrics.csv, and the learner's own."""
         steps_per_s, updates_per_s = self.rates()
         inserted = max(float(self.learner.get("replay_inserted", 0.0)), 1.0)
         return {
@@ -148,7 +157,7 @@ class RunStats:
         }
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the totals."""
+        """What a checkpoint keeps of the totals, for ``earlier`` of a resumed run."""
         return {
             "agent_steps": self.agent_steps,
             "episodes": self.episodes,

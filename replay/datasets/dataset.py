@@ -1,7 +1,7 @@
-"""Minari datasets, read: their episodes as the segments that an actor would have inserted.
+"""Reading Minari datasets: their episodes as the segments that an actor would have inserted.
 
-`rl/envs/minari_files.py` says how a dataset is named. `export.py` beside this writes datasets and says what is in the infos
-of an episode of ours; those of others need none.
+`rl/envs/minari_files.py` says how a dataset is named. `export.py` writes datasets and says which infos an episode then
+has; datasets from elsewhere need none of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Dataset:
     """A Minari dataset with Discrete actions and Box observations."""
 
     def __init__(self, name: str) -> None:
-        """Open it, reading no episode. Raises BadInput when it is missing, broken, empty or of other spaces."""
+        """Open it without reading an episode. Raises BadInput when it is missing, broken, empty or has other spaces."""
         self.name, self._data = name, open_dataset(name)
         observation, action = self._data.observation_space, self._data.action_space
         if not isinstance(observation, gym.spaces.Box):
@@ -36,13 +36,16 @@ class Dataset:
 
     @property
     def env(self) -> EnvConfig | None:
-        """The environment that the dataset names, if it names one. Raises BadInput when its settings are not ours."""
+        """The environment that the dataset names, or None.
+
+        Raises BadInput when its settings are not those of this Qfleet.
+        """
         return played_on(self._data, self.name)
 
     def spec(self, wanted: ObservationSpec, where: str) -> ObservationSpec:
-        """How this dataset's observations become the ``wanted`` ones: single frames that are stacked, or whole stacks.
+        """The spec with which this dataset's observations fit ``wanted``: single frames to be stacked, or whole stacks.
 
-        Raises BadInput when they do not fit; ``where`` says who wants them.
+        Raises BadInput, naming ``where`` they are wanted, when they do not fit.
         """
         right_type = np.can_cast(self.dtype, wanted.dtype, "same_kind")
         if right_type and self.shape == wanted.frame_shape:
@@ -56,10 +59,10 @@ class Dataset:
         )
 
     def segments(self, spec: ObservationSpec, returns: ReturnConfig, max_items: int) -> Iterator[Segment]:
-        """Every transition of every episode, once, in segments of up to ``max_items`` + n - 1 items of |TD error| 1.
+        """Every transition of every episode, once, in segments of up to ``max_items`` + n - 1 items with |TD error| 1.
 
-        ``spec`` is what `spec` returned. No item begins where a part of its stack is lost. An episode that ends neither
-        terminated nor truncated counts as truncated. Raises BadInput at an episode that is damaged.
+        ``spec`` is what the method `spec` returned. No item begins where a part of its stack is missing. An episode
+        that ends neither terminated nor truncated counts as truncated. Raises BadInput at an episode that is damaged.
         """
         builder = SegmentBuilder(returns, spec, max_items)
         try:
@@ -100,7 +103,7 @@ class Dataset:
 
 
 def _lost_lives(infos: dict[str, Any], steps: int) -> Array | None:
-    """Whether each step [T] lost a life, from our info or Atari's own ``lives``; None where neither is there."""
+    """Whether each step lost a life, bool [T], from Qfleet's info or Atari's ``lives``; None where there is neither."""
     if len(ours := infos.get("lost_life", ())) == steps + 1:
         return np.asarray(ours, np.bool_)[1:]
     if len(lives := infos.get("lives", ())) == steps + 1:

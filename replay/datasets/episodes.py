@@ -1,7 +1,7 @@
-"""Segments back into episodes: what was cut for replay is joined where it overlaps or touches.
+"""Segments joined back into episodes, where they overlap or touch.
 
 A stored episode may lack its beginning (evicted), its end (it was still being played) or a part in the middle (its
-segments went to several shards, and one of them evicted earlier). What is left of it are runs of consecutive steps.
+segments went to several shards, and one of them evicted earlier). What remains are runs of consecutive steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STEPS = ("actions", "rewards", "terminated", "truncated", "lost_life", "version
 
 @dataclass(frozen=True, eq=False)
 class EpisodeRun:
-    """T consecutive steps of one episode, each of their T + 1 frames once. Step j leads from frame j to frame j + 1."""
+    """T consecutive steps of one episode and their T + 1 frames. Step j leads from frame j to frame j + 1."""
 
     first_step: int  # the episode's step number of step 0
     frames: Array  # [T + 1, *frame]
@@ -35,18 +35,20 @@ class EpisodeRun:
 
     @property
     def steps(self) -> int:
+        """Number of steps, T."""
         return len(self.actions)
 
     @property
     def cut(self) -> bool:
-        """Whether the episode went on after the last step that is there."""
+        """Whether the episode continued after the last step of this run."""
         return not (self.terminated[-1] or self.truncated[-1])
 
 
 def episode_runs(stored: Iterable[StoredSegment], spec: ObservationSpec) -> Iterator[EpisodeRun]:
-    """All runs that the segments hold, in whatever order they come; each step of an episode once.
+    """All runs of consecutive steps that the segments hold, in whatever order these come; each step of an episode once.
 
-    Keeps the segments compressed until the last one was read, and one run unpacked. Raises InvalidMessage.
+    Keeps the segments compressed until the last one was read, and one run unpacked. Raises InvalidMessage where a
+    segment is damaged.
     """
     episodes: dict[tuple[str, int], list[PackedSegment]] = {}
     for writer, _, segment in stored:
@@ -57,7 +59,7 @@ def episode_runs(stored: Iterable[StoredSegment], spec: ObservationSpec) -> Iter
 
 
 def _chains(segments: list[PackedSegment]) -> Iterator[list[PackedSegment]]:
-    """The segments of one episode by step, parted where steps are missing; those that add nothing are left out."""
+    """The segments of one episode by step, split where steps are missing; segments that add nothing are left out."""
     chain: list[PackedSegment] = []
     for segment in sorted(segments, key=lambda s: (s.first_step, -s.end_step)):
         if chain and segment.first_step > chain[-1].end_step:
@@ -74,7 +76,7 @@ def _joined(chain: list[PackedSegment], spec: ObservationSpec) -> EpisodeRun:
     first = end = chain[0].first_step
     for packed in chain:
         segment: Any = unpack_segment(packed, spec)
-        new = end - segment.first_step  # steps of it that the ones before have already
+        new = end - segment.first_step  # steps of it that earlier segments hold already
         frames.append(segment.frames[new if not frames else new + 1 :])
         for name, parts in columns.items():
             parts.append(getattr(segment, name)[new:])

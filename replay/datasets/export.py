@@ -1,11 +1,11 @@
-"""Minari datasets, written: one episode for each run of consecutive steps.
+"""Writing Minari datasets: one episode for each run of consecutive steps.
 
-Infos of an episode of T steps, T + 1 of each, [0] of the first observation and [k] of step k - 1:
+An episode of T steps has infos of T + 1 entries, [0] of the first observation and [k] of step k - 1:
 
     step             the episode's step number of each observation (it begins above 0 where the beginning is lost)
     lost_life        whether the step lost a life
     weights_version  version of the weights acted on
-    cut              true at the last step where the episode went on, but not the dataset; such a run counts as truncated
+    cut              true at the last step where the episode continued after it; such a run counts as truncated
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ from rl.types import Array, ObservationSpec
 
 
 class DatasetWriter(NewDataset):
-    """A new dataset of what a replay holds; an observation is one frame. ``env`` is what was played, if it is known."""
+    """A new dataset of a replay's content; an observation is one frame. ``env`` is the environment, if it is known.
+
+    with DatasetWriter(name, spec, actions, env) as dataset:
+        for run in episode_runs(stored, spec):
+            dataset.append(run)
+    """
 
     def __init__(self, name: str, spec: ObservationSpec, actions: int, env: EnvConfig | None) -> None:
-        """Raises BadInput where something is already there, or nothing can be written."""
+        """Raises BadInput where a dataset of that name exists, or nothing can be written."""
         space = gym.spaces.Discrete(actions) if env is None else _action_space(env)
         self._first_action = int(space.start)
         super().__init__(
@@ -42,7 +47,7 @@ class DatasetWriter(NewDataset):
         )
 
     def append(self, run: EpisodeRun) -> None:
-        """Write one run as the next episode."""
+        """Write one run of T steps as the next episode."""
         truncated, cut = run.truncated.copy(), np.zeros(run.steps, np.bool_)
         truncated[-1] |= run.cut
         cut[-1] = run.cut
@@ -73,7 +78,7 @@ def _frame_space(spec: ObservationSpec) -> gym.spaces.Box:
 
 
 def _action_space(config: EnvConfig) -> gym.spaces.Discrete:
-    """The environment's own; ours count from 0."""
+    """The environment's own action space; Qfleet's actions count from 0."""
     if atari_game(config.id) is not None:
         return gym.spaces.Discrete(describe(config)[1])
     env = gym.make(config.id)
@@ -83,7 +88,7 @@ def _action_space(config: EnvConfig) -> gym.spaces.Discrete:
 
 
 def _env_spec(config: EnvConfig) -> Any:
-    """What Minari's `recover_environment` makes: an environment that gives the dataset's frames."""
+    """The spec from which Minari's `recover_environment` makes an environment that returns the dataset's frames."""
     if atari_game(config.id) is None:
         return gym.spec(config.id)
     env = gym.make(

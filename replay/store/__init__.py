@@ -1,1 +1,1 @@
-"""Storing: what one shard holds, how it draws, and what of it is on disk."""
+"""One shard: what it stores, how it draws, and its snapshots on disk."""

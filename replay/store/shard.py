@@ -1,6 +1,6 @@
-"""One shard of the replay: storage, selector, counts, and the window that keeps inserts exactly once.
+"""One shard of the replay: storage, selector, counts, and the sequence numbers that keep inserts exactly once.
 
-A plain object for one thread; `service.py` puts gRPC around it and `local.py` a serial port.
+A plain object for one thread; `service.py` serves it over gRPC, and `local.py` in process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from replay.store.storage import Storage, StoredSegment
 from rl.types import Array, Float32, ObservationSpec, UInt64
 
 UNLIMITED = 2**62
-MAX_BATCH = 2**16  # items, and draws, that may be asked for at once; priorities too
+MAX_BATCH = 2**16  # items, draws or priorities in one request
 DRAIN_BYTES = 2**23  # of segments handed over in one reply
 KEYS = 2**40  # keys of a generation
 MAX_WRITER = 200  # bytes of a writer's or an origin's name, in UTF-8
@@ -31,21 +31,28 @@ MAX_WRITERS = 10_000  # whose last sequence a shard remembers
 
 
 def fixed_bytes(capacity: int, selector: SelectorConfig) -> int:
-    """Memory that a shard's rows and selector take whatever is stored."""
+    """Bytes of memory that a shard's rows and selector take, whatever is stored."""
     return capacity * (storage.SLOT_BYTES + selectors.SLOT_BYTES[selector.kind])
 
 
 def fresh_generation() -> int:
-    """A generation for a shard without snapshots, so that one that is restarted does not use keys again."""
+    """A random generation for a shard without snapshots, so that a restarted shard does not reuse keys."""
     return secrets.randbelow(2**23)
 
 
 class OutOfOrder(ValueError):
-    """A sequence number that skips one: the writer must resend from the last acknowledged."""
+    """A sequence number that skips one: the writer must resend from the one after the last acknowledged."""
 
 
 class Shard:
-    """Items, their priorities, and who inserted what last."""
+    """Items, their priorities, and the last sequence of each writer.
+
+        shard.check(segment)
+        shard.insert(writer, sequence, segment)  # sequences count up from 1
+        sampled = shard.sample([32])  # then `update_priorities(sampled.keys, td_abs)`
+
+    ``limited``: inserts need credit (`grant`). ``capacity`` is in items; ``capacity_bytes`` 0 is unlimited.
+    """
 
     def __init__(
         self,
@@ -62,12 +69,12 @@ class Shard:
         self.selector = make_selector(selector, capacity)
         self._selector_kind = selector.kind
         self._rng = np.random.default_rng(seed)
-        self._last: OrderedDict[str, int] = OrderedDict()  # last sequence of each writer, who inserted last at the end
+        self._last: OrderedDict[str, int] = OrderedDict()  # last sequence of each writer, latest insert last
         self.inserted = self.transferred = self.sampled = self.dropped_updates = 0
         self.insert_credit = 0
-        self.limiter: LimiterState | None = None  # as the sampler last told
+        self.limiter: LimiterState | None = None  # as the sampler last reported it
         self._told = 0.0  # when
-        self.generation = 0  # in the high bits of every key that leaves: a restored shard repeats none of those it lost
+        self.generation = 0  # in the high bits of every key sent out: a restored shard reuses none of the keys it lost
 
     @property
     def credit_left(self) -> int:
@@ -75,7 +82,10 @@ class Shard:
         return max(0, self.insert_credit - self.inserted) if self.limited else UNLIMITED
 
     def grant(self, insert_credit: int, limiter: LimiterState | None = None) -> bool:
-        """Allow inserts until ``inserted`` reaches the credit; returns whether that is more than before."""
+        """Allow inserts until ``inserted`` reaches ``insert_credit`` items; returns whether that is more than before.
+
+        ``limiter`` is the sampler's state of the limiter, if it sent one.
+        """
         more = insert_credit > self.insert_credit
         self.insert_credit = insert_credit
         if limiter is not None:
@@ -83,7 +93,7 @@ class Shard:
         return more
 
     def blocked_reason(self) -> str:
-        """What keeps a segment waiting, with the counts."""
+        """Why a segment waits for credit, with the counts; for messages."""
         held = f"{self.inserted} of {self.insert_credit} items granted are inserted here"
         told = self.limiter
         if told is None:
@@ -95,7 +105,10 @@ class Shard:
         )
 
     def check_order(self, writer: str, sequence: int, origin: str = "") -> int:
-        """The writer's last sequence: an insert at or below it is stored already. Raises InvalidMessage, OutOfOrder."""
+        """The last sequence stored of ``writer``: an insert at or below it is stored already.
+
+        Raises InvalidMessage on an invalid name or sequence, OutOfOrder on a sequence that skips one.
+        """
         last = self._last.get(writer, 0)
         if not writer or max(len(writer.encode()), len(origin.encode())) > MAX_WRITER or sequence < 1:
             raise InvalidMessage(
@@ -106,7 +119,7 @@ class Shard:
         return last
 
     def check(self, segment: PackedSegment, trusted: bool = False) -> None:
-        """Raise InvalidMessage unless a segment is valid and fits; ``trusted`` frames are taken as they are."""
+        """Raise InvalidMessage unless the segment is valid and fits the shard; ``trusted`` frames are not checked."""
         check_segment(segment, self.spec, trusted)
         self.storage.check_fits(segment)
 
@@ -115,8 +128,9 @@ class Shard:
     ) -> int:
         """Store a segment once, as one of ``origin``'s episodes (default: the writer's); returns the writer's last sequence.
 
-        The segment has passed `check`, and there is credit for it unless it is ``transferred``. Raises InvalidMessage and
-        OutOfOrder (nothing is stored): what `check_order` found may have changed since, while a segment waited for credit.
+        The segment has passed `check`, and there is credit for it unless it is ``transferred``. Raises InvalidMessage
+        and OutOfOrder as `check_order` does, and then stores nothing: its result may have changed while a segment
+        waited for credit.
         """
         last = self.check_order(writer, sequence, origin)
         if sequence <= last:
@@ -136,7 +150,7 @@ class Shard:
         return sequence
 
     def sample(self, counts: Sequence[int]) -> Sampled:
-        """One draw of each of ``counts`` items, end to end; the totals alone when there are none.
+        """One draw of each of ``counts`` items, end to end; only the totals when there are no counts or no items.
 
         Raises InvalidMessage above MAX_BATCH items or draws in all.
         """
@@ -152,9 +166,10 @@ class Shard:
         return Sampled(self.counts(), counts, probability=probability, stacks=stacks, **columns)
 
     def drain(self, taken: int, segments: int) -> Drained:
-        """The oldest segments, up to ``segments`` or DRAIN_BYTES, after those with keys below ``taken`` were forgotten.
+        """The oldest segments, up to ``segments`` or DRAIN_BYTES, after those with keys below ``taken`` were removed.
 
-        Raises InvalidMessage when no reply since the shard's start can have named ``taken``, and it is not 0.
+        Raises InvalidMessage when ``taken`` is neither 0 nor a value that a reply since the shard's start can have
+        named.
         """
         base = self.generation * KEYS
         if taken and not base <= taken <= base + self.storage.next_key:
@@ -173,14 +188,17 @@ class Shard:
         return Drained(handed_over, next=base + end, left=self.storage.next_key - end)
 
     def update_priorities(self, keys: UInt64, td_abs: Float32) -> int:
-        """Set priorities [B] of the items still stored; returns how many were not. Raises InvalidMessage."""
+        """Set |TD error| [B] of the items with ``keys`` [B] that are still stored; returns how many were not.
+
+        Raises InvalidMessage when lengths differ, there are more than MAX_BATCH, or an error is negative or not finite.
+        """
         if len(keys) > MAX_BATCH:
             raise InvalidMessage(f"priorities of {len(keys)} items: at most {MAX_BATCH}")
         if len(keys) != len(td_abs):
             raise InvalidMessage(f"{len(keys)} keys for {len(td_abs)} TD errors")
         if not np.isfinite(td_abs).all() or (td_abs < 0).any():
             raise InvalidMessage("td_abs must be finite and not negative")
-        keys = keys - np.uint64(self.generation * KEYS)  # those of an earlier one wrap around to where no key is
+        keys = keys - np.uint64(self.generation * KEYS)  # keys of an earlier generation wrap around: never live
         live = self.storage.live(keys)
         if live.any():
             slots = (keys[live] % self.storage.capacity).astype(np.int64)
@@ -191,7 +209,7 @@ class Shard:
         return dropped
 
     def get_state(self) -> dict[str, Any]:
-        """What a snapshot holds beside segments and TD errors: the range of keys, the counts, the writers' window."""
+        """A snapshot's content except segments and TD errors: range of keys, counts, last sequence of each writer."""
         return {
             "first_key": self.storage.first_key,
             "end_key": self.storage.next_key,
@@ -203,9 +221,10 @@ class Shard:
         }
 
     def set_state(self, state: dict[str, Any], segments: Iterable[StoredSegment], td: Array) -> None:
-        """Inverse of `get_state` for a shard that is empty: its segments, known to be good, and their items' |TD error|.
+        """Inverse of `get_state` for an empty shard, with a snapshot's valid ``segments`` and |TD error| ``td`` [M].
 
-        Older ones than the capacity holds are evicted; insert credit is for the sampler to grant. Raises InvalidMessage.
+        Segments beyond the capacity are evicted, the oldest first; insert credit is left to the sampler. Raises
+        InvalidMessage when keys, segments and errors do not match, or no segment fits.
         """
         storage, first = self.storage, state["first_key"]
         storage.start_at(first)
@@ -233,7 +252,7 @@ class Shard:
         self._last = OrderedDict(state["writers"])
 
     def counts(self) -> Counts:
-        """The shard's totals."""
+        """The shard's totals, in items and bytes."""
         return Counts(
             inserted=self.inserted,
             sampled=self.sampled,
@@ -246,7 +265,7 @@ class Shard:
         )
 
     def info(self) -> ShardInfo:
-        """Counts and settings."""
+        """The shard's counts and settings."""
         return ShardInfo(
             counts=self.counts(),
             capacity=self.storage.capacity,
@@ -260,7 +279,7 @@ class Shard:
         )
 
     def check_valid(self) -> None:
-        """Raise AssertionError when the parts contradict each other."""
+        """Raise AssertionError when its parts contradict each other."""
         self.storage.check_valid()
         self.selector.check_valid()
         assert self.inserted + self.transferred == self.storage.next_key, "inserted items and keys differ"

@@ -1,11 +1,11 @@
-"""What a snapshot is on disk.
+"""The files of a snapshot.
 
     <directory>/segments-<number>-<first key>-<end key>.bin ... td-<number>.bin MANIFEST.json .lock
 
-Chunks of segments: each record is its length (uint32, little-endian) and a serialized InsertRequest with writer and segment.
-One file of the items' |TD error| (float32). The manifest: counts, writers' sequences, size and SHA-256 of every file. Each
-file is written aside, synced and renamed under a name of its snapshot's number; the snapshot exists once its manifest, the
-last of them, does. Nothing is ever unpickled.
+Chunks of segments: each record is its length (uint32, little-endian) and a serialized InsertRequest with writer and
+segment. One file of the items' |TD error| (float32). The manifest: counts, writers' sequences, size and SHA-256 of
+every file. Each file is written under a temporary name, synced and renamed; its name holds the number of its snapshot.
+The snapshot exists once its manifest does, which is written last. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import IO, Any
 from protos.codec import segment_from_record, segment_to_record
 from replay.store.storage import StoredSegment
 from rl.errors import BadInput
+from rl.files import write_synced
 from rl.formats import format_of
 from rl.types import ObservationSpec
 
@@ -37,7 +37,7 @@ Files = dict[str, dict[str, Any]]  # name -> {bytes, sha256}
 
 
 def stored_segments(directory: Path) -> tuple[ObservationSpec, Iterator[StoredSegment]]:
-    """What the snapshot in ``directory`` holds, oldest segments first, for a reader beside the shard: nothing is locked.
+    """The observations' spec and the segments, oldest first, of the snapshot in ``directory``; takes no lock.
 
     Raises BadInput, the iterator too, when there is none, it is damaged, or a newer one replaces it meanwhile.
     """
@@ -63,6 +63,10 @@ def _unreadable(directory: Path, error: Exception) -> BadInput:
 
 
 def segments_of(directory: Path, first_key: int, files: Files) -> Iterator[StoredSegment]:
+    """The segments in ``files`` from the item ``first_key`` on, oldest first.
+
+    Raises OSError, ValueError and KeyError where a file is missing or damaged.
+    """
     for name in chunks(files):
         data, at, key = read(directory, name, files), 0, key_range(name)[0]
         while at < len(data):
@@ -75,6 +79,7 @@ def segments_of(directory: Path, first_key: int, files: Files) -> Iterator[Store
 
 
 def record(stored: StoredSegment) -> bytes:
+    """A segment as a record of a chunk: its length in bytes, then its content."""
     data = segment_to_record(stored.writer, stored.segment)
     return struct.pack("<I", len(data)) + data
 
@@ -85,42 +90,30 @@ def chunks(files: Files) -> list[str]:
 
 
 def key_range(chunk: str) -> tuple[int, int]:
-    """First and end key of a chunk."""
+    """First key of a chunk, and the key after its last item."""
     first, end = chunk.removesuffix(".bin").split("-")[2:]
     return int(first), int(end)
 
 
 def is_ours(name: str) -> bool:
+    """Whether a file of that name belongs to a snapshot, complete or not."""
     return name.lstrip(".").startswith(("segments-", "td-", MANIFEST))
 
 
 def spec_words(spec: dict[str, Any]) -> str:
+    """A spec in words, such as ``uint8 84x84 in stacks of 4``; for messages."""
     return f"{spec['dtype']} {'x'.join(map(str, spec['frame_shape']))} in stacks of {spec['stack']}"
 
 
 def put(path: Path, pieces: list[bytes]) -> dict[str, Any]:
-    """Write a file aside, sync it and rename it into place; returns its size and checksum. Raises OSError."""
+    """Write and sync a file; returns its bytes and SHA-256 for the manifest. Raises OSError."""
     data = b"".join(pieces)
-    aside = path.with_name(f".{path.name}")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_synced(path, data)
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def sync(directory: Path) -> None:
-    """See to it that files renamed in ``directory`` stay so."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def read(directory: Path, name: str, files: Files) -> bytes:
-    """A file's content. Raises ValueError, OSError, KeyError when it is not what the manifest names."""
+    """A file's content. Raises OSError, KeyError and ValueError when it is missing or does not match the manifest."""
     data = (directory / name).read_bytes()
     if len(data) != files[name]["bytes"]:
         raise ValueError(f"{name} has {len(data)} bytes, not {files[name]['bytes']}")
@@ -130,13 +123,17 @@ def read(directory: Path, name: str, files: Files) -> bytes:
 
 
 def manifest_bytes(snapshot: dict[str, Any]) -> bytes:
+    """The content of a manifest: format number, checksum and ``snapshot`` as JSON."""
     text = json.dumps(snapshot)
     checksum = hashlib.sha256(text.encode()).hexdigest()
     return f'{{"format": {FORMAT}, "sha256": "{checksum}", "snapshot":\n{text}}}\n'.encode()
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
-    """What `manifest_bytes` wrote. Raises BadInput on a newer format, ValueError, KeyError and TypeError on damage."""
+    """The snapshot in a manifest.
+
+    Raises BadInput when its format is newer; OSError, ValueError, KeyError and TypeError when it is missing or damaged.
+    """
     data = json.loads(file.read_bytes())
     format_of(data, FORMAT, str(file))
     snapshot: dict[str, Any] = data["snapshot"]
@@ -146,7 +143,10 @@ def read_manifest(file: Path) -> dict[str, Any]:
 
 
 def locked(directory: Path) -> IO[str]:
-    """The lock of ``directory``, which is made where it is missing. Raises BadInput when another process holds it."""
+    """The open lock file of ``directory``, which is created where it is missing; closing it releases the lock.
+
+    Raises BadInput when another process holds the lock, or the directory cannot be written.
+    """
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Snapshots: a shard's content on disk, written while it serves.
 
-Segments never change and leave first in, first out, so a snapshot writes those that the one before it lacks, in chunks of
-about CHUNK_BYTES, and names the older chunks again. What does change is small and written anew: the items' |TD error|, the
-counts and the writers' sequences. `snapshot_files.py` has the format.
+Segments never change and are evicted first in, first out. So a snapshot writes only the segments that the one before it
+lacks, in chunks of about CHUNK_BYTES, and lists the older chunks again. What does change is small and written anew: the
+items' |TD error|, the counts and the writers' sequences. `snapshot_files.py` defines the format.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from replay.store.snapshot_files import (
     record,
     segments_of,
     spec_words,
-    sync,
 )
 from rl.errors import BadInput, RunFault
+from rl.files import sync
 
 log = logging.getLogger("qfleet.snapshot")
 
 CHUNK_BYTES = 8 * 2**20
-SLICE = 0.001  # seconds of the event loop between two looks at what else there is to do
+SLICE = 0.001  # seconds after which a snapshot yields to the event loop
 
 
 class Restored(NamedTuple):
-    """What a shard took back."""
+    """The content that a shard restored from a snapshot."""
 
     items: int
     seconds_old: float
@@ -54,17 +54,24 @@ class Restored(NamedTuple):
 
 
 class Snapshots:
-    """The directory of one shard's snapshots, locked while this lives; all methods but the first on the shard's loop."""
+    """The directory of one shard's snapshots.
+
+        snapshots = Snapshots(directory, shard, minutes)  # restores the snapshot in the directory
+        snapshots.start()  # from here on in the shard's event loop
+        await snapshots.write()  # as often as wanted; at the end `await snapshots.finish()`
+
+    The directory is locked while this object lives.
+    """
 
     def __init__(self, directory: Path, shard: Shard, minutes: float = 0.0) -> None:
-        """Take back what ``directory`` holds; `start` writes a snapshot every ``minutes`` (0: only when asked).
+        """Restore what ``directory`` holds; `start` writes a snapshot every ``minutes`` (0: only when asked).
 
-        Raises BadInput, in one line, when another shard uses it, or what it holds is damaged or of another kind.
+        Raises BadInput when another shard uses the directory, or its content is damaged or of other observations.
         """
         self.directory, self._shard, self._minutes = directory, shard, minutes
         self.restored: Restored | None = None
         self._turn = asyncio.Lock()
-        self._waiting: asyncio.Task[SnapshotWritten] | None = None  # has not had its turn yet
+        self._waiting: asyncio.Task[SnapshotWritten] | None = None  # asked for and not yet begun
         self._clock: asyncio.Task[None] | None = None
         self._lock = locked(directory)
         try:
@@ -75,7 +82,7 @@ class Snapshots:
         self._number: int = self._snapshot["number"]
 
     def start(self) -> None:
-        """Begin to write them in time."""
+        """Start writing snapshots every ``minutes``, where that is above 0."""
         if self._minutes > 0:
             self._clock = asyncio.create_task(self._write_in_time())
 
@@ -88,7 +95,7 @@ class Snapshots:
                 log.warning("%s; the one before it is whole", fault)
 
     async def finish(self) -> SnapshotWritten:
-        """Write the last one and `close`. Raises RunFault."""
+        """Write a last snapshot and `close`; returns what was written. Raises RunFault when it could not be."""
         if self._clock is not None:
             self._clock.cancel()
         try:
@@ -97,14 +104,17 @@ class Snapshots:
             self.close()
 
     def close(self) -> None:
-        """Let the directory go, as it is."""
+        """Release the directory without writing."""
         self._lock.close()
 
     async def write(self) -> SnapshotWritten:
-        """Write a snapshot; whoever asks while one is being written shares the one after it. Raises RunFault."""
+        """Write a snapshot; returns what was written. Raises RunFault when it could not be.
+
+        Callers that ask while one is being written share the next one.
+        """
         if self._waiting is None:
             self._waiting = asyncio.create_task(self._take_turn())
-        return await asyncio.shield(self._waiting)  # which goes on where its caller is gone
+        return await asyncio.shield(self._waiting)  # which continues when its caller is cancelled
 
     async def _take_turn(self) -> SnapshotWritten:
         async with self._turn:
@@ -119,12 +129,12 @@ class Snapshots:
         state, now = self._shard.get_state(), time.time()
         first, end = state["first_key"], state["end_key"]
         td = self._shard.storage.errors(first, end)
-        self._number += 1  # of one that failed too: its manifest may be in place
+        self._number += 1  # also after a failure: its manifest may be in place
         number, written = self._number, 0
         files = self._still_good(first, end)
         covered = max([first, *(key_range(name)[1] for name in files)])
         async for at, until, records in self._runs(covered, end):
-            if at != covered:  # evicted before its turn came, and so was all before it
+            if at != covered:  # evicted before it was written, and so was everything older
                 files, td, first = {}, td[at - first :], at
             name, covered = f"segments-{number}-{at}-{until}.bin", until
             files[name] = await asyncio.to_thread(put, self.directory / name, records)
@@ -143,7 +153,7 @@ class Snapshots:
         return SnapshotWritten(end - first, written + td.nbytes, time.monotonic() - began)
 
     def _still_good(self, first_key: int, end_key: int) -> Files:
-        """The last snapshot's chunks of items still stored, but for a small last one that can be written with more."""
+        """The last snapshot's chunks of items still stored, except a small last one that is merged with newer items."""
         files = self._snapshot["files"]
         good = {name: files[name] for name in chunks(files) if key_range(name)[1] > first_key}
         last = max(good, key=key_range, default=None)
@@ -152,7 +162,7 @@ class Snapshots:
         return good
 
     async def _runs(self, first_key: int, end_key: int) -> AsyncIterator[tuple[int, int, list[bytes]]]:
-        """Records of successive segments in runs of about CHUNK_BYTES, and the keys that each run begins and ends with."""
+        """Records of successive segments in runs of about CHUNK_BYTES, each with its first and its end key."""
         records: list[bytes] = []
         start = at = first_key
         size = 0
@@ -173,7 +183,7 @@ class Snapshots:
             yield start, at, records
 
     def _commit(self, snapshot: dict[str, Any]) -> None:
-        """Put the manifest in place, then delete what it does not name."""
+        """Put the manifest in place, then delete the files that it does not list."""
         sync(self.directory)
         put(self.directory / MANIFEST, [manifest_bytes(snapshot)])
         sync(self.directory)
@@ -183,7 +193,7 @@ class Snapshots:
                 file.unlink()
 
     def _restore(self) -> dict[str, Any]:
-        """Fill the shard with what the directory holds, and note there that its keys begin a new generation."""
+        """Fill the shard from the directory, and record there that its keys begin a new generation."""
         spec = self._shard.spec
         ours = {"frame_shape": list(spec.frame_shape), "dtype": spec.dtype, "stack": spec.stack}
         file = self.directory / MANIFEST
@@ -218,7 +228,7 @@ class Snapshots:
 
     def _fill(self, snapshot: dict[str, Any]) -> None:
         state, files = snapshot["state"], snapshot["files"]
-        if state is None:  # of a shard that ended before its first
+        if state is None:  # of a shard that ended before its first snapshot
             return
         td = np.frombuffer(read(self.directory, f"td-{snapshot['number']}.bin", files), np.float32)
         self._shard.set_state(state, segments_of(self.directory, state["first_key"], files), td)

@@ -1,8 +1,8 @@
-"""Where items rest: whole segments in arrival order, and one row of small numbers an item.
+"""Item storage: whole segments in arrival order, and one row of small numbers for each item.
 
-An item's key counts up from 0 and is never used again; its row is ``key % capacity``, which is free because eviction is
+An item's key counts up from 0 and is never used again. Its row is ``key % capacity``, which is free because eviction is
 first in, first out, by whole segments. Frames stay compressed; a stack of them is one slice of its segment's bytes.
-What drawing does not ask for is kept too, so that a segment can be given back as it came.
+Data that draws do not need is stored too, so that a segment can be read back as it was inserted.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rl.types import Array, Int64, ObservationSpec, UInt64
 
 SLOT_BYTES = 32  # of memory for a row, whether it is filled or not
 STEP_BYTES = sum(dtype.itemsize for dtype in STEP_ARRAYS.values())  # of a step's columns
-OFFSET_BYTES = array("I").itemsize  # of a frame's place in a segment
-SEGMENT_BYTES = 512  # of memory around a segment's frames, ends and steps: their objects, and what malloc loses to them
+OFFSET_BYTES = array("I").itemsize  # of a frame's offset in a segment
+SEGMENT_BYTES = 512  # of memory besides a segment's frames, ends and steps: Python objects and malloc's overhead
 
 
 class _RestingSegment(NamedTuple):
-    """A segment in as few objects as can be; its items' columns are in the rows."""
+    """A stored segment in as few objects as possible; the columns of its items are in the rows."""
 
     frames: bytes
     ends: array[int]  # [F + 1] byte offsets of the frames
@@ -39,17 +39,17 @@ class _RestingSegment(NamedTuple):
 
     @property
     def resident(self) -> int:
-        """Bytes of memory that it takes, its items' rows apart."""
+        """Bytes of memory that it takes, not counting its items' rows."""
         return _resident(len(self.frames), len(self.ends) - 2)
 
 
 def _resident(frame_bytes: int, steps: int) -> int:
-    """Bytes of memory that a segment of so many steps takes, whose frames have so many bytes."""
+    """Bytes of memory that a segment of ``steps`` steps with ``frame_bytes`` bytes of frames takes."""
     return frame_bytes + STEP_BYTES * steps + OFFSET_BYTES * (steps + 2) + SEGMENT_BYTES
 
 
 class StoredSegment(NamedTuple):
-    """A segment given back: as it was inserted, but for priorities that were updated since."""
+    """A segment read back: as it was inserted, except for priorities updated since."""
 
     writer: str  # an episode_id is unique within its writer
     first_key: int  # of its first item; the others follow
@@ -57,12 +57,12 @@ class StoredSegment(NamedTuple):
 
     @property
     def end_key(self) -> int:
-        """The key behind its last item."""
+        """The key after that of its last item."""
         return self.first_key + self.segment.items
 
 
 class Inserted(NamedTuple):
-    """Rows that an insertion filled and those that it emptied."""
+    """Rows that an insertion filled, int64 [M], and rows that it emptied, int64 [E]."""
 
     slots: Int64
     evicted: Int64
@@ -83,7 +83,10 @@ def _resting(writer: str, segment: PackedSegment) -> _RestingSegment:
 
 
 class Storage:
-    """At most ``capacity`` items in segments of at most ``capacity_bytes`` of memory; the oldest segments go first."""
+    """At most ``capacity`` items, and ``capacity_bytes`` of memory for their segments.
+
+    The oldest segments are evicted first. Raises ValueError unless the capacity is at least 1.
+    """
 
     def __init__(self, capacity: int, spec: ObservationSpec, capacity_bytes: int = sys.maxsize) -> None:
         if capacity < 1:
@@ -111,7 +114,7 @@ class Storage:
         return self.next_key - self.first_key
 
     def check_fits(self, segment: PackedSegment) -> None:
-        """Raise InvalidMessage where a segment could never fit."""
+        """Raise InvalidMessage when the segment is larger than the whole capacity, in items or in bytes."""
         if segment.items > self.capacity:
             raise InvalidMessage(f"a segment of {segment.items} items is larger than the capacity of {self.capacity}")
         resident = _resident(len(segment.frames), segment.steps)
@@ -122,7 +125,10 @@ class Storage:
             )
 
     def insert(self, writer: str, segment: PackedSegment) -> Inserted:
-        """Store a segment that is valid and fits (`check_fits`), evicting the oldest ones until there is room."""
+        """Store a segment that is valid and fits (`check_fits`), evicting the oldest ones until there is room.
+
+        Returns the rows that were filled and emptied.
+        """
         resting = _resting(writer, segment)
         evicted_from = self.first_key
         while self.size + resting.items > self.capacity or self.segment_bytes + resting.resident > self.capacity_bytes:
@@ -156,24 +162,27 @@ class Storage:
         self.segment_bytes -= oldest.resident
 
     def forget(self, below: int) -> Int64:
-        """Evict the segments that lie wholly below the key ``below``; returns the slots emptied."""
+        """Evict the segments wholly below the key ``below``; returns the slots emptied, int64 [E]."""
         first = self.first_key
         while self._segments and self.first_key + self._segments[0].items <= below:
             self._evict()
         return np.arange(first, self.first_key, dtype=np.int64) % self.capacity
 
     def keys(self, slots: Int64) -> UInt64:
-        """The keys now resting at live ``slots``."""
+        """The keys, uint64 [B], of the items stored at ``slots`` [B]."""
         base = self.first_key - self.first_key % self.capacity
         keys = base + slots
         return np.where(keys < self.first_key, keys + self.capacity, keys).astype(np.uint64)
 
     def live(self, keys: Array) -> Array:
-        """Which ``keys`` are still stored, bool [B]."""
+        """Whether each of ``keys`` [B] is still stored, bool [B]."""
         return (keys >= self.first_key) & (keys < self.next_key)
 
     def gather(self, slots: Int64) -> tuple[dict[str, Array], list[bytes]]:
-        """Columns of the items at live ``slots`` and the stacks of frames of s_tm1 and of s_t of each in turn."""
+        """Columns [B] of the items stored at ``slots`` [B], and compressed stacks [2 B].
+
+        The stacks are the frames of s_tm1 and then of s_t of each item.
+        """
         stacks: list[bytes] = []
         back = self.spec.stack - 1
         for slot, *both in zip(slots.tolist(), self._tm1[slots].tolist(), self._t[slots].tolist(), strict=True):
@@ -191,7 +200,7 @@ class Storage:
         return columns, stacks
 
     def start_at(self, key: int) -> None:
-        """Give an empty storage's next item this key."""
+        """Set the key of the next item. Raises AssertionError unless the storage is empty."""
         assert self.size == 0, "only an empty storage starts anew"
         self.first_key = self.next_key = key
 
@@ -203,7 +212,8 @@ class Storage:
     def segments(self, first_key: int = 0, end_key: int | None = None) -> Iterator[StoredSegment]:
         """The segments stored, oldest first: those of the items from ``first_key`` to before ``end_key``.
 
-        Others may be inserted between two steps of the iteration: they are not in it, nor are those evicted meanwhile.
+        Segments may be inserted between two steps of the iteration: it leaves them out, and those evicted in the
+        meantime.
         """
         key, end = first_key, self.next_key if end_key is None else end_key
         while (key := max(key, self.first_key)) < end:

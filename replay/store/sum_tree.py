@@ -1,8 +1,8 @@
-"""A sum tree over slots, vectorised over the batch.
+"""A sum tree over slots, vectorised over the batch (Schaul et al. 2016, appendix B.2.1, with a fan-out of FANOUT).
 
-Each level holds the sums of groups of FANOUT entries of the level below; a wide fan-out keeps the tree shallow, so an
-operation is a few numpy calls a level whatever the batch. Parents are recomputed from their children, never adjusted by
-differences, so rounding errors do not pile up.
+Each level holds the sums of groups of FANOUT entries of the level below. A wide fan-out keeps the tree shallow, so that
+an operation is a few numpy calls a level whatever the batch. Parents are recomputed from their children, never adjusted
+by differences, so rounding errors do not accumulate.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ FANOUT = 32
 
 
 class SumTree:
-    """Non-negative values at slots 0..capacity-1, drawn in proportion to their values in O(log capacity)."""
+    """Non-negative values at slots 0..capacity-1, drawn in proportion to their values in O(log capacity).
+
+    Raises ValueError unless the capacity is at least 1.
+    """
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
@@ -35,11 +38,14 @@ class SumTree:
         return float(self._levels[-1].sum())
 
     def get(self, slots: Array) -> Float64:
-        """Values at ``slots`` [B]."""
+        """Values, float64 [B], at ``slots`` [B]."""
         return np.asarray(self._levels[0][slots])
 
     def set(self, slots: Array, values: Array) -> None:
-        """Set values [B] at ``slots`` [B]; the last one counts where a slot comes twice. Raises ValueError, IndexError."""
+        """Set ``values`` [B] at ``slots`` [B]; the last one counts where a slot occurs twice.
+
+        Raises ValueError on a value that is negative or not finite, IndexError on a slot outside the tree.
+        """
         values = np.asarray(values, dtype=np.float64)
         if not np.isfinite(values).all() or (values < 0).any():
             raise ValueError("sum tree values must be finite and not negative")
@@ -54,7 +60,7 @@ class SumTree:
             above[groups] = below.reshape(-1, FANOUT)[groups].sum(axis=1)
 
     def find(self, targets: Array) -> Int64:
-        """The slot where the running sum of values first exceeds each of ``targets`` [B], in [0, total)."""
+        """The slot, int64 [B], where the running sum of values first exceeds each of ``targets`` [B] in [0, total)."""
         remaining = np.array(targets, dtype=np.float64)
         group = np.zeros(len(remaining), dtype=np.int64)
         for level in reversed(self._levels):

@@ -1,1 +1,1 @@
-"""The service and its clients. gRPC is imported in this room alone."""
+"""The service and its clients. gRPC is imported in this package alone."""

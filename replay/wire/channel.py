@@ -1,4 +1,4 @@
-"""What the two ends of a connection agree on: gRPC's options, the size of a message, and how some errors begin."""
+"""What both ends of a connection agree on: gRPC's options, the size of a message, and how some errors begin."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ SERVER_OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
-# Both errors are RESOURCE_EXHAUSTED and mean that the client tries again; any other of that code means that it must not.
-NO_CREDIT = "no insert credit"  # how the error of a segment that waited in vain begins
-NO_STREAM = "no stream is free"  # how the error of a stream too many begins
+# Both errors are RESOURCE_EXHAUSTED, and the client tries again. After any other error with that code it must not.
+NO_CREDIT = "no insert credit"  # how the error of a segment that waited too long for credit begins
+NO_STREAM = "no stream is free"  # how the error of a stream above the limit begins

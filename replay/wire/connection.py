@@ -1,4 +1,4 @@
-"""What the two clients share: a channel to one shard that says what is wrong, and when to give the shard up."""
+"""The part that both clients share: a channel to one shard with clear errors, and when to give the shard up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFUSED = (
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
 )
-ALIVE = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED)  # it speaks, and wants the stream opened anew
+ALIVE = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED)  # alive, and expects the stream to be reopened
 HUNG_UP = (
     " (something listens there and hangs up: a shard that expects TLS or a client's certificate, or has too many "
     "connections)"
@@ -33,30 +33,31 @@ HUNG_UP = (
 class ShardConnection:
     """One shard's address and channel, and how long it has been silent.
 
-    ``gone`` is set once ``give_up_after`` seconds have passed since its first failure after its last answer, or when it
-    refused a request; it is final.
+    ``gone`` is set, for good, once ``give_up_after`` seconds have passed since its first failure after its last answer,
+    or when it refused a request. Pickles as its address and its access. Raises BadInput when a TLS file cannot be read.
     """
 
     def __init__(self, address: str, give_up_after: float, access: Access = UNPROTECTED) -> None:
         self.address, self.give_up_after, self.access = address, give_up_after, access
         self.channel = open_channel(address, access)
-        self.metadata = access.metadata  # goes with each call
+        self.metadata = access.metadata  # sent with each call
         self.stub = rpc.ReplayStub(self.channel)
         self.gone = False
         self.last_error = "never reached"
-        self._silent_since: float | None = None  # its first failure since it last answered
+        self._silent_since: float | None = None  # time of its first failure since its last answer
         self._pause = RETRY_FROM
 
     def answered(self) -> None:
-        """The shard is alive."""
+        """Note that the shard answered: it is alive."""
         self.last_error = "no error"
         self._silent_since = None
         self._pause = RETRY_FROM
 
     def failed(self, error: grpc.RpcError) -> float:
-        """Note a failure; returns the seconds to wait before the next attempt. Sets ``gone`` when it was one too many.
+        """Note a failure; returns the seconds to wait before the next attempt.
 
-        Raises RunFault on an error that no retry mends (a refused request).
+        Sets ``gone`` when the shard has been silent for too long. Raises RunFault on an error that no retry can resolve
+        (a refused request).
         """
         code, details = _status(error)
         waiting = code == grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(NO_CREDIT)
@@ -76,19 +77,25 @@ class ShardConnection:
         return pause
 
     def info(self, timeout: float) -> ShardInfo:
-        """Counts and settings. Raises RunFault, as the others below do, when ``timeout`` seconds bring no answer."""
+        """The shard's counts and settings.
+
+        Raises RunFault, as the methods below do, when the shard does not answer within ``timeout`` seconds.
+        """
         return info_from_message(self._ask("Info", pb.InfoRequest(), timeout))
 
     def set_limited(self, limited: bool, timeout: float) -> ShardInfo:
-        """Have inserts need credit, or not; returns what holds then."""
+        """Set whether inserts need credit; returns the counts and settings after it. Raises RunFault."""
         return info_from_message(self._ask("SetLimited", pb.SetLimitedRequest(limited=limited), timeout))
 
     def snapshot(self, timeout: float) -> SnapshotWritten:
-        """Have the shard write a snapshot to its own directory."""
+        """Have the shard write a snapshot to its own directory; returns what was written. Raises RunFault."""
         return written_from_message(self._ask("Snapshot", pb.SnapshotRequest(), timeout))
 
     def drain(self, taken: int, segments: int, timeout: float) -> Drained:
-        """Have the shard forget what was ``taken`` and hand over so many ``segments`` more."""
+        """Have the shard remove the segments with keys below ``taken``; returns up to ``segments`` of the next ones.
+
+        Raises RunFault, also when the reply is malformed.
+        """
         reply = self._ask("Drain", pb.DrainRequest(taken=taken, segments=segments), timeout)
         try:
             return drained_from_message(reply)
@@ -96,7 +103,7 @@ class ShardConnection:
             raise RunFault(f"replay shard {self.address} sent a broken reply: {error}") from error
 
     def _ask(self, method: str, request: Any, timeout: float) -> Any:
-        """The reply of a unary method of the service."""
+        """The reply of a unary method of the service. Raises RunFault."""
         try:
             return getattr(self.stub, method)(request, timeout=timeout, metadata=self.metadata)
         except grpc.RpcError as error:
@@ -108,7 +115,7 @@ class ShardConnection:
 
 
 def open_channel(address: str, access: Access) -> grpc.Channel:
-    """A channel to a shard, behind TLS when an authority is named. Raises BadInput when a file cannot be read."""
+    """A channel to a shard, with TLS when an authority is named. Raises BadSetting when a file cannot be read."""
     authority, name = access.pem("authority"), access.security.name
     if authority is None and (name or access.security.certificate):
         said = "is missing in a client with `certificate` or `name`: write it as well"
@@ -127,6 +134,6 @@ def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
 
 
 def all_gone(connections: list[ShardConnection]) -> RunFault:
-    """The error that a client raises when no shard is left."""
+    """The RunFault for a client to raise when no shard is left, with the last error of each."""
     states = "; ".join(f"{c.address} ({c.last_error})" for c in connections)
     return RunFault(f"no replay shard has answered for {connections[0].give_up_after:g} s: {states}")

@@ -1,4 +1,4 @@
-"""Emptying a shard that is to leave into the others."""
+"""Draining: moving the content of a shard that leaves into the other shards."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from replay.wire.writer import Writer
 from rl.errors import RunFault
 
 SEGMENTS = 64  # handed over in one reply
-TIMEOUT = 60.0  # seconds that a shard may take to hand over or to take in so many
+TIMEOUT = 60.0  # seconds that a shard may take to hand over or to store so many
 
 
 def drain(
     connection: ShardConnection, writer: Writer, say: Callable[[int, int], None] = lambda moved, left: None
 ) -> int:
-    """Move every segment of the shard at ``connection`` into ``writer``'s shards; returns the items moved.
+    """Move every segment of the shard at ``connection`` into ``writer``'s shards; returns the number of items moved.
 
-    The shard forgets a segment once another has acknowledged it, so a drain that is broken off loses nothing; the few
-    segments under way then are in both places. Writers must have left the shard before. ``say`` is told the items moved
-    and left. Raises RunFault.
+    The shard removes a segment only after another has acknowledged it, so an interrupted drain loses nothing; the few
+    segments in flight are then in both places. Writers must have left the shard before. ``say`` is called with the
+    items moved and left. Raises RunFault when a shard does not answer or store them in time.
     """
     taken = moved = 0
     while (drained := connection.drain(taken, SEGMENTS, TIMEOUT)).segments:
-        for origin, segment in drained.segments:  # the shard that takes it in checks it
+        for origin, segment in drained.segments:  # the shard that stores it checks it
             writer.transfer(segment, origin)
             moved += segment.items
         try:

@@ -1,7 +1,7 @@
-"""Draws in hand: what was asked of each shard, and the stream that asks and hears the answer.
+"""Requests for draws: what each shard was asked for, and the stream that carries requests and replies.
 
-A message carries one shard's part of a request, and a request several batches, so that small batches do not each pay for a
-message.
+A message carries one shard's part of a request. A request covers several batches, so that small batches do not each
+cost a message.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from rl.errors import RunFault
 class ShardRequest:
     """What one shard is asked for in a message, and its reply."""
 
-    counts: list[int]  # items of each batch; all 0, or none, where the shard's counts alone are asked for
-    share: float  # of each batch, the proportion with which it was drawn
+    counts: list[int]  # items of each batch; all 0, or empty, to ask only for the shard's counts
+    share: float  # of each batch: the probability with which the shard was chosen for an item
     reply: pb.SampleReply | None = None
     lost: bool = False
 
     @property
     def whole(self) -> bool:
-        """Whether the items asked for are there."""
+        """Whether the reply is there and holds all items asked for."""
         return self.reply is not None and items_of_reply(self.reply) == sum(self.counts)
 
 
@@ -41,7 +41,7 @@ class ShardRequest:
 class DrawRequest:
     """Some batches that are asked for together: one message to each shard that they are drawn from, by its index.
 
-    It is settled as a whole, because a batch is there once every shard has sent its items of it.
+    It is settled as a whole: a batch is complete once every shard has sent its items of it.
     """
 
     shards: dict[int, ShardRequest]
@@ -49,21 +49,28 @@ class DrawRequest:
 
     @property
     def items(self) -> int:
-        """Items of all its batches."""
+        """Number of items in all its batches."""
         return sum(sum(shard.counts) for shard in self.shards.values())
 
     def settle(self) -> None:
-        """Set the event once every shard has replied or is lost."""
+        """Set the event ``settled`` once every shard has replied or is lost."""
         if all(shard.reply is not None or shard.lost for shard in self.shards.values()):
             self.settled.set()
 
 
 class DrawStream:
-    """The Sample stream to one shard, reopened when it breaks. It keeps the shard's counts and records them."""
+    """The Sample stream to one shard, reopened when it breaks.
+
+        stream = DrawStream(index, connection, account)
+        stream.ask(request, request.shards[index], limiter)
+        request.settled.wait()  # then the reply is in the request; at the end `leave` and `join`
+
+    It records the shard's counts in its ``account`` of the ledger.
+    """
 
     def __init__(self, index: int, connection: ShardConnection, account: ShardAccount) -> None:
         self.index, self.connection, self.account = index, connection, account
-        self.counts = Counts()  # as last heard
+        self.counts = Counts()  # by its last reply
         self.left = False
         self.failure: RunFault | None = None
         self._lock = threading.Lock()
@@ -78,7 +85,7 @@ class DrawStream:
         return not (self.left or self.connection.gone)
 
     def ask(self, request: DrawRequest, own: ShardRequest, limiter: LimiterState | None) -> None:
-        """Send this shard's part of ``request``; its reply will settle it."""
+        """Send this shard's part ``own`` of ``request``; the reply, or the loss of the stream, settles it."""
         with self._lock:
             if not self.alive:
                 own.lost = True
@@ -97,9 +104,9 @@ class DrawStream:
                     self._settle(reply)
             except grpc.RpcError as error:
                 self._broken(error, requests)
-            except ValueError:  # the channel was closed under us
+            except ValueError:  # the channel was closed by `leave`
                 break
-        self._lose_all()  # also what was asked for while it paused
+        self._lose_all()  # also requests made during a pause
 
     def _settle(self, reply: pb.SampleReply) -> None:
         counts = counts_from_message(reply.counts)
@@ -135,12 +142,12 @@ class DrawStream:
             request.settle()
 
     def leave(self) -> None:
-        """End the stream; what was asked for is lost."""
+        """End the stream; requests without a reply are lost."""
         self.left = True
         self.account.close()
         self._requests.put(None)
         self.connection.channel.close()
 
     def join(self) -> None:
-        """Wait for the stream's end."""
+        """Wait up to 5 seconds for the stream's thread to end."""
         self._thread.join(timeout=5.0)

@@ -1,4 +1,4 @@
-"""What a shard's server lets in: TLS, the token, and bounds on connections and streams. Each is looked at once a call."""
+"""Admission to a shard's server: TLS, the token, limits on connections and streams. Each is checked once a call."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ OPEN_METHODS = {"/grpc.health.v1.Health/Check"}  # answered without a token, for
 
 @dataclass(frozen=True)
 class Limits:
-    """What a shard bears with; beside it the sizes of messages, requests and segments are bounded."""
+    """Resource limits of a shard's server; the sizes of messages, requests and segments are limited as well."""
 
     streams: int = 4_000
     """Insert and Sample streams open at once."""
     connections: int = 4_000
-    """Connections open at once; more are hung up on."""
+    """Connections open at once; the server closes further ones."""
     connection_streams: int = 256
     """Calls open at once on one connection; more wait in the client."""
     stream_idle: float = 600.0
@@ -46,7 +46,7 @@ class Limits:
         between(self, 0, 2**31, *names, above=True, below=True)
 
     def options(self) -> list[tuple[str, int]]:
-        """The options of a gRPC server for those bounds that gRPC keeps itself."""
+        """The options of a gRPC server for those limits that gRPC enforces itself."""
         return [
             ("grpc.max_concurrent_streams", self.connection_streams),
             ("grpc.max_allowed_incoming_connections", self.connections),
@@ -63,7 +63,10 @@ def _milliseconds(seconds: float) -> int:
 
 
 def add_port(server: grpc.aio.Server, address: str, access: Access) -> int:
-    """Listen on ``host:port``, behind TLS when there is a certificate; returns the port. Raises RuntimeError, BadSetting."""
+    """Listen on ``host:port``, with TLS when there is a certificate; returns the port.
+
+    Raises RuntimeError when it cannot listen there, BadSetting when a file cannot be read.
+    """
     certificate, key = access.pem("certificate"), access.pem("key")
     if certificate is None or key is None:
         return int(server.add_insecure_port(address))
@@ -82,6 +85,10 @@ class TokenCheck(grpc.aio.ServerInterceptor):
         self._refusal = grpc.stream_stream_rpc_method_handler(_refuse)  # fits every kind of call
 
     async def intercept_service(self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails) -> Any:
+        """The handler of the call, or one that refuses it when the token is missing or wrong.
+
+        Health checks need no token.
+        """
         given = dict(details.invocation_metadata).get("authorization", "")
         given = given if isinstance(given, bytes) else given.encode("utf-8", "surrogateescape")
         if hmac.compare_digest(given, self._wanted) or details.method in OPEN_METHODS:
@@ -96,14 +103,17 @@ async def _refuse(requests: AsyncIterator[Any], context: Context) -> None:
 
 
 class StreamGuard:
-    """Bounds the streams of a server in number and in silence."""
+    """Limits how many streams of a server are open, and how long each may send nothing."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.open = 0
 
     def bounded(self, method: Stream) -> Stream:
-        """The streaming method, counted and watched. RESOURCE_EXHAUSTED when too many are open, ABORTED after silence."""
+        """The streaming method with these limits applied.
+
+        A call ends with RESOURCE_EXHAUSTED when too many are open, and with ABORTED after too long a silence.
+        """
 
         @functools.wraps(method)
         async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
@@ -125,7 +135,7 @@ class StreamGuard:
 
 
 class _Watch:
-    """Ends a call that has sent nothing for too long; costs a look at the clock a message."""
+    """Ends a call that has sent nothing for ``patience`` seconds; costs one reading of the clock a message."""
 
     def __init__(self, context: Context, patience: float) -> None:
         self._context, self._patience = context, patience
@@ -135,7 +145,7 @@ class _Watch:
         self._ending: asyncio.Task[None] | None = None
 
     async def listen(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """The requests as they come."""
+        """The requests as they arrive; each one restarts the time."""
         async for request in requests:
             self._heard = self._loop.time()
             yield request
@@ -148,12 +158,12 @@ class _Watch:
             self._ending = self._loop.create_task(self._end())
 
     async def _end(self) -> None:
-        with contextlib.suppress(grpc.aio.BaseError):  # raised where an abort is called, or the call has ended already
+        with contextlib.suppress(grpc.aio.BaseError):  # raised by `abort` itself, or because the call has ended already
             await self._context.abort(
                 grpc.StatusCode.ABORTED,
                 f"the stream sent nothing for {self._patience:g} s: open another when it is needed",
             )
 
     def stop(self) -> None:
-        """Forget the call."""
+        """Stop watching the call."""
         self._timer.cancel()

@@ -1,10 +1,10 @@
-"""The sampler: batches out of all shards as out of one buffer, several in hand.
+"""The sampler: batches drawn from all shards as from one buffer, several of them asked for ahead.
 
 A batch of B is drawn by first drawing how many items come from each shard (multinomial in proportion to the shards'
-totals) and then asking each shard for its part. With share_k the proportion used and p_i / T_k as the shard returned it,
-P(i) = share_k * p_i / T_k. Small batches share a message: up to half of what is in hand. Counts ride on every reply; the
-ledger judges their sums (`replay/credit.py`), and each request carries the shard's cumulative insert credit. Shards may
-join and leave.
+totals) and then asking each shard for its part. With share_k the proportion used and p_i / T_k as the shard returned
+it, P(i) = share_k * p_i / T_k. Small batches share a message: up to half of the batches asked for ahead. Each reply
+carries the shard's counts; the ledger judges their sums (`replay/credit.py`), and each request carries the shard's
+cumulative insert credit. Shards may join and leave.
 """
 
 from __future__ import annotations
@@ -31,17 +31,21 @@ from replay.wire.draws import DrawRequest, DrawStream, ShardRequest
 from rl.errors import BadInput, RunFault
 from rl.types import Array, Float64, ObservationSpec, SampledBatch
 
-LOOK_EVERY = 0.1  # seconds between looks at all shards' counts while sampling, those that are not drawn from included
-POLL_FROM, POLL_TO = 0.001, 0.02  # seconds between looks at the counts while replay may not be sampled, doubling
-MAX_UNPACKED_BYTES = 16 * 2**20  # that a message's batches may unpack to, so that the allocator reuses the room
+LOOK_EVERY = 0.1  # seconds between requests for the counts of all shards while sampling
+POLL_FROM, POLL_TO = 0.001, 0.02  # seconds between requests for the counts while replay may not be sampled, doubling
+MAX_UNPACKED_BYTES = 16 * 2**20  # that a message's batches may unpack to, so that the allocator reuses the memory
 UPDATES_IN_FLIGHT = 64  # priority updates not yet answered, over all shards
 
 
 class Sampler:
-    """`BatchSource` over gRPC, for one consuming thread. Pickling is refused: a learner builds its own.
+    """`BatchSource` over gRPC, for one consuming thread. It does not pickle: each learner makes its own.
 
-    ``batches_ahead`` is how many batches are asked for ahead of their use. A process that does little else does well to
-    call `rl.allocator.keep_freed_memory` first.
+        sampler = Sampler(addresses, spec, limiter, beta)
+        batch = sampler.sample(timeout=1.0)  # None where replay may not be sampled yet
+        sampler.update_priorities(batch, td_abs)  # at the end `close`
+
+    ``batches_ahead`` is how many batches are asked for ahead of their use. A process that does little else gains from
+    calling `rl.allocator.keep_freed_memory` first. Raises BadInput without an address.
     """
 
     def __init__(
@@ -60,14 +64,14 @@ class Sampler:
         self._message_batches = max(1, min(batches_ahead // 2, MAX_UNPACKED_BYTES // unpacked))
         self._give_up_after, self._access = give_up_after, access
         self._ledger = CreditLedger(limiter)
-        self._streams: list[DrawStream] = []  # those that left keep their place, which batches name
-        self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # for the consuming thread to make
+        self._streams: list[DrawStream] = []  # those that left keep their index, which batches refer to
+        self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # for the consuming thread to apply
         self._closed = threading.Event()
         self._setting = threading.Lock()
-        self._next_limiter = limiter  # with the changes that are not yet made
+        self._next_limiter = limiter  # includes changes not yet applied
         self._change_members(_distinct(addresses), limiter)
         self._requests: deque[DrawRequest] = deque()  # not yet unpacked
-        self._unpacking: Iterator[SampledBatch] = iter(())  # batches that are there, each unpacked when it is asked for
+        self._unpacking: Iterator[SampledBatch] = iter(())  # batches that have arrived, unpacked on demand
         self._packed = 0  # how many
         self._pause = POLL_FROM
         self._looked = 0.0
@@ -79,7 +83,8 @@ class Sampler:
     def sample(self, timeout: float) -> SampledBatch | None:
         """The next batch, decoded; None when replay may not be sampled within ``timeout`` seconds: `blocked_reason`.
 
-        Raises RunFault when no shard is left, one refused, or replay evicts before it holds enough.
+        Raises RunFault when no shard is left, one refused a request or sent a malformed reply, or replay evicts items
+        before it holds min_size.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and not self._closed.is_set():
@@ -101,21 +106,27 @@ class Sampler:
         return self._ledger.blocked_reason()
 
     def set_shards(self, addresses: Sequence[str]) -> None:
-        """Draw from these shards from the next batch on; from any thread. Raises BadInput when the slack is too small."""
+        """Draw from these shards from the next batch on; for any thread.
+
+        Raises BadInput without an address, or when the limiter's slack is too small for so many shards.
+        """
         addresses = _distinct(addresses)
         with self._setting:
             limiter = self._next_limiter = self._next_limiter.over(len(addresses))
             self._changes.put(lambda: self._change_members(addresses, limiter))
 
     def set_limiter(self, config: LimiterConfig) -> None:
-        """Go on by another rule, which counts from here on; from any thread. Raises BadInput when it cannot hold."""
+        """Continue under another limiter, which counts from now on; for any thread.
+
+        Raises BadInput when its slack is too small.
+        """
         with self._setting:
             was = self._next_limiter
             limiter = self._next_limiter = RateLimiter(config, was.max_insert, was.batch, was.shards)
             self._changes.put(lambda: self._ledger.change_limiter(limiter))
 
     def _change_members(self, addresses: Sequence[str], limiter: RateLimiter) -> None:
-        """Open streams to the shards that are new, and end those to shards that are not named."""
+        """Open streams to the shards that are new, and end those to shards that ``addresses`` lacks."""
         self._ledger.limiter = limiter  # the same rule for another number of shards
         members = {s.connection.address for s in self._streams if not s.left}
         for stream in self._streams:
@@ -133,7 +144,7 @@ class Sampler:
         )
 
     def _fill(self) -> None:
-        """Ask for batches until ``batches_ahead`` are in hand or the limiter forbids another."""
+        """Ask for batches until ``batches_ahead`` are asked for or have arrived, or the limiter forbids another."""
         size, most = self._ledger.limiter.batch, self._message_batches
         while True:
             asked = sum(request.items for request in self._requests)
@@ -155,7 +166,7 @@ class Sampler:
             self._send(request, look=time.monotonic() - self._looked >= LOOK_EVERY)
 
     def _send(self, request: DrawRequest, look: bool) -> None:
-        """Ask; with ``look`` every shard for its counts, grant it what may be granted and tell it of the limiter."""
+        """Send the request; with ``look`` ask every shard for its counts, grant credit and report the limiter."""
         limiter = None
         if look:
             self._looked = time.monotonic()
@@ -168,7 +179,7 @@ class Sampler:
             self._streams[index].ask(request, own, limiter)
 
     def _poll(self, deadline: float = math.inf) -> None:
-        """Look while there is no batch to ask for; waits a moment."""
+        """Ask all shards for their counts while no batch may be asked for, and wait a moment."""
         request = DrawRequest({})
         self._send(request, look=True)
         request.settled.wait(timeout=max(0.0, min(1.0, deadline - time.monotonic())))
@@ -176,14 +187,14 @@ class Sampler:
         self._pause = min(self._pause * 2, POLL_TO)
 
     def _begin_unpacking(self, request: DrawRequest) -> None:
-        """Go on to the request's batches; to none when a part of it was lost: they are drawn afresh."""
+        """Start unpacking the request's batches; if a part of it was lost, drop them, to be drawn again."""
         drawn = {index: own for index, own in request.shards.items() if any(own.counts)}
         if all(own.whole for own in drawn.values()):
             self._unpacking = self._unpack(drawn)
             self._packed = request.items // self._ledger.limiter.batch
 
     def _unpack(self, drawn: Mapping[int, ShardRequest]) -> Iterator[SampledBatch]:
-        """The batches of a request out of its shards' replies."""
+        """The batches of a request, from its shards' replies."""
         shares = [own.share for own in drawn.values()]
         replies = [(own.reply, own.counts) for own in drawn.values() if own.reply is not None]
         try:
@@ -198,7 +209,11 @@ class Sampler:
             raise RunFault(f"a replay shard (one of {asked}) sent a broken reply: {error}") from error
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
-        """Send |TD error| [B] to the shards without waiting for answers; at most UPDATES_IN_FLIGHT are outstanding."""
+        """Send |TD error| [B] to the shards without waiting for their answers.
+
+        While UPDATES_IN_FLIGHT are unanswered it waits up to 5 seconds. Errors that no shard took are counted in
+        ``lost_updates``.
+        """
         td = np.asarray(td_abs)
         for index in np.unique(batch.shards).tolist():
             connection, own = self._streams[index].connection, batch.shards == index
@@ -228,7 +243,7 @@ class Sampler:
             raise all_gone([s.connection for s in members])
 
     def stats(self) -> Mapping[str, float]:
-        """Sums over the shards as last heard, and what went wrong."""
+        """Sums over the shards by their last replies, of items and bytes, and counts of what was lost; by name."""
         alive = [s.counts for s in self._streams if s.alive]
         return {
             "inserted": float(sum(s.counts.inserted for s in self._streams)),
@@ -241,7 +256,7 @@ class Sampler:
         }
 
     def get_state(self) -> Mapping[str, int]:
-        """The batches drawn so far, which beta is annealed over."""
+        """``drawn``: the batches returned so far, over which beta is annealed."""
         return {"drawn": self.drawn}
 
     def set_state(self, state: Mapping[str, int]) -> None:

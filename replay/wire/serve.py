@@ -1,4 +1,4 @@
-"""A shard that stands alone, for a learner of any make: no Ray, only the protocol."""
+"""A stand-alone shard, for any learner that speaks the protocol; without Ray."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class ServeConfig:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     """TLS and the token."""
     limits: Limits = field(default_factory=Limits)
-    """What it bears with."""
+    """Resource limits of the server."""
     seed: int = 0
     """Seed of the draws."""
     snapshots: str | None = None
-    """Directory of this shard's own for snapshots: taken back at the start, written when asked and at an orderly end."""
+    """This shard's own directory for snapshots: restored at the start, written on request and at an orderly end."""
     snapshot_minutes: float = 0.0
-    """Minutes between snapshots; 0: none but those."""
+    """Minutes between further snapshots; 0: none."""
 
     def __post_init__(self) -> None:
         require(bool(self.host), self, "host", "an address of this machine, or 0.0.0.0 for all of them")
@@ -81,6 +81,7 @@ class ServeConfig:
 
     @property
     def spec(self) -> ObservationSpec:
+        """The spec of the observations that the shard stores."""
         return ObservationSpec(self.frame_shape, np.dtype(self.dtype).name, self.stack)
 
 
@@ -92,7 +93,7 @@ def _numbers(dtype: str) -> bool:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise BadSetting when nobody may listen there (gRPC would say so in a log line of its own)."""
+    """Raise BadSetting when this process cannot listen on ``host`` and ``port`` (gRPC itself would only log it)."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
@@ -115,10 +116,11 @@ async def serve(
     ready: Callable[[int, Restored | None], None],
     watch: Callable[[Shard], None] = lambda shard: None,
 ) -> signal.Signals:
-    """Serve until Ctrl-C or SIGTERM, and return which; ``ready`` is told the port and what came back from a snapshot.
+    """Serve until Ctrl-C or SIGTERM; returns which of them came.
 
-    Raises BadInput when the port is taken or the snapshot is of no use, RunFault when the last one could not be written.
-    ``watch`` is handed the shard before it is served, on the event loop that alone may touch it.
+    ``ready`` is called with the port and what was restored from a snapshot. ``watch`` is called with the shard before
+    it is served, on the event loop that alone may use it. Raises BadInput when the port is taken or the snapshot cannot
+    be restored, RunFault when the last snapshot could not be written.
     """
     access = Access.of(config.security)
     check_port(config.host, config.port)

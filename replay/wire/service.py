@@ -1,4 +1,4 @@
-"""gRPC around one shard: an asyncio server whose single event loop owns the shard, so nothing needs a lock."""
+"""The gRPC server of one shard: a single asyncio event loop owns the shard, so that nothing needs a lock."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEFAULT_LIMITS = Limits()
 
 
 class ReplayServicer(rpc.ReplayServicer):
-    """The service of `replay.proto` over one shard."""
+    """The service of `replay.proto` over one shard; its methods return the replies specified there."""
 
     def __init__(
         self, shard: Shard, insert_timeout: float = INSERT_TIMEOUT, snapshots: Snapshots | None = None
@@ -50,6 +50,11 @@ class ReplayServicer(rpc.ReplayServicer):
     async def Insert(
         self, requests: AsyncIterator[pb.InsertRequest], context: Context
     ) -> AsyncIterator[pb.InsertReply]:
+        """Store segments; yields an acknowledgement of each, with the credit left in items.
+
+        Aborts with INVALID_ARGUMENT (malformed), FAILED_PRECONDITION (a sequence skipped) or RESOURCE_EXHAUSTED (no
+        credit in time).
+        """
         async for request in requests:
             await _check_readable(request, context)
             try:
@@ -63,7 +68,7 @@ class ReplayServicer(rpc.ReplayServicer):
             yield pb.InsertReply(acknowledged=last, credit_left=min(self.shard.credit_left, 2**62))
 
     async def _store(self, request: pb.InsertRequest, context: Context) -> int:
-        """Store a segment once there is credit for it; returns the writer's last sequence. What is invalid does not wait."""
+        """Store a segment once it has credit; returns the writer's last sequence. An invalid one never waits."""
         segment = segment_from_message(request.segment)
         self.shard.check(segment)
         if not request.transferred and segment.items > self.shard.credit_left:
@@ -85,6 +90,7 @@ class ReplayServicer(rpc.ReplayServicer):
     async def Sample(
         self, requests: AsyncIterator[pb.SampleRequest], context: Context
     ) -> AsyncIterator[pb.SampleReply]:
+        """Draw items; yields one reply for each request. Aborts with INVALID_ARGUMENT when one is malformed."""
         async for request in requests:
             await _check_readable(request, context)
             try:
@@ -101,6 +107,7 @@ class ReplayServicer(rpc.ReplayServicer):
         self._granted = asyncio.Event()
 
     async def UpdatePriorities(self, request: pb.UpdatePrioritiesRequest, context: Context) -> pb.UpdatePrioritiesReply:
+        """Update priorities; returns how many items were no longer stored. Aborts with INVALID_ARGUMENT."""
         await _check_readable(request, context)
         try:
             keys, td_abs = priorities_from_message(request)
@@ -110,6 +117,7 @@ class ReplayServicer(rpc.ReplayServicer):
             raise AssertionError("unreachable: abort raises") from error
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
+        """Hand over segments and remove those taken; returns the segments. Aborts with INVALID_ARGUMENT."""
         await _check_readable(request, context)
         try:
             return drained_to_message(self.shard.drain(request.taken, request.segments))
@@ -118,15 +126,21 @@ class ReplayServicer(rpc.ReplayServicer):
             raise AssertionError("unreachable: abort raises") from error
 
     async def SetLimited(self, request: pb.SetLimitedRequest, context: Context) -> pb.InfoReply:
+        """Set whether inserts need credit; returns the counts and settings after it."""
         await _check_readable(request, context)
         self.shard.limited = request.limited
         self._wake_writers()
         return info_to_message(self.shard.info())
 
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoReply:
+        """Return the shard's counts and settings."""
         return info_to_message(self.shard.info())
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotReply:
+        """Write a snapshot; returns what was written.
+
+        Aborts with FAILED_PRECONDITION without a directory for snapshots, and with INTERNAL when writing failed.
+        """
         await _check_readable(request, context)
         if self._snapshots is None:
             await context.abort(
@@ -142,7 +156,10 @@ class ReplayServicer(rpc.ReplayServicer):
 
 
 def _reader(message: type[Message]) -> Callable[[bytes], Message | None]:
-    """Bytes to a message, or to None: gRPC would answer bytes that are none with UNKNOWN and a traceback in its log."""
+    """A deserializer that returns None for bytes that are not a ``message``.
+
+    gRPC would otherwise answer UNKNOWN and log a traceback.
+    """
 
     def read(data: bytes) -> Message | None:
         try:
@@ -159,7 +176,7 @@ async def _check_readable(request: Message | None, context: Context) -> None:
 
 
 def _handlers(servicer: ReplayServicer, guard: StreamGuard) -> grpc.GenericRpcHandler:
-    """The methods of the service, as the generated code would add them but for the reader and the guarded streams."""
+    """The service's methods as the generated code would add them, but with `_reader` and with guarded streams."""
     methods = pb.DESCRIPTOR.services_by_name["Replay"].methods
     kinds = {True: grpc.stream_stream_rpc_method_handler, False: grpc.unary_unary_rpc_method_handler}
     behaviour = {True: guard.bounded, False: lambda method: method}
@@ -187,8 +204,8 @@ async def start_server(
 ) -> tuple[grpc.aio.Server, int]:
     """Serve ``shard`` on ``host`` and ``port`` (0: a free one); returns the server and its port.
 
-    Raises BadInput where other machines could reach it without a token, RuntimeError where nobody may listen.
-    Whoever ends the server ends its ``snapshots`` with `finish`.
+    Raises BadInput when other machines could reach it without a token, RuntimeError when it cannot listen there.
+    Whoever stops the server also calls `finish` of its ``snapshots``.
     """
     check_listening(host, access)
     server = grpc.aio.server(
@@ -208,7 +225,14 @@ async def start_server(
 
 
 class ShardServer:
-    """A shard served from a thread of its own, for callers that are not asyncio (a Ray actor, a test)."""
+    """A shard served from a thread of its own, for callers without asyncio (a Ray actor, a test).
+
+        server = ShardServer(shard)  # listens when this returns
+        writer = Writer([server.address])
+        server.stop()
+
+    Raises what `start_server` raises, and TimeoutError when it does not listen within 30 s.
+    """
 
     def __init__(
         self,
@@ -257,7 +281,7 @@ class ShardServer:
         return host_port(self._host, self.port)
 
     def counts(self) -> Counts:
-        """The shard's counts, read on its own loop."""
+        """The shard's totals, read in its own event loop. Raises TimeoutError after 10 seconds."""
 
         async def read() -> Counts:
             return self.shard.counts()

@@ -1,9 +1,9 @@
-"""The writer: segments to shards over gRPC, each exactly once, with a bounded number in flight.
+"""The writer: sends segments to shards over gRPC, each exactly once, with a bounded number in flight.
 
-Each shard has a stream and two threads of its own (gRPC's reads the outgoing segments, ours the replies). What is not
-acknowledged when a call breaks is sent again, in order, on the next call to the same shard; the shard drops what it
-had stored. Only when a shard is gone for good do its segments go to the others. Shards may join and leave: what is in
-flight to one that leaves is still delivered to it.
+Each shard has a stream and two threads: one of gRPC's reads the outgoing segments, one of the stream's reads the
+replies. Segments that are not acknowledged when a call breaks are sent again, in order, on the next call to the same
+shard; the shard drops those that it had stored. Only when a shard is gone for good do its segments go to the others.
+Shards may join and leave: what is in flight to one that leaves is still delivered to it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ WINDOW = 4  # segments in flight to one shard
 
 
 class ShardStream:
-    """The way to one shard: what is to be sent, and what is sent and not yet acknowledged."""
+    """The stream to one shard: segments to be sent, and segments sent and not yet acknowledged."""
 
     def __init__(self, connection: ShardConnection, changed: threading.Condition) -> None:
         self.connection, self._changed = connection, changed
-        self._name = uuid.uuid4().hex  # of its own: a shard that left and came back knows the old one's numbers
+        self._name = uuid.uuid4().hex  # new for each stream: a shard that left and rejoined remembers the old numbers
         self.queue: deque[pb.InsertRequest] = deque()  # not yet acknowledged, in order
-        self.credit_left: int | None = None  # as last heard
+        self.credit_left: int | None = None  # items, by its last reply
         self._sequence = 0
-        self._sent = 0  # how many of `queue` went out on the current call
+        self._sent = 0  # how many of `queue` were sent on the current call
         self._call = 0  # number of the current Insert call
         self.acknowledged = 0  # segments
         self.closed = self.leaving = False
@@ -45,7 +45,7 @@ class ShardStream:
         self._thread.start()
 
     def put(self, request: pb.InsertRequest) -> None:
-        """Queue a request under this stream's name and next number (the caller holds the lock)."""
+        """Queue a request under this stream's name and next sequence number (the caller holds the lock)."""
         self._sequence += 1
         request.writer, request.sequence = self._name, self._sequence
         self.queue.append(request)
@@ -53,7 +53,7 @@ class ShardStream:
 
     @property
     def open(self) -> bool:
-        """Whether new segments may be sent this way."""
+        """Whether new segments may be sent to this shard."""
         return not (self.leaving or self.connection.gone)
 
     def _outgoing(self, call: int) -> Iterator[pb.InsertRequest]:
@@ -78,7 +78,7 @@ class ShardStream:
                     self._acknowledge(reply)
             except grpc.RpcError as error:
                 self._failed(error)
-            except ValueError:  # the channel was closed under us
+            except ValueError:  # the channel was closed meanwhile
                 return
 
     def _acknowledge(self, reply: pb.InsertReply) -> None:
@@ -106,14 +106,14 @@ class ShardStream:
             self._call += 1  # ends the old call's sender
             self._changed.notify_all()
             if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.ABORTED:
-                self._changed.wait_for(lambda: self.closed or self.queue)  # it was silent for too long: until a segment
+                self._changed.wait_for(lambda: self.closed or self.queue)  # ended for its silence: wait for a segment
             else:
                 self._changed.wait_for(lambda: self.closed, timeout=pause)
 
     def _renumber(self) -> None:
-        """The shard was restarted and knows less of us than it acknowledged: go on as a new writer, from 1.
+        """Continue as a new writer, from 1: the shard was restarted, and lost numbers that it had acknowledged.
 
-        What it has lost it cannot store twice, so the segments in flight are safe to send under new numbers.
+        It cannot store twice what it has lost, so the segments in flight are safe to send under new numbers.
         """
         with self._changed:
             self._name = uuid.uuid4().hex
@@ -122,11 +122,19 @@ class ShardStream:
             self._sequence = len(self.queue)
 
     def join(self) -> None:
+        """Wait up to 5 seconds for the stream's thread to end."""
         self._thread.join(timeout=5.0)
 
 
 class Writer:
-    """`SegmentSink` over gRPC. Pickles as its addresses and its access."""
+    """`SegmentSink` over gRPC. Pickles as its addresses and its access.
+
+        writer = Writer(addresses)
+        writer.write(segment)  # as often as wanted
+        writer.flush(timeout=60.0)  # then `close`
+
+    Raises BadInput without an address.
+    """
 
     def __init__(
         self,
@@ -148,9 +156,10 @@ class Writer:
         return Writer, (self.addresses, self._give_up_after, self._write_timeout, self._access)
 
     def set_shards(self, addresses: Sequence[str], timeout: float = 0.0) -> None:
-        """Write to these shards from now on; from any thread. What is in flight to the others is still delivered.
+        """Write to these shards from now on; for any thread. What is in flight to the others is still delivered.
 
-        With a ``timeout``, returns when it is, and raises TimeoutError after so many seconds.
+        With a ``timeout`` in seconds it waits until it is delivered. Raises TimeoutError when that takes longer,
+        BadInput without an address, RunFault when the writer is closed or no shard is left.
         """
         if not addresses:
             raise BadInput("a writer without a replay shard: write the address of at least one")
@@ -180,7 +189,7 @@ class Writer:
 
     @property
     def in_flight(self) -> int:
-        """Segments not yet acknowledged."""
+        """Number of segments not yet acknowledged."""
         return sum(len(stream.queue) for stream in self._streams)
 
     @property
@@ -190,13 +199,13 @@ class Writer:
     def write(self, segment: Segment) -> None:
         """Send a segment to a shard that has credit; waits while every shard's window is full.
 
-        Raises RunFault when no shard is left, a shard refused a segment, nothing moved for ``write_timeout`` seconds, or
-        the writer is closed meanwhile.
+        Raises RunFault when no shard is left, a shard refused a segment, none was acknowledged for ``write_timeout``
+        seconds, or the writer is closed meanwhile.
         """
         self._put(insert_request(pack_segment(segment), self.name), segment.items)
 
     def transfer(self, segment: PackedSegment, origin: str) -> None:
-        """The same for one of ``origin``'s segments that comes from another shard or a dataset: it needs no credit."""
+        """`write` for a segment of ``origin``'s that comes from another shard or a dataset: it needs no credit."""
         self._put(insert_request(segment, origin, transferred=True), 0)
 
     def _put(self, request: pb.InsertRequest, items: int) -> None:
@@ -213,7 +222,7 @@ class Writer:
             stream.put(request)
 
     def _choose(self, items: int) -> ShardStream | None:
-        """The next stream in turn with room in its window, preferring those with credit for ``items``."""
+        """The next stream in turn with room in its window, preferably with credit for ``items``; or None."""
         self._tidy()
         count = len(self._streams)
         turn = [self._streams[(self._turn + i) % count] for i in range(count)]
@@ -224,7 +233,7 @@ class Writer:
         return next(iter(funded or idle), None)
 
     def _tidy(self) -> None:
-        """Send what was in flight to a shard that is gone for good to the others; end the streams that have left."""
+        """Give the other shards what was in flight to a shard that is gone for good; end the streams that have left."""
         alive = [stream for stream in self._streams if stream.open]
         for stream in self._streams:
             while stream.connection.gone and stream.queue and alive and stream.failure is None:
@@ -251,7 +260,10 @@ class Writer:
         )
 
     def flush(self, timeout: float) -> None:
-        """Wait until everything is acknowledged. Raises TimeoutError, RunFault."""
+        """Wait until every segment is acknowledged.
+
+        Raises TimeoutError after ``timeout`` seconds, RunFault when no shard is left or one refused a segment.
+        """
         with self._changed:
             deadline = time.monotonic() + timeout
             while self.in_flight:
@@ -262,7 +274,7 @@ class Writer:
                     raise TimeoutError(f"after {timeout:g} s replay has not acknowledged: {self._state()}")
 
     def close(self) -> None:
-        """Close the streams; what was not acknowledged is lost (call `flush` first)."""
+        """Close the streams; segments not acknowledged are lost (call `flush` first)."""
         with self._changed:
             self._closed = True
             streams = list(self._streams)

@@ -1,4 +1,4 @@
 """Environments: Atari, Gymnasium, grid worlds, videos, Minari's files.
 
-Nothing else in `rl` imports this room, Gymnasium or ale-py.
+Nothing else in `rl` imports this package, Gymnasium or ale-py.
 """

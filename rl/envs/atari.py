@@ -25,7 +25,11 @@ def atari_game(env_id: str) -> str | None:
 
 
 class AtariEnvironments:
-    """The design's Atari protocol: skip 4, max of 2, 84x84 grey, stack 4, no-op starts, minimal actions, raw rewards."""
+    """`Environments` under the design's Atari protocol, with observations uint8 [N, 4, size, size].
+
+    Frame skip 4, maximum of the last 2 frames, 84x84 grey, stack 4, no-op starts, minimal actions, raw rewards. Raises
+    BadSetting where there is no such game.
+    """
 
     def __init__(self, config: EnvConfig, count: int, threads: int = 1) -> None:
         game = atari_game(config.id)
@@ -53,20 +57,27 @@ class AtariEnvironments:
         self._lives = np.zeros(count, dtype=np.int32)
 
     def reset(self, seeds: Int64) -> Array:
+        """`Environments.reset`: returns observations uint8 [N, 4, size, size] of new episodes from seeds [N]."""
         observation, info = self._env.reset(seed=np.asarray(seeds, dtype=np.int32))
         self._lives = info["lives"].copy()
         return np.asarray(observation)
 
     def step(self, actions: Array) -> Step:
+        """`Environments.step` with actions [N]; returns a `Step` with raw rewards [N] and the lives lost in it [N]."""
         observation, reward, terminated, truncated, info = self._env.step(actions)
         lost = info["lives"] < self._lives
         self._lives = info["lives"].copy()
         return Step(observation, np.asarray(reward, np.float32), terminated, truncated, lost)
 
     def restart(self, mask: Bool, seeds: Int64) -> Array:
+        """`Environments.restart` where ``mask`` [N], from seeds [sum(mask)].
+
+        Returns all observations, uint8 [N, 4, size, size].
+        """
         observation, info = self._env.reset(seed=np.asarray(seeds, dtype=np.int32), options={"reset_mask": mask})
         self._lives = info["lives"].copy()
         return np.asarray(observation)
 
     def close(self) -> None:
+        """Release the emulators."""
         self._env.close()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rl.bounds import at_least, between
 from rl.errors import BadSetting
+from rl.resuming import Rules, rules
 
 ATARI_FRAME_SKIP = 4  # frames an agent step
 
@@ -34,6 +35,8 @@ class EnvConfig:
     max_episode_steps: int = 0
     """Not Atari: agent steps until an episode is truncated; 0: as registered."""
 
+    on_resume: ClassVar[Rules] = rules(stays="id sticky noop_max max_frames size kwargs max_episode_steps")
+
     def __post_init__(self) -> None:
         between(self, 0, 1, "sticky", what="a probability")
         at_least(self, 0, "noop_max", unit="no-ops")
@@ -44,7 +47,10 @@ class EnvConfig:
 
 
 def kwargs_of(text: str) -> dict[str, Any]:
-    """The constructor's arguments in a JSON object; raises BadSetting."""
+    """The arguments of an environment's constructor that the JSON object ``text`` holds.
+
+    Raises BadSetting when it is no JSON object, or names an argument that has a setting of its own.
+    """
     try:
         kwargs = json.loads(text)
     except ValueError:

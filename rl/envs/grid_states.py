@@ -1,8 +1,8 @@
-"""MiniGrid's observations as bytes that tell the whole state, and back; and as pictures.
+"""MiniGrid's observations as bytes that hold the whole state, and back; and as pictures.
 
 MiniGrid and BabyAI observe a dict: ``image`` uint8 [W, H, 3] (object, colour and state of each cell), ``direction`` 0-3
-(right, down, left, up) and ``mission``, a sentence. As one vector of uint8: W, H, direction, the mission in MISSION bytes
-(padded with zeros), the image. What the agent carries, and what lies under it, `FullyObsWrapper` does not show.
+(right, down, left, up) and ``mission``, a sentence. As one vector of uint8: W, H, direction, the mission in MISSION
+bytes (padded with zeros), the image. `FullyObsWrapper` does not show what the agent carries, nor what lies under it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class GridState(NamedTuple):
 
     @property
     def agent(self) -> tuple[int, int]:
-        """The agent's cell (x, y)."""
+        """The agent's cell (x, y). Raises IndexError where the image shows no agent."""
         x, y = np.argwhere(self.image[:, :, 0] == AGENT)[0]
         return int(x), int(y)
 
@@ -45,18 +45,21 @@ class GridState(NamedTuple):
 
 
 def is_grid(space: gym.Space[Any]) -> bool:
-    """Whether observations are MiniGrid's."""
+    """Whether ``space`` is that of MiniGrid's observations."""
     return isinstance(space, spaces.Dict) and set(space.spaces) == {"image", "direction", "mission"}
 
 
 def grid_space(space: spaces.Dict) -> spaces.Box:
-    """The space of `pack`'s vectors."""
+    """The Box space of the vectors that `pack` makes of observations of ``space``: uint8 [3 + MISSION + W H 3]."""
     size = int(np.prod(space["image"].shape or ()))
     return spaces.Box(0, 255, (HEAD + size,), np.uint8)
 
 
 def pack(observation: Any) -> Array:
-    """The dict of one observation -> uint8 [3 + MISSION + W H 3]. Raises ValueError where that is not all there is."""
+    """The dict of one observation as a vector, uint8 [3 + MISSION + W H 3].
+
+    Raises ValueError when the mission is longer than MISSION bytes, or when the image does not show the agent.
+    """
     image, mission = np.asarray(observation["image"], np.uint8), str(observation["mission"]).encode()
     if len(mission) > MISSION:
         raise ValueError(f"a mission has {len(mission)} bytes, more than {MISSION}")
@@ -67,14 +70,14 @@ def pack(observation: Any) -> Array:
 
 
 def unpack(state: Array) -> GridState:
-    """What `pack` packed, [3 + MISSION + W H 3]."""
+    """Inverse of `pack`: the `GridState` of a vector uint8 [3 + MISSION + W H 3]."""
     width, height, direction = (int(v) for v in state[:3])
     mission = state[3:HEAD].tobytes().rstrip(b"\0").decode()
     return GridState(state[HEAD:].reshape(width, height, 3), direction, mission)
 
 
 def picture(state: GridState, tile: int = 16) -> Array:
-    """The grid as MiniGrid draws it, uint8 [tile H, tile W, 3]; ``tile``: pixels a cell's side."""
+    """The grid as MiniGrid draws it, uint8 [tile H, tile W, 3]; ``tile`` is the side of a cell in pixels."""
     from minigrid.core.grid import Grid
 
     grid, _ = Grid.decode(state.image)
@@ -82,7 +85,10 @@ def picture(state: GridState, tile: int = 16) -> Array:
 
 
 class WholeGrid(gym.Wrapper[Any, Any, Any, Any]):
-    """Observations of the whole grid, where MiniGrid shows only what the agent sees; levels are drawn without a print."""
+    """Observations of the whole grid, where MiniGrid shows only what the agent sees.
+
+    It also silences what BabyAI prints while it generates a level.
+    """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         from minigrid.wrappers import FullyObsWrapper
@@ -90,5 +96,6 @@ class WholeGrid(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(FullyObsWrapper(env))
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Start an episode as Gymnasium does; returns (observation of the whole grid, info)."""
         with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints each level that it rejects
             return super().reset(**options)

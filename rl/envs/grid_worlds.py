@@ -1,4 +1,4 @@
-"""Two small grid worlds of our own: states that can be counted, values that can be solved for.
+"""Two small grid worlds: their states can be counted and their values solved for exactly.
 
 Cells are numbered row by row from 0; row 0 is the top one. Both register with Gymnasium when this file is imported.
 """
@@ -20,7 +20,10 @@ COLOURS = {".": (244, 244, 240), "1": (222, 233, 245), "2": (196, 215, 238), "G"
 
 
 def moved(cell: int, action: int, rows: int, cols: int, wind: int = 0) -> int:
-    """The cell that a move leads to, ``wind`` rows further up; walls clip."""
+    """The cell that ``action``, an index into MOVES, leads to from ``cell``, and ``wind`` rows further up.
+
+    The walls stop a move.
+    """
     row, col = divmod(cell, cols)
     down, right = MOVES[action]
     row = min(max(row + down - wind, 0), rows - 1)
@@ -28,7 +31,7 @@ def moved(cell: int, action: int, rows: int, cols: int, wind: int = 0) -> int:
 
 
 class Grid(gym.Env[Any, Any]):
-    """What both worlds share: an agent's cell, a goal's cell, and a picture of them."""
+    """Common part of both worlds: the agent's cell, the goal's cell, and a picture of them."""
 
     metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}  # noqa: RUF012 (Gymnasium's own form)
     rows: int
@@ -41,7 +44,7 @@ class Grid(gym.Env[Any, Any]):
         self.action_space = spaces.Discrete(len(MOVES))
 
     def ground(self) -> Array:
-        """A letter a cell [rows, cols], before agent and goal."""
+        """A letter for each cell [rows, cols], before agent and goal are drawn."""
         return np.full((self.rows, self.cols), ".")
 
     def render(self) -> Any:
@@ -74,12 +77,17 @@ class GridWorld(Grid):
 
     @classmethod
     def observation(cls, agent: int, goal: int) -> Array:
-        """What is seen with the agent in one cell and the goal in another."""
+        """The observation, int8 [2, 4, 4], with the agent in cell ``agent`` and the goal in cell ``goal``."""
         channels = np.zeros((2, cls.rows, cls.cols), np.int8)
         channels[0].flat[agent] = channels[1].flat[goal] = 1
         return channels
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Start an episode; returns (observation int8 [2, 4, 4], empty info).
+
+        ``options`` may fix the agent's and the goal's cell. Raises ValueError unless they are two different cells of
+        the grid.
+        """
         super().reset(seed=seed)
         fixed, drawn = options or {}, self.np_random.permutation(self.rows * self.cols)
         self.goal = int(fixed.get("goal", next(cell for cell in drawn if cell != fixed.get("agent"))))
@@ -89,16 +97,17 @@ class GridWorld(Grid):
         return self.observation(self.agent, self.goal), {}
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Move the agent; returns (observation int8 [2, 4, 4], reward, terminated, False, empty info)."""
         self.agent = moved(self.agent, int(action), self.rows, self.cols)
         there = self.agent == self.goal
         return self.observation(self.agent, self.goal), self.goal_reward if there else -1.0, there, False, {}
 
 
 class WindyGridWorld(Grid):
-    """The windy grid world (Sutton & Barto 2018, Example 6.5): 7x10, a wind that blows up; the shortest way is 15 steps.
+    """The windy grid world (Sutton & Barto 2018, Example 6.5): 7x10, with a wind that blows up.
 
-    Observations: the agent's cell, Discrete(70). Every step is worth -1; the goal terminates. ``P[s][a]`` holds
-    [(probability, s', reward, terminated)], as in Gymnasium's own toy worlds.
+    The shortest path has 15 steps. Observations: the agent's cell, Discrete(70). Every step has reward -1; the goal
+    terminates. ``P[s][a]`` holds [(probability, s', reward, terminated)], as in Gymnasium's toy-text environments.
     """
 
     rows, cols = 7, 10
@@ -118,15 +127,18 @@ class WindyGridWorld(Grid):
         return 1.0, successor, -1.0, successor == self.goal
 
     def ground(self) -> Array:
+        """A letter for each cell [7, 10]: the wind of its column, or a dot where there is none."""
         blown = np.array([str(w) if w else "." for w in self.wind])
         return np.tile(blown, (self.rows, 1))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        """Start in the start cell; returns (cell, empty info)."""
         super().reset(seed=seed)
         self.agent = self.start
         return self.agent, {}
 
     def step(self, action: Any) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        """Move the agent; returns (cell, reward, terminated, False, empty info)."""
         _, self.agent, reward, terminated = self.P[self.agent][int(action)][0]
         return self.agent, reward, terminated, False, {}
 

@@ -1,7 +1,7 @@
-"""Environments in batches, behind one interface: Atari through ale-py's C++ vector environment, the rest through Gymnasium.
+"""Environments in batches behind one interface: Atari through ale-py's vector environment, the rest through Gymnasium.
 
-The rule that both keep: `step` returns the true observation after the action, also where the episode ends there, and a
-new episode begins only through `restart`, which is no step. So nothing that a reset does can become a transition.
+Both follow one rule: `step` returns the true observation after the action, also where the episode ends there, and a new
+episode begins only through `restart`, which is not a step. So nothing that a reset returns can become a transition.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def check_env(config: EnvConfig, takes: SpaceKind = "network") -> None:
 
 
 def make_environments(config: EnvConfig, count: int, threads: int = 1, takes: SpaceKind = "network") -> Environments:
-    """``count`` environments behind one interface; ``threads`` emulator threads (Atari)."""
+    """``count`` environments behind one interface, with spaces that suit ``takes``.
+
+    ``threads`` is the number of emulator threads (Atari only). Raises BadInput when the environment cannot be made.
+    """
     if takes == "network" and atari_game(config.id) is not None:
         return AtariEnvironments(config, count, threads)
     return GymnasiumEnvironments(lambda: single(config, takes), count, takes)
@@ -38,19 +41,25 @@ def make_environments(config: EnvConfig, count: int, threads: int = 1, takes: Sp
 
 @functools.cache
 def describe(config: EnvConfig) -> tuple[ObservationSpec, int]:
-    """Observation and number of actions of an environment, which is made once a process to ask it."""
+    """The observation's spec and the number of actions of an environment.
+
+    The environment is made once per process to find them out. Raises BadInput when it cannot be made.
+    """
     env = make_environments(config, 1)
     env.close()
     return env.spec, env.actions
 
 
 def frames_per_step(config: EnvConfig) -> int:
-    """Frames an agent step: 4 on Atari, 1 elsewhere."""
+    """Frames of the emulator in an agent step: 4 on Atari, 1 elsewhere."""
     return ATARI_FRAME_SKIP if atari_game(config.id) is not None else 1
 
 
 def make_rendered(config: EnvConfig, takes: SpaceKind = "network") -> AnyEnv:
-    """One environment under the same protocol through Gymnasium's wrappers, with ``rgb_array`` rendering for videos."""
+    """One environment under the same protocol through Gymnasium's wrappers, with ``rgb_array`` rendering for videos.
+
+    Raises BadInput when it cannot be made.
+    """
     if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame complains where there is no screen
     game = atari_game(config.id)

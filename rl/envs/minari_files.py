@@ -1,7 +1,7 @@
-"""Minari datasets as files: what a name means, one that is opened, a new one in its place.
+"""Minari datasets as files: their names, opening one, and writing a new one.
 
-A dataset is named by a Minari id (`qfleet/pong-v0`, under MINARI_DATASETS_PATH or ~/.minari/datasets) or by the path of its
-directory, which is told from an id by its beginning: /, ./, ../ or ~. Nothing is ever downloaded.
+A dataset is named by a Minari id (`qfleet/pong-v0`, under MINARI_DATASETS_PATH or ~/.minari/datasets) or by the path of
+its directory. A path is recognised by its beginning: /, ./, ../ or ~. Nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from rl.errors import BadInput
 from rl.types import Array
 
 ID = re.compile(r"([-\w]+/)*[-\w]+-v\d+")
-OURS = "qfleet"  # our key in a dataset's metadata
-# Modules that an environment's class has left: a dataset of before names it where it was.
+OURS = "qfleet"  # Qfleet's key in a dataset's metadata
+# Modules of environments that were moved: an older dataset names the old module.
 MOVED = {"rl.grid_worlds": "rl.envs.grid_worlds", "rl.bias_example": "rl.envs.bias_example"}
-COMPRESS_FROM = 256  # bytes an observation; smaller ones are left to Minari's own layout
+COMPRESS_FROM = 256  # bytes an observation; smaller ones keep Minari's own layout
 CHUNK = 16  # observations that are compressed together
 
 
 def import_minari() -> Any:
-    """Minari, imported when it is needed. Raises BadInput when it is not installed."""
+    """The `minari` module, imported only when it is needed. Raises BadInput when it or h5py is not installed."""
     try:
         import h5py
         import minari.namespace
@@ -43,7 +43,10 @@ def import_minari() -> Any:
 
 
 def dataset_path(name: str) -> tuple[Path, str]:
-    """The directory and the Minari id that a dataset's ``name`` means, whether it is there or not. Raises BadInput."""
+    """The directory and the Minari id of the dataset ``name``, whether it exists or not.
+
+    Raises BadInput when the name does not end in a version.
+    """
     is_path = name.startswith(("/", "./", "../", "~"))
     identity = Path(name).name if is_path else name
     if not ID.fullmatch(identity):
@@ -66,7 +69,10 @@ def _missing(name: str, path: Path) -> BadInput:
 
 
 def open_dataset(name: str) -> Any:
-    """The MinariDataset, no episode read. Raises BadInput when it is missing, broken, empty or not of Discrete actions."""
+    """The MinariDataset of that name, with no episode read yet.
+
+    Raises BadInput when it is missing, broken or empty, or when its actions are not Discrete.
+    """
     minari = import_minari()
     path, _ = dataset_path(name)
     if not (path / "data").is_dir():
@@ -88,7 +94,10 @@ def open_dataset(name: str) -> Any:
 
 
 def played_on(data: Any, name: str) -> EnvConfig | None:
-    """The environment that a dataset names, if it names one. Raises BadInput when its settings are not ours."""
+    """The environment that a dataset names, or None if it names none.
+
+    Raises BadInput when its settings are not those of this Qfleet.
+    """
     ours = data.storage.metadata.get(OURS, {})
     if ours.get("env"):
         try:
@@ -99,7 +108,11 @@ def played_on(data: Any, name: str) -> EnvConfig | None:
 
 
 def check_episode(episode: Any, where: str, first_action: int, actions: int) -> None:
-    """Raise BadInput when the arrays of an episode, ``where`` it stands, contradict each other."""
+    """Raise BadInput when the arrays of an episode of T steps contradict each other; ``where`` names it in the message.
+
+    Actions are integers [T] from ``first_action`` to before ``first_action + actions``; observations are [T + 1, ...],
+    and all other arrays [T].
+    """
     steps, own = len(episode), np.asarray(episode.actions)
     lengths = [len(x) for x in (episode.actions, episode.terminations, episode.truncations)]
     if not steps or lengths != [steps] * 3 or len(episode.observations) != steps + 1:
@@ -114,9 +127,13 @@ def check_episode(episode: Any, where: str, first_action: int, actions: int) -> 
 
 
 class NewDataset:
-    """A new dataset, an episode at a time; it is there under its name when the `with` block ends without an error.
+    """A new dataset, written an episode at a time.
 
-    Observations are kept without loss, large ones compressed. ``ours`` goes into the metadata under our key.
+        with NewDataset(name, observation_space, action_space, env_spec, ours) as dataset:
+            dataset.add(observations, rewards, actions=..., terminations=..., truncations=..., infos=...)
+
+    It appears under its name when the `with` block ends without an error. Observations are kept without loss, large
+    ones compressed. ``ours`` goes into the metadata under the key OURS.
     """
 
     def __init__(
@@ -128,8 +145,10 @@ class NewDataset:
         ours: Mapping[str, Any],
         **about: str,
     ) -> None:
-        """``about``: Minari's algorithm_name and description. Raises BadInput where something is already there, or nothing
-        can be written."""
+        """``about``: Minari's algorithm_name and description.
+
+        Raises BadInput where a dataset of that name exists, or nothing can be written.
+        """
         minari = import_minari()
         self.path, self._id = dataset_path(name)
         if self.path.exists():
@@ -145,15 +164,17 @@ class NewDataset:
             observation_space=observation_space,
             action_space=action_space,
             env_spec=env_spec,
-            jpeg_encoding=False,  # it would lose
+            jpeg_encoding=False,  # JPEG is lossy
         )
         self._storage.update_metadata(
             {"dataset_id": self._id, "minari_version": minari.__version__, OURS: dict(ours), **about}
         )
 
     def add(self, observations: Any, rewards: Array, **columns: Any) -> None:
-        """Write an episode of T steps: ``observations`` [T + 1, ...], or a dict of such; other ``columns`` as Minari's
-        EpisodeBuffer has them."""
+        """Write an episode of T steps: ``observations`` [T + 1, ...] or a dict of such arrays, ``rewards`` [T].
+
+        Other ``columns`` as Minari's EpisodeBuffer takes them.
+        """
         self._make_room(observations)
         buffer = import_minari().data_collector.episode_buffer.EpisodeBuffer
         self._storage.update_episodes([buffer(id=self.episodes, observations=observations, rewards=rewards, **columns)])
@@ -161,7 +182,7 @@ class NewDataset:
         self.steps += len(rewards)
 
     def _make_room(self, observations: Any) -> None:
-        """The places of large observations, compressed, which Minari then fills (its own would not be compressed)."""
+        """Create the compressed arrays of large observations, which Minari then fills (its own are not compressed)."""
         import h5py
 
         with h5py.File(self._storage.data_path / "main_data.hdf5", "a", track_order=True) as file:
@@ -190,7 +211,7 @@ class NewDataset:
 
     @property
     def bytes(self) -> int:
-        """What the finished dataset takes on the disk."""
+        """Bytes of the finished dataset's files."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
 

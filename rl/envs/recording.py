@@ -31,10 +31,10 @@ def record(
     gif: bool = False,
     max_steps: int = MAX_EPISODE_STEPS,
 ) -> list[Path]:
-    """Play ``episodes`` of at most ``max_steps`` and write an mp4 of each into ``folder``, with ``gif`` a GIF beside it.
+    """Play episodes and write an mp4 of each into ``folder``, with ``gif`` a GIF beside it. Returns the files.
 
-    Returns the files. ``act`` maps observations [1, ...] to actions [1], or [1, D] where they are continuous (``epsilon`` 0
-    then). Raises BadInput when it cannot be recorded (`check_recording`).
+    An episode has at most ``max_steps`` agent steps. ``act`` maps observations [1, ...] to actions [1], or [1, D] where
+    they are continuous (``epsilon`` then does not apply). Raises BadInput when the environment cannot be recorded.
     """
     check_recording(config, takes)
 
@@ -59,7 +59,7 @@ def record(
 
 
 def check_recording(config: EnvConfig, takes: SpaceKind = "network") -> None:
-    """Raise BadInput, saying what is missing, when the environment cannot be drawn; or when it draws nothing."""
+    """Raise BadInput, saying what is missing, when the environment cannot be drawn or draws nothing."""
     env = make_rendered(config, takes)
     try:
         env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""Which environments there are: Gymnasium's, our own, and those of packages that register theirs when they are imported."""
+"""The known environments: Gymnasium's, Qfleet's, and those of packages that register theirs when they are imported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROVIDERS = {
 
 
 def known_ids() -> list[str]:
-    """The ids of Gymnasium's registry, without those that are written in JAX."""
+    """The ids in Gymnasium's registry, without the environments that are written in JAX."""
     return [k for k in gym.registry if not re.match(r"(phys2d|tabular)/", k)]
 
 
@@ -38,7 +38,10 @@ def register(env_id: str) -> None:
 
 
 def has_limit(env_id: str) -> bool:
-    """Whether an environment truncates its episodes by itself; False for one that is not known."""
+    """Whether an environment truncates its episodes by itself; False for an unknown id.
+
+    Raises BadInput when the package that registers it is not installed.
+    """
     register(env_id)
     spec = gym.registry.get(env_id)
     return spec is not None and spec.max_episode_steps is not None

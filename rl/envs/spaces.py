@@ -1,4 +1,4 @@
-"""Gymnasium environments made to fit what a method takes: a network, a table, or continuous actions."""
+"""Gymnasium environments adapted to what a method takes: a network, a table, or continuous actions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ LARGEST_STATE = 4_096  # numbers in an observation that a table keeps; pictures 
 def make_single(env_id: str, takes: SpaceKind, kwargs: str = "{}", max_episode_steps: int = 0, **more: Any) -> AnyEnv:
     """One environment with spaces that suit ``takes``; raises BadInput, naming what would fit.
 
-    network: observations Box (Discrete ones become one-hot vectors), actions Discrete. table: observations as `table_states`
-    makes them, of MiniGrid's worlds the whole grid; actions Discrete. continuous: both Box, the actions scaled to [-1, 1].
-    ``kwargs``: a JSON object for the environment's constructor; ``max_episode_steps`` 0: as registered.
+    network: observations Box (Discrete ones become one-hot vectors), actions Discrete. table: observations as
+    `table_states` makes them, of MiniGrid's worlds the whole grid; actions Discrete. continuous: both Box, the actions
+    scaled to [-1, 1]. ``kwargs``: a JSON object for the environment's constructor; ``max_episode_steps`` 0: as
+    registered.
     """
     env = _make(env_id, {**kwargs_of(kwargs), **more}, max_episode_steps)
     try:
@@ -107,10 +108,10 @@ def _numbered(env: AnyEnv, env_id: str) -> AnyEnv:
 
 
 def table_states(space: gym.Space[Any]) -> tuple[gym.Space[Any], Callable[[Any], Any]] | None:
-    """The space of a table's states, and what makes an observation one; None where a table cannot have them.
+    """A table's state space and the function from an observation to a state; None where a table cannot hold them.
 
-    Discrete, and tuples of such: one number from 0. MiniGrid's dict: uint8 [D] (`grid_states.pack`). An integer Box stays as
-    it is: its bytes tell the state.
+    Discrete spaces, and tuples of them: one integer from 0. MiniGrid's dict: uint8 [D] (`grid_states.pack`). An integer
+    Box is unchanged: its bytes identify the state.
     """
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
         return space, lambda observation: observation

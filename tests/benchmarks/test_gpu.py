@@ -116,17 +116,15 @@ def test_a_learner_that_is_off_fails(changes, passed):
 
 
 def test_a_state_that_is_off_fails():
-    state = {"updates": 3, "rng": {"torch": [1], "drawn": 3}}
+    state = {"updates": 3, "replay": {"drawn": 3}}
     one = Checkpoint({"online": {"w": np.ones(2, np.float32)}, "optimizer": {"0.step": np.array(3.0)}}, state)
-    assert gpu_checks.same_state("x", one, replace(one, state={**state, "rng": {**state["rng"], "cuda": [7]}}))[
-        "passed"
-    ]
+    assert gpu_checks.same_state("x", one, replace(one, state={**state, "more": 7}))["passed"]
     for arrays, plain, wrong in [
         ({**one.arrays, "online": {"w": np.nextafter(one.arrays["online"]["w"], 2)}}, state, ["online/w"]),
         ({**one.arrays, "online": {}}, state, ["online/w"]),
         ({**one.arrays, "optimizer": {"0.step": np.array([3.0])}}, state, ["optimizer/0.step"]),
         (one.arrays, {**state, "updates": 4}, ["updates"]),
-        (one.arrays, {**state, "rng": {"torch": [2], "drawn": 3}}, ["rng"]),
+        (one.arrays, {**state, "replay": {"drawn": 4}}, ["replay"]),
     ]:
         verdict = gpu_checks.same_state("x", one, Checkpoint(arrays, plain))
         assert (verdict["passed"], verdict["differing"]) == (False, wrong)

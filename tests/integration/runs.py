@@ -59,7 +59,7 @@ def wait_for_checkpoint(process, run):
 
 
 def newest_state(run):
-    newest = sorted(p for p in (run / "checkpoints").iterdir() if p.name.isdigit())[-1]
+    newest = sorted(p for p in (run / "checkpoints").iterdir() if p.name[0].isdigit())[-1]
     return json.loads((newest / "state.json").read_text())
 
 

@@ -69,7 +69,7 @@ def test_a_learner_resumes_from_its_checkpoint(rng, tmp_path):
     loaded = store.load_newest()
     again.set_checkpoint(loaded)
     assert loaded.state["agent_steps"] == 123
-    assert loaded.state["rng"]["drawn"] == 8  # 7 batches, and one that did not come
+    assert loaded.state["replay"]["drawn"] == 8  # 7 batches, and one that did not come
     assert again.updater.updates == 7
     assert again.updater.target_syncs == 1
     assert again.publisher.version == learner.publisher.version

@@ -60,7 +60,7 @@ def test_a_run_is_evaluated_as_before(run, capsys, weights, mean, std, updates):
 def test_a_run_is_resumed_with_all_that_its_checkpoint_held(run, capsys):
     before = RunDir.open(run).newest_checkpoint().state
     assert before["evaluation"]["best_return"] == pytest.approx(BEST_RETURN)
-    assert (before["updates"], before["target_syncs"], before["rng"]["drawn"]) == (1305, 2, 1306)
+    assert (before["updates"], before["target_syncs"], before["replay"]["drawn"]) == (1305, 2, 1306)
     assert "judge" not in before
     flags = ["--replay.snapshot-minutes", "0", "--max-steps", "21500", "--evaluation.period", "0"]
     assert cli.main(["train", "--resume", str(run), "--serial", *flags, "--json"]) == 0
@@ -70,7 +70,7 @@ def test_a_run_is_resumed_with_all_that_its_checkpoint_held(run, capsys):
     assert summary["updates"] > 1305
     assert yaml.safe_load((run / "config.yaml").read_text())["format"] == 2
     state = run / "checkpoints" / f"{summary['updates']:012d}" / "state.json"
-    assert json.loads(state.read_text())["format"] == 1
+    assert json.loads(state.read_text())["format"] == 2
     after = RunDir.open(run).newest_checkpoint().state
     assert after["evaluation"]["best_return"] == pytest.approx(BEST_RETURN)
     assert "format" not in after
@@ -184,7 +184,7 @@ def test_a_checkpoint_of_the_future_is_refused(run, capsys):
     folder = store.save(9999, Checkpoint(old.arrays, {**old.state, "format": 7}))
     assert cli.main(["eval", str(run), "--weights", "last"]) == 2
     assert refused(capsys) == (
-        f"qfleet: {folder}/state.json is of format 7, this Qfleet reads up to 1: use the newer Qfleet that wrote it"
+        f"qfleet: {folder}/state.json is of format 7, this Qfleet reads up to 2: use the newer Qfleet that wrote it"
     )
     assert cli.main(["train", "--resume", str(run), "--serial", "--replay.snapshot-minutes", "0"]) == 2
     assert "state.json is of format 7" in refused(capsys)

@@ -97,11 +97,10 @@ def test_no_environment_is_restarted_after_the_last_step():
     envs.close()
 
 
-def test_seeds_are_a_stream_that_can_be_put_aside():
+def test_seeds_are_streams_of_their_own():
+    """The same for the same seed, stream and start, however many are drawn at a time."""
     seeds = SeedSequence(1, 2)
-    seeds.draw(3)
-    state = seeds.get_state()
-    rest = seeds.draw(4)
-    again = SeedSequence(9, 9)
-    again.set_state(state)
-    assert again.draw(4).tolist() == rest.tolist()
+    first = [*seeds.draw(3), *seeds.draw(4)]
+    assert SeedSequence(1, 2).draw(7).tolist() == first
+    for other in ((2, 2), (1, 3), (1, 2, 9)):
+        assert SeedSequence(*other).draw(7).tolist() != first

@@ -86,9 +86,12 @@ CASES = {
     "resume without checkpoint": (["train", "--resume", "FRESH"], "no whole checkpoint"),
     "resume of another environment": (
         ["train", "--resume", "RUN", "--env.id", "Acrobot-v1"],
-        "--env.id is Acrobot-v1, but",
+        "--env.id is 'Acrobot-v1', but",
     ),
-    "resume of another network": (["train", "--resume", "RUN", "--network.hidden", "32"], "another network"),
+    "resume of another network": (
+        ["train", "--resume", "RUN", "--network.hidden", "32"],
+        "--network.hidden is (32,), but",
+    ),
     "resume with a preset": (["train", "pong", "--resume", "RUN"], "leave 'pong' out"),
     "run directory in use": (["train", "cartpole", "--run-dir", "RUN"], "already holds a run"),
     "run directory is a file": (["train", "cartpole", "--run-dir", "RUN/config.yaml"], "file"),
@@ -236,7 +239,7 @@ def test_a_directory_is_trained_in_by_one_process_at_a_time(tmp_path, capsys):
     assert cli.main(["train", "--resume", str(tmp_path / "run"), "--serial", "--max-steps", "600"]) == 2
     assert "another process" in capsys.readouterr().err
     other.unlock()
-    with pytest.raises(BadInput, match="another network") as refused:
+    with pytest.raises(BadInput, match="network.hidden") as refused:
         train(short(network=NetworkConfig(kind="mlp", hidden=(3,))), resume=tmp_path / "run", serial=True)
     assert refused.value  # held, and the lock is free all the same
     assert cli.main(["train", "--resume", str(tmp_path / "run"), "--serial", "--max-steps", "600"]) == 0
@@ -288,14 +291,9 @@ def test_a_preset_survives_its_file(name):
     assert from_yaml(to_yaml(preset(name)), "config.yaml") == preset(name)
 
 
-def test_help_names_every_flag_and_its_meaning(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "--help"])
-    assert stop.value.code in (0, None)
-    out = capsys.readouterr().out
-    for flag in ("--actors.count", "--replay.shards", "--learner.double", "--learner.device", "--serial", "--resume"):
-        assert flag in out
+def test_no_command_is_the_usage(capsys):
     assert cli.main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: qfleet COMMAND")
 
 
 def test_json_is_the_last_line(places, capsys):

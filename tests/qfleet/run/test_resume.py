@@ -1,53 +1,204 @@
-"""What a run may be resumed as: of the same environment, network and optimizer; else nothing of it is touched."""
+"""What a run may be resumed as; what it may not is refused and touches nothing."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import json
 import shutil
 from dataclasses import replace
 
 import pytest
 
-from qfleet.run.directory import RunDir
-from qfleet.run.resume import resume_run
-from rl.errors import BadInput
+from qfleet.api import train
+from qfleet.cli import main as cli
+from qfleet.config import TrainConfig, from_data, to_data
+from qfleet.run.directory import HISTORY, RunDir, config_of
+from qfleet.run.resume import changed, resume_run, settings, table
+from rl.errors import BadInput, BadSetting
+from rl.resuming import MAY, STAYS
 from tests.conftest import ROOT
+from tests.qfleet.configs import short
+
+OTHER = {  # a value that the default is not and that fits beside the defaults, where +1 or the like is none
+    "env.id": "CartPole-v1",
+    "env.kwargs": '{"mode": 1}',
+    "env.sticky": 0.25,
+    "network.kind": "nature",
+    "network.hidden": (7,),
+    "learner.optimizer": "rmsprop",
+    "offline": "some/data-v0",
+}
 
 
 @pytest.fixture
 def run(tmp_path):
+    """A run of an older Qfleet, whose checkpoint holds no configuration."""
     path = shutil.copytree(ROOT / "tests" / "fixtures" / "format-0" / "run", tmp_path / "run")
     (path / "summary.json").write_text("{}")
     return path
 
 
-def test_it_goes_on_as_the_configuration_says_and_holds_the_lock(run):
-    config = replace(RunDir.open(run).config(), max_steps=99_999)
-    directory, checkpoint = resume_run(config, run)
+@pytest.fixture
+def own(run):
+    """The same as this Qfleet saves it."""
+    directory = RunDir.open(run)
+    checkpoint = directory.newest_checkpoint()
+    state = {**checkpoint.state, "config": to_data(directory.config())}
+    directory.checkpoints.save(1305, replace(checkpoint, state=state))
+    return run
+
+
+def files(path):
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".lock"}
+
+
+def with_value(config, path, value):
+    head, _, rest = path.partition(".")
+    if not rest:
+        return replace(config, **{head: value})
+    return replace(config, **{head: with_value(getattr(config, head), rest, value)})
+
+
+def configurations(cls=TrainConfig):
+    yield cls
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(f.default_factory):
+            yield from configurations(f.default_factory)
+
+
+@pytest.mark.parametrize("cls", configurations())
+def test_every_setting_has_a_rule_and_no_rule_is_of_another(cls):
+    own = {f.name for f in dataclasses.fields(cls) if not dataclasses.is_dataclass(f.default_factory)}
+    assert own == set(cls.on_resume)
+    for rule in cls.on_resume.values():
+        assert rule in (MAY, STAYS) or len(rule.split()) > 3
+
+
+def test_a_setting_without_a_rule_is_found():
+    """The test above can fail."""
+
+    @dataclasses.dataclass(frozen=True)
+    class More(TrainConfig):
+        more: int = 1
+
+    with pytest.raises(KeyError, match="more"):
+        list(settings(More()))
+
+
+def test_the_page_and_the_help_have_the_table():
+    assert f"```\n{table()}\n```" in (ROOT / "docs" / "resume.md").read_text()
+    names = {name for name, _, _ in settings(TrainConfig())}
+    assert names == {word.strip(",:") for word in table().split() if word.strip(",:") in names}
+
+
+def test_what_changed_is_found_with_its_rule():
+    old = TrainConfig()
+    new = replace(old, max_steps=7, replay=replace(old.replay, capacity=90_000, shards=3))
+    assert [c[:3] for c in changed(old, new)] == [
+        ("replay.capacity", 200_000, 90_000),
+        ("replay.shards", 1, 3),
+        ("max_steps", 2_000_000, 7),
+    ]
+    said = [str(c) for c in changed(old, new)]
+    assert said[0] == "replay.capacity is 90000, was 200000: restored transitions beyond it go, the oldest first"
+    assert said[2] == "max_steps is 7, was 2000000"
+
+
+@pytest.mark.parametrize("of", ["run", "own"])
+def test_it_goes_on_as_the_configuration_says_holds_the_lock_and_keeps_what_changed(of, request):
+    run = request.getfixturevalue(of)
+    before = RunDir.open(run).config()
+    config = replace(before, max_steps=99_999, returns=replace(before.returns, n_step=before.returns.n_step + 1))
+    directory, checkpoint, changes = resume_run(config, run)
     assert checkpoint.state["updates"] == 1305
+    assert [c.name for c in changes] == ["returns.n_step", "max_steps"]
     assert RunDir.open(run).config() == config
     assert not (run / "summary.json").exists()
     with pytest.raises(BadInput, match="is being trained by another process"):
         resume_run(config, run)
     directory.unlock()
-
-
-CHANGES = {
-    "another environment": (
-        lambda c: replace(c, env=replace(c.env, id="CartPole-v1")),
-        "env.id is CartPole-v1, but .* is a run of ",
-    ),
-    "another network": (lambda c: replace(c, network=replace(c.network, hidden=(7,))), "weights of another network"),
-    "another optimizer": (lambda c: replace(c, learner=replace(c.learner, optimizer="rmsprop")), "not of RMSProp"),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_does_not_suit_its_checkpoint_is_refused_and_the_lock_let_go(run, change):
-    config = RunDir.open(run).config()
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    changed, words = CHANGES[change]
-    with pytest.raises(BadInput, match=words):
-        resume_run(changed(config), run)
-    assert {file: file.read_bytes() for file in before} == before
-    directory, _ = resume_run(config, run)
+    directory, _, _ = resume_run(replace(config, max_steps=100_000), run)
     directory.unlock()
+    first, second = map(json.loads, (run / HISTORY).read_text().splitlines())
+    assert first["changed"]["max_steps"] == [before.max_steps, 99_999]
+    assert (first["updates"], first["agent_steps"]) == (1305, checkpoint.state["agent_steps"])
+    was = before if of == "own" else config  # a checkpoint without a configuration is taken to be of config.yaml's
+    assert second["changed"]["max_steps"] == [was.max_steps, 100_000]
+
+
+@pytest.mark.parametrize("name", [name for name, _, rule in settings(TrainConfig()) if rule == STAYS])
+@pytest.mark.parametrize("of", ["run", "own"])
+def test_what_stays_is_refused_and_nothing_is_touched(of, name, request):
+    run = request.getfixturevalue(of)
+    config = RunDir.open(run).config()
+    (was,) = (value for other, value, _ in settings(config) if other == name)
+    value = OTHER[name] if name in OTHER else not was if isinstance(was, bool) else was + 1
+    before, other = files(run), {"max_updates": 9} if name == "offline" else {}
+    with pytest.raises(BadSetting, match="was trained with .*: leave it out, or start a new run") as refused:
+        resume_run(with_value(replace(config, **other), name, value), run)
+    assert refused.value.field == name
+    assert files(run) == before
+    directory, *_ = resume_run(config, run)
+    directory.unlock()
+
+
+def test_a_network_that_was_changed_by_hand_does_not_fit(run):
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("  - 8\n", "  - 9\n"))
+    with pytest.raises(BadInput, match="weights of another network"):
+        resume_run(RunDir.open(run).config(), run)
+
+
+def test_a_lost_config_is_the_checkpoints(own):
+    config = RunDir.open(own).config()
+    (own / "config.yaml").unlink()
+    assert RunDir.open(own).config() == config
+    directory, checkpoint, changes = resume_run(config, own)
+    directory.unlock()
+    assert (changes, config_of(checkpoint)) == ([], config)
+    assert (own / "config.yaml").is_file()
+
+
+def test_a_lost_config_of_an_older_qfleet_is_said(run):
+    (run / "config.yaml").unlink()
+    with pytest.raises(BadInput, match=r"config.yaml is missing, and an older Qfleet's checkpoints do not hold it"):
+        RunDir.open(run).config()
+
+
+def test_a_configuration_is_the_same_after_json():
+    config = replace(TrainConfig(), evaluation=replace(TrainConfig().evaluation, goal=float("inf")))
+    assert from_data(json.loads(json.dumps(to_data(config))), "here") == config
+
+
+def test_the_help_of_a_resume_ends_with_the_table(run, capsys):
+    assert cli.main(["train", "--resume", str(run), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: qfleet train")
+    assert out.rstrip().endswith(table())
+    assert cli.main(["train", "--help"]) == 0
+    assert table() not in capsys.readouterr().out
+
+
+def test_a_run_resumed_twice_says_what_changes_and_logs_each_step_once(tmp_path, capsys):
+    """Killed in between, after rows that no checkpoint holds."""
+    path = tmp_path / "run"
+    train(short(max_steps=600), run_dir=path, serial=True)
+    rows = (path / "metrics.csv").read_text()
+    last = rows.splitlines()[-1].split(",")
+    for most, batch in ((900, 32), (1200, 48)):
+        beyond = ["9999.0", "88888", *last[2:3], "77777", *last[4:]]  # agent steps and updates that were lost
+        with (path / "metrics.csv").open("a") as file:
+            file.write(",".join(beyond) + "\n")
+        config = RunDir.open(path).config()
+        more = replace(config, max_steps=most, learner=replace(config.learner, batch_size=batch))
+        capsys.readouterr()
+        assert train(more, resume=path, serial=True)["agent_steps"] >= most
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"learner.batch_size is {batch}, was {config.learner.batch_size}: schedules go on" in said
+        assert f"max_steps is {most}, was {config.max_steps}" in said
+    with (path / "metrics.csv").open() as file:
+        steps = [int(row["agent_steps"]) for row in csv.DictReader(file)]
+    assert steps == sorted(steps)
+    assert 88888 not in steps
+    assert len((path / HISTORY).read_text().splitlines()) == 2
