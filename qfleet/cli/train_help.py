@@ -68,7 +68,8 @@ def screen(command: Any, group: str) -> str:
 def _first_screen(command: Any, groups: dict[str, str]) -> str:
     found = {s.path: s for s in [*_own(command), *(s for name in groups for s in _all(command, name))]}
     lines = ["usage: qfleet train [PRESET] [flags]", f"presets: {', '.join(PRESETS)}"]
-    lines += [f"  {_with_default(found[path]):<{LEFT - 2}}{text}" for path, text in FIRST.items()]
+    shown = {path: flag(path) if path == "serial" else _with_default(found[path]) for path in FIRST}
+    lines += [f"  {shown[path]:<{LEFT - 2}}{text}" for path, text in FIRST.items()]
     lines += ["", "The others, by `qfleet train --help GROUP` or `--help all`:"]
     lines += [f"  {'run':<12}limits, time-outs, and where the run is kept"]
     return "\n".join(lines + [f"  {name:<12}{about}" for name, about in groups.items()])
@@ -112,7 +113,7 @@ def _docs(cls: type) -> dict[str, str]:
 
 
 def _listed(title: str, settings: list[Setting]) -> str:
-    lines = [f"{title}:"]
+    lines = [f"{title}, each flag as it is by default:"]
     for s in settings:
         lines.append(f"  {_with_default(s)}")
         lines += textwrap.wrap(s.doc, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
@@ -124,7 +125,7 @@ def _listed(title: str, settings: list[Setting]) -> str:
 def _with_default(s: Setting) -> str:
     """The flag as one would write it to have the default."""
     if isinstance(s.default, bool):
-        return flag(f"{s.path}: {'true' if s.default else 'false'}") if s.path not in FIRST else flag(s.path)
+        return flag(f"{s.path}: {'true' if s.default else 'false'}")
     if s.default is None or s.default == "":
         return f"{flag(s.path)} {_placeholder(s)}"
     return f"{flag(s.path)} {_written(s.default)}"
