@@ -25,6 +25,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -o addopts= -q tests/test_docstrings.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
