@@ -46,12 +46,14 @@ def check_optimizer(name: str, arrays: Mapping[str, Array]) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Array], device: torch.device) -> None:
     """Inverse of `optimizer_arrays`: copy ``arrays`` into ``optimizer``, on ``device``.
 
-    Raises IndexError when they are of more parameters.
+    Raises ValueError when they belong to another network.
     """
     parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in arrays.items():
         index, key = name.split(".", 1)
+        if int(index) >= len(parameters):
+            raise ValueError(f"optimizer: {name} belongs to another network, this one has {len(parameters)} parameters")
         tensor, parameter = torch.from_numpy(np.array(value)), parameters[int(index)]
         # in the parameter's own memory order: a fused step reads both sequentially
         if tensor.shape == parameter.shape:

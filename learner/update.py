@@ -283,8 +283,10 @@ class Updater:
         An average that ``state`` lacks begins at the online weights. Raises ValueError when the state is of another
         network or optimizer.
         """
+        groups = {"average": state["online"], **state} if "online" in state else state
+        if lacking := {*self._named, "optimizer"} - set(groups):
+            raise ValueError(f"the state has no {', '.join(sorted(lacking))}")
         check_optimizer(self.config.optimizer, state["optimizer"])
-        groups = {"average": state["online"], **state}
         for name, module in self._named.items():
             try:
                 module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in groups[name].items()})

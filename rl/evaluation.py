@@ -52,7 +52,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "episodes", "environments", "quick_episodes", "max_episode_steps")
         between(self, 0, 1, "epsilon", what="a probability")
-        at_least(self, 0, "period", unit="agent steps")
+        at_least(self, 0, "period", unit="agent steps (offline: learner updates)")
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,11 @@ class RemoteBoard:
 
     @classmethod
     def here(cls) -> RemoteBoard:
-        """The board of the run that this process, a Ray actor, is part of. Raises ValueError where there is none."""
-        return cls(ray.get_actor(BOARD))
+        """The board of the run that this process, a Ray actor, is part of. Raises RunFault when it is gone."""
+        try:
+            return cls(ray.get_actor(BOARD))
+        except ValueError:
+            raise RunFault("the run's board is gone: the run has ended or was killed") from None
 
     @classmethod
     def of(cls, run: str, address: str) -> RemoteBoard:

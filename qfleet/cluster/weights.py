@@ -132,9 +132,13 @@ class RayWeightSource:
     def wait(self, timeout: float) -> Publication | None:
         """The newest publication, waiting up to ``timeout`` seconds for its weights; None where there is no newer one.
 
-        Raises ray.exceptions.GetTimeoutError where the store does not answer in that time.
+        Raises RunFault when the store does not answer in that time.
         """
-        found = ray.get(self._store.newer_than.remote(self._version, self._target_version), timeout=timeout)
+        call = self._store.newer_than.remote(self._version, self._target_version)
+        try:
+            found = ray.get(call, timeout=timeout)
+        except ray.exceptions.GetTimeoutError:
+            raise RunFault(f"the weight store has not answered for {timeout:g} s") from None
         self._found = found
         if found is None:
             return None

@@ -32,9 +32,11 @@ class GridState(NamedTuple):
 
     @property
     def agent(self) -> tuple[int, int]:
-        """The agent's cell (x, y). Raises IndexError where the image shows no agent."""
-        x, y = np.argwhere(self.image[:, :, 0] == AGENT)[0]
-        return int(x), int(y)
+        """The agent's cell (x, y). Raises ValueError when the image shows no agent."""
+        cells = np.argwhere(self.image[:, :, 0] == AGENT)
+        if not len(cells):
+            raise ValueError("the image shows no agent: it is what the agent sees, not the whole grid")
+        return int(cells[0][0]), int(cells[0][1])
 
     @property
     def ahead(self) -> tuple[int, int, int]:

@@ -82,6 +82,19 @@ def test_a_learner_that_never_publishes_is_a_fault():
         source.await_first(0.5)
 
 
+def test_a_store_that_does_not_answer_is_a_fault():
+    store = ray.remote(SlowStore).remote()
+    asleep = store.sleep.remote(2.0)
+    with pytest.raises(RunFault, match=r"^the weight store has not answered for 0.2 s$"):
+        RayWeightSource(store).wait(0.2)
+    ray.get(asleep)
+
+
+def test_a_process_of_no_run_has_no_board():
+    with pytest.raises(RunFault, match="^the run's board is gone"):
+        RemoteBoard.here()
+
+
 class SlowBoard(RunBoard):
     def sleep(self, seconds):
         time.sleep(seconds)

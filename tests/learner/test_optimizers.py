@@ -77,3 +77,11 @@ def test_the_state_of_another_optimizer_is_named(made, wanted, words):
     with pytest.raises(ValueError, match="another optimizer"):
         check_optimizer(wanted, {"0.momentum": np.zeros(1)})
     check_optimizer(wanted, {})  # before its first step it has none
+
+
+def test_the_state_of_a_larger_network_is_refused():
+    larger = parameters([1.0], [2.0])
+    optimizer = make_optimizer("adam", larger, 0.1, 0.01)
+    step(optimizer, larger, [1.0], [1.0])
+    with pytest.raises(ValueError, match="another network, this one has 1 parameters"):
+        load_optimizer(make_optimizer("adam", parameters([1.0]), 0.1, 0.01), optimizer_arrays(optimizer), CPU)

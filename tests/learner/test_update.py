@@ -218,6 +218,12 @@ def test_what_acts_is_the_average_of_the_weights_and_goes_on_from_a_state(rng):
     np.testing.assert_array_equal(weights_of(plain.acting)["head.2.weight"], state["online"]["head.2.weight"])
 
 
+def test_a_state_with_weights_alone_is_refused():
+    u = updater()
+    with pytest.raises(ValueError, match="the state has no optimizer, target"):
+        u.set_state({"online": u.get_state()["online"]}, 0, 0)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 @pytest.mark.parametrize(
     ("network", "spec"), [(MLP, SMALL), (NetworkConfig("small", (16,)), ObservationSpec((36, 36), "uint8", 2))]

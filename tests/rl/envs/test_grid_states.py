@@ -36,6 +36,8 @@ def test_every_part_of_a_grid_observation_tells_states_apart():
         pack({**one, "mission": "x" * (MISSION + 1)})
     with pytest.raises(ValueError, match="not the whole grid"):
         pack({**one, "image": np.zeros((3, 2, 3), np.uint8)})
+    with pytest.raises(ValueError, match="not the whole grid"):
+        _ = state._replace(image=np.zeros((3, 2, 3), np.uint8)).agent
 
 
 def test_a_table_takes_minigrids_worlds(tmp_path):
