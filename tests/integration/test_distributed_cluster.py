@@ -25,7 +25,7 @@ from tests.integration.runs import (
 
 
 def start_cluster(tries=3, **head):
-    """A Ray cluster with a head node. Starting it is tried again when Ray's control service takes more than 30 seconds."""
+    """A Ray cluster with a head node; tries again when Ray's control service takes more than 30 seconds to start."""
     from ray.cluster_utils import Cluster
 
     for left in reversed(range(tries)):

@@ -23,8 +23,10 @@ from tests.integration.runs import (
 
 @pytest.mark.timeout(300)
 def test_killed_shards_and_actors_restart_and_a_killed_learner_ends_the_run(tmp_path):
-    """A killed shard restores its content, also in a resumed run. A killed driver ends all processes. When the learner is
-    killed, the shards still write their last snapshots."""
+    """A killed shard restores its content, also in a resumed run. A killed driver ends all processes.
+
+    When the learner is killed, the shards still write their last snapshots.
+    """
     run = tmp_path / "run"
     args = ["--replay.snapshot-minutes", 0.02, "--learner.checkpoint-minutes", 0.02, "--evaluation.goal", 1000]
     args += ["--replay.limiter.min-size", 300]
@@ -49,9 +51,8 @@ def test_killed_shards_and_actors_restart_and_a_killed_learner_ends_the_run(tmp_
     assert re.search(
         r"replay shard-0 restarted at 127.0.0.1:\d+: restored [\d,]+ transitions of a snapshot \d+ sec", output
     )
-    assert (
-        min(snapshot_weights_versions(run)) >= 1
-    )  # no action by the initial weights, not even after the actor restarted
+    # no action was chosen by the initial weights, not even after the actor restarted
+    assert min(snapshot_weights_versions(run)) >= 1
     saved, before = snapshot_state(run), newest_checkpoint_state(run)
     rows_before = len(read_rows(run / "metrics.csv"))
     resumed = start_qfleet("train", "--resume", run, "--max-steps", 1_000_000, "--replay.snapshot-minutes", 10)
