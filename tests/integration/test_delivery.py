@@ -56,7 +56,7 @@ class MarkingWriter:
             self._fault = fault
 
     def start(self, segments=None):
-        """Start to write ``segments`` segments, or as many as fit in until `finish`."""
+        """Start to write: ``segments`` segments, or without a limit until `finish`."""
         self._limit = segments
         self._thread.start()
 
@@ -74,7 +74,7 @@ class MarkingWriter:
             )
 
     def finish(self, stop=True):
-        """Wait until all segments are acknowledged; ``stop`` ends the writing first. AssertionError if it failed."""
+        """Wait until all segments are acknowledged; ``stop`` ends the writing first. Fails if writing did."""
         if stop:
             self._stop.set()
         self._thread.join(600.0)

@@ -45,7 +45,7 @@ def with_requirements(names):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """The finished process of the GPU check; it can import only Qfleet, torch, numpy, safetensors and their requirements."""
+    """The finished GPU check; its process can import only Qfleet, torch, numpy, safetensors, and their requirements."""
     folder = tmp_path_factory.mktemp("bare")
     for distribution in with_requirements(["torch", "numpy", "safetensors", "fsspec"]).values():
         names = {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}
