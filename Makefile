@@ -1,4 +1,5 @@
-# Everything sets itself up: a virtual environment in .venv, versions pinned by constraints.txt.
+# Each target first creates the virtual environment .venv, with the versions in constraints.txt, if it is missing.
+# Variables: PYTHON (default python3); for `make train` SEED and ARGS (more flags); for `make results` ARGS.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

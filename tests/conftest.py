@@ -1,4 +1,4 @@
-"""Builders that many tests share."""
+"""Segments, fixtures and the order of tests, shared by all tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the suite runs on small machines
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the tests also run on small machines
 
 import numpy as np
 import pytest
@@ -18,13 +18,16 @@ from rl.types import ObservationSpec, Segment
 
 torch.set_num_threads(1)
 
-ROOT = Path(__file__).parent.parent  # of the checkout
+ROOT = Path(__file__).parent.parent  # the checkout
 SMALL = ObservationSpec((2,), "float32", 1)
 FRAMES = ObservationSpec((20, 20), "uint8", 4)
 
 
 def make_segment(rng, spec=SMALL, items=4, n=3, episode=1, first_step=0, td_abs=None, mark=None):
-    """A random segment of ``items`` items. With ``mark``, every frame is filled with mark, mark + 1, ..."""
+    """A random `Segment` of ``items`` items with ``n``-step returns, of one episode from ``first_step`` on.
+
+    With ``mark``, frame k is filled with the number mark + k, so that a test recognizes it in what was sampled.
+    """
     context = 0 if first_step == 0 else spec.stack - 1
     steps = context + items + n - 1
     if mark is None:
@@ -54,20 +57,22 @@ def make_segment(rng, spec=SMALL, items=4, n=3, episode=1, first_step=0, td_abs=
 
 
 def make_message(*args, **kwargs):
-    """What `make_segment` makes, as it travels."""
+    """The protobuf message of a `make_segment`, with the same arguments."""
     return segment_to_message(pack_segment(make_segment(*args, **kwargs)))
 
 
-RAY = ("test_distributed", "test_ray_stores")  # in the paths of files whose tests start a Ray
+RAY_TESTS = ("test_distributed", "test_ray_stores")  # parts of the paths of files whose tests start Ray
 
 
 def pytest_collection_modifyitems(items):
-    """Whoever runs tests side by side (`make test`) takes a file at a time, the longest first, and those that start a Ray as
-    one: a small machine that starts two at once now and then takes longer than Ray waits."""
+    """Group the tests for parallel workers (`make test`): one group for each file, the longest first.
+
+    All tests that start Ray are one group: when a small machine starts Ray twice at once, it may exceed Ray's timeouts.
+    """
 
     def rank(item):
         path = str(item.path.relative_to(ROOT))
-        return 0 if any(name in path for name in RAY) else 1 if "integration/" in path else 2
+        return 0 if any(name in path for name in RAY_TESTS) else 1 if "integration/" in path else 2
 
     items.sort(key=rank)
     for item in items:
@@ -81,7 +86,10 @@ def rng():
 
 @pytest.fixture(scope="session")
 def pem(tmp_path_factory):
-    """A path by name, of what the commands in docs/replay.md make; ``stranger`` files are of an authority of their own."""
+    """``pem(name)`` is the path of a file that the commands in docs/replay.md make, such as shard.key.
+
+    The files under ``stranger/`` are signed by another authority.
+    """
     text = (ROOT / "docs" / "replay.md").read_text()
     commands = text.split("```sh\n", 1)[1].split("```", 1)[0]
     folder = tmp_path_factory.mktemp("pem")

@@ -1,4 +1,4 @@
-"""docs/design.md and the repository name the same files."""
+"""The tree in docs/design.md lists the repository's files and folders."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import PurePosixPath
 
 from tests.conftest import ROOT
 
-ROOMS = {"rl", "protos", "replay", "actors", "learner", "qfleet", "report", "classic"}
-UNNAMED = {"__init__.py", "__main__.py", "replay_pb2.py", "replay_pb2_grpc.py"}
+PACKAGES = {"rl", "protos", "replay", "actors", "learner", "qfleet", "report", "classic"}  # the tree lists every file
+UNLISTED = {"__init__.py", "__main__.py", "replay_pb2.py", "replay_pb2_grpc.py"}
 
 
-def tracked():
+def tracked_files():
     out = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     return [PurePosixPath(name) for name in out.split("\n") if name]
 
 
-def drawn():
-    """{folder: names of its files} of the tree in the design, and the folders in front of its lines."""
-    tree = (ROOT / "docs" / "design.md").read_text().split("## The house")[1].split("```")[1]
+def documented_tree():
+    """{folder: the file names listed for it}, for every folder in the tree of docs/design.md."""
+    tree = (ROOT / "docs" / "design.md").read_text().split("## Folders and files")[1].split("```")[1]
     found, folder = {}, ""
     for line in tree.splitlines():
         if m := re.match(r"(  )?([a-z_]+)/ ", line):
@@ -31,16 +31,16 @@ def drawn():
     return found
 
 
-def test_every_file_of_the_house_is_in_the_design_and_no_other():
-    here = {}
-    for path in tracked():
-        if path.parts[0] in ROOMS and path.suffix in (".py", ".proto") and path.name not in UNNAMED:
-            here.setdefault(str(path.parent), set()).add(path.name)
-    there = {folder: names for folder, names in drawn().items() if folder.split("/")[0] in ROOMS}
-    assert there == here
+def test_the_tree_lists_exactly_the_files_of_each_package():
+    tracked = {}
+    for path in tracked_files():
+        if path.parts[0] in PACKAGES and path.suffix in (".py", ".proto") and path.name not in UNLISTED:
+            tracked.setdefault(str(path.parent), set()).add(path.name)
+    documented = {folder: names for folder, names in documented_tree().items() if folder.split("/")[0] in PACKAGES}
+    assert documented == tracked
 
 
-def test_every_folder_of_the_design_is_there():
-    folders = {path.parts[0] for path in tracked() if len(path.parts) > 1}
-    assert set(drawn()) - {name for name in drawn() if "/" in name} <= folders
-    assert not folders - set(drawn()) - {".ci", "docs"}
+def test_the_tree_lists_exactly_the_top_folders():
+    tracked = {path.parts[0] for path in tracked_files() if len(path.parts) > 1} - {".ci"}
+    documented = {folder for folder in documented_tree() if "/" not in folder}
+    assert documented | {"docs"} == tracked

@@ -1,4 +1,4 @@
-"""The notebooks import what is there; `make test-slow` runs them whole."""
+"""The imports in the notebooks work. `make test-slow` runs whole notebooks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_what_a_notebook_imports_is_there(notebook):
+def test_the_imports_of_a_notebook_work(notebook):
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     code = ["".join(line for line in cell["source"] if not line.startswith("%")) for cell in cells]
     nodes = [node for text in code for node in ast.walk(ast.parse(text))]

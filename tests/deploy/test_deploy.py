@@ -1,4 +1,4 @@
-"""The cluster files against Ray's own schema."""
+"""The cluster files are valid by Ray's schema, and Ray accepts them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json
 
 
 @pytest.mark.parametrize("name", ["local.yaml", "aws.yaml"])
-def test_cluster_files_fit_rays_schema(name):
+def test_a_cluster_file_is_valid_by_rays_schema(name):
     config = yaml.safe_load((DEPLOY / name).read_text())
     jsonschema.validate(config, SCHEMA)
     for command in (*config["head_start_ray_commands"], *config["worker_start_ray_commands"]):
@@ -28,7 +28,7 @@ def test_cluster_files_fit_rays_schema(name):
 
 
 @pytest.mark.parametrize("name", ["local.yaml", "aws.yaml"])
-def test_ray_fills_in_and_accepts_them(name):
+def test_ray_completes_and_accepts_a_cluster_file(name):
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = prepare_config(yaml.safe_load((DEPLOY / name).read_text()))

@@ -1,4 +1,4 @@
-"""Runs as a user starts them, in processes of their own, and what tests ask of them."""
+"""Helpers for tests that start `qfleet` in a process of its own, as a user does."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from replay.store.snapshot_files import stored_segments
 FAST = ["--learner.device", "cpu", "--learner.threads", "1"]
 
 
-def qfleet(*args, **kwargs):
+def start_qfleet(*args, **kwargs):
+    """The process of the command `qfleet ARGS`; its stderr goes to its stdout."""
     command = [sys.executable, "-m", "qfleet", *map(str, args)]
     kwargs.setdefault("stdout", subprocess.PIPE)
     return subprocess.Popen(command, stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
-def said(*args):
-    """Status and output of a short command, made in this process: another would import for five seconds first."""
+def run_command(*args):
+    """(exit status, output) of a short `qfleet` command, run in this process, which saves five seconds of imports."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         status = cli.main([str(a) for a in args])
     return status, out.getvalue()
 
 
-def finish(process, seconds):
+def wait_for_output(process, seconds):
+    """The whole output of ``process``, once it has ended. Raises AssertionError after ``seconds``."""
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -41,30 +43,33 @@ def finish(process, seconds):
     return output
 
 
-def rows(file):
+def read_rows(file):
+    """The rows of a CSV file, each a dict by column."""
     with file.open() as opened:
         return list(csv.DictReader(opened))
 
 
-def evaluation(run):
-    return json.loads(said("eval", run, "--weights", "last", "--episodes", 20, "--json")[1].splitlines()[-1])
+def evaluate_last_weights(run):
+    """The figures of `qfleet eval` for the weights of the newest checkpoint."""
+    return json.loads(run_command("eval", run, "--weights", "last", "--episodes", 20, "--json")[1].splitlines()[-1])
 
 
 def wait_for_checkpoint(process, run):
+    """Wait until ``run`` has a checkpoint of at least 50 updates."""
     deadline = time.monotonic() + 100
-    while not list(run.glob("checkpoints/*/MANIFEST.json")) or newest_state(run)["updates"] < 50:
+    while not list(run.glob("checkpoints/*/MANIFEST.json")) or newest_checkpoint_state(run)["updates"] < 50:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no checkpoint within 100 s"
         time.sleep(0.2)
 
 
-def newest_state(run):
+def newest_checkpoint_state(run):
     newest = sorted(p for p in (run / "checkpoints").iterdir() if p.name[0].isdigit())[-1]
     return json.loads((newest / "state.json").read_text())
 
 
-def child(process, name):
-    """The Ray worker of that class below ``process``, or None; one that has just ended is none."""
+def worker_process(process, name):
+    """The running Ray worker of the class ``name`` that ``process`` started, as a psutil.Process, or None."""
     for c in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if c.name().startswith(f"ray::{name}"[:15]) and name in "".join(c.cmdline()):
@@ -76,16 +81,17 @@ def wait_until(process, condition, seconds=90):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"did not come about within {seconds} s"
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds} s"
         time.sleep(0.1)
 
 
-def versions_acted_on(run):
-    """Of the learner's weights, by the steps in the last snapshot of a run's only shard."""
+def snapshot_weights_versions(run):
+    """Versions of the weights that chose the actions in the last snapshot of the run's only shard, a set of ints."""
     _, stored = stored_segments(run / "replay" / "shard-0")
     return {int(v) for s in stored for v in s.segment.versions}
 
 
-def saved_state(run):
+def snapshot_state(run):
+    """The shard state in the last snapshot of the run's only shard."""
     manifest = json.loads((run / "replay" / "shard-0" / "MANIFEST.json").read_text())
-    return manifest["snapshot"]["state"] or {"end_key": 0}  # none was written yet
+    return manifest["snapshot"]["state"] or {"end_key": 0}  # before the first snapshot

@@ -1,4 +1,4 @@
-"""Replay shards in processes of their own, for the tests of the protocol."""
+"""Helpers for tests of the protocol: replay shards in processes of their own, and a sampler for them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from replay.rate_limiter import LimiterConfig, RateLimiter
 from replay.wire.sampler import Sampler
 from tests.conftest import SMALL
 
-FREE = LimiterConfig(samples_per_insert=0, min_size=1)
+FREE = LimiterConfig(samples_per_insert=0, min_size=1)  # no ratio: sampling starts with the first item
 
 
 class ShardProcess:
-    """One `benchmarks.processes.shard`."""
+    """One shard, run by `benchmarks.processes.shard` with ``args``; the constructor returns when it listens."""
 
     def __init__(self, *args, port=0):
         command = [sys.executable, "-m", "benchmarks.processes.shard", "--port", str(port), *map(str, args)]
@@ -42,6 +42,7 @@ class ShardProcess:
 
 @pytest.fixture(name="shards")
 def shards_fixture():
+    """``shards(count, *args)`` starts ``count`` shards, which are killed after the test; returns a list."""
     running = []
 
     def start(count, *args, **kwargs):
@@ -62,5 +63,5 @@ def sampler(shards, limiter=FREE, batch=32, spec=SMALL, give_up_after=5.0, **kwa
 def wait_for(condition, seconds=10.0):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "did not come about in time"
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds} s"
         time.sleep(0.02)

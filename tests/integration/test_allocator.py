@@ -1,4 +1,4 @@
-"""Memory that a process keeps for its next use; in a process of its own, as it changes the whole of it."""
+"""`keep_freed_memory`, tested in a process of its own because it affects the whole process."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone is told")
-def test_freed_megabytes_are_used_again_instead_of_fetched():
-    """40 buffers of 8 MiB, one after the other, are 40 times its pages; kept, hardly any is fetched again."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it only works with glibc's malloc")
+def test_freed_megabytes_are_reused():
+    """40 buffers of 8 MiB, one after another, cause page faults for each buffer, but hardly any when memory is kept."""
 
-    def faults(how):
-        command = [sys.executable, "-c", PROGRAM, how]
+    def page_faults(mode):
+        command = [sys.executable, "-c", PROGRAM, mode]
         return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
 
-    assert 10 * faults("keep") < faults("give back")
+    assert 10 * page_faults("keep") < page_faults("default")

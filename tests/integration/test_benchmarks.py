@@ -1,4 +1,4 @@
-"""The benchmarks that start processes run as asked, at tiny sizes."""
+"""The benchmarks that start processes run at tiny sizes and return the expected figures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from qfleet.cli import main as cli
 from rl.errors import RunFault
 
 
-def picture(path):
+def is_png(path):
     return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_shards_measures_every_case_alone_and_together(tmp_path, monkeypatch):
+def test_shards_measures_inserting_and_sampling_alone_and_together(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "PLAYED", 200)
     to = tmp_path / "shards.png"
     c = shards.Command(shards=(1, 2), writers=(2,), seconds=0.2, windows=1, items=300, to=str(to))
@@ -30,15 +30,15 @@ def test_shards_measures_every_case_alone_and_together(tmp_path, monkeypatch):
         assert all(0 <= row[name] <= 1 for name in ("idle", "idle_alone", "idle_both"))
         assert row["cores"] >= 1
         assert row["limit_store_per_s"] > 0
-    assert picture(to)
+    assert is_png(to)
 
 
-def test_actors_act_and_write_in_processes_of_their_own():
+def test_actors_measures_each_number_of_actor_processes():
     figures = actors.run(actors.Command(counts=(1, 2), environments=2, seconds=0.5), lambda line: None)
     assert [figures["agent_steps_per_s"][count] > 0 for count in ("1", "2")] == [True, True]
 
 
-def test_a_writer_that_does_not_start_is_no_figure():
+def test_a_writer_that_does_not_start_is_an_error():
     with (
         subprocess.Popen(["true"], stdout=subprocess.PIPE, text=True) as process,
         pytest.raises(RunFault, match="a writer has ended"),
@@ -50,21 +50,21 @@ def test_a_writer_that_does_not_start_is_no_figure():
         process.kill()
 
 
-def test_soak_wraps_updates_and_asks_the_shard(tmp_path, monkeypatch):
+def test_soak_wraps_around_updates_priorities_and_checks_the_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(soak, "PLAYED", 200)
-    to, said = tmp_path / "soak.png", []
-    figures = soak.run(soak.Command(minutes=0.04, capacity=400, wraps=1, every=0.2, to=str(to)), said.append)
+    to, lines = tmp_path / "soak.png", []
+    figures = soak.run(soak.Command(minutes=0.04, capacity=400, wraps=1, every=0.2, to=str(to)), lines.append)
     assert figures["inserted"] > 800
     assert figures["wraps"] == figures["inserted"] / 400 - 1
     assert figures["sampled"] > 32
     assert 0 < figures["dropped_updates"] < figures["sampled"]
     assert (figures["checks"], figures["checks_failed"], figures["lost_updates"]) == (1, [], 0)
     assert figures["passed"] == figures["flat"]
-    assert "valid" in said[-1]
-    assert picture(to)
+    assert "valid" in lines[-1]
+    assert is_png(to)
 
 
-def test_memory_fills_and_weighs_a_shard():
+def test_memory_fills_a_shard_and_measures_it():
     figures = memory.run(memory.Command(items=2_000, seconds=0.2), lambda line: None)
     assert 1_900 < figures["stored"] <= 2_000
     assert figures["mib_after"] > figures["mib_before"]
@@ -72,7 +72,7 @@ def test_memory_fills_and_weighs_a_shard():
     assert figures["sampled_per_s"] > 0
 
 
-def test_solve_runs_what_is_not_done_and_tells_the_median_and_the_worst(tmp_path, capfd):
+def test_solve_skips_finished_runs_and_reports_median_and_worst(tmp_path, capfd):
     flags = "--train=--serial --learner.device cpu --replay.limiter.min-size 200 --evaluation.period 300 --max-steps"
     args = ["bench", "solve", "--preset", "cartpole", "--episodes", "3", "--to", str(tmp_path), "--json"]
     assert cli.main([*args, "--seeds", "5", f"{flags} 400"]) == 1  # not solved

@@ -1,4 +1,4 @@
-"""Nobody waits for what the shards will never hold."""
+"""The sampler ends with an error, instead of waiting for ever, when the shards cannot hold min_size items."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.integration.shards import sampler, shards_fixture  # noqa: F401
 
 
 @pytest.mark.parametrize("capacity", [[], ["--capacity", 50]])
-def test_a_min_size_that_eviction_never_lets_be_reached_ends_the_sampler(shards, rng, capacity):
+def test_the_sampler_fails_when_eviction_keeps_replay_below_min_size(shards, rng, capacity):
     (shard,) = shards(1, *capacity)
     source = sampler([shard], LimiterConfig(samples_per_insert=0, min_size=100))
     assert source.sample(0.1) is None
@@ -31,8 +31,8 @@ def test_a_min_size_that_eviction_never_lets_be_reached_ends_the_sampler(shards,
     source.close()
 
 
-def test_a_sampler_that_comes_late_hears_all_shards_before_it_judges(shards, rng):
-    """Each shard has seen many more items than it holds, and one is slow to say what that is."""
+def test_the_sampler_hears_from_all_shards_before_it_decides_that_min_size_is_out_of_reach(shards, rng):
+    """Each shard has evicted many items, and one does not answer at first."""
     both = shards(2, "--capacity", 50)
     writer = Writer([s.address for s in both])
     for _ in range(120):

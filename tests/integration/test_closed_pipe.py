@@ -1,4 +1,4 @@
-"""Output that nobody reads any more (`| head`): commands end quietly with 141, a run writes its last checkpoint."""
+"""Commands whose output is no longer read (`| head`) end with 141 and no message; a run writes a last checkpoint."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from qfleet.cli.main import CLOSED_PIPE
 from qfleet.run.directory import STATUS, SUMMARY, RunDir
 
 QFLEET = [sys.executable, "-m", "qfleet"]
-ENV = {**os.environ, "PYTHONUNBUFFERED": ""}  # so that what is printed waits in a buffer, as it does by default
+ENV = {**os.environ, "PYTHONUNBUFFERED": ""}  # output is buffered, as by default
 RUN = ["train", "cartpole", "--serial", "--replay.limiter.min-size", "200", "--evaluation.quick-episodes", "1"]
 
 
 @pytest.fixture
 def unread():
-    """The end for writing of a pipe whose other end is closed."""
+    """The write end, a file descriptor, of a pipe whose read end is closed."""
     read, write = os.pipe()
     os.close(read)
     yield write
@@ -30,7 +30,7 @@ def unread():
 
 
 def run_unread(args, unread, unbuffered=""):
-    """(exit status, standard error) of a command whose output nobody reads."""
+    """(exit status, stderr) of `qfleet ARGS` with its stdout on the closed pipe."""
     done = subprocess.run(
         [*QFLEET, *args],
         stdout=unread,
@@ -55,7 +55,7 @@ def test_a_command_ends_quietly(args, unread):
     assert run_unread(args, unread) == (CLOSED_PIPE, "")
 
 
-def test_a_picture_whose_name_nobody_reads_is_there_and_not_complained_of(unread, tmp_path):
+def test_plot_writes_its_picture_even_if_its_output_is_not_read(unread, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.csv").write_text("wall_seconds,agent_steps,greedy_return\n1,10,1.0\n2,20,2.0\n")
@@ -65,12 +65,12 @@ def test_a_picture_whose_name_nobody_reads_is_there_and_not_complained_of(unread
     assert (tmp_path / "curves.png").is_file()
 
 
-def test_what_is_wrong_is_said_to_nobody(unread):
+def test_an_error_message_that_is_not_read_ends_the_command_with_141(unread):
     done = subprocess.run([*QFLEET, "trian"], stdout=subprocess.PIPE, stderr=unread, text=True, timeout=60, env=ENV)
     assert (done.returncode, done.stdout) == (CLOSED_PIPE, "")
 
 
-def test_a_pipe_of_somebody_else_is_a_fault_that_is_seen(monkeypatch):
+def test_a_broken_pipe_other_than_the_output_is_raised(monkeypatch):
     def broken(args):
         raise BrokenPipeError
 
@@ -80,18 +80,18 @@ def test_a_pipe_of_somebody_else_is_a_fault_that_is_seen(monkeypatch):
 
 
 def test_a_classic_method_ends_quietly(unread, tmp_path):
-    words = ["q-learning", "--env", "FrozenLake-v1", "--no-video", "--run-dir", str(tmp_path / "run")]
-    command = [*QFLEET, "classic", *words]
+    args = ["q-learning", "--env", "FrozenLake-v1", "--no-video", "--run-dir", str(tmp_path / "run")]
+    command = [*QFLEET, "classic", *args]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=unread, text=True, timeout=60, env=ENV)
     assert (done.returncode, done.stdout) == (CLOSED_PIPE, "")
 
 
-def start(run, *more, **streams):
+def start_run(run, *more, **streams):
     return subprocess.Popen([*QFLEET, *RUN, "--run-dir", str(run), *more], text=True, **{"env": ENV, **streams})
 
 
-def kept(run):
-    """The last checkpoint's state, after a look at what else a run that ended in order leaves."""
+def checked_state(run):
+    """The last checkpoint's state, after a check that summary, status and checkpoint agree."""
     summary = json.loads((run / SUMMARY).read_text())
     status = json.loads((run / STATUS).read_text())
     state = RunDir.open(run).newest_checkpoint().state
@@ -103,39 +103,39 @@ def kept(run):
 @pytest.mark.parametrize(
     "color", [pytest.param({}, id="lines", marks=pytest.mark.slow), pytest.param({"FORCE_COLOR": "1"}, id="table")]
 )
-def test_a_run_whose_progress_nobody_reads_any_more_ends_in_order(color, tmp_path):
+def test_a_run_whose_progress_is_no_longer_read_writes_its_last_checkpoint(color, tmp_path):
     run = tmp_path / "run"
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**ENV, **color}}
-    with start(run, "--evaluation.period", "400", **streams) as process:
+    with start_run(run, "--evaluation.period", "400", **streams) as process:
         while "evaluation (quick)" not in (line := process.stderr.readline()):
             assert line, process.wait()
         process.stderr.close()
-        said = process.stdout.read()
-        assert process.wait(timeout=60) == CLOSED_PIPE, said
-    assert said.startswith("not solved: ")
-    assert len(said.splitlines()) == 1
-    assert kept(run)["agent_steps"] < 50_000
+        output = process.stdout.read()
+        assert process.wait(timeout=60) == CLOSED_PIPE, output
+    assert output.startswith("not solved: ")
+    assert len(output.splitlines()) == 1
+    assert checked_state(run)["agent_steps"] < 50_000
 
 
-def test_a_run_all_of_whose_output_nobody_reads_any_more_ends_in_order(tmp_path):
+def test_a_run_whose_whole_output_is_no_longer_read_writes_its_last_checkpoint(tmp_path):
     run = tmp_path / "run"
-    with start(run, "--evaluation.period", "400", stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with start_run(run, "--evaluation.period", "400", stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         while "evaluation (quick)" not in (line := process.stdout.readline()):
             assert line, process.wait()
         process.stdout.close()
         assert process.wait(timeout=60) == CLOSED_PIPE
-    kept(run)
+    checked_state(run)
 
 
-def test_a_run_that_nobody_reads_is_stopped_in_order_by_a_signal(tmp_path):
+def test_a_run_whose_progress_is_not_read_still_stops_cleanly_on_a_signal(tmp_path):
     run = tmp_path / "run"
-    with start(run, "--evaluation.period", "0", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with start_run(run, "--evaluation.period", "0", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert re.search(r" at most (\d+:\d\d:\d\d|-) left\n$", process.stderr.readline())
         process.stderr.close()
         while not (run / STATUS).is_file() or not json.loads((run / STATUS).read_text())["updates"]:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        said = process.stdout.read()
-        assert process.wait(timeout=60) == 130, said
-    assert said.startswith("not solved: ")
-    kept(run)
+        output = process.stdout.read()
+        assert process.wait(timeout=60) == 130, output
+    assert output.startswith("not solved: ")
+    checked_state(run)

@@ -1,4 +1,4 @@
-"""Datasets into running shards, by the command line."""
+"""`qfleet replay export` and `import` with running shards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integration.shards import sampler, shards_fixture  # noqa: F401
 from tests.replay.datasets.made import BOX, datasets_fixture, episode, foreign, run_fixture  # noqa: F401
 
 
-def test_export_then_import_by_the_command_line(run, shards, capsys):
+def test_an_exported_dataset_can_be_imported(run, shards, capsys):
     assert cli.main(["replay", "export", str(run), "--to", "qfleet/cartpole-v0", "--json"]) == 0
     out = capsys.readouterr().out.splitlines()
     figures = json.loads(out[-1])
@@ -42,7 +42,7 @@ def test_export_then_import_by_the_command_line(run, shards, capsys):
     source.close()
 
 
-def test_shards_of_another_kind_are_named(shards, capsys):
+def test_importing_into_a_shard_with_other_observations_names_the_shard(shards, capsys):
     foreign("plain-v0", BOX, gym.spaces.Discrete(2), [episode(3)])
     (pixels,) = shards(1, "--shape", 20, 20, "--dtype", "uint8", "--stack", 4)
     assert cli.main(["replay", "import", "plain-v0", "--to", pixels.address]) == 2
@@ -50,8 +50,8 @@ def test_shards_of_another_kind_are_named(shards, capsys):
 
 
 @pytest.mark.parametrize("name", ["qfleet/pong-v0", "./" + "é" * 150, "./x" + "€" * 150, "./\udcff-v0"])
-def test_a_datasets_episodes_bear_as_much_of_its_name_as_a_shard_takes(name):
-    """In bytes: no letter is cut in two, and a name that is no text is one all the same."""
+def test_the_origin_of_imported_episodes_is_the_end_of_the_datasets_name(name):
+    """It has as many bytes as a shard accepts. It is valid UTF-8, even if the name is not."""
     origin = origin_of(name)
     assert MAX_WRITER - 3 < len(origin.encode()) <= MAX_WRITER or len(name.encode(errors="replace")) < MAX_WRITER
     assert name.encode(errors="replace").decode().endswith(origin)

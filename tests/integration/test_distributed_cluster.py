@@ -1,4 +1,4 @@
-"""A run on a Ray of several nodes that it joins."""
+"""A run that joins a Ray cluster of several nodes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from replay.security import Access, SecurityConfig, make_token_file
 from replay.wire.connection import open_channel
 from tests.integration.runs import (
     FAST,
-    finish,
-    qfleet,
-    said,
+    run_command,
+    start_qfleet,
+    wait_for_output,
 )
 
 
-def started_cluster(tries=3, **head):
-    """A Ray with a head node. Ray gives its control service 30 seconds to begin, which it now and then misses."""
+def start_cluster(tries=3, **head):
+    """A Ray cluster with a head node; tries again when Ray's control service takes more than 30 seconds to start."""
     from ray.cluster_utils import Cluster
 
     for left in reversed(range(tries)):
@@ -38,15 +38,15 @@ def started_cluster(tries=3, **head):
 
 @pytest.fixture(scope="module")
 def two_nodes():
-    """A Ray of two nodes of 4 CPUs, started here."""
-    cluster = started_cluster(num_cpus=4)
+    """A Ray cluster on this machine, of two nodes with 4 CPUs each."""
+    cluster = start_cluster(num_cpus=4)
     cluster.add_node(num_cpus=4)
     yield cluster
     cluster.shutdown()
 
 
-def refusal(address, security):
-    """How a shard answers who has the certificates and not the token."""
+def status_without_token(address, security):
+    """The gRPC status with which a shard answers a client that has the certificates but not the token."""
     with open_channel(address, Access(security)) as channel, pytest.raises(grpc.RpcError) as caught:
         ReplayStub(channel).Info(InfoRequest(), timeout=10.0)
     return caught.value.code()
@@ -54,7 +54,7 @@ def refusal(address, security):
 
 @pytest.mark.timeout(240)
 def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes, pem):
-    """With mutual TLS, and a token that nothing but its file ever holds."""
+    """With mutual TLS, and a token that is in no file but its own: no log, no configuration, no output."""
     run, output_file, token = tmp_path / "joined", tmp_path / "output", tmp_path / "token"
     make_token_file(str(token))
     files = {"certificate": "shard.pem", "key": "shard.key", "authority": "authority.pem"}
@@ -68,7 +68,7 @@ def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes, pem):
     args = ["train", "cartpole", "--address", two_nodes.address, "--actors.count", 2, "--replay.shards", 2, *FAST]
     flags += ["--replay.limiter.min-size", 300]
     with output_file.open("w") as output:
-        process = qfleet(
+        process = start_qfleet(
             *(*args, *flags, "--run-dir", run, "--max-steps", 3000, "--json"),
             stdout=output,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -82,11 +82,11 @@ def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes, pem):
             and not status
         ):
             shards = re.findall(r"[\d.]+:\d+", output_file.read_text().partition("learner on")[0])
-            refused = [refusal(address, security) for address in shards]
-            status = said("status", "joined", "--address", two_nodes.address, "--json")[1]
-            ray.shutdown()  # which `status` had joined
+            refused = [status_without_token(address, security) for address in shards]
+            status = run_command("status", "joined", "--address", two_nodes.address, "--json")[1]
+            ray.shutdown()  # `status` has joined it
         time.sleep(0.2)
-    finish(process, 60)
+    wait_for_output(process, 60)
     output = output_file.read_text()
     assert process.returncode == 0, output
     assert json.loads(output.splitlines()[-1])["agent_steps"] >= 3000
@@ -100,10 +100,10 @@ def test_joining_a_cluster_of_two_nodes(tmp_path, two_nodes, pem):
 
 
 @pytest.mark.timeout(120)
-def test_what_does_not_fit_a_cluster_is_named(tmp_path, two_nodes):
+def test_processes_that_do_not_fit_the_cluster_are_named(tmp_path, two_nodes):
     args = ["train", "cartpole", "--address", two_nodes.address, "--learner.device", "cpu", "--learner.threads", "20"]
-    process = qfleet(*args, "--run-dir", tmp_path / "r", "--ready-timeout", "10")
-    last = finish(process, 100).strip().splitlines()[-1]
+    process = start_qfleet(*args, "--run-dir", tmp_path / "r", "--ready-timeout", "10")
+    last = wait_for_output(process, 100).strip().splitlines()[-1]
     assert process.returncode == 1
     assert "not ready after 10 s: learner (asking for 40 CPU, 0 GPU" in last
     assert "`learner.threads`" in last

@@ -1,4 +1,4 @@
-"""A distributed run that was stopped or killed goes on where it stood."""
+"""A distributed run that was stopped or killed resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -10,64 +10,64 @@ import pytest
 
 from tests.integration.runs import (
     FAST,
-    evaluation,
-    finish,
-    newest_state,
-    qfleet,
-    rows,
+    evaluate_last_weights,
+    newest_checkpoint_state,
+    read_rows,
+    start_qfleet,
     wait_for_checkpoint,
+    wait_for_output,
 )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_stop_or_kill_and_resume_goes_on_from_the_counters(tmp_path, how):
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGKILL])
+def test_resuming_a_stopped_or_killed_run_continues_its_counters(tmp_path, stop_signal):
     run = tmp_path / "run"
     common = ["--actors.count", 1, *FAST, "--learner.checkpoint-minutes", 0.05]
-    process = qfleet("train", "cartpole", "--run-dir", run, *common)
+    process = start_qfleet("train", "cartpole", "--run-dir", run, *common)
     wait_for_checkpoint(process, run)
-    process.send_signal(how)
-    output = finish(process, 90)
-    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), output
-    before = newest_state(run)
-    if how == signal.SIGINT:
+    process.send_signal(stop_signal)
+    output = wait_for_output(process, 90)
+    assert process.returncode == (130 if stop_signal == signal.SIGINT else -signal.SIGKILL), output
+    before = newest_checkpoint_state(run)
+    if stop_signal == signal.SIGINT:
         assert json.loads((run / "summary.json").read_text())["updates"] == before["updates"]
     goal = before["agent_steps"] + 3000
-    rows_before = rows(run / "metrics.csv")
-    resumed = qfleet("train", "--resume", run, "--max-steps", goal, "--evaluation.goal", 1000, "--json")
-    output = finish(resumed, 120)
+    rows_before = read_rows(run / "metrics.csv")
+    resumed = start_qfleet("train", "--resume", run, "--max-steps", goal, "--evaluation.goal", 1000, "--json")
+    output = wait_for_output(resumed, 120)
     assert resumed.returncode == 0, output
     summary = json.loads(output.splitlines()[-1])
     assert summary["agent_steps"] >= goal
     assert summary["updates"] > before["updates"]
-    assert newest_state(run)["target_syncs"] >= before["target_syncs"]
-    after = rows(run / "metrics.csv")[len(rows_before) :]
+    assert newest_checkpoint_state(run)["target_syncs"] >= before["target_syncs"]
+    after = read_rows(run / "metrics.csv")[len(rows_before) :]
     assert after
     assert all(int(r["agent_steps"]) >= before["agent_steps"] and int(r["updates"]) >= before["updates"] for r in after)
-    # no more new steps and updates than this part of the run made: the rest was carried over
+    # only the new steps were made after the resume: the others were taken over
     assert summary["agent_steps"] < goal + 3000
     assert summary["wall_seconds"] > before["wall_seconds"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_after_ctrl_c_and_resume_the_policy_is_as_good_as_before(tmp_path):
+def test_after_ctrl_c_and_resume_the_policy_is_still_good(tmp_path):
     run = tmp_path / "run"
-    fading = ["--learner.learning-rate-updates", 4000, "--learner.learning-rate-end", 1e-4]
-    process = qfleet("train", "cartpole", "--run-dir", run, "--evaluation.goal", 1000, *fading, *FAST)
+    learning_rate = ["--learner.learning-rate-updates", 4000, "--learner.learning-rate-end", 1e-4]
+    process = start_qfleet("train", "cartpole", "--run-dir", run, "--evaluation.goal", 1000, *learning_rate, *FAST)
     deadline = time.monotonic() + 150
-    while not (run / "eval.csv").exists() or all(float(r["mean_return"]) < 200 for r in rows(run / "eval.csv")):
+    while not (run / "eval.csv").exists() or all(float(r["mean_return"]) < 200 for r in read_rows(run / "eval.csv")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no evaluation of 200 within 150 s"
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    finish(process, 90)
-    before, state = evaluation(run), newest_state(run)
-    resumed = qfleet("train", "--resume", run, "--max-steps", state["agent_steps"] + 2000)
-    output = finish(resumed, 120)
+    wait_for_output(process, 90)
+    before, state = evaluate_last_weights(run), newest_checkpoint_state(run)
+    resumed = start_qfleet("train", "--resume", run, "--max-steps", state["agent_steps"] + 2000)
+    output = wait_for_output(resumed, 120)
     assert resumed.returncode == 0, output
-    after = evaluation(run)
+    after = evaluate_last_weights(run)
     assert after["updates"] > before["updates"] >= state["updates"]
     assert before["mean_return"] >= 100
     assert after["mean_return"] >= 0.6 * before["mean_return"], (before, after)

@@ -1,4 +1,4 @@
-"""Replay shards that join and leave a run while it trains."""
+"""`qfleet scale`: replay shards join and leave a run while it trains."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from tests.integration.runs import FAST, finish, qfleet, said
+from tests.integration.runs import FAST, run_command, start_qfleet, wait_for_output
 
 
 @pytest.mark.timeout(300)
 def test_shards_join_and_leave_a_run(tmp_path):
-    """`qfleet scale` up and down while it trains; what was stored moves along, and the run goes on to its end."""
+    """Scale up and down: the content of the leaving shard moves to the other, and the run continues to its end."""
     run = tmp_path / "run"
     args = [
         "--actors.count",
@@ -30,7 +30,7 @@ def test_shards_join_and_leave_a_run(tmp_path):
         "--run-dir",
         run,
     ]
-    process = qfleet("train", "cartpole", *args, *FAST)
+    process = start_qfleet("train", "cartpole", *args, *FAST)
 
     def status():
         return json.loads((run / "status.json").read_text()) if (run / "status.json").exists() else {}
@@ -38,22 +38,22 @@ def test_shards_join_and_leave_a_run(tmp_path):
     try:
         deadline = time.monotonic() + 120
         while "shards" not in status() or status()["updates"] < 50:
-            assert time.monotonic() < deadline, "the run did not begin"
+            assert time.monotonic() < deadline, "the run did not start to train"
             time.sleep(0.2)
-        assert "2 replay shard(s)" in said("scale", run, "--shards", 2)[1]
+        assert "2 replay shard(s)" in run_command("scale", run, "--shards", 2)[1]
         assert "shards: 2" in (run / "config.yaml").read_text()
-        _, down = said("scale", run, "--shards", 1)
-        assert re.search(r"shard-1 has left, its [\d,]+ transitions moved", down + status()["scale_news"])
-        refused, words = said("scale", run, "--shards", 300)
-        assert (refused, "slack" in words) == (2, True), words
+        _, output = run_command("scale", run, "--shards", 1)
+        assert re.search(r"shard-1 has left, its [\d,]+ transitions moved", output + status()["scale_news"])
+        status_code, output = run_command("scale", run, "--shards", 300)
+        assert (status_code, "slack" in output) == (2, True), output
         before = status()["updates"]
         while status()["updates"] < before + 50:
-            assert time.monotonic() < deadline + 60, "the run does not go on"
+            assert time.monotonic() < deadline + 60, "the run made no updates after the change"
             time.sleep(0.2)
     finally:
         process.send_signal(signal.SIGINT)
-        output = finish(process, 60)
+        output = wait_for_output(process, 60)
     assert process.returncode == 130, output
     assert "Traceback" not in output
-    over, words = said("scale", run, "--shards", 2)
-    assert (over, "not being trained" in words) == (2, True), words
+    status_code, output = run_command("scale", run, "--shards", 2)
+    assert (status_code, "not being trained" in output) == (2, True), output

@@ -1,4 +1,4 @@
-"""The GPU check runs, on a CPU too, where little more than torch is installed."""
+"""`python -m benchmarks.gpu` runs on a CPU, in a process that can import little more than torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 ABSENT = ("ray", "gymnasium", "grpc", "lz4", "ale_py", "tyro", "rich", "psutil")
 
-BARE = """
+PROGRAM = """
 import importlib, runpy, sys
 folder, checkout, *absent = sys.argv[1].split(",")
 sys.path[:0] = [checkout, folder]
@@ -25,14 +25,14 @@ for name in absent:
         importlib.import_module(name)
     except ModuleNotFoundError:
         continue
-    sys.exit(f"{name} is here")
+    sys.exit(f"{name} can be imported, but must not be")
 sys.argv[1:] = ["--device", "cpu", "--quick", "--json"]
 runpy.run_module("benchmarks.gpu", run_name="__main__", alter_sys=True)
 """
 
 
-def needed(names):
-    """The distributions named, and all that they require here, by name."""
+def with_requirements(names):
+    """{name: distribution} of these distributions and of all that they require on this machine."""
     found, queue = {}, list(names)
     while queue:
         name = queue.pop().lower().replace("_", "-")
@@ -45,15 +45,15 @@ def needed(names):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """The check as a process that finds torch, numpy, safetensors, what these require, and the checkout, and no more."""
+    """The finished GPU check; its process can import only Qfleet, torch, numpy, safetensors, and their requirements."""
     folder = tmp_path_factory.mktemp("bare")
-    for distribution in needed(["torch", "numpy", "safetensors", "fsspec"]).values():
-        tops = {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}
-        for top in tops:
+    for distribution in with_requirements(["torch", "numpy", "safetensors", "fsspec"]).values():
+        names = {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}
+        for top in names:
             (folder / top).unlink(missing_ok=True)
             (folder / top).symlink_to(distribution.locate_file(top))
-    words = ",".join([str(folder), str(ROOT), *ABSENT])
-    command = [sys.executable, "-I", "-S", "-c", BARE, words]
+    arguments = ",".join([str(folder), str(ROOT), *ABSENT])
+    command = [sys.executable, "-I", "-S", "-c", PROGRAM, arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=200)
 
@@ -63,15 +63,15 @@ def test_it_runs_with_torch_numpy_and_safetensors_alone(bare):
     assert "1 of 12: losses of 3 updates beside the CPU's, nature, adam (11 more)" in bare.stdout
 
 
-def test_it_gives_every_figure(bare):
+def test_its_json_has_every_figure(bare):
     figures = json.loads(bare.stdout.splitlines()[-1])
     assert (figures["passed"], figures["failed"], figures["device"]) == (True, [], "cpu")
     losses = [c for c in figures["checks"] if c["name"].startswith("losses")]
     cases = {(c["name"], c["network"], c["optimizer"]) for c in losses}
     assert len(cases) == len(losses) == 2 * 2 * 2
-    assert all(c["worst"] == 0 for c in losses if c["name"] == "losses, float32")  # the CPU beside itself
+    assert all(c["worst"] == 0 for c in losses if c["name"] == "losses, float32")  # the CPU compared with itself
     assert all(0 < c["worst"] <= 5e-2 for c in losses if c["name"] == "losses, bfloat16")
-    assert len(figures["checks"]) - len(losses) == 2 * 4  # state and losses, there and back, by optimizer
+    assert len(figures["checks"]) - len(losses) == 2 * 4  # state and losses, to the device and back, for each optimizer
     assert len(figures["speed"]) == 2 * 2
     for row in figures["speed"]:
         assert row.pop("peak_device_mib") is None
@@ -88,7 +88,7 @@ def test_it_gives_every_figure(bare):
         assert any("conv" in row["name"] for row in profiled["longest"])
 
 
-def test_a_closed_pipe_ends_it_quietly():
+def test_a_closed_pipe_ends_it_with_141_and_no_message():
     command = [sys.executable, "-u", "-m", "benchmarks.gpu", "--device", "cpu", "--quick"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     process.stdout.close()

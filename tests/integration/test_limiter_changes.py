@@ -1,4 +1,4 @@
-"""The samples-per-insert limiter over the wire: changed at run time, and what those who wait for it hear."""
+"""The samples-per-insert limiter over gRPC: changes at run time, and messages to clients that wait for it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from tests.conftest import make_segment
 from tests.integration.shards import sampler, shards_fixture  # noqa: F401
 
 
-def test_the_limiter_is_changed_at_run_time(shards, rng):
-    """Preloaded with it off, then on: what is there owes nothing, and from there on the ratio holds."""
+def test_the_limiter_can_be_switched_and_changed_at_run_time(shards, rng):
+    """A shard is filled while the limiter is off, then the limiter is switched on.
+
+    No samples are due for the items already stored; the ratio holds from then on.
+    """
     (shard,) = shards(1, "--limited", "--insert-timeout", 0.5)
     writer = Writer([shard.address], write_timeout=30.0)
     assert not shard.stub.SetLimited(pb.SetLimitedRequest(limited=False)).limited
@@ -37,13 +40,13 @@ def test_the_limiter_is_changed_at_run_time(shards, rng):
     batches = 0
     while source.sample(0.5) is not None:
         batches += 1
-    assert 4 <= batches <= 8  # up to 4 were in hand, drawn while it was off
+    assert 4 <= batches <= 8  # up to 4 batches were drawn while the ratio was off
     assert source.blocked_reason().startswith("min_diff: d = 2 * 100 inserted - 64 sampled = 136")
     writer.close()
     source.close()
 
 
-def test_who_waits_hears_which_bound_holds_and_info_shows_it(shards, rng):
+def test_blocked_clients_and_info_name_the_bound_that_blocks(shards, rng):
     (shard,) = shards(1, "--limited", "--insert-timeout", 0.5)
     source = sampler([shard], LimiterConfig(2.0, 8, slack=40), batch=8)
     assert source.sample(0.2) is None
@@ -53,7 +56,7 @@ def test_who_waits_hears_which_bound_holds_and_info_shows_it(shards, rng):
         for _ in range(100):
             writer.write(make_segment(rng))
             source._poll()
-    for _ in range(2):  # hear of the last insert, then tell
+    for _ in range(2):  # the sampler hears of the last insert, then reports the limiter to the shard
         source._poll()
     info = shard.stub.Info(pb.InfoRequest(), timeout=5.0)
     assert (info.limiter.samples_per_insert, info.limiter.min_size) == (2.0, 8)
@@ -64,7 +67,7 @@ def test_who_waits_hears_which_bound_holds_and_info_shows_it(shards, rng):
     source.close()
 
 
-def test_who_waits_can_be_let_go(shards, rng):
+def test_close_unblocks_waiting_clients(shards, rng):
     limited, empty = *shards(1, "--limited"), *shards(1)
     writer, source = Writer([limited.address]), sampler([empty])
     faults, batches = [], []

@@ -1,4 +1,4 @@
-"""Shards that join, leave and are drained while writers and a sampler go on."""
+"""Shards join, leave and are drained while writers and a sampler are running."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.integration.shards import sampler, shards_fixture  # noqa: F401
 
 
 def fill(shard, rng, segments, mark, priority=1.0):
-    """Marks mark, mark + 1, ... of ``segments`` segments of 4 items, at one priority."""
+    """Insert ``segments`` segments of 4 items, all with this priority; item i of segment k has mark + 10 k + i."""
     writer = Writer([shard.address])
     for k in range(segments):
         writer.write(make_segment(rng, mark=mark + 10 * k, td_abs=[priority] * 4))
@@ -27,8 +27,8 @@ def fill(shard, rng, segments, mark, priority=1.0):
     writer.close()
 
 
-def writing(writer):
-    """Let it write as fast as it can; returns what ends that, a write that waits for credit too."""
+def write_in_background(writer):
+    """Write segments as fast as possible in a thread; returns a function that ends it and closes the writer."""
     stop = threading.Event()
 
     def write():
@@ -36,7 +36,7 @@ def writing(writer):
         while not stop.is_set():
             try:
                 writer.write(make_segment(own, items=8))
-            except RunFault:
+            except RunFault:  # closed while it waited for credit
                 assert stop.is_set()
 
     thread = threading.Thread(target=write, daemon=True)
@@ -52,22 +52,23 @@ def writing(writer):
 
 
 def marks(batches):
+    """The marks of all items in ``batches``, int [items]."""
     return np.concatenate([b.transitions.s_tm1[:, 0].astype(int) for b in batches])
 
 
 def assert_proportional(drawn, priorities):
-    """Chi-square of the marks drawn against their priorities (proportional selector, alpha 1)."""
+    """Assert by a chi-square test that the marks were drawn in proportion to ``priorities`` (by mark; alpha is 1)."""
     keys = sorted(priorities)
     p = np.array([priorities[k] for k in keys])
     expected = p / p.sum() * len(drawn)
     counts = np.array([(drawn == k).sum() for k in keys])
-    assert counts.sum() == len(drawn), "something was drawn that is not stored"
+    assert counts.sum() == len(drawn), "an item was drawn that is not stored"
     chi2 = ((counts - expected) ** 2 / expected).sum()
     assert chi2 < len(keys) + 6 * np.sqrt(2 * len(keys))
 
 
-def test_draws_are_those_of_one_buffer_as_shards_join_and_leave(shards, rng):
-    """1, then 4, then 2 shards of unequal fill and priority, the second of which took in what a third had."""
+def test_draws_match_a_single_buffer_as_shards_join_and_leave(shards, rng):
+    """1, then 4, then 2 shards with unequal numbers of items and priorities; one shard is drained into another."""
     four = shards(4)
     priorities = {}
     for k, (shard, segments, priority) in enumerate(zip(four, (3, 9, 1, 6), (1.0, 2.0, 30.0, 0.5), strict=True)):
@@ -77,10 +78,10 @@ def test_draws_are_those_of_one_buffer_as_shards_join_and_leave(shards, rng):
 
     def settle_and_draw(count=60):
         deadline = time.monotonic() + 10
-        while time.monotonic() < deadline - 9.3:  # news of all shards
+        while time.monotonic() < deadline - 9.3:  # until all shards have sent their counts
             source.sample(5.0)
         for _ in range(4):
-            source.sample(5.0)  # what was in hand before
+            source.sample(5.0)  # batches that were drawn before the change
         return marks([source.sample(5.0) for _ in range(count)])
 
     assert_proportional(settle_and_draw(), {k: p for k, p in priorities.items() if k < 1000})
@@ -94,8 +95,8 @@ def test_draws_are_those_of_one_buffer_as_shards_join_and_leave(shards, rng):
     source.close()
 
 
-def test_a_shard_is_drained_whole_while_it_is_drawn_from(shards, rng):
-    """Segments arrive byte for byte, take no credit, do not count as inserted; draws never fail meanwhile."""
+def test_a_shard_is_drained_completely_while_it_is_sampled(shards, rng):
+    """Segments arrive unchanged, need no credit and do not count as inserted. Sampling never fails meanwhile."""
     old, new = *shards(1), *shards(1, "--limited")
     fill(old, rng, 100, 0)
     before = [s.SerializeToString() for s in old.stub.Drain(pb.DrainRequest(segments=200)).segments]
@@ -116,7 +117,7 @@ def test_a_shard_is_drained_whole_while_it_is_drawn_from(shards, rng):
     source.close()
 
 
-def test_a_drain_that_is_broken_off_loses_nothing(shards, rng):
+def test_an_interrupted_drain_loses_nothing(shards, rng):
     old, new = shards(2)
     fill(old, rng, 100, 0)
     writer = Writer([new.address], give_up_after=0.5, write_timeout=5.0)
@@ -130,7 +131,7 @@ def test_a_drain_that_is_broken_off_loses_nothing(shards, rng):
     writer.close()
 
 
-def test_a_writer_goes_over_to_other_shards_and_delivers_what_is_in_flight(shards, rng):
+def test_a_writer_that_changes_shards_delivers_its_segments_in_flight(shards, rng):
     one, two = shards(2)
     writer = Writer([one.address])
     for k in range(50):
@@ -140,7 +141,7 @@ def test_a_writer_goes_over_to_other_shards_and_delivers_what_is_in_flight(shard
         writer.write(make_segment(rng, mark=k))
     writer.flush(10.0)
     assert (one.counts().inserted, two.counts().inserted) == (200, 200)
-    writer.set_shards([one.address])  # it comes back, and knows the numbers of before
+    writer.set_shards([one.address])  # a shard that rejoins still has the old sequence numbers
     writer.write(make_segment(rng))
     writer.flush(10.0)
     assert (one.counts().inserted, two.counts().inserted) == (204, 200)
@@ -149,29 +150,28 @@ def test_a_writer_goes_over_to_other_shards_and_delivers_what_is_in_flight(shard
     writer.close()
 
 
-def test_draws_go_on_when_a_shard_that_is_silent_leaves(shards, rng):
-    """What it was asked for while its stream paused between two attempts is lost, not waited for."""
+def test_sampling_continues_when_a_dead_shard_leaves(shards, rng):
+    """Requests made while its stream pauses between two attempts to connect are given up, not waited for."""
     stays, dies = shards(2)
     fill(stays, rng, 3, 0)
     fill(dies, rng, 3, 100)
     source = sampler([stays, dies], give_up_after=60.0)
     assert source.sample(5.0) is not None
     dies.kill()
-    until = time.monotonic() + 3.0  # so that the pauses grow long
+    until = time.monotonic() + 3.0  # so that the pauses between attempts grow
     while time.monotonic() < until:
         source.sample(0.1)
     source.set_shards([stays.address])
     for _ in range(20):
-        assert source.sample(5.0) is not None, "waits for a shard that has left"
+        assert source.sample(5.0) is not None, "the sampler waits for a shard that has left"
     source.close()
 
 
-def test_writers_and_sampler_keep_the_ratio_while_shards_come_and_go(shards, rng):
-    """The samples-per-insert ratio holds over joins and leaves, with everything under way."""
+def test_the_samples_per_insert_ratio_holds_while_shards_join_and_leave(shards, rng):
     three = shards(3, "--capacity", 4000, "--limited")
     source = sampler(three[:1], LimiterConfig(4.0, 100, slack=200), batch=64)
     writer = Writer([three[0].address])
-    end = writing(writer)
+    end = write_in_background(writer)
     for members in ([0], [0, 1], [0, 1, 2], [1, 2], [2], [0, 2]):
         addresses = [three[k].address for k in members]
         source.set_shards(addresses)
@@ -187,12 +187,12 @@ def test_writers_and_sampler_keep_the_ratio_while_shards_come_and_go(shards, rng
     source.close()
 
 
-def test_a_shard_that_lost_its_content_neither_stalls_the_learner_nor_lets_writers_run_ahead(shards, rng):
-    """A learner that takes its time: in it, writers could do much against credit of before the restart."""
+def test_a_shard_that_lost_its_content_neither_blocks_the_learner_nor_lets_writers_run_ahead(shards, rng):
+    """The learner is slow, so that writers have the time to use up credit that was granted before the restart."""
     two = shards(2, "--limited", "--capacity", 20_000)
     source = sampler(two, LimiterConfig(1.0, 40, slack=100), batch=64)
     writer = Writer([s.address for s in two])
-    end = writing(writer)
+    end = write_in_background(writer)
     for _ in range(100):
         assert source.sample(10.0) is not None
     lost = two[0].counts().inserted
@@ -203,13 +203,13 @@ def test_a_shard_that_lost_its_content_neither_stalls_the_learner_nor_lets_write
         time.sleep(0.1)
         counts = [again.counts(), two[1].counts()]
         d = lost + sum(c.inserted for c in counts) - source._ledger.totals().sampled
-        assert d <= 140 + 64 * 4 + 16, f"writers have run ahead: d is {d}"
+        assert d <= 140 + 64 * 4 + 16, f"the writers are too far ahead: d is {d}"
     assert again.counts().inserted > 0
     end()
     source.close()
 
 
-def test_batches_in_hand_keep_their_weights_when_all_shards_are_replaced(shards, rng):
+def test_batches_in_flight_keep_their_weights_when_all_shards_are_replaced(shards, rng):
     one, two = shards(2)
     fill(one, rng, 5, 0)
     fill(two, rng, 5, 100)
@@ -220,13 +220,13 @@ def test_batches_in_hand_keep_their_weights_when_all_shards_are_replaced(shards,
     batches = [source.sample(5.0) for _ in range(20)]
     assert all(np.isfinite(b.weights).all() and b.weights.max() == 1.0 for b in batches)
     assert (marks(batches[-1:]) >= 100).all()
-    for batch in batches:  # some are of the shard that has left
+    for batch in batches:  # some are from the shard that has left
         source.update_priorities(batch, np.ones(32, np.float32))
     assert source.stats()["lost_updates"] > 0
     source.close()
 
 
-def test_changes_made_before_the_next_batch_are_all_made(shards, rng):
+def test_several_changes_before_the_next_batch_all_take_effect(shards, rng):
     two = shards(2)
     source = sampler(two, LimiterConfig(1.0, 1, slack=100), batch=16)
     source.set_limiter(LimiterConfig(4.0, 1, slack=200))
@@ -238,24 +238,24 @@ def test_changes_made_before_the_next_batch_are_all_made(shards, rng):
     source.close()
 
 
-def test_a_shard_that_comes_back_with_its_content_counts_once(shards, rng):
-    """What it holds has been judged: the learner is owed no batch for it a second time."""
+def test_the_content_of_a_shard_that_leaves_and_rejoins_counts_once(shards, rng):
+    """The learner gets no batches for the same items a second time."""
     two = shards(2)
     fill(two[0], rng, 25, 0)
     fill(two[1], rng, 25, 1000)
     source = sampler(two, LimiterConfig(2.0, 100, slack=64), batch=16)
 
-    def drawn():
+    def batches_allowed():
         batches = 0
         while source.sample(0.3) is not None:
             batches += 1
         return batches
 
-    assert drawn() == 4
+    assert batches_allowed() == 4
     source.set_shards([two[0].address])
-    assert drawn() == 0
+    assert batches_allowed() == 0
     source.set_shards([s.address for s in two])
-    assert drawn() == 0
+    assert batches_allowed() == 0
     source.set_limiter(LimiterConfig(2.0, 100, slack=64))
-    assert drawn() == 4
+    assert batches_allowed() == 4
     source.close()

@@ -1,4 +1,4 @@
-"""A package of an extra that is not installed is named in one line."""
+"""When a package of an extra is not installed, one line names the extra."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 
 @pytest.mark.parametrize("blocked", ["flappy_bird_gymnasium", "pygame"])
-def test_the_missing_extra_is_one_line(blocked):
-    """In a process of its own: here the package is imported already."""
+def test_a_missing_extra_is_reported_in_one_line(blocked):
+    """In a process of its own, because this one may have imported the package."""
     program = f"""
 import sys
 sys.modules[{blocked!r}] = None  # importing it raises ImportError

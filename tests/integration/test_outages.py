@@ -1,4 +1,4 @@
-"""Shards that are gone, come back, fill late or refuse: what the clients make of it."""
+"""Writer and sampler when shards are gone, restart, fill late, or reject requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import make_segment
 from tests.integration.shards import sampler, shards_fixture, wait_for  # noqa: F401
 
 
-def test_a_writer_without_credit_fails_with_a_reason_and_never_hangs(shards, rng):
+def test_a_writer_without_credit_fails_with_a_reason_instead_of_hanging(shards, rng):
     (shard,) = shards(1, "--limited", "--insert-timeout", 0.5)
     writer = Writer([shard.address], write_timeout=2.0)
     began = time.monotonic()
@@ -27,7 +27,7 @@ def test_a_writer_without_credit_fails_with_a_reason_and_never_hangs(shards, rng
     writer.close()
 
 
-def test_a_shard_that_is_gone_makes_the_clients_say_so(shards, rng):
+def test_clients_name_a_shard_that_is_gone(shards, rng):
     (shard,) = shards(1)
     writer = Writer([shard.address], give_up_after=1.0, write_timeout=30.0)
     source = sampler([shard], give_up_after=1.0)
@@ -48,7 +48,7 @@ def test_a_shard_that_is_gone_makes_the_clients_say_so(shards, rng):
     source.close()
 
 
-def test_the_others_take_over_from_a_shard_that_is_gone(shards, rng):
+def test_the_other_shards_take_over_from_a_shard_that_is_gone(shards, rng):
     two = shards(2)
     writer = Writer([s.address for s in two], give_up_after=1.0)
     for k in range(6):
@@ -62,7 +62,7 @@ def test_the_others_take_over_from_a_shard_that_is_gone(shards, rng):
         writer.write(make_segment(rng, mark=1000 + k))
         time.sleep(0.1)
     writer.flush(20.0)
-    assert two[1].counts().inserted >= before + 20 * 4  # all of them, also those first sent to the dead shard
+    assert two[1].counts().inserted >= before + 20 * 4  # also the segments first sent to the dead shard
     got = [source.sample(0.5) for _ in range(20)]
     assert got[-1] is not None
     assert set(got[-1].shards.tolist()) == {1}
@@ -71,8 +71,8 @@ def test_the_others_take_over_from_a_shard_that_is_gone(shards, rng):
     source.close()
 
 
-def test_a_restarted_shard_takes_the_writer_back(shards, rng):
-    """A shard killed and restarted empty on its port: writing goes on, and what was never acknowledged arrives."""
+def test_a_writer_continues_with_a_restarted_shard(shards, rng):
+    """A shard is killed and restarted empty on its port: the segment that was not acknowledged arrives."""
     (shard,) = shards(1)
     writer = Writer([shard.address], give_up_after=30.0)
     for _ in range(3):
@@ -85,7 +85,7 @@ def test_a_restarted_shard_takes_the_writer_back(shards, rng):
     writer.close()
 
 
-def test_a_shard_that_comes_back_is_sampled_again(shards, rng):
+def test_a_restarted_shard_is_sampled_again(shards, rng):
     two = shards(2)
     writers = [Writer([s.address]) for s in two]
     for writer in writers:
@@ -140,7 +140,7 @@ def test_an_idle_writer_survives_a_short_outage(shards, rng):
     writer.close()
 
 
-def test_a_batch_too_large_for_a_message_is_a_fault(shards, rng):
+def test_a_batch_too_large_for_a_message_is_an_error(shards, rng):
     spec = ObservationSpec((1000, 1000), "uint8")
     (shard,) = shards(1, "--shape", 1000, 1000, "--dtype", "uint8")
     writer = Writer([shard.address])
@@ -155,7 +155,7 @@ def test_a_batch_too_large_for_a_message_is_a_fault(shards, rng):
 
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
-def test_priority_updates_that_a_shard_cannot_take_are_counted_and_hold_nobody_up(shards, rng, fault):
+def test_priority_updates_to_a_dead_or_stopped_shard_are_counted_and_do_not_block(shards, rng, fault):
     (shard,) = shards(1)
     writer = Writer([shard.address])
     writer.write(make_segment(rng))

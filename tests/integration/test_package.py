@@ -1,4 +1,4 @@
-"""The package as others get it: what an import costs, and the wheel without the checkout."""
+"""The package for its users: which libraries an import loads, and the wheel without the checkout."""
 
 from __future__ import annotations
 
@@ -19,45 +19,47 @@ TINY = ["--serial", "--max-steps", "300", "--learner.device", "cpu", "--evaluati
 LOADED = """
 import contextlib, io, sys
 import qfleet
-assert not {"torch", "gymnasium", "ray"} & sys.modules.keys(), "import qfleet is dear"
+assert not {"torch", "gymnasium", "ray"} & sys.modules.keys(), "import qfleet loads a large library"
 from qfleet.cli.main import main
-for words in COMMANDS:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+for args in COMMANDS:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as output:
         try:
-            status = main(words)
+            status = main(args)
         except SystemExit as stop:
             status = stop.code or 0
     loaded = [name for name in ("torch", "gymnasium", "ray") if name in sys.modules]
-    print(" ".join(words[:2]), status, loaded, said.getvalue())
+    print(" ".join(args[:2]), status, loaded, output.getvalue())
 """
 
 
 def python(*args, **kwargs):
+    """The finished process of this Python with ``args``, its output captured."""
     kwargs.setdefault("cwd", ROOT)
     return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, timeout=200, **kwargs)
 
 
-def test_what_needs_no_ray_does_not_import_it(tmp_path):
-    """Nor do `import qfleet` and a shard import torch or gymnasium. One process, which keeps what each command imported."""
+def test_commands_import_only_the_libraries_that_they_need(tmp_path):
+    """All commands run in one process, so each one's list includes what the commands before it imported."""
     run = str(tmp_path / "run")
     learning = ["torch", "gymnasium"]
     commands = {
         ("--help",): (0, []),
         ("replay", "serve", "--help"): (0, []),
-        ("replay", "info", "127.0.0.1:1", "--timeout", "0.5"): (1, []),  # nobody is there
+        ("replay", "info", "127.0.0.1:1", "--timeout", "0.5"): (1, []),  # no shard listens there
         ("classic",): (0, learning),
         ("train", "cartpole", *TINY, "--run-dir", run): (0, learning),
         ("eval", run, "--episodes", "1"): (0, learning),
     }
-    done = python("-c", LOADED.replace("COMMANDS", repr([list(words) for words in commands])))
+    done = python("-c", LOADED.replace("COMMANDS", repr([list(args) for args in commands])))
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if re.search(r" \d \[.*\] ", line)]
-    for line, (words, (status, loaded)) in zip(lines, commands.items(), strict=True):
-        assert line.startswith(f"{' '.join(words[:2])} {status} {loaded}"), done.stdout
+    for line, (args, (status, loaded)) in zip(lines, commands.items(), strict=True):
+        assert line.startswith(f"{' '.join(args[:2])} {status} {loaded}"), done.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
+    """The path of a wheel built from the tracked files."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # pip builds in the source tree: a copy keeps the checkout as it is
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
@@ -74,7 +76,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """(place, environment, empty directory) of an interpreter that finds Qfleet first as the wheel installed it."""
+    """(site directory, environment, empty directory): with this environment Python imports Qfleet from the wheel."""
     folder = tmp_path_factory.mktemp("installed")
     done = python("-m", "pip", "install", "-q", "--no-deps", "--target", folder / "site", wheel, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -82,7 +84,7 @@ def installed(wheel, tmp_path_factory):
     return folder / "site", {**os.environ, "PYTHONPATH": str(folder / "site")}, folder / "empty"
 
 
-def test_the_wheel_holds_every_package_and_its_types(wheel):
+def test_the_wheel_contains_every_package_and_its_types(wheel):
     with zipfile.ZipFile(wheel) as file:
         held = set(file.namelist())
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
@@ -93,7 +95,7 @@ def test_the_wheel_holds_every_package_and_its_types(wheel):
     assert not [name for name in held if name.startswith("tests/")]
 
 
-def test_it_runs_without_the_checkout(installed):
+def test_the_installed_package_runs_without_the_checkout(installed):
     site, env, empty = installed
     where = python("-c", "import qfleet, benchmarks; print(qfleet.__file__, benchmarks.__file__)", env=env, cwd=empty)
     assert [name.startswith(str(site)) for name in where.stdout.split()] == [True, True], where.stderr
@@ -103,7 +105,7 @@ def test_it_runs_without_the_checkout(installed):
     assert json.loads(trained.stdout.splitlines()[-1])["agent_steps"] >= 300
 
 
-USE = """
+USER_CODE = """
 import qfleet
 reveal_type(qfleet.train)
 reveal_type(qfleet.preset("pong"))
@@ -114,12 +116,12 @@ qfleet.trian
 
 
 def test_a_type_checker_sees_its_types(installed):
-    """Of a package without py.typed mypy takes nothing, and calls all of it Any."""
+    """Without py.typed, mypy would treat everything in the package as Any."""
     _, env, empty = installed
     (empty / "mypy.ini").write_text(
         "[mypy]\nfollow_imports = skip\n" + "".join(f"[mypy-{name}.*]\nfollow_imports = silent\n" for name in OURS)
-    )  # a minute less
-    (empty / "user.py").write_text(USE)
+    )  # this saves a minute
+    (empty / "user.py").write_text(USER_CODE)
     out = python("-m", "mypy", "--cache-dir", os.devnull, "user.py", env=env, cwd=empty).stdout
     revealed = re.findall(r'Revealed type is "(.*)"', out)
     assert len(revealed) == 4, out

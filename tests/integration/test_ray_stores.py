@@ -1,4 +1,4 @@
-"""Weight store and board in a real Ray: nobody waits for a slow store, no target sync is lost, a silent board is a fault."""
+"""Weight store and board on Ray: a slow store blocks no client, no target sync is lost, a silent board is an error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def publication(version, target_version=0, target=None):
     return Publication(version, 10 * version, weights, target_version, target)
 
 
-def test_a_slow_store_holds_nobody_up_and_a_held_target_is_sent_later():
+def test_a_slow_store_does_not_block_the_learner_and_target_weights_are_sent_later():
     store = ray.remote(SlowStore).remote()
     sink, source = RayWeightSink(store), RayWeightSource(store)
     sink.publish(publication(1, 0, {"w": np.zeros(3, np.float32)}))
@@ -41,20 +41,20 @@ def test_a_slow_store_holds_nobody_up_and_a_held_target_is_sent_later():
     began = time.monotonic()
     for version in (2, 3, 4):
         sink.publish(publication(version))
-    sink.publish(publication(5, 1, {"w": np.full(3, 7, np.float32)}))  # held: two are on their way
+    sink.publish(publication(5, 1, {"w": np.full(3, 7, np.float32)}))  # held back, because two are on their way
     sink.publish(publication(6, 1))
     assert time.monotonic() - began < 1.0
     ray.get(asleep)
     time.sleep(0.5)
     assert source.wait(10.0).version == 3
     sink.publish(publication(7, 1))
-    ray.get(store.newer_than.remote(99, 0))  # calls are taken in order
+    ray.get(store.newer_than.remote(99, 0))  # the store answers calls in order
     got = source.wait(10.0)
     assert (got.version, got.target_version) == (7, 1)
     np.testing.assert_array_equal(got.target_weights["w"], 7)
 
 
-def test_a_store_that_takes_nothing_is_a_fault():
+def test_a_store_that_accepts_no_weights_is_an_error():
     store = ray.remote(SlowStore).remote()
     sink = RayWeightSink(store, patience=0.2)
     store.sleep.remote(3.0)
@@ -65,7 +65,7 @@ def test_a_store_that_takes_nothing_is_a_fault():
         sink.publish(publication(4))
 
 
-def test_what_is_published_is_ready_at_a_new_readers_first_look():
+def test_a_new_reader_gets_the_latest_publication_at_its_first_poll():
     store = ray.remote(SlowStore).remote()
     RayWeightSink(store).publish(publication(7, 3, {"w": np.full(3, 5, np.float32)}))
     source = RayWeightSource(store)
@@ -76,7 +76,7 @@ def test_what_is_published_is_ready_at_a_new_readers_first_look():
     np.testing.assert_array_equal(got.target_weights["w"], 5)
 
 
-def test_a_learner_that_never_publishes_is_a_fault():
+def test_a_learner_that_never_publishes_is_an_error():
     source = RayWeightSource(ray.remote(SlowStore).remote())
     with pytest.raises(RunFault, match=r"no weights within 0.5 s"):
         source.await_first(0.5)
@@ -100,7 +100,7 @@ class SlowBoard(RunBoard):
         time.sleep(seconds)
 
 
-def test_a_board_that_is_silent_or_gone_is_a_fault_of_one_line(monkeypatch):
+def test_a_board_that_is_silent_or_gone_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(board, "TIMEOUT", 0.5)
     handle = ray.remote(SlowBoard).remote()
     ray.get(handle.set_shards.remote(["a:1", "b:2"]))

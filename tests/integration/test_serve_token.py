@@ -1,4 +1,4 @@
-"""A shard that stands alone makes its token."""
+"""`qfleet replay serve` creates its token file and requires the token."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def insert(stub, rng, *sequences, writer="w", **kwargs):
 SERVE = ["replay", "serve", "--port", "0", "--frame-shape", "2", "--dtype", "float32", "--stack", "1"]
 
 
-def test_serve_makes_its_token_and_asks_for_it(tmp_path, rng):
+def test_serve_creates_a_token_and_requires_it(tmp_path, rng):
     path = tmp_path / "token"
     command = [sys.executable, "-m", "qfleet", *SERVE, "--host", "0.0.0.0", "--security.token-file", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    said = [process.stdout.readline() for _ in range(2)]
-    assert f"a new token is in {path}" in said[0]
-    port = int(re.match(r"replay shard on 0\.0\.0\.0:(\d+): ", said[1])[1])
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert f"a new token is in {path}" in lines[0]
+    port = int(re.match(r"replay shard on 0\.0\.0\.0:(\d+): ", lines[1])[1])
     server = SimpleNamespace(address=f"127.0.0.1:{port}")
     access = Access.of(SecurityConfig(token_file=str(path)))
     with open_channel(server.address, access) as channel:
@@ -43,5 +43,5 @@ def test_serve_makes_its_token_and_asks_for_it(tmp_path, rng):
     process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=20)
     assert process.returncode == 143
-    assert access.token not in "".join([*said, *rest])
+    assert access.token not in "".join([*lines, *rest])
     assert os.environ.get("QFLEET_TOKEN") is None

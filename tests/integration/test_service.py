@@ -1,4 +1,4 @@
-"""The replay service for real: shards in processes of their own, gRPC between them and the clients."""
+"""The replay service over gRPC, with shards in processes of their own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import FRAMES, ROOT, make_message, make_segment
 from tests.integration.shards import sampler, shards_fixture, wait_for  # noqa: F401
 
 
-def test_what_is_written_is_sampled_whole(shards, rng):
+def test_written_segments_are_sampled_with_complete_stacks(shards, rng):
     (shard,) = shards(1, "--shape", 20, 20, "--dtype", "uint8", "--stack", 4)
     writer = Writer([shard.address])
     for k in range(5):
@@ -45,15 +45,15 @@ def test_what_is_written_is_sampled_whole(shards, rng):
     source.close()
 
 
-def test_health_answers(shards):
+def test_the_health_service_answers(shards):
     (shard,) = shards(1)
     stub = health_pb2_grpc.HealthStub(grpc.insecure_channel(shard.address))
     reply = stub.Check(health_pb2.HealthCheckRequest(service="qfleet.replay.v1.Replay"), timeout=5.0)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_shards_of_unequal_fill_sample_as_one_would(shards, rng):
-    """Marks of all items, their total priority shares over shards 1:1:1:100, against one buffer's distribution."""
+def test_shards_with_unequal_content_sample_like_one_buffer(shards, rng):
+    """4 shards whose priorities are scaled 1:1:1:100. A chi-square test compares the draws with those of one buffer."""
     four = shards(4, "--capacity", 4000)
     priorities = {}
     for index, (shard, scale, count) in enumerate(zip(four, (1.0, 1.0, 1.0, 100.0), (2, 4, 8, 6), strict=True)):
@@ -77,12 +77,12 @@ def test_shards_of_unequal_fill_sample_as_one_would(shards, rng):
     likely = probability * len(marks) > 10
     chi2 = ((counts - probability * len(marks)) ** 2 / (probability * len(marks)))[likely].sum()
     assert chi2 < likely.sum() + 6 * np.sqrt(2 * likely.sum())
-    # weights: (N * P)^-beta over the batch's maximum, P as one buffer would have it
+    # the weights are (N * P)^-beta, divided by the maximum over the batch, with P as in one buffer
     batch = batches[0]
     p = np.array([priorities[int(m)] for m in batch.transitions.s_tm1[:, 0]]) / expected.sum()
     w = (len(keys) * p) ** -0.4
     np.testing.assert_allclose(batch.weights, w / w.max(), rtol=1e-4)
-    # as a checkpoint holds it: the batches drawn, over 200,000 of which beta goes from 0.4 to 1
+    # the state in a checkpoint is the number of batches drawn; beta goes from 0.4 to 1 over 200,000 of them
     assert source.get_state() == {"drawn": 60}
     source.set_state({"drawn": 200_000})
     batch = source.sample(10.0)
@@ -91,7 +91,7 @@ def test_shards_of_unequal_fill_sample_as_one_would(shards, rng):
     source.close()
 
 
-def test_priority_updates_reach_their_shard_and_steer_the_draws(shards, rng):
+def test_priority_updates_reach_their_shard_and_change_the_draws(shards, rng):
     two = shards(2)
     for index, shard in enumerate(two):
         writer = Writer([shard.address])
@@ -117,8 +117,10 @@ def test_priority_updates_reach_their_shard_and_steer_the_draws(shards, rng):
     [(400, 160), pytest.param(100_000, 112, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])],
 )
 def test_the_limiter_holds_the_ratio_of_the_whole_service(shards, rng, batches, slack):
-    """A writer and a sampler as fast as they can over 4 shards of priorities 1:1:1:100: neither stalls, the ratio stays
-    within its bounds (112 is the smallest slack that is accepted)."""
+    """A writer and a sampler run as fast as possible over 4 shards with priorities 1:1:1:100.
+
+    Neither stalls, and the ratio stays within its bounds. 112 is the smallest valid slack.
+    """
     four = shards(4, "--capacity", 2000, "--limited")
     limiter = LimiterConfig(samples_per_insert=4.0, min_size=100, slack=slack)
     source = sampler(four, limiter, batch=64)
@@ -155,7 +157,7 @@ def test_the_limiter_holds_the_ratio_of_the_whole_service(shards, rng, batches, 
     ("field", "value"),
     [("frames", b"x"), ("td_abs", np.array([np.nan] * 4, "<f4").tobytes()), ("item_step", b"abc")],
 )
-def test_a_refused_segment_is_a_fault_not_a_loop(shards, rng, field, value):
+def test_an_invalid_segment_is_rejected(shards, rng, field, value):
     (shard,) = shards(1)
     message = make_message(rng)
     setattr(message, field, value)
@@ -165,7 +167,7 @@ def test_a_refused_segment_is_a_fault_not_a_loop(shards, rng, field, value):
     assert shard.counts().inserted == 0
 
 
-def test_a_writer_of_the_wrong_shape_stops_with_the_shards_words(shards, rng):
+def test_a_writer_with_the_wrong_frame_shape_fails_with_the_shards_message(shards, rng):
     (shard,) = shards(1)
     writer = Writer([shard.address])
     with pytest.raises(RunFault, match="refused"):
@@ -190,7 +192,7 @@ def test_sequences_are_stored_once_and_in_order(shards, rng):
     assert "resend from 4" in caught.value.details()
 
 
-def test_an_empty_shard_gives_nothing_within_the_timeout(shards):
+def test_sampling_an_empty_shard_returns_none_after_the_timeout(shards):
     (shard,) = shards(1)
     source = sampler([shard])
     began = time.monotonic()
@@ -209,8 +211,8 @@ def test_a_writer_pickles_as_its_addresses(shards):
     twin.close()
 
 
-def test_the_example_of_a_shard_that_stands_alone_runs(shards):
-    """The code of docs/replay.md, against a shard of that kind."""
+def test_the_example_code_in_the_docs_runs(shards):
+    """The Python code of docs/replay.md, with a stand-alone shard."""
     (shard,) = shards(1, "--shape", 84, 84, "--dtype", "uint8", "--stack", 4)
     text = (ROOT / "docs" / "replay.md").read_text()
     code = text.split("```python\n", 1)[1].split("```", 1)[0].replace("127.0.0.1:50051", shard.address)
@@ -222,7 +224,7 @@ def test_the_example_of_a_shard_that_stands_alone_runs(shards):
 
 @pytest.fixture
 def served():
-    """`qfleet replay serve` on a free port: its process, the words that started it, and its port."""
+    """(process, its command without the port, port) of `qfleet replay serve` on a free port."""
     command = [
         sys.executable,
         "-m",
@@ -246,7 +248,7 @@ def served():
     process.communicate(timeout=10)
 
 
-def test_a_shard_that_stands_alone_listens_where_it_says_and_ends_in_order(served):
+def test_a_stand_alone_shard_listens_on_the_port_it_prints_and_stops_cleanly(served):
     process, command, port = served
     stub = rpc.ReplayStub(grpc.insecure_channel(f"127.0.0.1:{port}"))
     assert stub.Info(pb.InfoRequest(), timeout=5.0).capacity == 200_000

@@ -1,4 +1,4 @@
-"""Snapshots of shards in processes of their own, which are killed and come back."""
+"""Snapshots of shards in processes of their own, which are killed and restarted."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from tests.integration.shards import ShardProcess, shards_fixture, wait_for  # n
 from tests.replay.store.snapshot_steps import items_held
 
 
-def test_killed_in_the_middle_a_shard_restores_a_whole_one(tmp_path, shards, rng):
-    """kill -9 at any moment while snapshots are written: the last that was answered comes back, or the one after."""
+def test_a_shard_killed_while_writing_restores_a_complete_snapshot(tmp_path, shards, rng):
+    """Killed at random moments, a shard restores the last snapshot that it confirmed, or the one after it."""
     draw, segment = random.Random(0), make_segment(rng, FRAMES, 40)
     shape = ["--shape", 20, 20, "--dtype", "uint8", "--stack", 4, "--capacity", 30_000, "--snapshots", tmp_path]
-    answered, unanswered, took = 0, 0, 0.03  # seconds that a snapshot takes, here and now
+    confirmed, unconfirmed, took = 0, 0, 0.03  # items, requests, seconds that a snapshot takes on this machine
     for attempt in range(10):
         (shard,) = shards(1, *shape)
         stored = shard.counts().stored
-        assert stored >= answered, attempt
+        assert stored >= confirmed, attempt
         writer = Writer([shard.address])
         for _ in range(60):
             writer.write(segment)
         writer.flush(20.0)
         writer.close()
-        if attempt % 2:  # so that the next has little to write
+        if attempt % 2:  # so that the next snapshot has little to write
             began = time.monotonic()
-            answered = shard.stub.Snapshot(pb.SnapshotRequest(), timeout=20.0).items
+            confirmed = shard.stub.Snapshot(pb.SnapshotRequest(), timeout=20.0).items
             took = time.monotonic() - began
-            assert answered == stored + 60 * 40
+            assert confirmed == stored + 60 * 40
         reply = shard.stub.Snapshot.future(pb.SnapshotRequest(), timeout=20.0)
         time.sleep(0.7 * took * draw.random())
         shard.kill()
         if reply.exception(timeout=10.0) is None:
-            answered = reply.result().items
+            confirmed = reply.result().items
         else:
-            unanswered += 1
-    assert unanswered >= 2
-    assert answered > 0
+            unconfirmed += 1
+    assert unconfirmed >= 2
+    assert confirmed > 0
 
 
-def test_a_writer_goes_on_after_a_restart_and_nothing_saved_is_stored_twice(tmp_path, shards, rng):
+def test_a_writer_continues_after_a_restart_and_no_saved_segment_is_stored_twice(tmp_path, shards, rng):
     (shard,) = shards(1, "--snapshots", tmp_path)
     writer = Writer([shard.address], give_up_after=30.0)
     for k in range(5):
@@ -70,13 +70,13 @@ def test_a_writer_goes_on_after_a_restart_and_nothing_saved_is_stored_twice(tmp_
     writer.close()
 
 
-def test_a_writer_whose_acknowledged_segments_were_lost_goes_on(tmp_path, shards, rng):
+def test_a_writer_continues_after_acknowledged_segments_were_lost(tmp_path, shards, rng):
     (shard,) = shards(1, "--snapshots", tmp_path)
     writer = Writer([shard.address], give_up_after=30.0)
     writer.write(make_segment(rng))
     writer.flush(10.0)
     shard.stub.Snapshot(pb.SnapshotRequest(), timeout=10.0)
-    writer.write(make_segment(rng))  # acknowledged, and in no snapshot
+    writer.write(make_segment(rng))  # acknowledged, but in no snapshot
     writer.flush(10.0)
     shard.kill()
     (again,) = shards(1, "--snapshots", tmp_path, port=shard.port)
@@ -86,7 +86,7 @@ def test_a_writer_whose_acknowledged_segments_were_lost_goes_on(tmp_path, shards
     writer.close()
 
 
-def test_a_shard_without_a_directory_says_so(shards, capsys):
+def test_a_snapshot_without_a_directory_is_rejected_with_the_reason(shards, capsys):
     (shard,) = shards(1)
     with pytest.raises(grpc.RpcError) as error:
         shard.stub.Snapshot(pb.SnapshotRequest(), timeout=5.0)
@@ -95,7 +95,7 @@ def test_a_shard_without_a_directory_says_so(shards, capsys):
     assert "without a directory" in capsys.readouterr().err
 
 
-def test_the_commands_write_in_time_at_the_end_and_when_asked(tmp_path, rng, capsys):
+def test_serve_writes_snapshots_periodically_on_request_and_at_the_end(tmp_path, rng, capsys):
     def start():
         command = [sys.executable, "-m", "qfleet", "replay", "serve", "--port", "0", "--frame-shape", "2"]
         command += ["--dtype", "float32", "--stack", "1", "--snapshots", str(tmp_path), "--snapshot-minutes", "0.01"]
