@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.measure import shard_process
-from rl.bounds import at_least
-from rl.errors import BadInput, RunFault
+from rl.bounds import at_least, require
+from rl.errors import RunFault
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class Command:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "environments")
-        if not self.counts or min(self.counts) < 1:
-            raise BadInput(f"--counts is {' '.join(map(str, self.counts))}: write one or more numbers, each at least 1")
+        require(bool(self.counts) and min(self.counts) >= 1, self, "counts", "one or more numbers, each at least 1")
 
 
 def run(c: Command, log: Callable[[str], None] = print) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Command:
         if not 0 < self.seconds < float("inf"):
             raise BadInput(f"--seconds is {self.seconds:g}: write a positive number of seconds")
         if not self.batches or not 1 <= min(self.batches) <= max(self.batches) <= MAX_BATCH:
-            sizes = " ".join(map(str, self.batches))
+            sizes = " ".join(map(str, self.batches)) or "empty"
             raise BadInput(f"--batches is {sizes}: write one or more sizes, each from 1 to {MAX_BATCH:,}")
 
 

@@ -256,7 +256,7 @@ def run_alternating(
     measured: dict[str, list[Mapping[str, float]]] = {name: [] for name in cases}
     durations: dict[str, list[float]] = {name: [] for name in cases}
     total, expected = windows * len(cases), expected or {}
-    names = f" ({', '.join(cases)})" if len(cases) <= 8 else ""
+    names = f" ({'; '.join(cases)})" if len(cases) <= 8 else ""
     is_estimated = expected.keys() >= cases.keys()
     duration = format_duration(seconds_left(durations, windows, expected) + after)
     log(

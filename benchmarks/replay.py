@@ -46,8 +46,7 @@ from protos.codec import unpack_replies
 from replay.wire.channel import CHANNEL_OPTIONS
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
-from rl.bounds import at_least
-from rl.errors import BadInput
+from rl.bounds import at_least, require
 from rl.types import Segment
 
 REVERB_READERS = ("client", "dataset1", "dataset2")  # its client, and its dataset with one and with two workers
@@ -75,10 +74,12 @@ class Command:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "windows", "items", "seconds")
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise BadInput(
-                f"--batch-sizes is {' '.join(map(str, self.batch_sizes))}: write one or more sizes, each at least 1"
-            )
+        require(
+            bool(self.batch_sizes) and min(self.batch_sizes) >= 1,
+            self,
+            "batch_sizes",
+            "one or more sizes, each at least 1",
+        )
 
 
 def run(c: Command, log: Callable[[str], None] = print) -> dict[str, float]:

@@ -50,8 +50,8 @@ from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
 from replay.wire.sampler import Sampler
 from rl.allocator import keep_freed_memory
-from rl.bounds import at_least, positive
-from rl.errors import BadInput, RunFault
+from rl.bounds import at_least, positive, require
+from rl.errors import RunFault
 
 BATCH, BATCHES_AHEAD = 32, 16
 PLAYED = 2_000  # transitions of Pong that each process plays and then inserts repeatedly
@@ -80,8 +80,7 @@ class Command:
     def __post_init__(self) -> None:
         at_least(self, 1, "windows", "items")
         for name, counts in (("shards", self.shards), ("writers", self.writers)):
-            if not counts or min(counts) < 1:
-                raise BadInput(f"--{name} is {' '.join(map(str, counts))}: write one or more numbers, each at least 1")
+            require(bool(counts) and min(counts) >= 1, self, name, "one or more numbers, each at least 1")
         positive(self, "seconds", unit="seconds")
         check_picture_path(self.to)
 
@@ -156,7 +155,8 @@ def run(c: Command, log: Callable[[str], None] = print) -> dict[str, Any]:
     log(f"{cores} cores; {max(c.writers)} writers play {PLAYED:,} transitions of Pong each ...")
     with _start_processes(c) as (addresses, writers, samplers):
         limits = _measure_limits(addresses[0], c.seconds / 2, cores)
-        log("limits: " + ", ".join(f"{name} {value:,.0f}" for name, value in limits.items()))
+        shown = (f"{name.removeprefix('limit_').removesuffix('_per_s')} {x:,.0f}" for name, x in limits.items())
+        log("upper limits, transitions/s: " + ", ".join(shown))
         cases: dict[str, Callable[[], Figures]] = {}
         for k in c.shards:
             sample = partial(_measure_sampling, samplers[k], c.seconds)

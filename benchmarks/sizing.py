@@ -17,8 +17,7 @@ from protos import replay_pb2 as pb
 from protos.codec import pack_segment, sampled_to_message, segment_to_message
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
-from rl.bounds import at_least, positive
-from rl.errors import BadInput
+from rl.bounds import at_least, positive, require
 from rl.networks import NetworkConfig, make_network
 
 BATCH = 32
@@ -51,8 +50,7 @@ class Command:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "actors_per_node", "publish_period", "items")
-        if not self.actors or min(self.actors) < 1:
-            raise BadInput(f"--actors is {' '.join(map(str, self.actors))}: write one or more numbers, each at least 1")
+        require(bool(self.actors) and min(self.actors) >= 1, self, "actors", "one or more numbers, each at least 1")
         positive(self, "steps", "updates", "inserts", "samples")
 
 

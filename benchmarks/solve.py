@@ -24,7 +24,7 @@ from benchmarks.measure import format_duration, median
 from qfleet.api import load_policy
 from qfleet.presets import preset
 from report.curves import plot_runs
-from rl.bounds import at_least
+from rl.bounds import at_least, require
 from rl.envs.make import make_environments
 from rl.errors import BadInput, RunFault
 from rl.evaluation import evaluate
@@ -53,8 +53,9 @@ class Command:
     def __post_init__(self) -> None:
         at_least(self, 1, "episodes")
         preset(self.preset)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise BadInput(f"--seeds is {' '.join(map(str, self.seeds))}: write one or more seeds, each once")
+        require(
+            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), self, "seeds", "one or more seeds, each once"
+        )
         for seed in self.seeds:
             run = self.run_dir(seed)
             if run.exists() and not (run / DONE).is_file():

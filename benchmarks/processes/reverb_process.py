@@ -19,11 +19,8 @@ from benchmarks.measure import PONG_SPEC
 from rl.errors import BadInput, RunFault
 from rl.types import Array, Segment
 
-REQUIREMENTS = (
-    "dm-reverb==0.14.0",
-    "tensorflow-cpu==2.14.0",
-    "numpy<2",
-)  # the last release, and the versions it was built for
+# The last release of Reverb, and the versions it was built for:
+REQUIREMENTS = ("dm-reverb==0.14.0", "tensorflow-cpu==2.14.0", "numpy<2")
 SIDE_SCRIPT = Path(__file__).with_name("reverb_side.py")
 ANSWER_TIMEOUT = 120.0  # seconds beyond the length of the window
 N_STEP = 3
@@ -103,9 +100,9 @@ class Reverb:
         path = Path(self._folder.name) / "items.npz"
         np.savez(path, **merge_overlaps(segments))  # type: ignore[arg-type]
         server = self._start(python, "serve", str(items))
-        port = self._line(server, ANSWER_TIMEOUT).strip()
+        port = self._read_line(server, ANSWER_TIMEOUT).strip()
         self._client = self._start(python, "client", port, str(path))
-        self._answer(ANSWER_TIMEOUT)
+        self._read_answer(ANSWER_TIMEOUT)
         self.ask(f"fill {items}", items / 500)
 
     @property
@@ -124,7 +121,7 @@ class Reverb:
         self._processes.append(process)
         return process
 
-    def _line(self, process: subprocess.Popen[str], timeout: float) -> str:
+    def _read_line(self, process: subprocess.Popen[str], timeout: float) -> str:
         assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], timeout)
         line = process.stdout.readline() if ready else ""
@@ -134,8 +131,8 @@ class Reverb:
             raise RunFault(" ".join(f"a Reverb process {happened}; the end of its logs: {logs}".split()))
         return line
 
-    def _answer(self, timeout: float) -> dict[str, float]:
-        answer: dict[str, float] = json.loads(self._line(self._client, timeout))
+    def _read_answer(self, timeout: float) -> dict[str, float]:
+        answer: dict[str, float] = json.loads(self._read_line(self._client, timeout))
         return answer
 
     def ask(self, command: str, seconds: float) -> dict[str, float]:
@@ -145,10 +142,10 @@ class Reverb:
         not answer.
         """
         assert self._client.stdin is not None
-        with contextlib.suppress(OSError):  # the client ended: `_answer` reports it
+        with contextlib.suppress(OSError):  # the client ended: `_read_answer` reports it
             self._client.stdin.write(command + "\n")
             self._client.stdin.flush()
-        return self._answer(seconds + ANSWER_TIMEOUT)
+        return self._read_answer(seconds + ANSWER_TIMEOUT)
 
     def __enter__(self) -> Reverb:
         return self

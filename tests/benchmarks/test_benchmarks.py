@@ -125,7 +125,7 @@ def test_progress_lines_give_the_time_left(cases):
     medians = measure.run_alternating(cases(short=30.0, long=150.0), 2, lines.append, after=20.0)
     assert medians == {"short": {"per_s": 30.0}, "long": {"per_s": 150.0}}
     assert lines == [
-        "measuring 4 windows: 2 for each of 2 cases (short, long)",
+        "measuring 4 windows: 2 for each of 2 cases (short; long)",
         "window 1 of 4, short: per_s 30.00; about 2 min left",  # 30 + 2 * 30, the only known duration so far, + 20 s
         "window 2 of 4, long: per_s 150.00; about 3 min left",  # 30 + 150 + 20 s
         "window 3 of 4, short: per_s 30.00; about 3 min left",  # 150 + 20 s
@@ -137,7 +137,7 @@ def test_with_expected_durations_the_first_line_gives_the_total(cases):
     lines = []
     measure.run_alternating(cases(short=30.0, long=150.0), 1, lines.append, {"short": 60.0, "long": 3600.0})
     assert lines == [
-        "measuring 2 windows: 1 for each of 2 cases (short, long); about 61 min in total",
+        "measuring 2 windows: 1 for each of 2 cases (short; long); about 61 min in total",
         "window 1 of 2, short: per_s 30.00; about 60 min left",
         "window 2 of 2, long: per_s 150.00",
     ]
