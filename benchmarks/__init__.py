@@ -1,1 +1,1 @@
-"""Measurements that anyone can run: `qfleet bench NAME`."""
+"""Benchmarks, run with `qfleet bench NAME`."""

@@ -1,7 +1,6 @@
-"""`qfleet bench classic` (`make results`): every classic method over seeds, and the table of docs/classic.md.
+"""`qfleet bench classic` (`make results`): run every classic method and write the tables of docs/classic.md.
 
-Each (row, seed) is kept under runs/results/ROW/seed-S once it is done, and not done again; remove it to measure it
-again.
+A finished (row, seed) is kept in runs/results/ROW/seed-S and not run again. Remove that directory to measure it again.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from rl.bounds import at_least
 from rl.errors import BadInput, RunFault, nearest
 
 ROOT = Path(__file__).parent.parent
-TABLES = ("results", "regressors", "parts")  # of docs/classic.md, each between two marks
+TABLES = ("results", "regressors", "parts")  # in docs/classic.md, each between two comments
 
 
 @dataclass(frozen=True)
 class Command:
-    """Every row of the ladder's table, over seeds; goes on where it stopped."""
+    """Run the rows of the tables in docs/classic.md over several seeds; continues where it stopped."""
 
     rows: tuple[str, ...] = ()
-    """Rows to run; all by default."""
+    """Names of the rows to run; none: all of them."""
     jobs: int = 1
-    """Rows that run side by side, each in a process of one thread."""
+    """Number of rows to run in parallel, each in a single-threaded process."""
     folder: str = "runs/results"
-    """Where each row is kept."""
+    """Directory for the runs of all rows."""
     write: bool = True
-    """Write the table and the pictures into docs/."""
+    """Write the tables and the pictures into docs/."""
     json: bool = False
-    """The last line of output is a JSON object with the figures."""
+    """Print the figures as a JSON object in the last line."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "jobs")
@@ -48,41 +47,46 @@ class Command:
             if name not in ROWS:
                 raise BadInput(f"--rows: unknown row {name!r}: {nearest(name, ROWS)}")
         if len(set(self.rows)) < len(self.rows):
-            raise BadInput("--rows names a row twice: write each once")
+            raise BadInput("--rows lists a row twice: write each row once")
 
 
-def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run what is missing and write the table; returns the figures of every row. Raises BadInput, RunFault."""
+def run(c: Command, log: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run the missing rows and write the tables and pictures.
+
+    Returns ``rows``, the figures of each row, and ``passed``, whether all rows that ran reach their targets. Raises
+    BadInput if the directory cannot be written, RunFault if a row failed (after all others have run).
+    """
     folder, names = Path(c.folder), list(c.rows or ROWS)
     began, failed = time.monotonic(), []
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"--folder {folder} cannot be written: {error.strerror}") from error
+        raise BadInput(f"--folder is {folder}, which cannot be written: {error.strerror}") from error
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with _Pool(c.jobs) as pool:
-        waiting = {pool.submit(_run_row, ROWS[name], folder / name): name for name in names}
-        for count, future in enumerate(concurrent.futures.as_completed(waiting), 1):
-            name = waiting[future]
+    with _CommandPool(c.jobs) as pool:
+        pending = {pool.submit(_run_row, ROWS[name], folder / name): name for name in names}
+        for count, future in enumerate(concurrent.futures.as_completed(pending), 1):
+            name = pending[future]
             try:
-                say(f"[{time.monotonic() - began:,.0f} s] {count} of {len(names)}  {line(ROWS[name], future.result())}")
+                result = result_line(ROWS[name], future.result())
             except RunFault as fault:
                 failed.append(name)
-                say(f"[{time.monotonic() - began:,.0f} s] {count} of {len(names)}  {fault}")
+                result = str(fault)
+            log(f"[{time.monotonic() - began:,.0f} s] {count} of {len(names)}  {result}")
     figures = {name: summary for name in ROWS if (summary := _summary(folder / name)) is not None}
     if c.write:
         write_tables(figures, ROOT / "docs" / "classic.md")
         write_figures(figures, ROOT / "docs" / "results" / "classic.jsonl")
         missing = draw_all(folder, ROOT / "docs" / "results" / "classic")
         if missing:
-            say(f"pictures that wait for their rows: {', '.join(missing)}")
+            log(f"pictures not drawn, because their rows have not been run: {', '.join(missing)}")
     if failed:
-        raise RunFault(f"rows that failed: {', '.join(failed)}: their log.txt under {folder} says why")
-    return {"passed": all(reached(ROWS[name], figures[name]) for name in names), "rows": figures}
+        raise RunFault(f"rows that failed: {', '.join(failed)}: see their log.txt in {folder}")
+    return {"passed": all(reaches_target(ROWS[name], figures[name]) for name in names), "rows": figures}
 
 
-class _Pool(concurrent.futures.ThreadPoolExecutor):
-    """Threads that each wait for a command; whatever ends the wait early ends the commands and starts no other."""
+class _CommandPool(concurrent.futures.ThreadPoolExecutor):
+    """Threads that each run a command. An exception in the `with` block terminates all commands and starts no more."""
 
     running: ClassVar[set[subprocess.Popen[str]]] = set()
 
@@ -95,34 +99,37 @@ class _Pool(concurrent.futures.ThreadPoolExecutor):
 
 
 def _run_row(row: Row, folder: Path) -> dict[str, Any]:
-    """Run `qfleet classic` in a process of its own, for the seeds not done before. Raises RunFault."""
+    """Run `qfleet classic` for the missing seeds of a row; returns the row's summary. Raises RunFault if it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     if row.needs is not None and not (ROOT / row.needs[0]).exists():
-        _run(row.needs[1], folder)
+        _run_qfleet(row.needs[1], folder)
     summary: dict[str, Any] = json.loads(
-        _run([*row.words, "--run-dir", str(folder.resolve()), "--json"], folder).splitlines()[-1]
+        _run_qfleet([*row.arguments, "--run-dir", str(folder.resolve()), "--json"], folder).splitlines()[-1]
     )
     return summary
 
 
-def _run(words: Sequence[str], folder: Path) -> str:
-    """Run a command of qfleet, with its errors in the folder's log.txt; returns what it printed. Raises RunFault."""
+def _run_qfleet(arguments: Sequence[str], folder: Path) -> str:
+    """Run a qfleet command and append its output to log.txt in ``folder``; returns its standard output.
+
+    Raises RunFault if the command fails.
+    """
     with (folder / "log.txt").open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "qfleet", *words],
+            [sys.executable, "-m", "qfleet", *arguments],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
         )
-        _Pool.running.add(process)
-        said, _ = process.communicate()
-        _Pool.running.discard(process)
-        log.write(said)
+        _CommandPool.running.add(process)
+        output, _ = process.communicate()
+        _CommandPool.running.discard(process)
+        log.write(output)
     if process.returncode != 0:
-        raise RunFault(f"`qfleet {' '.join(words)}` ended with status {process.returncode}: see {folder}/log.txt")
-    return said
+        raise RunFault(f"`qfleet {' '.join(arguments)}` ended with status {process.returncode}: see {folder}/log.txt")
+    return output
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:
@@ -130,36 +137,37 @@ def _summary(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def reached(row: Row, s: dict[str, Any]) -> bool:
-    """Whether the mean over seeds meets the row's bar, if it has one."""
-    if row.bar is None:
+def reaches_target(row: Row, s: dict[str, Any]) -> bool:
+    """Whether the mean over seeds in the summary ``s`` reaches the row's target; true if it has none."""
+    if row.target is None:
         return True
-    return bool(s[row.figure] >= row.bar if row.at_least else s[row.figure] <= row.bar)
+    return bool(s[row.figure] >= row.target if row.at_least else s[row.figure] <= row.target)
 
 
-def bar(row: Row) -> str:
-    """The figure that a row must reach, in words."""
-    if row.bar is None:
+def target_text(row: Row) -> str:
+    """The row's target as text, such as "at least 0.7"; "-" if it has none."""
+    if row.target is None:
         return "-"
     what = "" if row.figure == "mean_return" else f" {row.figure.replace('_', ' ')}"
-    return f"{'at least' if row.at_least else 'at most'} {row.bar:g}{what}"
+    return f"{'at least' if row.at_least else 'at most'} {row.target:g}{what}"
 
 
-def line(row: Row, s: dict[str, Any]) -> str:
-    """A row's outcome in words."""
-    verdict = "" if row.bar is None else ", reached" if reached(row, s) else ", NOT reached"
-    return f"{row.name}: {row.figure} {s[row.figure]:.4g}, bar {bar(row)}{verdict}, {s['wall_seconds']:.0f} s a seed"
+def result_line(row: Row, s: dict[str, Any]) -> str:
+    """One line with the row's result, its target and whether it was reached."""
+    verdict = "" if row.target is None else ", reached" if reaches_target(row, s) else ", NOT reached"
+    result = f"{row.name}: {row.figure} {s[row.figure]:.4g}, target {target_text(row)}{verdict}"
+    return f"{result}, {s['wall_seconds']:.0f} s per seed"
 
 
 def write_tables(figures: dict[str, dict[str, Any]], page: Path) -> None:
-    """Put each table between its two marks on the page."""
+    """Write each table between its two comments in the file ``page``; ``figures`` are the summaries by row."""
     columns = (
         "command (and --seeds)",
         "must reach",
         "mean",
         "worst seed",
         "seeds 1, 2, ...",
-        "wall (CPU) seconds a seed",
+        "wall (CPU) seconds per seed",
     )
     head = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     text = page.read_text()
@@ -174,16 +182,16 @@ def _table_row(row: Row, s: dict[str, Any]) -> str:
     each: Sequence[float] = s["each"][row.figure]
     worst = min(each) if row.at_least else max(each)
     listed = ", ".join(f"{value:.4g}" for value in each) if len(each) <= 5 else f"{len(each)} seeds"
-    verdict = "" if reached(row, s) else " (missed)"
-    command = " ".join(row.words[: row.words.index("--seeds")])
+    verdict = "" if reaches_target(row, s) else " (missed)"
+    command = " ".join(row.arguments[: row.arguments.index("--seeds")])
     return (
-        f"| `qfleet {command}` | {bar(row)} | {s[row.figure]:.4g}{verdict} | {worst:.4g} | {listed} "
+        f"| `qfleet {command}` | {target_text(row)} | {s[row.figure]:.4g}{verdict} | {worst:.4g} | {listed} "
         f"| {s['wall_seconds']:,.0f} ({s['cpu_seconds']:,.0f}) |"
     )
 
 
 def write_figures(figures: dict[str, dict[str, Any]], file: Path) -> None:
-    """One JSON object a row, without the place where it was measured."""
+    """Write one JSON object per row to ``file``, without the path of the run."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"row": name, **{k: v for k, v in s.items() if k != "run_dir"}} for name, s in figures.items()]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

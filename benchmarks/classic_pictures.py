@@ -1,4 +1,4 @@
-"""Pictures of docs/classic.md: copies of those that single runs drew, and those that show several runs side by side."""
+"""The pictures in docs/classic.md: copies of pictures that runs have drawn, and comparisons of several runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from report.learning import Curve, plot_compared, save
 from rl.parameters import from_bytes
 from rl.types import Array
 
-# picture of the page: where it lies under the folder of all rows
+# picture in docs/classic.md: its source in the directory of all rows
 SINGLE = {
     "value-iteration-values.png": "value-iteration/seed-1/values.png",
     "monte-carlo-blackjack-values.png": "monte-carlo-blackjack/seed-1/values.png",
@@ -33,7 +33,7 @@ SINGLE = {
 
 
 def draw_all(folder: Path, to: Path) -> list[str]:
-    """Copy or draw every picture whose rows have been run; returns the names of those that are missing."""
+    """Copy or draw every picture whose rows have been run in ``folder``; returns the names of the others."""
     to.mkdir(parents=True, exist_ok=True)
     missing = []
     for name, source in SINGLE.items():
@@ -49,32 +49,32 @@ def draw_all(folder: Path, to: Path) -> list[str]:
     return missing
 
 
-def _seeds(folder: Path, row: str) -> list[Path]:
+def _seed_dirs(folder: Path, row: str) -> list[Path]:
     return [folder / row / f"seed-{seed}" for seed in range(1, ROWS[row].seeds + 1)]
 
 
-def _episodes(folder: Path, row: str, x: str, y: Callable[[Mapping[str, Array]], Array]) -> list[Curve]:
-    """One curve a seed: ``y`` of the columns of episodes.csv over the column ``x``."""
-    found = [table(seed / EPISODES) for seed in _seeds(folder, row)]
-    return [(columns[x], y(columns)) for columns in found]
+def _episode_curves(folder: Path, row: str, x: str, y: Callable[[Mapping[str, Array]], Array]) -> list[Curve]:
+    """One curve per seed: ``y`` of the columns of episodes.csv over the column ``x``."""
+    tables = [table(seed / EPISODES) for seed in _seed_dirs(folder, row)]
+    return [(columns[x], y(columns)) for columns in tables]
 
 
-def _bias(folder: Path, to: Path) -> None:
+def _draw_bias(folder: Path, to: Path) -> None:
     rows = {"Q-learning": "q-learning-bias", "double Q-learning": "double-q-bias"}
-    groups = {name: _episodes(folder, row, "episode", lambda c: c["length"] - 1.0) for name, row in rows.items()}
-    groups = {name: [_mean(curves)] for name, curves in groups.items()}
-    plot_compared(groups, ("episode", "share of 100 seeds that go left"), "a maximum over noise", to)
+    groups = {name: _episode_curves(folder, row, "episode", lambda c: c["length"] - 1.0) for name, row in rows.items()}
+    groups = {name: [_mean_curve(curves)] for name, curves in groups.items()}
+    plot_compared(groups, ("episode", "share of 100 seeds that go left"), "maximization bias", to)
 
 
-def _mean(curves: Sequence[Curve]) -> Curve:
-    """The mean of curves over the same x."""
+def _mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean of several curves, which share their x values."""
     return curves[0][0], np.mean([y for _, y in curves], axis=0)
 
 
-def _prediction(folder: Path, to: Path) -> None:
+def _draw_prediction(folder: Path, to: Path) -> None:
     rows = {"Monte-Carlo": "mc-prediction", "TD(0)": "td0"}
     groups = {
-        f"{name}, {figure.replace('_', ' ')}": [series(seed / PROGRESS)[figure] for seed in _seeds(folder, row)]
+        f"{name}, {figure.replace('_', ' ')}": [series(seed / PROGRESS)[figure] for seed in _seed_dirs(folder, row)]
         for name, row in rows.items()
         for figure in ("max_error", "rms_error")
     }
@@ -82,25 +82,25 @@ def _prediction(folder: Path, to: Path) -> None:
     plot_compared(groups, labels, "FrozenLake: values of the random policy", to)
 
 
-def _parts(folder: Path, to: Path) -> None:
+def _draw_parts(folder: Path, to: Path) -> None:
     rows = {
         "neither": "online-q-cartpole",
         "target network": "online-q-target",
         "replay": "online-q-replay",
         "both": "online-q-both",
-        "the rung dqn, with all of its parts": "dqn-cartpole",
+        "qfleet classic dqn (all parts)": "dqn-cartpole",
     }
-    groups = {name: _episodes(folder, row, "agent_steps", lambda c: c["return"]) for name, row in rows.items()}
+    groups = {name: _episode_curves(folder, row, "agent_steps", lambda c: c["return"]) for name, row in rows.items()}
     plot_compared(groups, ("agent steps", "return of a training episode"), "CartPole-v1: what DQN adds to online-q", to)
 
 
-def _cliff(folder: Path, to: Path) -> None:
-    """The greedy paths of Q-learning and SARSA on the cliff's 4x12 cells."""
+def _draw_cliff(folder: Path, to: Path) -> None:
+    """Draw the greedy paths of Q-learning and SARSA on the 4x12 cells of CliffWalking."""
     figure, axis = plt.subplots(figsize=(8, 2.6))
-    for name, row, aside in (("Q-learning", "q-learning-cliff", 0.04), ("SARSA", "sarsa-cliff", -0.04)):
-        q = from_bytes((_seeds(folder, row)[0] / "values.safetensors").read_bytes())["q"]
-        path = np.array(_path(q))
-        axis.plot(path % 12, path // 12 + aside, "o-", ms=4, label=name)
+    for name, row, offset in (("Q-learning", "q-learning-cliff", 0.04), ("SARSA", "sarsa-cliff", -0.04)):
+        q = from_bytes((_seed_dirs(folder, row)[0] / "values.safetensors").read_bytes())["q"]
+        path = np.array(_greedy_path(q))
+        axis.plot(path % 12, path // 12 + offset, "o-", ms=4, label=name)
     axis.fill_between([0.55, 10.45], 2.55, 3.45, color="0.7", lw=0)
     axis.text(5.5, 3, "the cliff", ha="center", va="center")
     axis.set(
@@ -111,8 +111,8 @@ def _cliff(folder: Path, to: Path) -> None:
     save(figure, to)
 
 
-def _path(q: Array) -> list[int]:
-    """The cells, at most 40, that the greedy policy of ``q`` [S, A] visits from the start."""
+def _greedy_path(q: Array) -> list[int]:
+    """The cells that the greedy policy of ``q`` [S, A] visits from the start to the goal; at most 40."""
     cell, path = 36, [36]
     while cell != 47 and len(path) < 40:
         down, right = ((-1, 0), (0, 1), (1, 0), (0, -1))[int(q[cell].argmax())]
@@ -123,11 +123,11 @@ def _path(q: Array) -> list[int]:
 
 
 COMPARED: dict[str, tuple[Sequence[str], Callable[[Path, Path], None]]] = {
-    "prediction.png": (("mc-prediction", "td0"), _prediction),
-    "cliff.png": (("q-learning-cliff", "sarsa-cliff"), _cliff),
-    "bias.png": (("q-learning-bias", "double-q-bias"), _bias),
+    "prediction.png": (("mc-prediction", "td0"), _draw_prediction),
+    "cliff.png": (("q-learning-cliff", "sarsa-cliff"), _draw_cliff),
+    "bias.png": (("q-learning-bias", "double-q-bias"), _draw_bias),
     "online-q-and-dqn.png": (
         ("online-q-cartpole", "online-q-target", "online-q-replay", "online-q-both", "dqn-cartpole"),
-        _parts,
+        _draw_parts,
     ),
 }

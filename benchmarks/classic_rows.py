@@ -1,4 +1,4 @@
-"""The rows of the table in docs/classic.md: the command, its seeds, and the figure that it must reach."""
+"""The rows of the tables in docs/classic.md: a command, its seeds, and the figure that it must reach."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a command without its directory, and the figure that it must reach."""
+    """One row: a `qfleet classic` command, and the target of one of its figures."""
 
     name: str
     method: str
     env: str
-    bar: float | None  # of the mean over seeds
+    target: float | None  # for the mean over seeds; None: the row has no target
     seeds: int = 5
     flags: tuple[str, ...] = ()
-    figure: str = "mean_return"
-    at_least: bool = True  # else at most
-    table: str = "results"  # of the page that it stands in
-    needs: tuple[str, tuple[str, ...]] | None = None  # a path, and the command that makes it where it is not there
+    figure: str = "mean_return"  # key in the summary to compare with the target
+    at_least: bool = True  # False: the figure must be at most the target
+    table: str = "results"  # the table in docs/classic.md
+    needs: tuple[str, tuple[str, ...]] | None = None  # a path, and the command that creates it
 
     @property
-    def words(self) -> list[str]:
-        """The command's arguments."""
+    def arguments(self) -> list[str]:
+        """The arguments of `qfleet`, without the run directory."""
         env = ["--env", self.env] if self.env else []
         return ["classic", self.method, *env, *self.flags, "--seeds", *(str(s) for s in range(1, self.seeds + 1))]
 

@@ -1,6 +1,6 @@
-"""What the GPU check's measurements share: synthetic batches with the shapes of a run, and learners over them.
+"""Shared by the GPU checks and measurements: synthetic batches with the shapes of a run, and learners that use them.
 
-Nothing here, nor in what it imports, needs more than torch (which brings fsspec), numpy and safetensors.
+This module and its imports must not need more than torch (which installs fsspec), numpy and safetensors.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ SPEC = ObservationSpec((84, 84), "uint8", 4)
 ACTIONS = 6
 GAMMA_N = 0.99**3
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
-NETWORKS = {  # as the presets breakout and pong have them (qfleet/presets.py, which a bare machine cannot import)
+NETWORKS = {  # those of the presets breakout and pong; qfleet/presets.py needs packages that may be missing here
     "nature": NetworkConfig(kind="nature", hidden=(512,), dueling=True),
     "small": NetworkConfig(kind="small", hidden=(128,), dueling=True, layer_norm=True, center=True),
 }
-ROTATION = 4  # different batches at least
-PATIENCE = 60.0  # seconds for a batch that costs nothing
+MIN_BATCHES = 4  # the pool holds at least as many different batches
+BATCH_TIMEOUT = 60.0  # seconds to wait for a batch
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured where no flag says so."""
+    """Sizes of the checks and measurements that no flag sets."""
 
     batch: int = 32  # transitions, in the comparisons and the profile
-    equal_every: int = 10  # updates between two copies of the CPU's state
+    copy_every: int = 10  # updates between two copies of the CPU learner's state to the device
     warm_up: int = 10  # updates before anything is measured
     settle: int = 3  # updates before each window
-    windows: int = 3  # of each loop, taking turns
-    profiled: int = 10  # updates, after as many under a profiler that is thrown away
-    pairs: int = 4_096  # transitions of the pool, 231 MB: more than caches hold
+    windows: int = 3  # of each loop; the loops take turns
+    profiled: int = 10  # updates; as many before them run under a profiler whose result is discarded
+    pairs: int = 4_096  # transitions of the pool, 231 MB: more than CPU caches hold
 
 
-QUICK = Sizes(batch=4, equal_every=2, warm_up=1, settle=0, windows=1, profiled=1, pairs=256)
+QUICK = Sizes(batch=4, copy_every=2, warm_up=1, settle=0, windows=1, profiled=1, pairs=256)
 
 
 class Pool:
-    """``pairs`` made-up transitions, laid out as the sampler lays out a batch (`protos.codec.unpack_replies`).
+    """``pairs`` synthetic transitions in the memory layout of a sampled batch (`protos.codec.unpack_replies`).
 
-    Stacks are one background of random bytes, except for a twentieth of their blocks of 4x4 pixels, as in a game; s_tm1
-    and s_t alternate in one buffer. The rewards and discounts are read-only, as those of a received message are.
+    All stacks share one background of random bytes; in each, a twentieth of the blocks of 4x4 pixels differ, as in a
+    game. s_tm1 and s_t alternate in one buffer. Rewards and discounts are read-only, like those of a received message.
     """
 
     def __init__(self, pairs: int, seed: int = 0) -> None:
@@ -69,7 +69,7 @@ class Pool:
             column.flags.writeable = False
 
     def batch(self, index: int, size: int) -> SampledBatch:
-        """The ``index``-th batch of B = ``size`` transitions, from the start again after the last; views, no copies."""
+        """Return batch number ``index`` of ``size`` transitions, cycling through the pool; views, not copies."""
         begin = index % (self.size // size) * size
         own = slice(begin, begin + size)
         stacks = self.stacks[own]
@@ -80,14 +80,14 @@ class Pool:
 
 
 class Source:
-    """A `BatchSource` that always has the pool's next batch at once."""
+    """A `BatchSource` that returns the batches of a pool in turn, without waiting."""
 
     def __init__(self, pool: Pool, size: int) -> None:
         self._pool, self._size = pool, size
-        self.drawn = 0  # batches; a resumed learner goes on from its checkpoint's
+        self.drawn = 0  # batches; a resumed learner continues from the number in its checkpoint
 
     def sample(self, timeout: float) -> SampledBatch:
-        """The pool's next batch, at once."""
+        """Return the next batch."""
         del timeout
         self.drawn += 1
         return self._pool.batch(self.drawn - 1, self._size)
@@ -97,15 +97,15 @@ class Source:
         del batch, td_abs
 
     def stats(self) -> dict[str, float]:
-        """No figures: {}."""
+        """Return {}."""
         return {}
 
     def get_state(self) -> dict[str, int]:
-        """The number of batches drawn."""
+        """Return the number of batches drawn so far."""
         return {"drawn": self.drawn}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Go on from a number of batches drawn."""
+        """Continue after the number of batches in ``state``."""
         self.drawn = int(state["drawn"])
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Source:
 
 
 class Sink:
-    """A sink for weights, which it ignores, and for figures, of which it keeps the newest."""
+    """A `WeightSink` that ignores weights, and a `MetricSink` that keeps the newest value of each metric."""
 
     def __init__(self) -> None:
         self.newest: dict[str, Any] = {}
@@ -124,16 +124,19 @@ class Sink:
         del publication
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Keep the newest value of each figure."""
+        """Keep the newest value of each metric."""
         self.newest.update(metrics)
 
 
-class Trial:
-    """A learner over the pool, which makes one update at a time.
+class BenchLearner:
+    """A learner that gets its batches from a pool and makes one update per call; use it with `bench_learner`.
 
-    With ``exact`` its targets are those of the current weights, so that two learners can be compared. On a CPU the
-    thread that prepares batches would compute them with older weights (decisions/0004), so ``exact`` has no such thread
-    there.
+        with bench_learner(device, network, pool, config) as learner:
+            learner.step()
+
+    With ``exact`` its targets are computed with the current weights, so that two learners can be compared. On a
+    CPU, the thread that prepares batches computes targets with older weights (decisions/0004), so ``exact`` turns it
+    off there.
     """
 
     def __init__(
@@ -153,34 +156,34 @@ class Trial:
         )
 
     def step(self) -> None:
-        """Make one update. Raises RunFault where the learner has diverged or gets no batch."""
-        if not self.learner.step(PATIENCE):
-            raise RunFault(f"the prefetching thread gave no batch for {PATIENCE:g} s")
+        """Make one update. Raises RunFault if the learner has diverged or gets no batch."""
+        if not self.learner.step(BATCH_TIMEOUT):
+            raise RunFault(f"no batch from the prefetching thread within {BATCH_TIMEOUT:g} s")
 
-    def loss(self) -> float:
-        """The loss of the next update; the learner's metrics_period must be 1."""
+    def next_loss(self) -> float:
+        """Make one update and return its loss. The learner's metrics_period must be 1."""
         self.step()
         return float(self.sink.newest["loss"])
 
-    def take(self, other: Trial) -> None:
-        """Take over the weights, optimizer and counts of ``other``; batches already drawn stay."""
+    def copy_state_from(self, other: BenchLearner) -> None:
+        """Copy the weights, optimizer state and counts of ``other``; batches drawn in advance are kept."""
         updater = other.learner.updater
         self.learner.updater.set_state(updater.get_state(), updater.updates, updater.target_syncs)
 
 
 @contextlib.contextmanager
-def trial(*args: Any, **options: Any) -> Iterator[Trial]:
-    """A `Trial` whose thread ends with the block."""
-    made = Trial(*args, **options)
+def bench_learner(*args: Any, **options: Any) -> Iterator[BenchLearner]:
+    """Create a `BenchLearner` from the arguments; closes it at the end of the block."""
+    learner = BenchLearner(*args, **options)
     try:
-        yield made
+        yield learner
     finally:
-        made.learner.close()
+        learner.learner.close()
 
 
 @contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """Turn TF32, which has a mantissa of 10 bits, off in convolutions and matrix products."""
+def tf32_disabled() -> Iterator[None]:
+    """Turn off TF32, which has only 10 bits of mantissa, in convolutions and matrix products."""
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     try:
@@ -192,7 +195,7 @@ def exact_float32() -> Iterator[None]:
             backend.allow_tf32 = allowed
 
 
-def finish(device: str) -> None:
-    """Wait until the device has finished its work."""
+def synchronize(device: str) -> None:
+    """Wait until the device has finished all work."""
     if device == "cuda":
         torch.cuda.synchronize()

@@ -1,8 +1,8 @@
-"""Where the time of an update goes: on a GPU its longest kernels and the gaps between them, on a CPU its longest operators.
+"""Profile an update: on a GPU the longest kernels and the gaps between kernels, on a CPU the longest operators.
 
-A gap is a stretch in which the device runs neither kernel nor copy, in any stream, between the first and the last of the
-profiled updates; large ones say that the device waits for Python. The profiler slows every launch somewhat, so the gaps
-are an upper bound; the speeds are measured without it.
+A gap is a time in which the device runs neither a kernel nor a copy in any stream, between the first and the last
+profiled update. Large gaps mean that the device waits for Python. The profiler slows every launch, so the gaps are an
+upper bound; the speeds (gpu_speed.py) are measured without a profiler.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_parts import NETWORKS, Pool, Sizes, finish, trial
+from benchmarks.gpu_parts import NETWORKS, Pool, Sizes, bench_learner, synchronize
 from learner.learner import LearnerConfig, learner_threads
 
-TOP = 10
-ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of the trace; annotations are no work
+TOP = 10  # kernels or operators to list
+DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of trace events that occupy the device
 
 
-def check_profile(device: str, network: str, pool: Pool, sizes: Sizes) -> dict[str, Any]:
-    """Profile updates of the learner in bfloat16, fed through its prefetching thread where its device is not the CPU.
+def profile_updates(device: str, network: str, pool: Pool, sizes: Sizes) -> dict[str, Any]:
+    """Profile the learner's updates in bfloat16; returns the figures of one update.
 
-    Returns the figures of one update.
+    On a GPU the learner gets its batches through the prefetching thread, as in a run.
     """
     batch, updates = sizes.batch, sizes.profiled
     config: dict[str, Any] = {"batch_size": batch, "learning_rate": 1e-4, "precision": "bfloat16"}
@@ -35,16 +35,18 @@ def check_profile(device: str, network: str, pool: Pool, sizes: Sizes) -> dict[s
     before = torch.get_num_threads()
     torch.set_num_threads(learner_threads(LearnerConfig(device=device, **config)))
     try:
-        with trial(device, NETWORKS[network], pool, config, exact=True) as fed:
+        with bench_learner(device, NETWORKS[network], pool, config, exact=True) as learner:
             for _ in range(2):
                 with profile(activities=[activity]) as profiler:
                     for _ in range(updates):
-                        fed.step()
-                    finish(device)
+                        learner.step()
+                    synchronize(device)
     finally:
         torch.set_num_threads(before)
-    found = kernels(_trace(profiler), updates) if device == "cuda" else _operators(profiler, updates)
-    return {"network": network, "dtype": "bfloat16", "batch": batch, "updates": updates, **found}
+    figures = (
+        summarize_kernels(_trace(profiler), updates) if device == "cuda" else _summarize_operators(profiler, updates)
+    )
+    return {"network": network, "dtype": "bfloat16", "batch": batch, "updates": updates, **figures}
 
 
 def _trace(profiler: profile) -> list[dict[str, Any]]:
@@ -55,18 +57,21 @@ def _trace(profiler: profile) -> list[dict[str, Any]]:
     return events
 
 
-def kernels(events: Iterable[Mapping[str, Any]], updates: int) -> dict[str, Any]:
-    """Longest kernels and copies of one update, and the device's idle time [us]; from a trace of ``updates``."""
-    work = [(float(e["ts"]), float(e["dur"]), str(e["name"])) for e in events if e.get("cat") in ON_DEVICE]
-    totals: dict[str, list[float]] = defaultdict(list)
+def summarize_kernels(events: Iterable[Mapping[str, Any]], updates: int) -> dict[str, Any]:
+    """Longest kernels and copies of one update, and the device's busy and idle time in microseconds.
+
+    ``events`` are the traceEvents of a Chrome trace of ``updates`` updates.
+    """
+    work = [(float(e["ts"]), float(e["dur"]), str(e["name"])) for e in events if e.get("cat") in DEVICE_CATEGORIES]
+    durations: dict[str, list[float]] = defaultdict(list)
     for _, duration, name in work:
-        totals[name].append(duration)
-    gaps = gaps_between([(start, start + duration) for start, duration, _ in work])
-    none = {} if work else {"note": "the profiler recorded no kernel: CUPTI is missing or forbidden here"}
+        durations[name].append(duration)
+    gaps = find_gaps([(start, start + duration) for start, duration, _ in work])
+    note = {} if work else {"note": "the profiler recorded no kernel: CUPTI is not installed or not permitted"}
     return {
-        **none,
+        **note,
         "kind": "kernels",
-        "longest": _longest({name: (len(took), sum(took)) for name, took in totals.items()}, updates),
+        "longest": _longest({name: (len(own), sum(own)) for name, own in durations.items()}, updates),
         "launches": len(work) / updates,
         "busy_us": sum(duration for _, duration, _ in work) / updates,
         "idle_us": sum(gaps) / updates,
@@ -75,8 +80,8 @@ def kernels(events: Iterable[Mapping[str, Any]], updates: int) -> dict[str, Any]
     }
 
 
-def gaps_between(spans: Sequence[tuple[float, float]]) -> list[float]:
-    """The lengths of the gaps that none of the spans (start, end) covers, between the first start and the last end."""
+def find_gaps(spans: Sequence[tuple[float, float]]) -> list[float]:
+    """Lengths of the times between the first start and the last end that none of the spans (start, end) covers."""
     gaps: list[float] = []
     until: float | None = None
     for start, end in sorted(spans):
@@ -86,22 +91,24 @@ def gaps_between(spans: Sequence[tuple[float, float]]) -> list[float]:
     return gaps
 
 
-def _operators(profiler: profile, updates: int) -> dict[str, Any]:
+def _summarize_operators(profiler: profile, updates: int) -> dict[str, Any]:
     operators = [e for e in profiler.key_averages() if not e.is_user_annotation]
     spent = {e.key: (e.count, float(e.self_cpu_time_total)) for e in operators}
     return {
         "kind": "operators",
         "longest": _longest(spent, updates),
         "busy_us": sum(us for _, us in spent.values()) / updates,
-        "note": "gaps between kernels are a device's: a CPU has none to show",
+        "note": "gaps between kernels are only measured on a GPU",
     }
 
 
 def _longest(spent: Mapping[str, tuple[int, float]], updates: int) -> list[dict[str, Any]]:
-    """The TOP names by time: calls and microseconds of one update, and the share of all that was recorded."""
-    everything = sum(us for _, us in spent.values())
+    """The TOP names by time; for each the calls and microseconds per update and its share of the recorded time.
+
+    ``spent`` has (calls, microseconds) of all ``updates`` by name.
+    """
+    total = sum(us for _, us in spent.values())
     order = sorted(spent.items(), key=lambda item: -item[1][1])[:TOP]
     return [
-        {"name": name, "calls": calls / updates, "us": us / updates, "share": us / everything}
-        for name, (calls, us) in order
+        {"name": name, "calls": calls / updates, "us": us / updates, "share": us / total} for name, (calls, us) in order
     ]

@@ -1,13 +1,14 @@
-"""How fast the learner updates on this device: fed, beside one batch that stays there, and beside a plain loop.
+"""Measure updates/s on this device with three loops that take turns:
 
-fed       the whole learner as a run has it: batches out of the host's memory through the prefetching thread, |TD errors|
-          read back after every update, weights copied out every publish_period updates
-resident  the update alone, on one batch that stays on the device, nothing read back until the window's end
-plain     the loop of CleanRL's dqn_atari.py in eager PyTorch on the same batches, which does less: no Double DQN, no
-          importance weights, no dueling heads, no layer normalisation, nothing read back but a loss now and then
+full      the whole learner as in a run: batches come from host memory through the prefetching thread, |TD errors| are
+          read back after every update, weights are copied to the host every publish_period updates
+resident  the update alone, on one batch that stays on the device; nothing is read back before the end of the window
+plain     the loop of CleanRL's dqn_atari.py in eager PyTorch on the same batches. It does less: no Double DQN, no
+          importance weights, no dueling heads, no layer normalization; only the loss is read back, every
+          PLAIN_LOG_PERIOD updates
 
-Efficiency is fed over resident. On a CPU the fed learner computes its targets in a second thread (decisions/0004), so that
-it can exceed 1 there.
+The efficiency is full / resident. On a CPU it can exceed 1, because there the full learner computes its targets in a
+second thread (decisions/0004).
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu_parts import ACTIONS, NETWORKS, SPEC, Pool, Sizes, Source, Trial, finish, trial
+from benchmarks.gpu_parts import ACTIONS, NETWORKS, SPEC, BenchLearner, Pool, Sizes, Source, bench_learner, synchronize
 from learner.learner import LearnerConfig, learner_threads
 from learner.update import Updater
 from rl.networks import make_network
 from rl.precision import Precision
 
-PLAIN_SYNC, PLAIN_READ = 250, 25  # updates between target copies and readings of the loss, as CleanRL has them
+PLAIN_TARGET_PERIOD, PLAIN_LOG_PERIOD = (
+    250,
+    25,
+)  # updates between target copies and readings of the loss, as CleanRL has them
 
 Update = Callable[[], None]
 
 
-def check_speed(
+def measure_speed(
     device: str, network: str, precision: Precision, batch: int, pool: Pool, seconds: float, sizes: Sizes
 ) -> dict[str, Any]:
-    """One row of the table; ``seconds`` go to each of the three loops."""
+    """Measure the three loops for ``seconds`` each; returns one row of the table."""
     config: dict[str, Any] = {"batch_size": batch, "learning_rate": 1e-4, "precision": precision}
     settings = LearnerConfig(device=device, **config)
     before = torch.get_num_threads()
@@ -43,65 +47,66 @@ def check_speed(
     try:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        with trial(device, NETWORKS[network], pool, config) as fed:
+        with bench_learner(device, NETWORKS[network], pool, config) as learner:
             for _ in range(sizes.warm_up):
-                fed.step()
-            finish(device)
+                learner.step()
+            synchronize(device)
             peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
             loops = {
-                "fed": fed.step,
-                "resident": _resident(settings, network, pool),
-                "plain": _plain(device, network, precision, Source(pool, batch)),
+                "full": learner.step,
+                "resident": _make_resident_update(settings, network, pool),
+                "plain": _make_plain_update(device, network, precision, Source(pool, batch)),
             }
             for update in loops.values():
-                _rate(update, 0.0, sizes.warm_up, device)
-            rates = in_turns(loops, seconds, sizes, device)
-            publish = _publish_seconds(fed, device)
+                _measure_rate(update, 0.0, sizes.warm_up, device)
+            rates = measure_alternating(loops, seconds, sizes, device)
+            publish = _measure_publish_seconds(learner, device)
     finally:
         torch.set_num_threads(before)
     return {
         "network": network,
         "dtype": precision,
         "batch": batch,
-        "updates_per_s": median(rates["fed"]),
-        "transitions_per_s": median(rates["fed"]) * batch,
+        "updates_per_s": median(rates["full"]),
+        "transitions_per_s": median(rates["full"]) * batch,
         "resident_updates_per_s": median(rates["resident"]),
-        "efficiency": _ratio(rates["fed"], rates["resident"]),
+        "efficiency": _median_ratio(rates["full"], rates["resident"]),
         "plain_updates_per_s": median(rates["plain"]),
-        "over_plain": _ratio(rates["fed"], rates["plain"]),
+        "over_plain": _median_ratio(rates["full"], rates["plain"]),
         "publish_ms": publish * 1e3,
-        "peak_device_mib": peak,  # None on a CPU, where torch does not count
+        "peak_device_mib": peak,  # None on a CPU, where torch does not measure it
     }
 
 
-def in_turns(loops: dict[str, Update], seconds: float, sizes: Sizes, device: str) -> dict[str, list[float]]:
-    """Calls/s of each loop by window; the ``seconds`` of each are cut into windows in which the loops take turns."""
+def measure_alternating(loops: dict[str, Update], seconds: float, sizes: Sizes, device: str) -> dict[str, list[float]]:
+    """Measure each loop for ``seconds``, in windows that take turns; returns updates/s of each window by loop."""
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(sizes.windows):
         for name, update in loops.items():
-            rates[name].append(_rate(update, seconds / sizes.windows, sizes.settle, device))
+            rates[name].append(_measure_rate(update, seconds / sizes.windows, sizes.settle, device))
     return rates
 
 
-def _rate(update: Update, seconds: float, settle: int, device: str) -> float:
+def _measure_rate(update: Update, seconds: float, settle: int, device: str) -> float:
+    """Updates/s over ``seconds`` (at least one update), after ``settle`` updates that are not counted."""
     for _ in range(settle):
         update()
-    finish(device)
+    synchronize(device)
     began, done = time.perf_counter(), 0
     while done == 0 or time.perf_counter() - began < seconds:
         update()
         done += 1
-    finish(device)
+    synchronize(device)
     return done / (time.perf_counter() - began)
 
 
-def _ratio(a: Sequence[float], b: Sequence[float]) -> float:
-    """The median over the windows of a / b, each pair of windows measured side by side."""
+def _median_ratio(a: Sequence[float], b: Sequence[float]) -> float:
+    """The median over the windows of a / b; the two windows of a pair are measured one right after the other."""
     return median(x / y for x, y in zip(a, b, strict=True))
 
 
-def _resident(settings: LearnerConfig, network: str, pool: Pool) -> Update:
-    """The update alone, both halves of it, on one batch that is on the device."""
+def _make_resident_update(settings: LearnerConfig, network: str, pool: Pool) -> Update:
+    """Return a function that makes one update (targets and gradient step) on a batch that stays on the device."""
     online, target = (make_network(NETWORKS[network], SPEC, ACTIONS, seed=1) for _ in range(2))
     updater = Updater(settings, online, target, torch.device(settings.device))
     batch = updater.prepare(pool.batch(0, settings.batch_size))
@@ -112,19 +117,19 @@ def _resident(settings: LearnerConfig, network: str, pool: Pool) -> Update:
     return update
 
 
-def _publish_seconds(fed: Trial, device: str, times: int = 5) -> float:
-    """Seconds that the learner stands still for one publication of its weights, the median of ``times``."""
-    took = []
+def _measure_publish_seconds(learner: BenchLearner, device: str, times: int = 5) -> float:
+    """Seconds for which the learner waits during one publication of its weights; the median of ``times``."""
+    durations = []
     for _ in range(times):
-        finish(device)
+        synchronize(device)
         began = time.perf_counter()
-        fed.learner.publisher.publish()
-        took.append(time.perf_counter() - began)
-    return median(took)
+        learner.learner.publisher.publish()
+        durations.append(time.perf_counter() - began)
+    return median(durations)
 
 
 class PlainNetwork(nn.Module):
-    """CleanRL's QNetwork ("nature"), or one with the layers of Mnih et al. 2013."""
+    """CleanRL's QNetwork for ``kind`` "nature", otherwise the network of Mnih et al. 2013."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -138,13 +143,13 @@ class PlainNetwork(nn.Module):
         self.network = nn.Sequential(*convolutions, *head)
 
     def forward(self, x: Tensor) -> Tensor:
-        """q [B, A] of pixels [B, 4, 84, 84]."""
+        """Action values [B, A] of frames, uint8 [B, 4, 84, 84]."""
         q: Tensor = self.network(x / 255.0)
         return q
 
 
-def _plain(device: str, kind: str, precision: Precision, source: Source) -> Update:
-    """The plain loop, an update per call; in bfloat16 its forward passes are under autocast."""
+def _make_plain_update(device: str, kind: str, precision: Precision, source: Source) -> Update:
+    """Return a function that makes one update of the plain loop. In bfloat16 the forward passes run under autocast."""
     online, target = (PlainNetwork(kind).to(device) for _ in range(2))
     target.load_state_dict(online.state_dict())
     optimizer = torch.optim.Adam(online.parameters(), lr=1e-4)
@@ -164,10 +169,10 @@ def _plain(device: str, kind: str, precision: Precision, source: Source) -> Upda
         loss.backward()
         optimizer.step()
         done += 1
-        if done % PLAIN_READ == 0:
+        if done % PLAIN_LOG_PERIOD == 0:
             loss.item()
-        if done % PLAIN_SYNC == 0:
-            for to, of in zip(target.parameters(), online.parameters(), strict=True):
-                to.data.copy_(of.data)
+        if done % PLAIN_TARGET_PERIOD == 0:
+            for to, weights in zip(target.parameters(), online.parameters(), strict=True):
+                to.data.copy_(weights.data)
 
     return update

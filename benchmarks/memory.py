@@ -1,8 +1,8 @@
-"""`qfleet bench memory`: what a replay shard full of Pong takes of memory, and how fast it is sampled at that size.
+"""`qfleet bench memory`: memory of a replay shard full of Pong, and its sampling throughput at that size.
 
-Real frames, n-step 3, stack 4: some 20,000 transitions are played and inserted again and again, until the shard's process
-holds --items. Resident: growth of the process over what it took empty. Counted: what the shard says by `Counts`:
-`resident_bytes`, which bounds it under --capacity-bytes, and `bytes`, the compressed frames alone.
+20,000 real transitions (n-step 3, stack 4) are played and inserted repeatedly until the shard holds --items. Resident
+bytes are the growth of the process's resident memory from empty to full. Counted bytes are what the shard reports in
+its `Counts`: `resident_bytes`, which --capacity-bytes limits, and `bytes`, the compressed frames alone.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import grpc
 
 from benchmarks.measure import (
-    batches_timed,
-    drawn,
+    draw_batch,
     fill,
-    free_sampler,
+    measure_rate_and_latency,
     pong_segments,
     resident_mib,
     shard_process,
+    unlimited_sampler,
 )
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
@@ -29,30 +29,30 @@ from rl.allocator import keep_freed_memory
 from rl.bounds import at_least, positive
 
 BATCH, BATCHES_AHEAD = 32, 16
-PLAYED = 20_000  # transitions of Pong
+PLAYED = 20_000  # transitions of Pong that are played and then inserted repeatedly
 
 
 @dataclass(frozen=True)
 class Command:
-    """Memory of a full replay shard."""
+    """Memory of a full replay shard per transition, and its sampling throughput."""
 
     items: int = 1_000_000
-    """Transitions; also the shard's capacity."""
+    """Transitions to insert; also the shard's capacity."""
     seconds: float = 10.0
-    """Length of the window in which it is sampled."""
+    """Seconds to sample."""
     json: bool = False
-    """The last line of output is a JSON object with the figures."""
+    """Print the figures as a JSON object in the last line."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "items")
         positive(self, "seconds", unit="seconds")
 
 
-def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
-    """Measure; returns the figures."""
+def run(c: Command, log: Callable[[str], None] = print) -> dict[str, float]:
+    """Measure; returns the figures by name. Raises RunFault if the shard does not start."""
     keep_freed_memory()  # as the learner of a run does
     played = min(PLAYED, c.items)
-    say(f"playing {played:,} transitions of Pong ...")
+    log(f"playing {played:,} transitions of Pong ...")
     segments = pong_segments(played)
     with contextlib.ExitStack() as stack:
         address, pid = stack.enter_context(shard_process(c.items))
@@ -61,10 +61,10 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
         before, began = resident_mib([pid]), time.perf_counter()
         fill(address, c.items, segments)
         took, after = time.perf_counter() - began, resident_mib([pid])
-        say(f"filled in {took:.1f} s, {c.items / took:,.0f} inserted/s")
-        sampler = stack.enter_context(contextlib.closing(free_sampler([address], BATCH, BATCHES_AHEAD)))
-        drawn(sampler)
-        sampled = batches_timed(lambda: drawn(sampler), c.seconds)
+        log(f"filled in {took:.1f} s, {c.items / took:,.0f} inserted/s")
+        sampler = stack.enter_context(contextlib.closing(unlimited_sampler([address], BATCH, BATCHES_AHEAD)))
+        draw_batch(sampler)
+        sampled = measure_rate_and_latency(lambda: draw_batch(sampler), c.seconds)
         counts = stub.Info(pb.InfoRequest(), timeout=10.0).counts
     figures = {
         "stored": counts.stored,
@@ -77,10 +77,11 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, float]:
         "compressed_bytes_per_transition": counts.bytes / counts.stored,
         **{f"sampled_{name}": value for name, value in sampled.items()},
     }
-    say(
-        f"{counts.stored:,} transitions: {before:,.1f} MiB before, {after:,.1f} MiB after; a transition takes "
-        f"{figures['resident_bytes_per_transition']:,.0f} bytes resident, {figures['counted_bytes_per_transition']:,.0f} by "
-        f"the shard's count, {figures['compressed_bytes_per_transition']:,.0f} of them compressed frames; "
+    log(
+        f"{counts.stored:,} transitions: {before:,.1f} MiB resident when empty, {after:,.1f} MiB when full; "
+        f"per transition {figures['resident_bytes_per_transition']:,.0f} bytes resident, "
+        f"{figures['counted_bytes_per_transition']:,.0f} by the shard's own count "
+        f"({figures['compressed_bytes_per_transition']:,.0f} of them compressed frames); "
         f"{sampled['per_s']:,.0f} sampled/s in batches of {BATCH}"
     )
     return figures

@@ -1,4 +1,9 @@
-"""The benchmarks of `qfleet bench`: each a module with a `Command` (its flags) and `run(command, say)` -> figures."""
+"""The benchmarks of `qfleet bench` by name.
+
+Each is a module with a dataclass `Command`, whose fields are its flags, and a function `run(command, log)`. `run`
+passes each line of progress to `log` and returns the figures by name. A benchmark that can fail returns `passed` among
+them.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""`qfleet bench sizing`: memory, network and shards for given numbers of actors on Pong, as in docs/replay.md.
+"""`qfleet bench sizing`: memory, network traffic and shards that given numbers of Pong actors need (docs/replay.md).
 
-The bytes are measured: of real segments as they are sent, of a sample's reply, and of a shard's count. The rates are
-given: of one actor (`bench actors`), of one shard (`bench replay`), and of the learner.
+The bytes per transition are measured on real Pong: of insert requests, of sample replies, and in a shard's memory. The
+rates are flags: of one actor (measure it with `qfleet bench actors`), of one shard (`qfleet bench replay`) and of the
+learner.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from protos import replay_pb2 as pb
 from protos.codec import pack_segment, sampled_to_message, segment_to_message
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
-from rl.bounds import at_least, positive
-from rl.errors import BadInput
+from rl.bounds import at_least, positive, require
 from rl.networks import NetworkConfig, make_network
 
 BATCH = 32
@@ -25,57 +25,61 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Command:
-    """What fleets of actors need."""
+    """Memory, network traffic and shards that given numbers of actors need."""
 
     actors: tuple[int, ...] = (10, 100, 1_000)
-    """Actor processes."""
+    """Numbers of actor processes; one column of the table each."""
     steps: float = 1_950.0
-    """Agent steps a second that an actor does."""
+    """Agent steps/s of one actor; `qfleet bench actors` measures it."""
     batch_size: int = 512
-    """Transitions of a learner's update."""
+    """Transitions per learner update."""
     updates: float = 19.0
-    """Learner updates a second."""
+    """Learner updates/s."""
     inserts: float = 60_000.0
-    """Transitions a second that one shard takes, by itself."""
+    """Transitions/s that one shard can insert when it does nothing else; `qfleet bench replay` measures it."""
     samples: float = 50_000.0
-    """Transitions a second that one shard gives, by itself."""
+    """Transitions/s that one shard can sample when it does nothing else; `qfleet bench replay` measures it."""
     actors_per_node: int = 16
-    """Actors on one machine."""
+    """Actors per node (machine)."""
     publish_period: int = 20
     """Learner updates between publications of weights."""
     items: int = 20_000
-    """Transitions of Pong that the bytes are measured on."""
+    """Transitions of Pong to play for measuring the bytes."""
     json: bool = False
-    """The last line of output is a JSON object with the figures."""
+    """Print the figures as a JSON object in the last line."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "actors_per_node", "publish_period", "items")
-        if not self.actors or min(self.actors) < 1:
-            raise BadInput(f"--actors {self.actors}: write numbers of actors from 1 on")
+        require(bool(self.actors) and min(self.actors) >= 1, self, "actors", "one or more numbers, each at least 1")
         positive(self, "steps", "updates", "inserts", "samples")
 
 
-def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Measure the bytes and print the table; returns the figures."""
-    say(f"playing {c.items:,} transitions of Pong ...")
-    sizes = measured(c.items)
-    say(", ".join(f"{name.replace('_', ' ')} {value:,.0f}" for name, value in sizes.items()))
-    fleets = [fleet(c, sizes, actors) for actors in c.actors]
-    say("| | " + " | ".join(f"{actors:,} actors" for actors in c.actors) + " |")
-    say("|---" * (len(fleets) + 1) + "|")
+def run(c: Command, log: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measure the bytes and log the table; returns the bytes by name and ``fleets``, the table's columns by actors."""
+    log(f"playing {c.items:,} transitions of Pong ...")
+    sizes = measure_bytes(c.items)
+    log(", ".join(f"{name.replace('_', ' ')} {value:,.0f}" for name, value in sizes.items()))
+    fleets = [fleet_needs(c, sizes, actors) for actors in c.actors]
+    log("| | " + " | ".join(f"{actors:,} actors" for actors in c.actors) + " |")
+    log("|---" * (len(fleets) + 1) + "|")
     for name in fleets[0]:
-        say(f"| {name} | " + " | ".join(_short(f[name]) for f in fleets) + " |")
+        log(f"| {name} | " + " | ".join(_short(f[name]) for f in fleets) + " |")
     sampled = c.batch_size * c.updates
-    say(
-        f"the learner: {sampled:,.0f} transitions/s, {sampled * sizes['sample_bytes'] / 1e6:,.1f} MB/s out of the shards; "
-        f"1M / 2M transitions: {sizes['resident_bytes'] / 1e3:,.2f} / {sizes['resident_bytes'] / 500:,.2f} GB"
+    log(
+        f"the learner samples {sampled:,.0f} transitions/s, {sampled * sizes['sample_bytes'] / 1e6:,.1f} MB/s; "
+        f"memory of 1M / 2M transitions: {sizes['resident_bytes'] / 1e3:,.2f} / {sizes['resident_bytes'] / 500:,.2f} GB"
     )
     return {**sizes, "fleets": dict(zip(map(str, c.actors), fleets, strict=True))}
 
 
-def measured(items: int) -> dict[str, float]:
-    """Bytes per transition on its way into a shard, in it and out of it, and bytes of a Nature network's weights."""
-    name = "0" * 32  # as long as a writer's
+def measure_bytes(items: int) -> dict[str, float]:
+    """Play ``items`` transitions of Pong; returns bytes per transition, and bytes of a Nature network's weights.
+
+    insert_bytes: in insert requests; payload_bytes: compressed frames in a shard; resident_bytes: all memory of the
+    content of a shard, by its own count; sample_bytes: in sample replies; weights_bytes: float32 weights of the whole
+    network.
+    """
+    name = "0" * 32  # as long as a writer's name
     segments = [pack_segment(segment) for segment in pong_segments(items)]
     stored = sum(segment.items for segment in segments)
     shard = Shard(stored, PONG_SPEC, SelectorConfig(), limited=False)
@@ -95,23 +99,27 @@ def measured(items: int) -> dict[str, float]:
     }
 
 
-def fleet(c: Command, sizes: dict[str, float], actors: int) -> dict[str, float]:
-    """Memory, network and shards that ``actors`` need, by the formulas of docs/replay.md."""
+def fleet_needs(c: Command, sizes: dict[str, float], actors: int) -> dict[str, float]:
+    """What ``actors`` actors need, by the formulas of docs/replay.md; one column of the table, by row name.
+
+    ``sizes`` is the result of `measure_bytes`. The actors are assumed to run without a samples-per-insert limit.
+    """
     inserted, sampled = actors * c.steps, c.batch_size * c.updates
     nodes = ceil(actors / c.actors_per_node)
     return {
         "inserted, transitions/s": inserted,
-        "into the shards, MB/s": inserted * sizes["insert_bytes"] / 1e6,
-        "samples an insert": sampled / inserted,
-        "shards by inserts alone": ceil(inserted / c.inserts),
-        "shards, samples included": ceil(inserted / c.inserts + sampled / c.samples),
-        "1M transitions are, s": 1e6 / inserted,
-        "the last hour, million transitions": 3600 * inserted / 1e6,
-        "the last hour, GB": 3600 * inserted * sizes["resident_bytes"] / 1e9,
-        "nodes of actors": nodes,
-        "weights to nodes, MB/s": nodes * sizes["weights_bytes"] * c.updates / c.publish_period / 1e6,
+        "traffic into the shards, MB/s": inserted * sizes["insert_bytes"] / 1e6,
+        "samples per insert": sampled / inserted,
+        "shards for inserts alone": ceil(inserted / c.inserts),
+        "shards for inserts and samples": ceil(inserted / c.inserts + sampled / c.samples),
+        "time to insert 1M transitions, s": 1e6 / inserted,
+        "inserted per hour, million transitions": 3600 * inserted / 1e6,
+        "memory for one hour of inserts, GB": 3600 * inserted * sizes["resident_bytes"] / 1e9,
+        "actor nodes": nodes,
+        "weights to the actor nodes, MB/s": nodes * sizes["weights_bytes"] * c.updates / c.publish_period / 1e6,
     }
 
 
 def _short(x: float) -> str:
+    """``x`` as text: whole if it is an integer or at least 100, else with two digits."""
     return f"{x:,.0f}" if x >= 100 or x == int(x) else f"{x:,.2g}"

@@ -1,12 +1,15 @@
-"""`qfleet bench soak`: does a shard that is written and read at full speed for long keep its memory?
+"""`qfleet bench soak`: does the memory of a shard and its clients stay constant under full load?
 
-One shard process of Pong, small enough to be filled many times over (a wrap: as many items inserted as it holds, after the
-first filling). This process writes from one thread and takes batches of 32 in another, and sets new priorities for each,
-also for what was evicted since (counted as dropped); no limiter. Resident memory, file descriptors and threads of both
-processes are read every 10 s; each minute the shard itself looks whether its parts agree. Judged is the time from 2
-minutes after the buffer was full to the end (from a fifth of the whole after it was full, if that is less): a straight line
-through the readings (least squares) may rise by less than 2% of where it starts. Exit status 1 where it rises by more,
-where the shard's parts disagree, or after fewer than --wraps.
+One shard holds Pong transitions and is small enough to be replaced many times. A wrap is one complete replacement: once
+the shard is full, as many inserted items as it holds. This process inserts from one thread, and samples batches of 32
+in another and updates their priorities, without a samples-per-insert limit. Updates of items that were evicted in the
+meantime are counted as dropped.
+
+Resident memory, file descriptors and threads of both processes are read every --every seconds. Every minute the shard
+checks that its internal structures are consistent. The test looks at the readings from 2 minutes after the shard was
+full (or a fifth of --minutes, if that is shorter) to the end. It fits a straight line to the memory of each process by
+least squares. The memory is flat if the line rises by less than 2% of its start. The exit status is 1 if the memory is
+not flat, if a check of the shard fails, or if there were fewer wraps than --wraps.
 """
 
 from __future__ import annotations
@@ -24,12 +27,12 @@ import numpy as np
 import psutil
 
 from benchmarks.measure import (
-    check_picture,
-    checked_shard_process,
-    free_sampler,
-    inserting,
+    check_picture_path,
+    make_inserter,
     next_batch,
     pong_segments,
+    shard_process_with_check,
+    unlimited_sampler,
 )
 from benchmarks.pictures import draw_memory
 from benchmarks.processes.shard import VALID
@@ -40,40 +43,40 @@ from rl.bounds import at_least
 from rl.errors import BadInput, RunFault
 
 BATCH, BATCHES_AHEAD = 32, 16
-PLAYED = 20_000  # transitions of Pong that are inserted again and again
-SETTLES = 120.0  # seconds after the buffer is full, before memory is judged; a fifth of the whole if that is less
-GROWTH = 0.02  # of memory that is not flat
+PLAYED = 20_000  # transitions of Pong that are played and then inserted repeatedly
+SETTLE_SECONDS = 120.0  # from full to the first reading that counts; at most a fifth of the duration
+MAX_GROWTH = 0.02  # relative; memory that grows by this much is not flat
 
 
 @dataclass(frozen=True)
 class Command:
-    """Memory of a shard and of its clients at full speed over a long time."""
+    """Check that the memory of a replay shard and its clients stays constant under full load."""
 
     minutes: float = 30.0
-    """How long."""
+    """Duration in minutes."""
     capacity: int = 200_000
-    """Transitions that the shard holds."""
+    """Capacity of the shard in transitions."""
     wraps: int = 20
-    """How often the content must at least be replaced as a whole."""
+    """How often the content must be replaced completely, at least, to pass."""
     every: float = 10.0
     """Seconds between readings."""
     to: str = "replay_soak.png"
-    """File of the picture."""
+    """Picture to write, a .png file."""
     json: bool = False
-    """The last line of output is a JSON object with the figures."""
+    """Print the figures as a JSON object in the last line."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "capacity", "wraps")
         if self.every <= 0 or self.minutes * 60 < 10 * self.every:
             raise BadInput(
-                f"--minutes is {self.minutes:g} and --every {self.every:g} s: write enough for at least 10 readings"
+                f"--minutes is {self.minutes:g} and --every is {self.every:g} s: write values for at least 10 readings"
             )
-        check_picture(self.to)
+        check_picture_path(self.to)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Memory in MiB, counts and time at one moment."""
+    """Seconds since the start, counts of items, and memory, open files and threads of both processes at that time."""
 
     seconds: float
     inserted: float
@@ -86,19 +89,22 @@ class Reading:
     client_threads: int
 
 
-def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Write and read for ``minutes``; returns the figures, `passed` among them."""
+def run(c: Command, log: Callable[[str], None] = print) -> dict[str, Any]:
+    """Insert and sample for ``c.minutes``; returns the figures by name, with ``passed``.
+
+    Raises RunFault if the shard fails or was not full early enough.
+    """
     keep_freed_memory()  # as the learner of a run does
-    say(f"playing {PLAYED:,} transitions of Pong ...")
+    log(f"playing {PLAYED:,} transitions of Pong ...")
     segments = pong_segments(PLAYED)
     with contextlib.ExitStack() as stack:
-        address, pid, check = stack.enter_context(checked_shard_process(c.capacity))
+        address, pid, check = stack.enter_context(shard_process_with_check(c.capacity))
         writer = stack.enter_context(contextlib.closing(Writer([address])))
-        sampler = stack.enter_context(contextlib.closing(free_sampler([address], BATCH, BATCHES_AHEAD)))
-        faults = stack.enter_context(_inserting_beside(inserting(writer, segments)))
-        readings, verdicts = _watched(c, sampler, pid, check, faults, say)
+        sampler = stack.enter_context(contextlib.closing(unlimited_sampler([address], BATCH, BATCHES_AHEAD)))
+        faults = stack.enter_context(_inserting_in_background(make_inserter(writer, segments)))
+        readings, verdicts = _sample_and_record(c, sampler, pid, check, faults, log)
         stats = sampler.stats()
-    figures = judged(readings, c.capacity, c.minutes * 60)
+    figures = judge_readings(readings, c.capacity, c.minutes * 60)
     figures |= {"dropped_updates": stats["dropped_updates"], "lost_updates": stats["lost_updates"]}
     figures |= {"checks": len(verdicts), "checks_failed": [v for v in verdicts if v != VALID]}
     figures["passed"] = figures["flat"] and not figures["checks_failed"] and figures["wraps"] >= c.wraps
@@ -107,16 +113,16 @@ def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
         {"shard": [r.shard_mib for r in readings], "writer and sampler": [r.client_mib for r in readings]},
         figures["full_seconds"] / 60,
         figures["judged_from_seconds"] / 60,
-        f"{c.minutes:g} minutes at full speed on {os.cpu_count()} cores, {figures['wraps']:,.0f} wraps of {c.capacity:,}",
+        f"{c.minutes:g} minutes of full load on {os.cpu_count()} cores, {figures['wraps']:,.0f} wraps of {c.capacity:,}",
         Path(c.to),
     )
-    say(_summary(c, figures))
+    log(_summary_line(c, figures))
     return {**asdict(c), "cores": os.cpu_count(), **figures}
 
 
 @contextlib.contextmanager
-def _inserting_beside(insert: Callable[[], int]) -> Iterator[list[RunFault]]:
-    """Insert in a thread of its own; yields a list to which it adds what ended it before its time."""
+def _inserting_in_background(insert: Callable[[], int]) -> Iterator[list[RunFault]]:
+    """Call ``insert`` repeatedly in a separate thread; yields a list that gets the RunFault if one ends the thread."""
     stop, faults = threading.Event(), list[RunFault]()
 
     def loop() -> None:
@@ -126,26 +132,26 @@ def _inserting_beside(insert: Callable[[], int]) -> Iterator[list[RunFault]]:
         except RunFault as fault:
             faults.append(fault)
 
-    thread = threading.Thread(target=loop, name="writing", daemon=True)
+    thread = threading.Thread(target=loop, name="inserting", daemon=True)
     thread.start()
     try:
         yield faults
     finally:
         stop.set()
-        thread.join(timeout=10.0)  # if it waits for longer, closing the writer ends it
+        thread.join(timeout=10.0)  # if it still waits after that, closing the writer ends it
 
 
-def _watched(
-    c: Command, sampler: Sampler, pid: int, check: Callable[[], str], faults: list[RunFault], say: Callable[[str], None]
+def _sample_and_record(
+    c: Command, sampler: Sampler, pid: int, check: Callable[[], str], faults: list[RunFault], log: Callable[[str], None]
 ) -> tuple[list[Reading], list[str]]:
-    """Sample and update until the time is over; returns the readings, and the shard's verdicts on itself."""
+    """Sample and update priorities for ``c.minutes``; returns the readings and the results of the shard's checks."""
     rng, readings, verdicts = np.random.default_rng(0), list[Reading](), list[str]()
 
-    def look(now: float) -> None:
-        readings.append(_reading(now, sampler, pid))
+    def record(now: float) -> None:
+        readings.append(_take_reading(now, sampler, pid))
         if now >= (len(verdicts) + 1) * 60.0 or now >= end:
             verdicts.append(check())
-            say(_line(readings[-1], c.capacity, sampler, verdicts[-1]))
+            log(_progress_line(readings[-1], c.capacity, sampler, verdicts[-1]))
 
     began, end = time.monotonic(), c.minutes * 60
     next_batch(sampler)  # waits for the first items
@@ -155,45 +161,47 @@ def _watched(
             raise faults[0]
         sampler.update_priorities(batch, rng.random(len(batch.keys), np.float32))
         if now >= len(readings) * c.every:
-            look(now)
-    look(now)
+            record(now)
+    record(now)
     return readings, verdicts
 
 
-def _reading(now: float, sampler: Sampler, pid: int) -> Reading:
+def _take_reading(now: float, sampler: Sampler, pid: int) -> Reading:
     stats, both = sampler.stats(), (pid, os.getpid())
     try:
         seen = [(p.memory_info().rss / 2**20, p.num_fds(), p.num_threads()) for p in map(psutil.Process, both)]
     except psutil.NoSuchProcess as error:
-        raise RunFault("the replay shard has ended: its error stands above") from error
+        raise RunFault("the replay shard ended unexpectedly: see its error output above") from error
     return Reading(now, stats["inserted"], stats["sampled"], *seen[0], *seen[1])
 
 
-def _line(r: Reading, capacity: int, sampler: Sampler, verdict: str) -> str:
+def _progress_line(r: Reading, capacity: int, sampler: Sampler, verdict: str) -> str:
     return (
-        f"{r.seconds / 60:.1f} min: {r.inserted:,.0f} inserted ({_wraps(r, capacity):.1f} wraps), {r.sampled:,.0f} sampled, "
-        f"{sampler.stats()['dropped_updates']:,.0f} updates dropped; shard {r.shard_mib:.1f} MiB, {r.shard_files} files, "
-        f"{r.shard_threads} threads, {verdict}; client {r.client_mib:.1f} MiB, {r.client_files} files, "
+        f"{r.seconds / 60:.1f} min: {r.inserted:,.0f} inserted ({_count_wraps(r, capacity):.1f} wraps), "
+        f"{r.sampled:,.0f} sampled, {sampler.stats()['dropped_updates']:,.0f} updates dropped; "
+        f"shard {r.shard_mib:.1f} MiB, {r.shard_files} files, {r.shard_threads} threads, {verdict}; "
+        f"client {r.client_mib:.1f} MiB, {r.client_files} files, "
         f"{r.client_threads} threads"
     )
 
 
-def _wraps(r: Reading, capacity: int) -> float:
+def _count_wraps(r: Reading, capacity: int) -> float:
     return max(0.0, r.inserted / capacity - 1)
 
 
-def judged(readings: Sequence[Reading], capacity: int, seconds: float) -> dict[str, Any]:
-    """The figures of a soak of ``seconds``; `flat`: neither process's memory grew by GROWTH.
+def judge_readings(readings: Sequence[Reading], capacity: int, seconds: float) -> dict[str, Any]:
+    """Evaluate the readings of a test of ``seconds``; returns the figures by name.
 
-    Raises RunFault where the shard was never full.
+    ``flat`` is true if the memory of both processes grew by less than MAX_GROWTH (`fit_growth`). Raises RunFault if
+    fewer than 3 readings were taken after the shard was full and had settled.
     """
     full = next((r.seconds for r in readings if r.inserted >= capacity), np.inf)
-    since = full + min(SETTLES, seconds / 5)
+    since = full + min(SETTLE_SECONDS, seconds / 5)
     late = [r for r in readings if r.seconds >= since]
     if len(late) < 3:
         raise RunFault(
-            f"{readings[-1].inserted:,.0f} of {capacity:,} transitions were inserted, too late to judge the time after: "
-            "write more --minutes or a smaller --capacity"
+            f"{readings[-1].inserted:,.0f} transitions were inserted into a shard of {capacity:,}, "
+            "which leaves too few readings of the full shard: write more --minutes or a smaller --capacity"
         )
     last = readings[-1]
     figures: dict[str, Any] = {
@@ -201,18 +209,18 @@ def judged(readings: Sequence[Reading], capacity: int, seconds: float) -> dict[s
         "sampled": last.sampled,
         "inserted_per_s": last.inserted / last.seconds,
         "sampled_per_s": last.sampled / last.seconds,
-        "wraps": _wraps(last, capacity),
+        "wraps": _count_wraps(last, capacity),
         "full_seconds": full,
         "judged_from_seconds": since,
         "flat": True,
     }
     for name in ("shard", "client"):
-        slope, growth = grown([r.seconds for r in late], [getattr(r, f"{name}_mib") for r in late])
+        slope, growth = fit_growth([r.seconds for r in late], [getattr(r, f"{name}_mib") for r in late])
         figures[f"{name}_mib_first"] = getattr(late[0], f"{name}_mib")
         figures[f"{name}_mib_last"] = getattr(late[-1], f"{name}_mib")
         figures[f"{name}_mib_max"] = max(getattr(r, f"{name}_mib") for r in readings)
         figures[f"{name}_mib_per_hour"], figures[f"{name}_growth"] = slope, growth
-        figures["flat"] &= growth < GROWTH
+        figures["flat"] &= growth < MAX_GROWTH
         for what in ("files", "threads"):
             figures[f"{name}_{what}_first"] = getattr(late[0], f"{name}_{what}")
             figures[f"{name}_{what}_max"] = max(getattr(r, f"{name}_{what}") for r in late)
@@ -220,25 +228,28 @@ def judged(readings: Sequence[Reading], capacity: int, seconds: float) -> dict[s
     return figures
 
 
-def grown(seconds: Sequence[float], mib: Sequence[float]) -> tuple[float, float]:
-    """(slope in MiB an hour, rise as a share of where it starts) of the least-squares line through the readings."""
+def fit_growth(seconds: Sequence[float], mib: Sequence[float]) -> tuple[float, float]:
+    """Fit a line to memory readings by least squares; returns (slope in MiB/hour, rise relative to the line's start).
+
+    ``seconds`` and ``mib`` are the times and values of the readings.
+    """
     slope, at_0 = np.polyfit(seconds, mib, 1)
     rise = slope * (seconds[-1] - seconds[0])
     return float(slope * 3600), float(rise / (slope * seconds[0] + at_0))
 
 
-def _summary(c: Command, f: dict[str, Any]) -> str:
+def _summary_line(c: Command, f: dict[str, Any]) -> str:
     memory = ", ".join(
-        f"{name} {f[f'{name}_mib_first']:.1f} to {f[f'{name}_mib_last']:.1f} MiB (most {f[f'{name}_mib_max']:.1f}), "
+        f"{name} {f[f'{name}_mib_first']:.1f} to {f[f'{name}_mib_last']:.1f} MiB (max {f[f'{name}_mib_max']:.1f}), "
         f"{f[f'{name}_mib_per_hour']:+.1f} MiB/h, {f[f'{name}_growth']:+.2%}"
         for name in ("shard", "client")
     )
     failed = f"{len(f['checks_failed'])} of {f['checks']} checks failed {f['checks_failed'][:1]}"
-    checks = failed if f["checks_failed"] else f"valid at {f['checks']} checks"
+    checks = failed if f["checks_failed"] else f"valid in all {f['checks']} checks"
     return (
-        f"{os.cpu_count()} cores, {c.minutes:g} minutes: {f['wraps']:.1f} wraps of {c.capacity:,} (at least {c.wraps} "
-        f"asked), {f['inserted']:,.0f} inserted, {f['sampled']:,.0f} sampled, {f['dropped_updates']:,.0f} updates "
+        f"{os.cpu_count()} cores, {c.minutes:g} minutes: {f['wraps']:.1f} wraps of {c.capacity:,} items (required: "
+        f"{c.wraps}), {f['inserted']:,.0f} inserted, {f['sampled']:,.0f} sampled, {f['dropped_updates']:,.0f} updates "
         f"dropped, {checks}; "
-        f"{'flat' if f['flat'] else 'NOT FLAT'} (less than {GROWTH:.0%} asked): {memory}; "
+        f"{'flat' if f['flat'] else 'NOT FLAT'} (limit: {MAX_GROWTH:.0%} growth): {memory}; "
         f"{'passed' if f['passed'] else 'NOT PASSED'}; picture: {c.to}"
     )

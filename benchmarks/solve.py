@@ -1,8 +1,9 @@
-"""`qfleet bench solve`: how long a preset takes to its goal, over seeds, and how good the weights are that it keeps.
+"""`qfleet bench solve`: time to reach a preset's goal over several seeds, and the return of the best weights.
 
-Runs one seed after the other, as `qfleet train PRESET --seed S` does, each into a directory of its own. A seed that is done
-is not run again, so that the seeds may be spread over days. Then each run's `best/` plays fresh episodes, at the epsilon of
-evaluations and at 0. Report the median and the worst of seeds that nobody tuned to.
+Trains one seed after the other with `qfleet train PRESET --seed S`, each in its own directory. A seed that has been
+trained is not trained again, so the seeds can be spread over several days. Then each run's `best/` weights play new
+episodes, with the epsilon of evaluations and with epsilon 0. The median and the worst over the seeds are only
+meaningful for seeds that no setting was tuned on.
 """
 
 from __future__ import annotations
@@ -19,46 +20,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import median, roughly
+from benchmarks.measure import format_duration, median
 from qfleet.api import load_policy
 from qfleet.presets import preset
 from report.curves import plot_runs
-from rl.bounds import at_least
+from rl.bounds import at_least, require
 from rl.envs.make import make_environments
 from rl.errors import BadInput, RunFault
 from rl.evaluation import evaluate
 
-DONE = "done"  # a file of the runs that went to their end
-PLAY_SEED = 777_000  # of the fresh episodes, plus the run's own
+DONE = "done"  # an empty file in the directory of a run that has finished
+FRESH_SEED = 777_000  # seed of the new episodes; the run's seed is added
 
 
 @dataclass(frozen=True)
 class Command:
-    """How long a preset takes to its goal, over seeds, one run at a time."""
+    """How long a preset takes to reach its goal, over several seeds."""
 
     preset: str = "pong"
-    """Which preset is trained."""
+    """Preset to train."""
     seeds: tuple[int, ...] = (21, 22, 23, 24, 25)
-    """A run for each."""
+    """Seeds; one run each, one after the other."""
     episodes: int = 100
-    """Fresh episodes that each run's best weights play."""
+    """New episodes to play with each run's best weights, once per epsilon."""
     to: str = "runs/solve"
-    """Directory of the runs, of figures.jsonl and of curves.png."""
+    """Directory for the runs, figures.jsonl and curves.png."""
     train: str = ""
-    """Further flags of qfleet train: --train="--learner.target-update-period 100"."""
+    """More flags for qfleet train, for example --train="--learner.target-update-period 100"."""
     json: bool = False
-    """The last line of output is a JSON object with the figures."""
+    """Print the figures as a JSON object in the last line."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "episodes")
         preset(self.preset)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise BadInput("--seeds must name one seed or more, none of them twice")
+        require(
+            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), self, "seeds", "one or more seeds, each once"
+        )
         for seed in self.seeds:
             run = self.run_dir(seed)
             if run.exists() and not (run / DONE).is_file():
                 raise BadInput(
-                    f"{run} holds a run that was cut: remove it, as its time would not be that of a whole one"
+                    f"{run} holds an unfinished run, whose training time cannot be measured: remove the directory"
                 )
 
     def run_dir(self, seed: int) -> Path:
@@ -66,50 +68,61 @@ class Command:
         return Path(self.to) / f"{self.preset}-seed{seed}"
 
 
-def run(c: Command, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Train the seeds that are not done and play their best weights; returns the figures."""
+def run(c: Command, log: Callable[[str], None] = print) -> dict[str, Any]:
+    """Train the seeds that are missing, then play the best weights of all; returns the figures.
+
+    They are ``rows`` (one dictionary per seed), the median and the worst over the seeds, and ``passed`` (all are
+    solved). Raises RunFault if a training run fails.
+    """
     missing = [seed for seed in c.seeds if not c.run_dir(seed).exists()]
-    say(f"{len(c.seeds)} runs of {c.preset}, {len(c.seeds) - len(missing)} of them done before")
+    log(f"{len(c.seeds)} runs of {c.preset}, {len(c.seeds) - len(missing)} of them already finished")
     for n, seed in enumerate(missing, 1):
         began = time.monotonic()
         _train(c, seed)
         left = (time.monotonic() - began) * (len(missing) - n)
-        say(f"seed {seed} is done, run {n} of {len(missing)}" + (f"; about {roughly(left)} left" if left else ""))
+        log(
+            f"seed {seed} finished, run {n} of {len(missing)}"
+            + (f"; about {format_duration(left)} left" if left else "")
+        )
     rows = []
     for seed in c.seeds:
         rows.append(_figures(c, seed))
-        say(
-            f"seed {seed}: best weights at 0.01 and 0: {rows[-1]['fresh_mean']:.2f} and {rows[-1]['fresh_mean_greedy']:.2f}"
+        log(
+            f"seed {seed}: mean return of the best weights {rows[-1]['fresh_mean']:.2f}, "
+            f"{rows[-1]['fresh_mean_greedy']:.2f} at epsilon 0"
         )
     for line in table(rows):
-        say(line)
+        log(line)
     Path(c.to, "figures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    say(f"{plot_runs([c.run_dir(seed) for seed in c.seeds], Path(c.to, 'curves.png'))}")
+    log(f"{plot_runs([c.run_dir(seed) for seed in c.seeds], Path(c.to, 'curves.png'))}")
     return {"rows": rows, **_over_seeds(rows), "passed": all(row["solved"] for row in rows)}
 
 
 def _train(c: Command, seed: int) -> None:
+    """Train one seed and mark its run as finished. Raises RunFault if the training fails."""
     flags = ["--seed", str(seed), "--run-dir", str(c.run_dir(seed)), *shlex.split(c.train)]
     done = subprocess.run([sys.executable, "-m", "qfleet", "train", c.preset, *flags], stdout=subprocess.DEVNULL)
     if done.returncode != 0:
-        raise RunFault(f"the run of seed {seed} ended with status {done.returncode}")
+        raise RunFault(f"qfleet train with seed {seed} ended with status {done.returncode}: see its output above")
     (c.run_dir(seed) / DONE).touch()
 
 
 def _figures(c: Command, seed: int) -> dict[str, Any]:
-    """The steps, updates and time of a run, and the returns of its best weights in fresh episodes."""
+    """Play new episodes with the best weights of a run; returns their returns and the run's steps and time."""
     folder = c.run_dir(seed)
     summary = json.loads((folder / "summary.json").read_text())
     with (folder / "eval.csv").open(newline="") as file:
         kinds = [row["kind"] for row in csv.DictReader(file)]
     policy = load_policy(folder)
-    played = {}
+    returns = {}
     for name, epsilon in (("", policy.config.evaluation.epsilon), ("_greedy", 0.0)):
         environments = make_environments(policy.config.env, min(c.episodes, 20))
-        result = evaluate(lambda x: policy.act(x), environments, c.episodes, epsilon, PLAY_SEED + seed)
+        result = evaluate(lambda x: policy.act(x), environments, c.episodes, epsilon, FRESH_SEED + seed)
         environments.close()
-        played[f"fresh_mean{name}"] = result.mean_return
-        played[f"fresh_interval{name}"] = 1.96 * result.std_return / math.sqrt(c.episodes)  # 95%, normal
+        returns[f"fresh_mean{name}"] = result.mean_return
+        returns[f"fresh_interval{name}"] = (
+            1.96 * result.std_return / math.sqrt(c.episodes)
+        )  # 95% confidence interval of the mean, normal approximation
     names = ("seed", "solved", "agent_steps", "updates", "mean_return", "evaluation_seconds")
     return {
         **{name: summary[name] for name in names},
@@ -118,12 +131,12 @@ def _figures(c: Command, seed: int) -> dict[str, Any]:
         "quick_evaluations": kinds.count("quick"),
         "full_evaluations": len(kinds) - kinds.count("quick"),
         "fresh_episodes": c.episodes,
-        **played,
+        **returns,
     }
 
 
 def _over_seeds(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Median and worst of what a run takes."""
+    """Median and worst (largest) minutes, agent steps and updates over the runs."""
     names = ("minutes", "agent_steps", "updates")
     return {
         f"{how}_{n}": of([row[n] for row in rows]) for n in names for how, of in (("median", median), ("worst", max))
@@ -131,7 +144,7 @@ def _over_seeds(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows as lines of Markdown, and a line with the median and the worst."""
+    """The rows as lines of a Markdown table, and one line each for the median and the worst."""
     heads = [
         "seed",
         "solved",
@@ -139,8 +152,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         "updates",
         "minutes",
         "evaluating",
-        "quick, full",
-        "best, fresh",
+        "evaluations: quick, full",
+        "best/, new episodes",
         "at epsilon 0",
     ]
     cells = [heads, ["---"] * len(heads)]

@@ -1,1 +1,1 @@
-"""Programs that run beside a benchmark in processes of their own, and the functions that start them."""
+"""Programs that a benchmark runs in separate processes, and the functions that start them."""

@@ -1,6 +1,8 @@
-"""One actor with a random policy, writing to a shard; prints agent steps/s.
+"""One actor with a random policy that writes to a shard, for `qfleet bench actors`.
 
-`python -m benchmarks.processes.actor ADDRESS ENVIRONMENTS SECONDS INDEX`; it says "ready" and waits for a line.
+    python -m benchmarks.processes.actor ADDRESS ENVIRONMENTS SECONDS INDEX
+
+It prints "ready", waits for a line on standard input, acts for SECONDS and prints agent steps/s.
 """
 
 from __future__ import annotations
@@ -18,26 +20,26 @@ from rl.ports import Publication
 from rl.returns import ReturnConfig
 
 
-class Indifferent(torch.nn.Module):
-    """Gives all actions the same value, at no cost."""
+class ZeroNetwork(torch.nn.Module):
+    """A network that returns 0 for every action, at almost no cost."""
 
     convolves_pixels = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Zeros [N, A]."""
+        """Return zeros, float32 [N, A]."""
         return torch.zeros(len(x), PONG_ACTIONS)
 
 
 class NoWeights:
-    """A `WeightSource` without publications."""
+    """A `WeightSource` that never has a publication."""
 
     def poll(self) -> Publication | None:
-        """None: there is never a publication."""
+        """Return None."""
         return None
 
 
 def main() -> None:
-    """Act for the seconds that the arguments say, and print agent steps/s."""
+    """Run the actor and print agent steps/s."""
     address, environments, seconds, index = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     explore = ExplorationConfig(kind="linear", start=1.0, end=1.0)
@@ -46,7 +48,7 @@ def main() -> None:
         PONG,
         ReturnConfig(n_step=3, clip_reward=1.0),
         False,
-        (Indifferent(), Indifferent()),  # type: ignore[arg-type]
+        (ZeroNetwork(), ZeroNetwork()),  # type: ignore[arg-type]
         Exploration(explore, 0, environments, environments),
         Writer([address]),
         NoWeights(),

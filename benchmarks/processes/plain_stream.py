@@ -1,7 +1,9 @@
-"""A gRPC stream that answers every request with the same bytes; prints its port.
+"""A gRPC server that answers every request with the same bytes: an upper limit for `qfleet bench replay`.
 
-`python -m benchmarks.processes.plain_stream FILE`, where FILE holds the bytes. It shows what `qfleet bench replay`
-could carry at most, if the shard had nothing to do.
+    python -m benchmarks.processes.plain_stream FILE
+
+It prints its port and answers each request with the content of FILE. A shard must also draw
+items and assemble the replies.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from typing import Any
 import grpc
 
 from replay.wire.channel import CHANNEL_OPTIONS, SERVER_OPTIONS
+from rl.errors import RunFault
 
 METHOD = "/qfleet.bench.Plain/Stream"
-IN_HAND = 4  # requests, as many as the sampler has batches ahead
+REQUESTS_AHEAD = 4  # requests sent before their replies are needed
 
 
 async def serve(path: str) -> None:
@@ -45,9 +48,9 @@ async def serve(path: str) -> None:
 
 @contextlib.contextmanager
 def plain_stream(reply: bytes) -> Iterator[Callable[[], bytes]]:
-    """A function that takes the next reply of a stream from another process; IN_HAND replies are always asked for.
+    """Start the server with ``reply`` in a separate process; yields a function that receives the next reply.
 
-    Raises RuntimeError where the process does not start within 30 s.
+    REQUESTS_AHEAD requests are always in flight. Raises RunFault if the process does not start within 30 s.
     """
     with contextlib.ExitStack() as stack, tempfile.NamedTemporaryFile() as file:
         file.write(reply)
@@ -56,21 +59,22 @@ def plain_stream(reply: bytes) -> Iterator[Callable[[], bytes]]:
         process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         stack.callback(process.kill)
         assert process.stdout is not None
-        if not select.select([process.stdout], [], [], 30.0)[0]:
-            raise RuntimeError("the plain stream did not start within 30 s")
-        channel = grpc.insecure_channel(f"127.0.0.1:{int(process.stdout.readline())}", options=CHANNEL_OPTIONS)
+        port = process.stdout.readline() if select.select([process.stdout], [], [], 30.0)[0] else ""
+        if not port:
+            raise RunFault("the plain gRPC server did not start within 30 s: see its error output above, if any")
+        channel = grpc.insecure_channel(f"127.0.0.1:{int(port)}", options=CHANNEL_OPTIONS)
         stack.callback(channel.close)
         requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        for _ in range(IN_HAND):
+        for _ in range(REQUESTS_AHEAD):
             requests.put(b"")
         stack.callback(requests.put, None)
         replies = channel.stream_stream(METHOD)(iter(requests.get, None), timeout=600.0)
 
-        def take() -> bytes:
+        def receive() -> bytes:
             requests.put(b"")
             return bytes(next(replies))
 
-        yield take
+        yield receive
 
 
 if __name__ == "__main__":

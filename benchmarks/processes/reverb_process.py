@@ -1,4 +1,4 @@
-"""Reverb 0.14 on the same Pong items: its own virtual environment, a server process and a client process."""
+"""Reverb 0.14 for `qfleet bench replay --vs reverb`: its virtual environment, and a server and a client process."""
 
 from __future__ import annotations
 
@@ -19,40 +19,48 @@ from benchmarks.measure import PONG_SPEC
 from rl.errors import BadInput, RunFault
 from rl.types import Array, Segment
 
-REQUIREMENTS = ("dm-reverb==0.14.0", "tensorflow-cpu==2.14.0", "numpy<2")  # the last release, and what it was built for
-SIDE = Path(__file__).with_name("reverb_side.py")
-ANSWER_TIMEOUT = 120.0  # seconds beyond the window that was asked for
+# The last release of Reverb, and the versions it was built for:
+REQUIREMENTS = ("dm-reverb==0.14.0", "tensorflow-cpu==2.14.0", "numpy<2")
+SIDE_SCRIPT = Path(__file__).with_name("reverb_side.py")
+ANSWER_TIMEOUT = 120.0  # seconds beyond the length of the window
 N_STEP = 3
 
 
-def reverb_python(say: Callable[[str], None]) -> str:
-    """The Python that has Reverb; makes its virtual environment first if need be. Raises BadInput, RunFault."""
+def find_reverb_python(log: Callable[[str], None]) -> str:
+    """Return the path of a Python with Reverb; creates its virtual environment if it is missing.
+
+    Raises BadInput if no suitable Python is installed, RunFault if the installation fails.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qfleet" / "reverb-0.14"
     python, ready = home / "bin" / "python", home / "ready"
     if ready.exists():
         return str(python)
     base = next(filter(None, map(shutil.which, ("python3.11", "python3.10", "python3.9"))), None)
     if base is None:
-        raise BadInput("Reverb 0.14 needs Python 3.9 to 3.11, which is not on the PATH: install it, or leave out --vs")
-    say(f"making a virtual environment with Reverb and TensorFlow (1.3 GB) in {home} ...")
+        raise BadInput(
+            "Reverb 0.14 needs Python 3.9 to 3.11, but none is on the PATH: install one, or leave out --vs reverb"
+        )
+    log(f"creating a virtual environment with Reverb and TensorFlow (1.3 GB) in {home} ...")
     shutil.rmtree(home, ignore_errors=True)
     for command in ([base, "-m", "venv", str(home)], [str(python), "-m", "pip", "install", "-q", *REQUIREMENTS]):
         done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
         if done.returncode != 0:
-            raise RunFault(f"{' '.join(command)} failed: {done.stderr.strip().splitlines()[-1:]}")
+            last = (done.stderr.strip().splitlines() or ["no error output"])[-1]
+            raise RunFault(f"`{' '.join(command)}` failed: {last}")
     ready.touch()
     return str(python)
 
 
-def consecutive(segments: list[Segment]) -> dict[str, Array]:
-    """The segments' episodes without their overlaps: frames [T, 84, 84], lengths, and action, r_t, discount_t [T].
+def merge_overlaps(segments: list[Segment]) -> dict[str, Array]:
+    """Join the segments of each episode, which overlap, to consecutive frames; returns what `reverb_side` reads.
 
-    As `reverb_side` reads them; items of full length alone.
+    The arrays are frames [T, 84, 84], lengths [episodes], and action, r_t and discount_t [T]. Only items of the full
+    N_STEP are kept.
     """
     episodes: dict[int, list[Segment]] = defaultdict(list)
     for segment in segments:
         episodes[segment.episode_id].append(segment)
-    found: dict[str, list[Array]] = defaultdict(list)
+    columns_by_name: dict[str, list[Array]] = defaultdict(list)
     for parts in episodes.values():
         length = max(s.first_step + len(s.frames) for s in parts)
         frames = np.zeros((length, *PONG_SPEC.frame_shape), np.uint8)
@@ -65,15 +73,21 @@ def consecutive(segments: list[Segment]) -> dict[str, Array]:
             columns["action"][newest] = s.actions[s.item_step[full]]
             columns["r_t"][newest], columns["discount_t"][newest] = s.r_t[full], s.discount_t[full]
         for name, column in {"frames": frames, "lengths": np.array([length]), **columns}.items():
-            found[name].append(column)
-    return {name: np.concatenate(columns) for name, columns in found.items()}
+            columns_by_name[name].append(column)
+    return {name: np.concatenate(columns) for name, columns in columns_by_name.items()}
 
 
 class Reverb:
-    """A context: a server that holds ``items``, and a client that measures."""
+    """A Reverb server filled with ``items`` items and a client process that measures it; a context manager.
 
-    def __init__(self, segments: list[Segment], items: int, say: Callable[[str], None]) -> None:
-        python = reverb_python(say)
+        with Reverb(segments, items, log) as reverb:
+            figures = reverb.ask(f"insert {seconds}", seconds)
+
+    Raises BadInput or RunFault, as `find_reverb_python` does, and RunFault if a process does not answer.
+    """
+
+    def __init__(self, segments: list[Segment], items: int, log: Callable[[str], None]) -> None:
+        python = find_reverb_python(log)
         self._folder = tempfile.TemporaryDirectory()
         self._processes: list[subprocess.Popen[str]] = []
         try:
@@ -84,21 +98,21 @@ class Reverb:
 
     def _fill(self, python: str, segments: list[Segment], items: int) -> None:
         path = Path(self._folder.name) / "items.npz"
-        np.savez(path, **consecutive(segments))  # type: ignore[arg-type]
+        np.savez(path, **merge_overlaps(segments))  # type: ignore[arg-type]
         server = self._start(python, "serve", str(items))
-        port = self._line(server, ANSWER_TIMEOUT).strip()
+        port = self._read_line(server, ANSWER_TIMEOUT).strip()
         self._client = self._start(python, "client", port, str(path))
-        self._answer(ANSWER_TIMEOUT)
+        self._read_answer(ANSWER_TIMEOUT)
         self.ask(f"fill {items}", items / 500)
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of server and client."""
+        """Process ids of the server and the client."""
         return [p.pid for p in self._processes]
 
     def _start(self, python: str, *arguments: str) -> subprocess.Popen[str]:
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": ""}
-        command = [python, str(SIDE), *arguments]
+        command = [python, str(SIDE_SCRIPT), *arguments]
         errors = (Path(self._folder.name) / f"{arguments[0]}.log").open("w")
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env
@@ -107,26 +121,31 @@ class Reverb:
         self._processes.append(process)
         return process
 
-    def _line(self, process: subprocess.Popen[str], timeout: float) -> str:
+    def _read_line(self, process: subprocess.Popen[str], timeout: float) -> str:
         assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], timeout)
         line = process.stdout.readline() if ready else ""
         if not line:
             logs = " | ".join(p.read_text()[-500:] for p in Path(self._folder.name).glob("*.log"))
-            raise RunFault(f"Reverb's side {'has ended' if ready else f'said nothing for {timeout:g} s'}: {logs}")
+            happened = "ended unexpectedly" if ready else f"printed nothing for {timeout:g} s"
+            raise RunFault(" ".join(f"a Reverb process {happened}; the end of its logs: {logs}".split()))
         return line
 
-    def _answer(self, timeout: float) -> dict[str, float]:
-        answer: dict[str, float] = json.loads(self._line(self._client, timeout))
+    def _read_answer(self, timeout: float) -> dict[str, float]:
+        answer: dict[str, float] = json.loads(self._read_line(self._client, timeout))
         return answer
 
     def ask(self, command: str, seconds: float) -> dict[str, float]:
-        """The client's figures: per_s, and p50_ms and p99_ms of a batch where it sampled. Raises RunFault."""
+        """Send the client a command of `reverb_side`, which takes about ``seconds``; returns its figures.
+
+        They are per_s and, for a command that samples, p50_ms and p99_ms of a batch. Raises RunFault if the client does
+        not answer.
+        """
         assert self._client.stdin is not None
-        with contextlib.suppress(OSError):  # it has ended: there will be no answer
+        with contextlib.suppress(OSError):  # the client ended: `_read_answer` reports it
             self._client.stdin.write(command + "\n")
             self._client.stdin.flush()
-        return self._answer(seconds + ANSWER_TIMEOUT)
+        return self._read_answer(seconds + ANSWER_TIMEOUT)
 
     def __enter__(self) -> Reverb:
         return self

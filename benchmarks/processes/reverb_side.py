@@ -1,11 +1,12 @@
-"""Reverb's side of `qfleet bench replay --vs reverb`; runs in Reverb's own Python, so it knows nothing of Qfleet.
+"""The Reverb processes of `qfleet bench replay --vs reverb`. They run in another Python, without Qfleet.
 
-    serve CAPACITY      a server with one table, as prioritized as ours (alpha 0.6): prints its port, serves until killed
-    client PORT FILE    a writer and the samplers; a command a line on stdin, a JSON object a line on stdout:
+    serve CAPACITY      a server with one prioritized table (alpha 0.6, as in Qfleet): prints its port
+    client PORT FILE    a writer and samplers: reads one command per line on stdin, prints one JSON object per line:
                         fill ITEMS | insert SECONDS | client SECONDS BATCH | datasetW SECONDS BATCH, with W workers
 
-FILE.npz holds ``frames`` [T, 84, 84] of consecutive episodes, ``lengths`` in frames of each, and ``action``, ``r_t``,
-``discount_t`` [T] of the item whose newest frame stands at that row. An item is ITEM_FRAMES frames and those three numbers.
+FILE is a .npz file with ``frames`` [T, 84, 84] of whole episodes one after the other, ``lengths`` [episodes] in frames,
+and ``action``, ``r_t``, ``discount_t`` [T]. Row t of these three belongs to the item whose newest frame is frame t. An
+item has ITEM_FRAMES frames and these three numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ COLUMNS = ("frames", "action", "r_t", "discount_t")
 
 
 def serve(capacity: int) -> None:
-    """Serve one table of ``capacity`` items until killed; prints the port."""
+    """Print the port and serve one table of ``capacity`` items until killed."""
     table = reverb.Table(
         TABLE,
         sampler=reverb.selectors.Prioritized(0.6),
@@ -37,8 +38,8 @@ def serve(capacity: int) -> None:
     server.wait()
 
 
-class Inserting:
-    """Items of the file, again and again, through one trajectory writer."""
+class Inserter:
+    """Inserts the items of a file through one trajectory writer, and starts over after the last."""
 
     def __init__(self, client: reverb.Client, path: str) -> None:
         with np.load(path) as data:
@@ -66,7 +67,7 @@ class Inserting:
                 start = end
 
     def insert(self, seconds: float, items: float = float("inf")) -> float:
-        """Acknowledged items/s, over ``seconds`` or ``items``, whichever comes first."""
+        """Insert for ``seconds`` or until ``items`` are inserted, whichever is first; returns acknowledged items/s."""
         began, done = time.perf_counter(), 0
         while time.perf_counter() - began < seconds and done < items:
             next(self._steps)
@@ -75,34 +76,34 @@ class Inserting:
         return done / (time.perf_counter() - began)
 
 
-def pairs(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[B, 7, 84, 84] -> the observations before and after, uint8 [B, 4, 84, 84], as views."""
+def split_frames(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split frames [B, 7, 84, 84] into s_tm1 and s_t, uint8 [B, 4, 84, 84] each; views, not copies."""
     return frames[:, :4], frames[:, 3:]
 
 
-def measured(batches, batch: int, seconds: float) -> dict[str, float]:
-    """Transitions/s out of ``batches``, an iterator of [B, 7, 84, 84], and milliseconds per batch (p50, p99)."""
+def measure_batches(batches, batch: int, seconds: float) -> dict[str, float]:
+    """Iterate over ``batches`` [B, 7, 84, 84] for ``seconds``; returns transitions/s and ms per batch (p50, p99)."""
     began = last = time.perf_counter()
-    took = []
+    latencies = []
     while last - began < seconds:
-        before, after = pairs(next(batches))
+        before, after = split_frames(next(batches))
         assert before.shape == after.shape == (batch, 4, 84, 84), (before.shape, after.shape)
         now = time.perf_counter()
-        took.append(now - last)
+        latencies.append(now - last)
         last = now
-    p50, p99 = np.percentile(took, [50, 99])
-    return {"per_s": batch * len(took) / (last - began), "p50_ms": p50 * 1e3, "p99_ms": p99 * 1e3}
+    p50, p99 = np.percentile(latencies, [50, 99])
+    return {"per_s": batch * len(latencies) / (last - began), "p50_ms": p50 * 1e3, "p99_ms": p99 * 1e3}
 
 
 def from_client(client: reverb.Client, batch: int):
-    """Batches uint8 [B, 7, 84, 84] from Reverb's client, for ever."""
+    """Yield batches of frames, uint8 [B, 7, 84, 84], from Reverb's client without end."""
     while True:
         samples = client.sample(TABLE, num_samples=batch, emit_timesteps=False)
         yield np.stack([next(x for x in sample.data if x.ndim == 3) for sample in samples])  # data: the columns, flat
 
 
 def from_dataset(address: str, batch: int, workers: int):
-    """Batches uint8 [B, 7, 84, 84] from Reverb's dataset with ``workers`` workers, for ever."""
+    """Yield batches of frames, uint8 [B, 7, 84, 84], from Reverb's dataset with ``workers`` workers, without end."""
     dataset = reverb.TrajectoryDataset(
         server_address=address,
         table=TABLE,
@@ -119,26 +120,26 @@ def from_dataset(address: str, batch: int, workers: int):
 
 
 def client(port: str, path: str) -> None:
-    """Run the commands on standard input, and print the figures of each as a JSON object."""
+    """Run the commands on standard input; prints the figures of each as a JSON object."""
     address = f"127.0.0.1:{port}"
     link = reverb.Client(address)
-    inserting = Inserting(link, path)
+    inserter = Inserter(link, path)
     datasets = {}
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         what, *numbers = line.split()
         if what == "fill":
-            found = {"per_s": inserting.insert(float("inf"), float(numbers[0]))}
+            figures = {"per_s": inserter.insert(float("inf"), float(numbers[0]))}
         elif what == "insert":
-            found = {"per_s": inserting.insert(float(numbers[0]))}
+            figures = {"per_s": inserter.insert(float(numbers[0]))}
         elif what == "client":
-            found = measured(from_client(link, int(numbers[1])), int(numbers[1]), float(numbers[0]))
+            figures = measure_batches(from_client(link, int(numbers[1])), int(numbers[1]), float(numbers[0]))
         else:
             batch, workers = int(numbers[1]), int(what.removeprefix("dataset"))
             if (batch, workers) not in datasets:
                 datasets[batch, workers] = from_dataset(address, batch, workers)
-            found = measured(datasets[batch, workers], batch, float(numbers[0]))
-        print(json.dumps(found), flush=True)
+            figures = measure_batches(datasets[batch, workers], batch, float(numbers[0]))
+        print(json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":

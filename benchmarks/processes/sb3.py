@@ -1,4 +1,9 @@
-"""Stable-Baselines3's DQN on Pong, as its own documentation sets it up: SECONDS. Prints steps/s after learning starts."""
+"""Stable-Baselines3's DQN on Pong, set up as in its documentation, for `qfleet bench pipeline`.
+
+    python -m benchmarks.processes.sb3 SECONDS
+
+It trains until learning has started, measures for SECONDS more, and prints environment steps/s.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ LEARNING_STARTS = 2_000  # steps
 
 
 class Window(BaseCallback):
-    """Counts environment steps in a window that begins once updates are under way."""
+    """Measures environment steps/s in a window that begins 100 steps after learning starts."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -36,7 +41,7 @@ class Window(BaseCallback):
 
 
 def main() -> None:
-    """Train for the seconds that the argument says, and print steps/s."""
+    """Train, and print steps/s of the window."""
     gym.register_envs(ale_py)
     env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=1, seed=0), n_stack=4)
     model = DQN(

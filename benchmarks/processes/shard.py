@@ -1,7 +1,7 @@
-"""A replay shard in a process of its own (`python -m benchmarks.processes.shard`): prints its port and serves.
+"""A replay shard: `python -m benchmarks.processes.shard [flags]` prints its port and serves until killed.
 
-`qfleet replay serve` without the command line's imports, and with short names. At SIGUSR1 it checks that its parts
-agree (`Shard.check_valid`), between two requests, and prints VALID or the contradiction.
+It is `qfleet replay serve` without the command line's imports and with shorter flags. On SIGUSR1 it checks between two
+requests that its internal structures are consistent (`Shard.check_valid`) and prints VALID or the inconsistency.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from replay.wire.serve import ServeConfig, serve
 VALID = "valid"
 
 
-def check_at_signal(shard: Shard) -> None:
-    """Print the shard's `verdict` at each SIGUSR1."""
+def check_on_signal(shard: Shard) -> None:
+    """Print the shard's `verdict` on each SIGUSR1."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: print(verdict(shard), flush=True))
 
 
 def verdict(shard: Shard) -> str:
-    """VALID, or in a line which of the shard's parts contradict each other."""
+    """Check the shard; returns VALID or one line that describes the inconsistency."""
     try:
         shard.check_valid()
     except AssertionError as error:
@@ -32,7 +32,7 @@ def verdict(shard: Shard) -> str:
 
 
 def main() -> None:
-    """Serve a shard with the settings of the flags, until killed."""
+    """Serve a shard until killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--capacity", type=int, default=1000)
@@ -58,7 +58,7 @@ def main() -> None:
         snapshots=a.snapshots,
         snapshot_minutes=a.snapshot_minutes,
     )
-    asyncio.run(serve(config, lambda port, _: print(port, flush=True), check_at_signal))
+    asyncio.run(serve(config, lambda port, _: print(port, flush=True), check_on_signal))
 
 
 if __name__ == "__main__":

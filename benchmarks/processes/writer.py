@@ -1,7 +1,10 @@
-"""One writer (`python -m benchmarks.processes.writer ITEMS SEED`), which plays ITEMS transitions of Pong first.
+"""One writer, for `qfleet bench shards`.
 
-Then for each line SECONDS ADDRESS [ADDRESS ...]: it opens its streams to these shards, says "ready", waits for a line,
-inserts for so many seconds, and prints transitions/s, the last acknowledgement included.
+    python -m benchmarks.processes.writer ITEMS SEED
+
+It plays ITEMS transitions of Pong and prints "ready". Then it reads lines SECONDS ADDRESS [ADDRESS ...] from standard
+input. For each it connects to these shards, prints "ready", waits for a line, inserts for SECONDS, waits until
+everything is acknowledged, and prints transitions/s.
 """
 
 from __future__ import annotations
@@ -9,28 +12,27 @@ from __future__ import annotations
 import contextlib
 import sys
 
-from benchmarks.measure import inserting, pong_segments, rate
+from benchmarks.measure import make_inserter, measure_rate, pong_segments
 from replay.wire.writer import Writer
 
 
 def main() -> None:
-    """Play the transitions, then insert them at each line on standard input, and print transitions/s."""
+    """Play the transitions; then measure one window for each line on standard input."""
     segments = pong_segments(int(sys.argv[1]), seed=int(sys.argv[2]))
     print("ready", flush=True)
     while line := sys.stdin.readline():
         seconds, *addresses = line.split()
         with contextlib.closing(Writer(addresses)) as writer:
-            insert = inserting(writer, segments)
+            insert = make_inserter(writer, segments)
             for _ in addresses:
                 insert()
             writer.flush(60.0)
             print("ready", flush=True)
             sys.stdin.readline()
-            print(rate(insert, float(seconds), lambda: writer.flush(60.0)), flush=True)
+            print(measure_rate(insert, float(seconds), lambda: writer.flush(60.0)), flush=True)
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(
-        KeyboardInterrupt
-    ):  # Ctrl-C reaches every process of a benchmark; `qfleet bench` reports it
+    # Ctrl-C reaches every process of a benchmark; `qfleet bench` reports it
+    with contextlib.suppress(KeyboardInterrupt):
         main()

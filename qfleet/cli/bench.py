@@ -1,4 +1,4 @@
-"""`qfleet bench`: the benchmarks by name."""
+"""`qfleet bench`: run a benchmark by its name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from rl.errors import BadInput, nearest
 
 
 def bench_command(args: list[str]) -> int:
-    """Run `qfleet bench`; returns 0, or 1 where the benchmark did not pass. Raises BadInput, RunFault."""
+    """Run `qfleet bench`; returns the exit status: 0, or 1 if the benchmark did not pass. Raises BadInput, RunFault."""
     if not args or args[0] in ("-h", "--help"):
-        print(f"usage: qfleet bench NAME [flags]; NAME is one of: {', '.join(BENCHES)}")
+        print("usage: qfleet bench NAME [flags]\n")
+        for name, module in BENCHES.items():
+            print(f"  {name:<9} {module.Command.__doc__}")
+        print("\nqfleet bench NAME --help lists its flags.")
         return 0
     if args[0] not in BENCHES:
         raise BadInput(f"unknown benchmark {args[0]!r}: {nearest(args[0], BENCHES)}")

@@ -41,12 +41,12 @@ def test_actors_measures_each_number_of_actor_processes():
 def test_a_writer_that_does_not_start_is_an_error():
     with (
         subprocess.Popen(["true"], stdout=subprocess.PIPE, text=True) as process,
-        pytest.raises(RunFault, match="a writer has ended"),
+        pytest.raises(RunFault, match="a writer ended unexpectedly"),
     ):
-        shards.line_from(process, 10.0, "a writer")
+        shards.read_line(process, 10.0, "a writer")
     with subprocess.Popen(["sleep", "10"], stdout=subprocess.PIPE, text=True) as process:
-        with pytest.raises(RunFault, match="said nothing for 0.1 s"):
-            shards.line_from(process, 0.1, "a writer")
+        with pytest.raises(RunFault, match="printed nothing for 0.1 s"):
+            shards.read_line(process, 0.1, "a writer")
         process.kill()
 
 
@@ -79,7 +79,7 @@ def test_solve_skips_finished_runs_and_reports_median_and_worst(tmp_path, capfd)
     done = (tmp_path / "cartpole-seed5" / "summary.json").read_bytes()
     assert cli.main([*args, "--seeds", "5", "6", f"{flags} 700"]) == 1
     out = capfd.readouterr().out
-    assert "2 runs of cartpole, 1 of them done before" in out
+    assert "2 runs of cartpole, 1 of them already finished" in out
     figures = json.loads(out.splitlines()[-1])
     assert (tmp_path / "cartpole-seed5" / "summary.json").read_bytes() == done
     first, second = figures["rows"]
@@ -91,4 +91,4 @@ def test_solve_skips_finished_runs_and_reports_median_and_worst(tmp_path, capfd)
     assert (tmp_path / "curves.png").is_file()
     (tmp_path / "cartpole-seed7").mkdir()
     assert cli.main([*args, "--seeds", "7"]) == 2
-    assert "was cut: remove it" in capfd.readouterr().err
+    assert "unfinished run, whose training time cannot be measured: remove" in capfd.readouterr().err

@@ -60,7 +60,7 @@ def bare(tmp_path_factory):
 
 def test_it_runs_with_torch_numpy_and_safetensors_alone(bare):
     assert bare.returncode == 0, bare.stdout + bare.stderr
-    assert "1 of 12: losses of 3 updates beside the CPU's, nature, adam (11 more)" in bare.stdout
+    assert "1 of 12: losses of 3 updates compared with the CPU, nature, adam (11 more)" in bare.stdout
 
 
 def test_its_json_has_every_figure(bare):
