@@ -13,7 +13,7 @@ import time
 import psutil
 
 from qfleet.cli import main as cli
-from replay.store.snapshot_files import stored_segments
+from replay.store.snapshot_files import open_snapshot
 
 FAST = ["--learner.device", "cpu", "--learner.threads", "1"]
 
@@ -82,7 +82,7 @@ def wait_until(process, condition, seconds=90):
 
 def versions_acted_on(run):
     """Of the learner's weights, by the steps in the last snapshot of a run's only shard."""
-    _, stored = stored_segments(run / "replay" / "shard-0")
+    _, stored = open_snapshot(run / "replay" / "shard-0")
     return {int(v) for s in stored for v in s.segment.versions}
 
 

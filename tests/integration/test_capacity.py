@@ -23,7 +23,7 @@ def test_a_min_size_that_eviction_never_lets_be_reached_ends_the_sampler(shards,
         writer.write(make_segment(rng))
     writer.flush(10.0)
     if capacity:
-        with pytest.raises(RunFault, match="evicts before it gets there"):
+        with pytest.raises(RunFault, match="evicts transitions before it reaches"):
             source.sample(5.0)
     else:
         assert source.sample(5.0) is not None

@@ -10,7 +10,7 @@ import pytest
 from qfleet.cli import main as cli
 from qfleet.cli.datasets import origin_of
 from replay.datasets.dataset import Dataset
-from replay.store.shard import MAX_WRITER
+from replay.store.shard import MAX_NAME_BYTES
 from rl.envs.config import EnvConfig
 from rl.types import ObservationSpec
 from tests.conftest import ROOT
@@ -53,6 +53,9 @@ def test_shards_of_another_kind_are_named(shards, capsys):
 def test_a_datasets_episodes_bear_as_much_of_its_name_as_a_shard_takes(name):
     """In bytes: no letter is cut in two, and a name that is no text is one all the same."""
     origin = origin_of(name)
-    assert MAX_WRITER - 3 < len(origin.encode()) <= MAX_WRITER or len(name.encode(errors="replace")) < MAX_WRITER
+    assert (
+        MAX_NAME_BYTES - 3 < len(origin.encode()) <= MAX_NAME_BYTES
+        or len(name.encode(errors="replace")) < MAX_NAME_BYTES
+    )
     assert name.encode(errors="replace").decode().endswith(origin)
     assert origin

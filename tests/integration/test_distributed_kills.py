@@ -47,7 +47,7 @@ def test_who_is_killed_comes_back_and_a_killed_learner_ends_the_run_with_its_rea
     alive = psutil.wait_procs(parts, timeout=60)[1]
     assert not alive, alive
     assert re.search(
-        r"replay shard-0 restarted at 127.0.0.1:\d+: restored [\d,]+ transitions of a snapshot \d+ sec", words
+        r"replay shard-0 restarted at 127.0.0.1:\d+: restored [\d,]+ transitions from a snapshot \d+ sec", words
     )
     assert min(versions_acted_on(run)) >= 1  # never the seed's weights, after the restart neither
     saved, before = saved_state(run), newest_state(run)
@@ -59,7 +59,7 @@ def test_who_is_killed_comes_back_and_a_killed_learner_ends_the_run_with_its_rea
     assert resumed.returncode == 1
     assert "learner: the process ended" in output.splitlines()[-1]
     items = saved["end_key"] - saved["first_key"]
-    assert f"replay shard-0 restored {items:,} transitions of a snapshot" in " ".join(output.split())
+    assert f"replay shard-0 restored {items:,} transitions from a snapshot" in " ".join(output.split())
     assert saved_state(run)["end_key"] >= saved["end_key"] + 300  # the last snapshot, at the end
     assert (run / "summary.json").exists()
     after = rows(run / "metrics.csv")[rows_before:]

@@ -123,5 +123,5 @@ def test_the_commands_write_in_time_at_the_end_and_when_asked(tmp_path, rng, cap
     writer.close()
     end(process)
     process, line, _ = start()
-    assert "restored 8 transitions of a snapshot" in line
+    assert "restored 8 transitions from a snapshot" in line
     end(process)

@@ -107,16 +107,16 @@ def set_array(name, dtype, index, value):
 BROKEN = {
     "frames cut": (break_frames, "add up"),
     "sizes wrong": (break_sizes, "add up"),
-    "block of zeros": (first_block(lambda block: bytes(len(block))), "unpacks to|damaged"),
-    "stored block too short": (first_frame(lambda blocks: stored(399)), "unpacks to 399"),
-    "stored block too long": (first_frame(lambda blocks: stored(401)), "unpacks to 401"),
-    "blocks of nothing": (first_frame(lambda blocks: (b"\1\0\0\0\0" * 9) + blocks), "unpacks to 0"),
+    "block of zeros": (first_block(lambda block: bytes(len(block))), "decompresses to|damaged"),
+    "stored block too short": (first_frame(lambda blocks: stored(399)), "decompresses to 399"),
+    "stored block too long": (first_frame(lambda blocks: stored(401)), "decompresses to 401"),
+    "blocks of nothing": (first_frame(lambda blocks: (b"\1\0\0\0\0" * 9) + blocks), "decompresses to 0"),
     "last frame cut": (lambda m: cut_last(m), "cut short"),
     "block cut": (first_frame(lambda blocks: blocks[:-3]), "cut short"),
     "no block": (first_frame(lambda blocks: b""), "lacks its last 400"),
     "end mark inside": (first_frame(lambda blocks: bytes(4) + blocks), "empty"),
-    "a block twice": (first_frame(lambda blocks: blocks * 2), "damaged|where 0"),
-    "frame too short": (first_frame(lambda blocks: block_of(399)), "unpacks to 399"),
+    "a block twice": (first_frame(lambda blocks: blocks * 2), "damaged|expected 0"),
+    "frame too short": (first_frame(lambda blocks: block_of(399)), "decompresses to 399"),
     "frame too long": (first_frame(lambda blocks: block_of(60_000)), "damaged"),
     "half an action": (lambda m: setattr(m, "actions", m.actions[:-1]), "whole number"),
     "a reward less": (lambda m: setattr(m, "rewards", m.rewards[:-4]), "rewards has"),
@@ -125,15 +125,15 @@ BROKEN = {
         lambda m: [setattr(m, f, b"") for f in ("item_step", "item_length", "r_t", "discount_t", "td_abs")],
         "needs",
     ),
-    "item outside": (set_array("item_step", "<u4", 0, 10_000), "outside"),
-    "length 0": (set_array("item_length", "<u4", 0, 0), "outside"),
+    "item outside": (set_array("item_step", "<u4", 0, 10_000), "must lie within"),
+    "length 0": (set_array("item_length", "<u4", 0, 0), "at least 1"),
     "NaN return": (set_array("r_t", "<f4", 0, np.nan), "finite"),
     "negative priority": (set_array("td_abs", "<f4", 0, -1), "at least 0"),
     "infinite priority": (set_array("td_abs", "<f4", 0, np.inf), "finite"),
     "discount above 1": (set_array("discount_t", "<f4", 0, 1.5), "within"),
     "flags of nothing": (set_array("flags", "u1", 0, 8), "0 to 7"),
     "a negative action": (set_array("actions", "<i4", 0, -1), "actions at least 0"),
-    "no context": (lambda m: setattr(m, "first_step", 9), "context"),
+    "no context": (lambda m: setattr(m, "first_step", 9), "all frames of its stack"),
 }
 
 
@@ -174,8 +174,8 @@ REPLIES = {
     "without its end mark": lambda data: data[:-4],
     "followed by something": lambda data: data + b"more",
     "of another header": lambda data: b"\0" * 15 + data[15:],
-    "of one item": lambda data: frames.enclosed([frames.blank_frames(FRAMES, 8)], 8, FRAMES),
-    "ended early": lambda data: frames.enclosed(
+    "of one item": lambda data: frames.wrap_blocks([frames.blank_frames(FRAMES, 8)], 8, FRAMES),
+    "ended early": lambda data: frames.wrap_blocks(
         [frames.blank_frames(FRAMES, 8), frames.END_MARK, data[15:]], 40, FRAMES
     ),
     "damaged": lambda data: data[:30] + b"\xff" * 40 + data[70:],

@@ -16,7 +16,7 @@ def test_frames_compress_without_loss(rng):
     pixels = np.repeat(rng.integers(0, 3, (5, 20, 5), dtype=np.uint8), 4, axis=2)
     data, sizes = frames.compress_frames(pixels)
     assert len(data) == sizes.sum() < pixels.nbytes
-    enclosed = frames.enclosed([data], len(pixels), FRAMES)
+    enclosed = frames.wrap_blocks([data], len(pixels), FRAMES)
     np.testing.assert_array_equal(frames.decompress_frames(enclosed, len(pixels), FRAMES), pixels)
 
 
@@ -30,7 +30,7 @@ def test_frames_of_any_size_and_content_pass_the_check(rng, spec, noise):
     pixels = rng.integers(0, 256 if noise else 1, (2, *spec.frame_shape), dtype=np.uint8)
     data, sizes = frames.compress_frames(pixels)
     frames.check_frames(sizes, data, 1, spec)
-    np.testing.assert_array_equal(frames.decompress_frames(frames.enclosed([data], 2, spec), 2, spec), pixels)
+    np.testing.assert_array_equal(frames.decompress_frames(frames.wrap_blocks([data], 2, spec), 2, spec), pixels)
 
 
 @pytest.mark.parametrize("compressed", [True, False])

@@ -25,7 +25,7 @@ def test_memory_is_a_bound_for_all_shards_together():
     ("settings", "words"),
     [
         ({"capacity": 0}, "capacity is 0"),
-        ({"capacity": MAX_CAPACITY + 1}, "transitions a shard"),
+        ({"capacity": MAX_CAPACITY + 1}, "transitions per shard"),
         ({"shards": 0}, "shards is 0"),
         ({"capacity_bytes": 1_000}, "capacity.bytes"),
         ({"capacity": 500}, "min.size is"),

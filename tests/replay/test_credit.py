@@ -59,7 +59,7 @@ def test_counts_go_on_where_a_shard_is_restarted(left):
     two.record(0, 0, 0)
     one.record(110, 100, 100)
     assert ledger.totals() == (100, 96, 100)
-    one.lose()
+    one.mark_unreachable()
     assert one.credit() == 0  # who knows what it is when it is back
     one.record(*left)
     assert ledger.totals() == (100, 96, left[2])
@@ -111,7 +111,7 @@ def test_the_same_rule_for_more_shards_keeps_the_baselines():
     one.record(0, 0, 50)
     assert ledger.totals() == (50, 0, 50)
     one.record(80, 16, 130)
-    ledger.limiter = ledger.limiter.over(3)
+    ledger.limiter = ledger.limiter.for_shards(3)
     assert ledger.totals() == (130, 16, 130)
 
 
@@ -130,11 +130,11 @@ def test_batches_allowed_leaves_out_what_is_asked_for():
     ledger, (one,) = ledger_of(1, slack=64.0)
     one.record(0, 0, 100)
     totals = ledger.totals()
-    assert [ledger.batches_allowed(totals, asked, most=10) for asked in (0, 16, 48, 64, 80)] == [4, 3, 1, 0, 0]
-    assert ledger.batches_allowed(totals, 0, most=2) == 2
+    assert [ledger.batches_allowed(totals, asked, max_batches=10) for asked in (0, 16, 48, 64, 80)] == [4, 3, 1, 0, 0]
+    assert ledger.batches_allowed(totals, 0, max_batches=2) == 2
     assert ledger.blocked_reason() == ""
     one.record(0, 64, 100)
-    assert ledger.blocked_reason().startswith("min_diff: d = 2 * 100 inserted - 64 sampled = 136, and less 16")
+    assert ledger.blocked_reason().startswith("min_diff: d = 2 * 100 inserted - 64 sampled = 136, and d - 16 is below")
     one.record(0, 64, 99)
     assert ledger.blocked_reason() == "min_size: 99 of 100 items are stored"
 
@@ -148,10 +148,10 @@ def test_whether_min_size_can_be_reached_is_judged_only_while_all_shards_are_hea
     two.record(0, 0, 0)
     ledger.check_min_size_reachable(ledger.totals())  # short from here on, with 300 inserted
     one.record(500, 0, 10)
-    two.lose()
+    two.mark_unreachable()
     ledger.check_min_size_reachable(ledger.totals())
     two.record(0, 0, 0)
-    with pytest.raises(RunFault, match="holds 10 transitions after 200 inserts"):
+    with pytest.raises(RunFault, match="holds only 10 transitions after 200 were inserted"):
         ledger.check_min_size_reachable(ledger.totals())
 
 
@@ -222,7 +222,7 @@ class World:
         return RateLimiter(LimiterConfig(sigma, min_size, needed + self.draw.randrange(30)), 6, BATCH, 2 * self.shards)
 
     def members(self):
-        return [k for k, account in enumerate(self.accounts) if account.open]
+        return [k for k, account in enumerate(self.accounts) if account.is_open]
 
     def join(self):
         """A shard that is new, or full of what it did for another sampler."""
@@ -239,7 +239,7 @@ class World:
 
     def restart(self, k):
         """It comes back empty, or as it was a while ago."""
-        self.accounts[k].lose()
+        self.accounts[k].mark_unreachable()
         part = self.draw.choice([0.0, 0.5, 1.0])
         self.own[k], self.credit[k] = [int(x * part) for x in self.own[k]], 0
 

@@ -118,7 +118,7 @@ def test_frames_of_another_shape_or_number_are_refused(rng, spec):
     segment = make_segment(rng, spec, ITEMS)
     frames = segment.frames
     for wrong in (frames[:-1], frames[..., :-1], frames.astype(np.float64)):
-        with pytest.raises(InvalidMessage, match="^frames of .* steps must be .*, these are"):
+        with pytest.raises(InvalidMessage, match="^frames of .* steps must be .*, got"):
             local.write(dataclasses.replace(segment, frames=wrong))
     local.write(segment)
     assert local.stats()["inserted"] == ITEMS

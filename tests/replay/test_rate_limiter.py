@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.rate_limiter import LimiterConfig, RateLimiter, _level
+from replay.rate_limiter import LimiterConfig, RateLimiter, _water_fill
 from rl.errors import BadInput, RunFault
 
 
@@ -38,7 +38,7 @@ def test_the_rule_is_the_designs(sigma, min_size, inserted, sampled, k, b):
 @settings(max_examples=200, deadline=None)
 @given(have=st.lists(st.integers(0, 50), min_size=1, max_size=6), free=st.integers(-20, 200))
 def test_level_shares_out_exactly_what_is_free_and_lowers_nothing(have, free):
-    got = _level(have, free)
+    got = _water_fill(have, free)
     assert all(g >= h for g, h in zip(got, have, strict=True))
     assert sum(got) - sum(have) <= max(free, 0)
     assert sum(got) - sum(have) > max(free, 0) - len(have)  # less than one unit a shard is left over
@@ -58,7 +58,7 @@ def test_whole_segments_get_through_at_the_slack_that_the_error_names(shards):
     limiter = RateLimiter(LimiterConfig(8.0, 5_000, np.ceil((8.0 * 43 * shards + 64) / 2)), 43, 64, shards)
     inserted, granted, sampled, batches = [0] * shards, [0] * shards, 0, 0
     while batches < 500:
-        granted = limiter.grants(inserted, granted, sampled, sum(inserted))
+        granted = limiter.allocate_credit(inserted, granted, sampled, sum(inserted))
         room = [i for i in range(shards) if granted[i] - inserted[i] >= 40]
         ready = limiter.can_sample(sum(inserted), sampled, sum(inserted), 64)
         assert room or ready, f"stalled with {sum(inserted)} inserted, {sampled} sampled"
@@ -79,7 +79,7 @@ def test_writers_and_sampler_never_both_wait(shards):
     inserted, granted, sampled = [0] * shards, [0] * shards, 0
     batches = 0
     while batches < 5_000:
-        granted = limiter.grants(inserted, granted, sampled, sum(inserted))
+        granted = limiter.allocate_credit(inserted, granted, sampled, sum(inserted))
         moved = False
         k = int(rng.integers(1, 21))
         room = [i for i in range(shards) if granted[i] - inserted[i] >= k]
@@ -101,7 +101,7 @@ def test_a_replay_that_falls_below_min_size_for_a_while_goes_on():
     for stored in [0, 50, 100, 99, 98, 100, 99] * 50:
         inserted += 60
         limiter.check_min_size_reachable(inserted, stored)
-    with pytest.raises(RunFault, match="holds 99"):
+    with pytest.raises(RunFault, match="holds only 99"):
         for _ in range(4):
             inserted += 60
             limiter.check_min_size_reachable(inserted, 99)

@@ -66,9 +66,9 @@ BAD_FILES = {
     "an authority that is not there": ({"authority": "nowhere.pem"}, "authority .*nowhere.pem"),
     "mutual without an authority": ({"certificate": "shard.pem", "key": "shard.key", "mutual": True}, "authority"),
     "a token that is not there": ({"token_file": "nowhere"}, "token_file .*nowhere cannot be read"),
-    "an empty token": ({"token_file": "empty"}, "holds no token"),
-    "a token of two words": ({"token_file": "words"}, "holds no token"),
-    "a token of no text": ({"token_file": "bytes"}, "holds no token"),
+    "an empty token": ({"token_file": "empty"}, "holds no valid token"),
+    "a token of two words": ({"token_file": "words"}, "holds no valid token"),
+    "a token of no text": ({"token_file": "bytes"}, "holds no valid token"),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from qfleet.config import to_yaml
 from qfleet.presets import cartpole
-from replay.datasets.episodes import episode_runs
+from replay.datasets.episodes import episode_fragments
 from replay.datasets.export import DatasetWriter
 from replay.importance_weights import BetaConfig
 from replay.local import LocalReplay
@@ -110,5 +110,5 @@ def run_fixture(tmp_path_factory):
 
 def exported(shard, name):
     with DatasetWriter(name, shard.spec, 2, EnvConfig(id="CartPole-v1")) as writer:
-        for joined in episode_runs(shard.storage.segments(), shard.spec):
+        for joined in episode_fragments(shard.storage.segments(), shard.spec):
             writer.append(joined)

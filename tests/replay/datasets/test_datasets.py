@@ -10,7 +10,7 @@ import pytest
 
 from protos.codec import pack_segment
 from replay.datasets.dataset import Dataset
-from replay.datasets.episodes import episode_runs
+from replay.datasets.episodes import episode_fragments
 from replay.datasets.export import DatasetWriter
 from replay.store.storage import StoredSegment
 from rl.envs.config import EnvConfig
@@ -74,7 +74,7 @@ def stored(segments, writer="a"):
 
 def round_trip(segments, spec, name="qfleet/table-v0"):
     with DatasetWriter(name, spec, 2, None) as writer:
-        for run in episode_runs(segments, spec):
+        for run in episode_fragments(segments, spec):
             writer.append(run)
     dataset = Dataset(name)
     assert dataset.spec(spec, "the test") == spec
@@ -117,7 +117,7 @@ def test_segments_that_only_touch_are_joined():
     """With n = 1 and no stack they share one frame, and no step."""
     segments = play(ObservationSpec((1,), "float32"), 10, "terminated", returns=replace(RETURNS, n_step=1))
     assert len(segments) == 3
-    (run,) = episode_runs(stored(segments), ObservationSpec((1,), "float32"))
+    (run,) = episode_fragments(stored(segments), ObservationSpec((1,), "float32"))
     assert run.frames[:, 0].tolist() == list(range(11))
 
 
@@ -152,13 +152,13 @@ def test_any_part_of_an_episode_in_any_order_joins_to_each_step_once(rng):
     segments = play(spec, 60, "terminated")
     for _ in range(40):
         left = [segments[i] for i in rng.permutation(len(segments))[: rng.integers(1, len(segments) + 1)]]
-        runs = list(episode_runs(stored(left), spec))
+        runs = list(episode_fragments(stored(left), spec))
         expected = set().union(*(range(s.first_step, s.first_step + len(s.actions)) for s in left))
         assert sorted(k for r in runs for k in range(r.first_step, r.first_step + r.steps)) == sorted(expected)
         for r in runs:
             assert r.frames[:, 0].tolist() == list(range(r.first_step, r.first_step + r.steps + 1))
             assert r.rewards.tolist() == [1.0 + k for k in range(r.first_step, r.first_step + r.steps)]
-            assert r.cut == (r.first_step + r.steps < 60)
+            assert r.is_cut == (r.first_step + r.steps < 60)
         gaps = [b.first_step - a.first_step - a.steps for a, b in itertools.pairwise(runs)]
         assert all(gap > 0 for gap in gaps), "runs that touch were not joined"
 
@@ -173,7 +173,7 @@ def test_pixels_are_kept_without_loss_and_compressed(rng, datasets):
         segments += added(builder, action=k % 6, truncated=k == 59, version=3, frame=frames[k + 1])
     env = EnvConfig(id="PongNoFrameskip-v4", sticky=0.25)
     with DatasetWriter("qfleet/pong-v0", spec, 6, env) as writer:
-        for run in episode_runs(stored(segments), spec):
+        for run in episode_fragments(stored(segments), spec):
             writer.append(run)
     assert writer.bytes < frames.nbytes / 4
     theirs = minari.load_dataset("qfleet/pong-v0")  # as anybody else reads it
@@ -196,7 +196,7 @@ def test_what_was_cut_is_marked():
     spec = ObservationSpec((2,), "float32", 4)
     segments = play(spec, 40, "terminated")
     with DatasetWriter("cut-v0", spec, 2, None) as writer:
-        for run in episode_runs(stored([*segments[1:3], *segments[6:]]), spec):
+        for run in episode_fragments(stored([*segments[1:3], *segments[6:]]), spec):
             writer.append(run)
     first, second = minari.load_dataset("cut-v0").iterate_episodes()
     assert (first.infos["step"][0], first.infos["cut"][-1], first.truncations[-1]) == (1, True, True)
@@ -208,6 +208,6 @@ def test_what_was_cut_is_marked():
 def test_an_export_that_fails_leaves_nothing(datasets):
     spec = ObservationSpec((2,), "float32")
     with pytest.raises(KeyboardInterrupt), DatasetWriter("qfleet/half-v0", spec, 2, None) as writer:
-        writer.append(next(episode_runs(stored(play(spec, 5, "terminated")), spec)))
+        writer.append(next(episode_fragments(stored(play(spec, 5, "terminated")), spec)))
         raise KeyboardInterrupt
     assert not [p for p in datasets.rglob("*") if p.is_file()]

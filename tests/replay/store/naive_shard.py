@@ -72,7 +72,7 @@ class NaiveShard:
     def first_key(self):
         return self.segments[0]["items"][0]["key"] if self.segments else self.next_key
 
-    def given_back(self, segment):
+    def expected_segment(self, segment):
         """The segment as it should come back: with its items' present TD errors."""
         message = pb.Segment.FromString(segment["message"])
         message.td_abs = np.array([item["td"] for item in segment["items"]], "<f4").tobytes()

@@ -27,7 +27,7 @@ def fill(shard, rng, segments, writer="w", items=4):
         shard.insert(writer, sequence, codec.pack_segment(segment))
 
 
-def taken_back(directory, shard):
+def restored(directory, shard):
     """`shard`, filled from what `directory` holds."""
     with contextlib.closing(Snapshots(directory, shard)):
         shard.check_valid()

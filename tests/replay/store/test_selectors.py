@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from protos.codec import pack_segment
-from replay.store.selectors import RERANK_FRACTION, Ranked, SelectorConfig, stratified
+from replay.store.selectors import RERANK_FRACTION, Ranked, SelectorConfig, stratified_quantiles
 from replay.store.shard import Shard
 from rl.errors import BadInput
 from tests.conftest import SMALL, make_segment
@@ -67,7 +67,7 @@ class RankedBesideNaive(RuleBasedStateMachine):
     @precondition(lambda self: self.naive)
     @rule(count=st.integers(1, 40))
     def sample(self, count):
-        slots, probability = self.selector.sample(stratified([count], self.rng))
+        slots, probability = self.selector.sample(stratified_quantiles([count], self.rng))
         assert set(slots.tolist()) <= set(self.naive)
         expected = [self.priorities()[slot] / self.selector.total for slot in slots.tolist()]
         np.testing.assert_allclose(probability, expected)
@@ -104,7 +104,7 @@ def test_draws_follow_one_over_rank_to_the_alpha():
     expected = np.zeros(3000)
     expected[stored] = ranks(td[stored]) ** -ALPHA
     expected *= 400_000 / expected.sum()
-    draws = [selector.sample(stratified([500], rng)) for _ in range(800)]
+    draws = [selector.sample(stratified_quantiles([500], rng)) for _ in range(800)]
     counts = np.bincount(np.concatenate([slots for slots, _ in draws]), minlength=3000)
     assert counts[expected == 0].sum() == 0
     chi2 = ((counts[stored] - expected[stored]) ** 2 / expected[stored]).sum()
@@ -122,7 +122,7 @@ def test_weighted_draws_are_unbiased_however_old_the_ranks_are():
         td[slot] = 100 + slot
         selector.put(np.array([slot]), td[[slot]])
     x = np.arange(1000.0)
-    draws = [selector.sample(stratified([500], rng)) for _ in range(400)]
+    draws = [selector.sample(stratified_quantiles([500], rng)) for _ in range(400)]
     estimates = [(x[slots] / (1000 * probability)).mean() for slots, probability in draws]
     assert np.mean(estimates) == pytest.approx(x.mean(), abs=5 * np.std(estimates) / 20)
     assert np.std(estimates) < 60
@@ -131,7 +131,7 @@ def test_weighted_draws_are_unbiased_however_old_the_ranks_are():
 def test_equal_errors_are_drawn_equally():
     selector = Ranked(SelectorConfig(kind="rank"), 100)
     selector.put(np.arange(100), np.ones(100))
-    _, probability = selector.sample(stratified([50], np.random.default_rng(0)))
+    _, probability = selector.sample(stratified_quantiles([50], np.random.default_rng(0)))
     np.testing.assert_allclose(probability, 0.01)
 
 
@@ -139,7 +139,7 @@ def test_a_new_item_is_drawn_at_once():
     selector = Ranked(SelectorConfig(kind="rank", alpha=1.0), 1000)
     selector.put(np.arange(999), np.arange(999.0))
     selector.put(np.array([999]), np.array([1e6]))  # one change of 999: not ranked afresh
-    slots, probability = selector.sample(stratified([1000], np.random.default_rng(0)))
+    slots, probability = selector.sample(stratified_quantiles([1000], np.random.default_rng(0)))
     assert probability[slots == 999] == pytest.approx(1 / selector.total)
     assert (slots == 999).mean() == pytest.approx(1 / selector.total, rel=0.1)
 

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from protos import codec
 from protos.types import InvalidMessage, LimiterState
 from replay.store.selectors import RERANK_FRACTION, SelectorConfig
-from replay.store.shard import KEYS, MAX_BATCH, OutOfOrder, Shard, fixed_bytes
+from replay.store.shard import KEYS_PER_GENERATION, MAX_BATCH, OutOfOrder, Shard, fixed_bytes
 from replay.store.snapshots import Snapshots
 from rl.types import ObservationSpec
 from tests.conftest import FRAMES, make_segment
@@ -169,7 +169,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
             transition, keys, probability = draw
             assert len(keys) == count
             for i, key in enumerate(keys.tolist()):
-                item = items[key - self.naive.generation * KEYS]
+                item = items[key - self.naive.generation * KEYS_PER_GENERATION]
                 np.testing.assert_array_equal(transition.s_tm1[i], item["s_tm1"])
                 np.testing.assert_array_equal(transition.s_t[i], item["s_t"])
                 assert transition.a_tm1[i] == item["a"]
@@ -178,7 +178,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
                 assert seen.setdefault(key, probability[i]) == probability[i]
         lowest, highest = self.priorities()
         for key, p in seen.items():
-            key -= self.naive.generation * KEYS
+            key -= self.naive.generation * KEYS_PER_GENERATION
             p *= sampled.counts.total_priority
             assert lowest[key] * (1 - 1e-6) <= p <= highest[key] * (1 + 1e-6)
 
@@ -210,9 +210,17 @@ class ShardBesideNaive(RuleBasedStateMachine):
     @rule(data=st.data())
     def update(self, data):
         """Of live, evicted and never existing items, also of before a restart, some of them twice: the last one counts."""
-        base = self.naive.generation * KEYS
+        base = self.naive.generation * KEYS_PER_GENERATION
         known = st.integers(base, base + self.naive.next_key - 1)
-        alien = st.sampled_from([base + self.naive.next_key, base + KEYS, max(0, base - KEYS), 2**63, 2**64 - 1])
+        alien = st.sampled_from(
+            [
+                base + self.naive.next_key,
+                base + KEYS_PER_GENERATION,
+                max(0, base - KEYS_PER_GENERATION),
+                2**63,
+                2**64 - 1,
+            ]
+        )
         keys = data.draw(st.lists(known | known | alien, min_size=1, max_size=8))
         td = [data.draw(TD) for _ in keys]
         given = np.array(keys, np.uint64)
@@ -234,11 +242,11 @@ class ShardBesideNaive(RuleBasedStateMachine):
     @rule(ahead=st.integers(-5, 12), segments=st.sampled_from([0, 1, 3, 100]))
     def drain(self, ahead, segments):
         """Forget nearly nothing or some, and see what comes next."""
-        naive, base = self.naive, self.naive.generation * KEYS
+        naive, base = self.naive, self.naive.generation * KEYS_PER_GENERATION
         taken = max(0, naive.first_key + ahead)
-        for never in (base + naive.next_key + 1, base - KEYS + taken):
+        for never in (base + naive.next_key + 1, base - KEYS_PER_GENERATION + taken):
             if never > 0:
-                with pytest.raises(InvalidMessage, match="no reply named"):
+                with pytest.raises(InvalidMessage, match="not from a reply"):
                     self.shard.drain(never, segments)
         if taken > naive.next_key:
             return
@@ -246,7 +254,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
             naive.segments.pop(0)
         drained = self.shard.drain(base + taken, segments)
         given, left = naive.segments[:segments], naive.segments[segments:]
-        assert [(origin, serialized(s)) for origin, s in drained.segments] == [naive.given_back(s) for s in given]
+        assert [(origin, serialized(s)) for origin, s in drained.segments] == [naive.expected_segment(s) for s in given]
         assert drained.next == base + (left[0]["items"][0]["key"] if left else naive.next_key)
         assert drained.left == sum(len(s["items"]) for s in left)
 
@@ -297,7 +305,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
         assert counts.bytes == sum(s["frames"] for s in naive.segments)
         assert counts.resident_bytes == naive.bytes + fixed_bytes(naive.capacity, self.config)
         assert (self.shard.storage.first_key, self.shard.storage.next_key) == (naive.first_key, naive.next_key)
-        assert dict(self.shard._last) == naive.last
+        assert dict(self.shard._last_sequence) == naive.last
 
 
 @pytest.mark.parametrize(

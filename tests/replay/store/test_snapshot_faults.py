@@ -14,7 +14,7 @@ from replay.store.snapshot_files import MANIFEST
 from replay.store.snapshots import Snapshots
 from rl.errors import BadInput
 from tests.conftest import SMALL
-from tests.replay.store.snapshot_steps import content, files, fill, new_shard, taken_back, written
+from tests.replay.store.snapshot_steps import content, files, fill, new_shard, restored, written
 
 
 @pytest.mark.parametrize("name", ["segments-1-", "td-1", MANIFEST])
@@ -43,7 +43,7 @@ def test_damage_in_any_file_is_found(tmp_path, rng, name):
         file.unlink()
         assert refused()
     file.write_bytes(good)
-    assert content(taken_back(tmp_path, new_shard())) == content(shard)
+    assert content(restored(tmp_path, new_shard())) == content(shard)
 
 
 def test_a_snapshot_of_something_else_is_refused_in_words(tmp_path, rng):
@@ -52,7 +52,7 @@ def test_a_snapshot_of_something_else_is_refused_in_words(tmp_path, rng):
     written(tmp_path, shard)
     with pytest.raises(BadInput, match="uint8 20x20 in stacks of 4, not float32 2 in stacks of 1"):
         Snapshots(tmp_path, new_shard(spec=SMALL))
-    with pytest.raises(BadInput, match="none of its segments fits into the capacity of 3"):
+    with pytest.raises(BadInput, match="none of the snapshot's segments fits into the capacity of 3"):
         Snapshots(tmp_path, new_shard(capacity=3))
     file = tmp_path / MANIFEST
     file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
@@ -62,7 +62,7 @@ def test_a_snapshot_of_something_else_is_refused_in_words(tmp_path, rng):
 
 def test_at_every_step_of_a_snapshot_a_whole_one_is_on_disk(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(snapshot, "CHUNK_BYTES", 3000)
-    put, moments = snapshot.put, []
+    put, moments = snapshot.write_file, []
 
     def watched(path, pieces):
         for when in ("before", "after"):
@@ -80,10 +80,10 @@ def test_at_every_step_of_a_snapshot_a_whole_one_is_on_disk(tmp_path, rng, monke
         fill(shard, rng, 8)
         contents.append(content(shard))
 
-    monkeypatch.setattr(snapshot, "put", watched)
+    monkeypatch.setattr(snapshot, "write_file", watched)
     written(tmp_path / "shard", shard, more)
-    monkeypatch.setattr(snapshot, "put", put)
-    found = [contents.index(content(taken_back(moment, new_shard()))) for moment in moments]
+    monkeypatch.setattr(snapshot, "write_file", put)
+    found = [contents.index(content(restored(moment, new_shard()))) for moment in moments]
     assert len(found) > 10
     assert found == sorted(found)
     assert set(found) == {0, 1, 2}
@@ -104,7 +104,7 @@ def test_a_full_disk_is_said_and_the_snapshot_before_stays(tmp_path, rng, monkey
     with pytest.raises(snapshot.RunFault, match="No space left"):
         written(tmp_path, shard, full)
     monkeypatch.undo()
-    assert content(taken_back(tmp_path, new_shard())) == before
+    assert content(restored(tmp_path, new_shard())) == before
 
 
 def test_what_fails_after_its_manifest_is_in_place_is_not_written_over(tmp_path, rng, monkeypatch):
@@ -127,7 +127,7 @@ def test_what_fails_after_its_manifest_is_in_place_is_not_written_over(tmp_path,
 
     before = content(shard)
     asyncio.run(write())
-    assert content(taken_back(tmp_path, new_shard())) == before
+    assert content(restored(tmp_path, new_shard())) == before
 
 
 def test_a_killed_shard_is_taken_back_without_its_leftovers(tmp_path, rng):
@@ -137,5 +137,5 @@ def test_a_killed_shard_is_taken_back_without_its_leftovers(tmp_path, rng):
     for name in (".MANIFEST.json", ".segments-2-0-12.bin", "segments-2-0-12.bin", "td-2.bin"):
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("of somebody else")
-    assert content(taken_back(tmp_path, new_shard())) == content(shard)
+    assert content(restored(tmp_path, new_shard())) == content(shard)
     assert files(tmp_path) == {"segments-1-0-12.bin", "td-1.bin", "notes.txt"}

@@ -8,7 +8,7 @@ import pytest
 from protos import codec
 from protos.types import InvalidMessage
 from replay.store.selectors import SelectorConfig
-from replay.store.shard import MAX_WRITER, Shard
+from replay.store.shard import MAX_NAME_BYTES, Shard
 from tests.conftest import FRAMES, SMALL, make_segment
 
 
@@ -35,7 +35,7 @@ def test_a_refused_segment_leaves_no_trace(rng):
     shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
     empty = shard.counts()
     bad = codec.pack_segment(make_segment(rng, FRAMES, td_abs=[1, 1, 1, np.nan]))
-    with pytest.raises(InvalidMessage, match="td_abs is not finite"):
+    with pytest.raises(InvalidMessage, match="td_abs must hold finite"):
         shard.check(bad)
     too_long = codec.pack_segment(make_segment(rng, FRAMES, items=11))
     with pytest.raises(InvalidMessage, match="capacity"):
@@ -50,8 +50,8 @@ def test_names_are_bounded_in_bytes(rng, writer, origin):
     shard = Shard(10, SMALL, SelectorConfig(), limited=False)
     segment = codec.pack_segment(make_segment(rng))
     for name, source in ((writer + "x", origin), (writer, origin + "x")):
-        if max(len(name.encode()), len(source.encode())) > MAX_WRITER:
-            with pytest.raises(InvalidMessage, match="up to 200 bytes"):
+        if max(len(name.encode()), len(source.encode())) > MAX_NAME_BYTES:
+            with pytest.raises(InvalidMessage, match="1 to 200 bytes"):
                 shard.insert(name, 1, segment, source)
     assert shard.counts().stored == 0
     assert shard.insert(writer, 1, segment, origin) == 1

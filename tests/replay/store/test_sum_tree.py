@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.store.selectors import SelectorConfig, make_selector, stratified
+from replay.store.selectors import SelectorConfig, make_selector, stratified_quantiles
 from replay.store.sum_tree import FANOUT, SumTree
 
 
@@ -65,7 +65,8 @@ def test_draws_follow_the_values():
     tree = SumTree(2000)
     tree.set(np.arange(2000), values)
     counts = np.bincount(
-        np.concatenate([tree.find(stratified([300, 200], rng) * tree.total) for _ in range(800)]), minlength=2000
+        np.concatenate([tree.find(stratified_quantiles([300, 200], rng) * tree.total) for _ in range(800)]),
+        minlength=2000,
     )
     assert counts[::7].sum() == 0
     expected = values / values.sum() * counts.sum()
@@ -95,6 +96,6 @@ def test_an_empty_selector_cannot_be_sampled(kind):
 
 
 def test_each_draw_is_stratified_for_itself():
-    quantiles = stratified([4, 2], np.random.default_rng(0))
+    quantiles = stratified_quantiles([4, 2], np.random.default_rng(0))
     assert (quantiles[:4] * 4).astype(int).tolist() == [0, 1, 2, 3]
     assert (quantiles[4:] * 2).astype(int).tolist() == [0, 1]

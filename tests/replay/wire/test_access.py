@@ -15,7 +15,7 @@ from protos import replay_pb2 as pb
 from replay.security import Access, SecurityConfig
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
-from replay.wire.connection import HUNG_UP, ShardConnection
+from replay.wire.connection import CONNECTION_CLOSED_HINT, ShardConnection
 from replay.wire.service import ShardServer
 from replay.wire.writer import Writer
 from rl.errors import BadInput, RunFault
@@ -107,7 +107,7 @@ def test_tls(serve, rng, pem, shard_tls):
     round_trip(server, Access(client, TOKEN), rng)
     named = SecurityConfig(authority=pem("authority.pem"), name="shard.qfleet")
     round_trip(server, Access(named, TOKEN), rng)
-    assert HUNG_UP in last_words(server, HELD, rng)  # not encrypted
+    assert CONNECTION_CLOSED_HINT in last_words(server, HELD, rng)  # not encrypted
     stranger = SecurityConfig(authority=pem("stranger/authority.pem"))
     assert "CERTIFICATE_VERIFY_FAILED" in last_words(server, Access(stranger, TOKEN), rng)
     misnamed = SecurityConfig(authority=pem("authority.pem"), name="shard.elsewhere")
@@ -128,14 +128,14 @@ def test_mutual_tls(serve, rng, pem, shard_mutual):
         )
 
     round_trip(server, Access(client("")), rng)
-    assert HUNG_UP in last_words(server, Access(SecurityConfig(authority=pem("authority.pem"))), rng)
-    assert HUNG_UP in last_words(server, Access(client("stranger/")), rng)
+    assert CONNECTION_CLOSED_HINT in last_words(server, Access(SecurityConfig(authority=pem("authority.pem"))), rng)
+    assert CONNECTION_CLOSED_HINT in last_words(server, Access(client("stranger/")), rng)
     assert server.counts().inserted == 4
 
 
 def test_a_shard_that_others_reach_needs_a_token_also_from_python():
     shard = Shard(10, SMALL, SelectorConfig(), limited=False)
-    with pytest.raises(BadInput, match="asks for no token"):
+    with pytest.raises(BadInput, match="without a token"):
         ShardServer(shard, "0.0.0.0")
     for access in (HELD, Access(SecurityConfig(require_token=False))):
         ShardServer(shard, "0.0.0.0", access=access).stop()

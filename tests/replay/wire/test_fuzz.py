@@ -102,7 +102,7 @@ def state(server: ShardServer) -> tuple[ShardInfo, int]:
     async def read() -> tuple[ShardInfo, int]:
         info = server.shard.info()
         counts = info.counts._replace(sampled=0)
-        return info._replace(counts=counts, limiter=None, limiter_age=0.0), len(server.shard._last)
+        return info._replace(counts=counts, limiter=None, limiter_age=0.0), len(server.shard._last_sequence)
 
     return asyncio.run_coroutine_threadsafe(read(), server._loop).result(timeout=10.0)
 

@@ -98,7 +98,7 @@ def test_clients_that_were_silent_go_on_without_loss_or_outage(serve, rng):
         assert server.counts().inserted == 4 * (2 * k + 1)
         time.sleep(0.8)
         insert(stub_of(server), rng, 1, writer=f"another {k}")
-    assert not writer._streams[0].connection.gone
+    assert not writer._streams[0].connection.is_gone
     writer.close()
     other = serve(stream_idle=0.3)
     source = sampler([other], give_up_after=0.2)
@@ -160,7 +160,7 @@ def test_what_is_above_the_bounds_is_refused_and_leaves_no_trace(serve, rng):
     calls = {
         "10001 and 10001": lambda: list(stub.Insert(iter([too_long(rng, 10_001)]), timeout=5.0)),
         "5001 and 10002": lambda: list(stub.Insert(iter([doubled]), timeout=5.0)),
-        "65537 items": lambda: stub.UpdatePriorities(many, timeout=5.0),
+        "65537 elements": lambda: stub.UpdatePriorities(many, timeout=5.0),
         "for 65537 items": lambda: list(stub.Sample(iter([pb.SampleRequest(counts=[65_536, 1])]), timeout=5.0)),
     }
     for words, call in calls.items():
