@@ -30,7 +30,7 @@ def drawn_from(shard, *draws):
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES, ObservationSpec((300,), "float32")])
 @pytest.mark.parametrize("first_step", [0, 5])
-def test_a_segment_survives_the_wire(rng, spec, first_step):
+def test_segment_round_trip_through_a_message(rng, spec, first_step):
     segment = make_segment(rng, spec, first_step=first_step)
     segment = dataclasses.replace(segment, lost_life=rng.random(len(segment.actions)) < 0.5)
     back = codec.unpack_segment(through_the_wire(codec.pack_segment(segment)), spec)
@@ -138,7 +138,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_segment_is_refused_with_a_sentence(rng, how):
+def test_a_malformed_segment_is_rejected_with_an_explanation(rng, how):
     message = make_message(rng, FRAMES, mark=1)
     change, words = BROKEN[how]
     change(message)
@@ -148,7 +148,7 @@ def test_a_broken_segment_is_refused_with_a_sentence(rng, how):
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES])
 @pytest.mark.parametrize("draws", [[3, 0], [0, 3], [2, 0, 1], [0, 0, 2, 0]])
-def test_a_draw_of_no_items_stands_among_the_others(rng, spec, draws):
+def test_an_empty_draw_between_others_is_unpacked(rng, spec, draws):
     """What a shard gets that has a small share of several batches."""
     shard = Shard(10, spec, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=1)))
@@ -158,7 +158,7 @@ def test_a_draw_of_no_items_stands_among_the_others(rng, spec, draws):
 
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES])
-def test_a_draw_in_process_is_what_travels(rng, spec):
+def test_unpack_draw_equals_unpack_replies(rng, spec):
     shard = Shard(10, spec, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=1)))
     sampled = shard.sample([7])
@@ -186,7 +186,7 @@ REPLIES = {
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize("others", [0, 1])
 @pytest.mark.parametrize("how", REPLIES)
-def test_a_broken_reply_is_refused_with_a_sentence(rng, how, others, sized):
+def test_a_malformed_reply_is_rejected_with_an_explanation(rng, how, others, sized):
     """By itself, and as part of a batch out of several shards; whether it says its new size or not."""
     shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES, mark=1)))
@@ -201,7 +201,7 @@ def test_a_broken_reply_is_refused_with_a_sentence(rng, how, others, sized):
 
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES])
-def test_a_batch_of_several_shards_is_their_parts_one_after_the_other(rng, spec):
+def test_a_batch_from_several_shards_concatenates_their_draws(rng, spec):
     shards = [Shard(10, spec, SelectorConfig(), limited=False, seed=k) for k in range(3)]
     for k, shard in enumerate(shards):
         shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=50 * k)))

@@ -20,7 +20,7 @@ def ledger_of(shards, sigma=2.0, min_size=100, slack=200.0, max_insert=10):
     return ledger, [ledger.open_account() for _ in range(shards)]
 
 
-def test_counts_of_before_the_baseline_do_not_count_and_content_does_up_to_min_size():
+def test_counts_start_at_the_baseline_and_content_counts_up_to_min_size():
     ledger, (one, two) = ledger_of(2)
     one.record(inserted=1000, sampled=9000, stored=30)
     for _ in range(2):
@@ -31,7 +31,7 @@ def test_counts_of_before_the_baseline_do_not_count_and_content_does_up_to_min_s
     assert ledger.totals() == (104, 16, 534)
 
 
-def test_a_shard_that_joins_late_with_content_adds_to_what_is_stored_alone():
+def test_content_of_a_shard_that_joins_late_only_counts_as_stored():
     ledger, (one,) = ledger_of(1)
     one.record(0, 0, 0)
     one.record(120, 32, 120)
@@ -43,7 +43,7 @@ def test_a_shard_that_joins_late_with_content_adds_to_what_is_stored_alone():
     assert ledger.totals() == (130, 48, 430)
 
 
-def test_a_shard_that_joins_before_min_size_fills_what_is_missing():
+def test_content_of_a_shard_that_joins_early_counts_up_to_min_size():
     ledger, (one,) = ledger_of(1)
     one.record(0, 0, 0)
     one.record(60, 0, 60)
@@ -52,7 +52,7 @@ def test_a_shard_that_joins_before_min_size_fills_what_is_missing():
 
 
 @pytest.mark.parametrize("left", [(0, 0, 0), (70, 90, 70)], ids=["empty", "from a snapshot"])
-def test_counts_go_on_where_a_shard_is_restarted(left):
+def test_counts_continue_after_a_restart(left):
     """Shard of (inserted 110, sampled 100) of which 10 and 4 are of before its baseline; it comes back with less."""
     ledger, (one, two) = ledger_of(2)
     one.record(10, 4, 0)
@@ -69,7 +69,7 @@ def test_counts_go_on_where_a_shard_is_restarted(left):
     assert one.credit() - left[0] == one.granted - 100  # in the shard's own count
 
 
-def test_a_shard_that_has_left_stays_in_the_sums_and_stores_nothing():
+def test_a_closed_shard_stays_in_the_sums_and_stores_nothing():
     ledger, (one, two) = ledger_of(2)
     for account in (one, two):
         account.record(0, 0, 0)
@@ -81,7 +81,7 @@ def test_a_shard_that_has_left_stays_in_the_sums_and_stores_nothing():
     assert two.granted == granted
 
 
-def test_what_shards_that_left_have_inserted_and_been_paid_for_does_not_hold_back_the_others():
+def test_closed_shards_do_not_reduce_the_credit_of_others():
     """sigma 2, max_diff 400: 160 inserted and 60 sampled leave room for (400 - 2 * 160 + 60) / 2 = 70 items."""
     ledger, (one, two) = ledger_of(2)
     for account in (one, two):
@@ -92,7 +92,7 @@ def test_what_shards_that_left_have_inserted_and_been_paid_for_does_not_hold_bac
     assert one.granted == 80 + 70
 
 
-def test_another_limiter_counts_from_new_baselines():
+def test_a_new_limiter_counts_from_new_baselines():
     ledger, (one, two) = ledger_of(2)
     for account in (one, two):
         account.record(0, 0, 0)
@@ -106,7 +106,7 @@ def test_another_limiter_counts_from_new_baselines():
     assert ledger.totals() == (130, 16, 130)
 
 
-def test_the_same_rule_for_more_shards_keeps_the_baselines():
+def test_the_same_limiter_for_more_shards_keeps_the_baselines():
     ledger, (one,) = ledger_of(1)
     one.record(0, 0, 50)
     assert ledger.totals() == (50, 0, 50)
@@ -115,7 +115,7 @@ def test_the_same_rule_for_more_shards_keeps_the_baselines():
     assert ledger.totals() == (130, 16, 130)
 
 
-def test_content_enters_the_sums_at_the_first_look_after_the_baseline():
+def test_content_is_added_at_the_first_totals_after_the_baseline():
     """What was inserted by then has its room in min_size first."""
     ledger, (one,) = ledger_of(1)
     one.record(0, 0, 50)
@@ -125,7 +125,7 @@ def test_content_enters_the_sums_at_the_first_look_after_the_baseline():
     assert ledger.totals() == (110, 16, 140)
 
 
-def test_batches_allowed_leaves_out_what_is_asked_for():
+def test_batches_allowed_subtracts_requested_items():
     """d = 2 * 100 = 200 and min_diff = 136: 64 samples, which are 4 batches of 16."""
     ledger, (one,) = ledger_of(1, slack=64.0)
     one.record(0, 0, 100)
@@ -139,7 +139,7 @@ def test_batches_allowed_leaves_out_what_is_asked_for():
     assert ledger.blocked_reason() == "min_size: 99 of 100 items are stored"
 
 
-def test_whether_min_size_can_be_reached_is_judged_only_while_all_shards_are_heard():
+def test_min_size_is_checked_only_while_all_shards_are_reachable():
     ledger, (one, two) = ledger_of(2)
     one.record(0, 0, 0)
     for inserted in (10, 300):
@@ -278,7 +278,7 @@ class World:
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 5])
 @pytest.mark.parametrize("seed", range(4))
-def test_over_any_history_the_ledger_is_its_naive_twin_and_nobody_stalls(seed, shards):
+def test_the_ledger_equals_its_reference_and_never_stalls(seed, shards):
     world = World(seed, shards)
     idle = 0
     for _ in range(200):
@@ -298,7 +298,7 @@ def test_over_any_history_the_ledger_is_its_naive_twin_and_nobody_stalls(seed, s
 
 
 @pytest.mark.parametrize("shards", [2, 4])
-def test_nothing_granted_is_taken_back_and_no_more_than_the_limiter_allows(shards):
+def test_credit_never_falls_and_stays_within_the_allowance(shards):
     ledger, accounts = ledger_of(shards, sigma=1.0, min_size=40, slack=60.0)
     draw, own = random.Random(shards), [0] * shards
     for account in accounts:

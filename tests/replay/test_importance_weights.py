@@ -17,7 +17,7 @@ def test_weights_undo_the_bias_of_the_draws():
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
-def test_uniform_draws_weigh_1(beta):
+def test_uniform_draws_have_weight_1(beta):
     weights = importance_weights(np.full(4, 1 / 1_000_000), beta)
     assert weights.dtype == np.float32
     assert weights.tolist() == [1.0] * 4
@@ -28,7 +28,7 @@ def test_small_probabilities_do_not_overflow():
     np.testing.assert_allclose(weights, [1.0, 1e-36], rtol=1e-4)
 
 
-def test_beta_goes_in_a_line_and_stays():
+def test_beta_is_linear_and_then_constant():
     beta = BetaConfig(start=0.4, end=1.0, batches=100)
     assert [beta.at(n) for n in (0, 50, 100, 1_000)] == pytest.approx([0.4, 0.7, 1.0, 1.0])
     assert BetaConfig(0.4, 0.4).at(77) == pytest.approx(0.4)

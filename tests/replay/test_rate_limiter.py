@@ -20,7 +20,7 @@ from rl.errors import BadInput, RunFault
     k=st.integers(1, 50),
     b=st.integers(1, 64),
 )
-def test_the_rule_is_the_designs(sigma, min_size, inserted, sampled, k, b):
+def test_limiter_follows_the_definition(sigma, min_size, inserted, sampled, k, b):
     slack = sigma * 50 + 64
     limiter = RateLimiter(LimiterConfig(sigma, min_size, slack), max_insert=50, batch=64)
     stored = min(inserted, 2_000)
@@ -37,7 +37,7 @@ def test_the_rule_is_the_designs(sigma, min_size, inserted, sampled, k, b):
 
 @settings(max_examples=200, deadline=None)
 @given(have=st.lists(st.integers(0, 50), min_size=1, max_size=6), free=st.integers(-20, 200))
-def test_level_shares_out_exactly_what_is_free_and_lowers_nothing(have, free):
+def test_water_fill_distributes_exactly_the_free_units(have, free):
     got = _water_fill(have, free)
     assert all(g >= h for g, h in zip(got, have, strict=True))
     assert sum(got) - sum(have) <= max(free, 0)
@@ -46,14 +46,14 @@ def test_level_shares_out_exactly_what_is_free_and_lowers_nothing(have, free):
     assert len(set(raised)) <= 1
 
 
-def test_a_ratio_that_could_never_be_satisfied_is_refused():
+def test_too_small_a_slack_is_rejected():
     with pytest.raises(BadInput, match="at least 352"):
         RateLimiter(LimiterConfig(8.0, 100, slack=351), max_insert=80, batch=64)
     RateLimiter(LimiterConfig(8.0, 100, slack=352), max_insert=80, batch=64)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 12, 20, 38])
-def test_whole_segments_get_through_at_the_slack_that_the_error_names(shards):
+def test_no_deadlock_at_the_smallest_slack_that_is_accepted(shards):
     """Segments of one length, from an empty replay through 500 batches, at the smallest slack that is accepted."""
     limiter = RateLimiter(LimiterConfig(8.0, 5_000, np.ceil((8.0 * 43 * shards + 64) / 2)), 43, 64, shards)
     inserted, granted, sampled, batches = [0] * shards, [0] * shards, 0, 0
@@ -70,7 +70,7 @@ def test_whole_segments_get_through_at_the_slack_that_the_error_names(shards):
 
 
 @pytest.mark.parametrize("shards", [1, 4])
-def test_writers_and_sampler_never_both_wait(shards):
+def test_writers_and_sampler_never_block_each_other(shards):
     """A simulation with credit by shard and segments of all lengths; every round something must move."""
     rng = np.random.default_rng(1)
     limiter = RateLimiter(
@@ -95,7 +95,7 @@ def test_writers_and_sampler_never_both_wait(shards):
         assert d <= limiter.max_diff + 4.0 * 20 * 2
 
 
-def test_a_replay_that_falls_below_min_size_for_a_while_goes_on():
+def test_falling_below_min_size_for_a_while_is_no_error():
     limiter = RateLimiter(LimiterConfig(8.0, 100), 10, 32)
     inserted = 0
     for stored in [0, 50, 100, 99, 98, 100, 99] * 50:

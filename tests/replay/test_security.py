@@ -28,11 +28,11 @@ TOKEN = "t0k3n-of-the-tests-and-of-nobody-else-at-all"
         ("", False),
     ],
 )
-def test_what_only_this_machine_reaches(host, loopback):
+def test_is_loopback(host, loopback):
     assert is_loopback(host) == loopback
 
 
-def test_a_token_file_is_made_once_for_its_owner(tmp_path, monkeypatch):
+def test_a_token_file_is_created_once_and_private(tmp_path, monkeypatch):
     path = tmp_path / "token"
     threads = [threading.Thread(target=make_token_file, args=(str(path),)) for _ in range(8)]
     for thread in threads:
@@ -73,7 +73,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_named_in_one_line(case, pem):
+def test_the_error_names_the_bad_file_in_one_line(case, pem):
     Path(pem("empty")).write_text("\n")
     Path(pem("words")).write_text("correct horse battery staple\n")
     Path(pem("bytes")).write_bytes(bytes(range(128, 255)))

@@ -18,7 +18,7 @@ G = 0.9
 RETURNS = ReturnConfig(n_step=3, gamma=G)
 
 
-def test_a_dataset_of_others_whose_actions_count_from_1_and_whose_lives_are_told():
+def test_a_foreign_dataset_with_actions_from_1_and_lives():
     first = episode(3, actions=[1, 2, 2], infos={"lives": np.array([3, 3, 2, 2])})
     foreign(
         "them/any-v1", BOX, gym.spaces.Discrete(2, start=1), [first, episode(2, infos={"lives": np.array([1, 1, 1])})]
@@ -35,7 +35,7 @@ def test_a_dataset_of_others_whose_actions_count_from_1_and_whose_lives_are_told
     assert two.discount_t.tolist() == pytest.approx([G**2, G])
 
 
-def test_single_frames_are_stacked_and_whole_stacks_are_taken_as_they_are():
+def test_single_frames_are_stacked_and_whole_stacks_are_kept():
     foreign("frames-v0", gym.spaces.Box(-9, 9, (3,), np.float32), gym.spaces.Discrete(2), [episode(6, (3,))])
     foreign("stacks-v0", gym.spaces.Box(-9, 9, (2, 3), np.float32), gym.spaces.Discrete(2), [episode(6, (2, 3))])
     wanted = ObservationSpec((3,), "float32", 2)
@@ -56,7 +56,7 @@ def test_single_frames_are_stacked_and_whole_stacks_are_taken_as_they_are():
         ({"observations": np.zeros((3, 4))}, "3 observations"),
     ],
 )
-def test_a_damaged_episode_is_named(changes, words):
+def test_the_error_names_the_damaged_episode(changes, words):
     foreign("broken-v0", BOX, gym.spaces.Discrete(2), [episode(2), episode(3, **changes)])
     with pytest.raises(BadInput, match=f"episode 1: .*{words}"):
         list(Dataset("broken-v0").segments(ObservationSpec((4,), "float32"), RETURNS, 5))

@@ -106,14 +106,14 @@ def test_a_round_trip_keeps_the_transitions(case, stack):
     assert transitions(round_trip(stored([segments[i] for i in left]), spec), stack) == expected
 
 
-def test_a_hole_that_its_neighbours_frames_cover_is_none():
+def test_a_missing_segment_covered_by_its_neighbours_leaves_no_gap():
     """Segments of 4 items share 6 frames: without one of them every step is there still."""
     spec = ObservationSpec((2,), "float32", 4)
     segments = play(spec, 30, "terminated")
     assert transitions(round_trip(stored(segments[:2] + segments[3:]), spec), 4) == transitions(segments, 4)
 
 
-def test_segments_that_only_touch_are_joined():
+def test_segments_with_one_common_frame_are_joined():
     """With n = 1 and no stack they share one frame, and no step."""
     segments = play(ObservationSpec((1,), "float32"), 10, "terminated", returns=replace(RETURNS, n_step=1))
     assert len(segments) == 3
@@ -121,7 +121,7 @@ def test_segments_that_only_touch_are_joined():
     assert run.frames[:, 0].tolist() == list(range(11))
 
 
-def test_shards_writers_and_episodes_are_told_apart():
+def test_episodes_are_distinguished_by_writer_and_number():
     """Two writers with the same episode's number, an episode over two shards, and short ones."""
     spec = ObservationSpec((1,), "float32", 4)
     mine, theirs = play(spec, 20, "terminated"), play(spec, 20, "truncated", base=100)
@@ -134,7 +134,7 @@ def test_shards_writers_and_episodes_are_told_apart():
     assert Dataset("other-v0").episodes == 4
 
 
-def test_no_stack_begins_with_frames_that_never_were():
+def test_no_item_starts_where_its_stack_is_incomplete():
     """A run that begins at a later step of its episode, shorter than a stack and as long as one."""
     spec = ObservationSpec((1,), "float32", 4)
     for frames, items in ((4, 0), (5, 1)):
@@ -147,7 +147,7 @@ def test_no_stack_begins_with_frames_that_never_were():
         assert all(s.first_step == 1 and s.item_step[0] == 3 for s in closed)
 
 
-def test_any_part_of_an_episode_in_any_order_joins_to_each_step_once(rng):
+def test_any_segments_in_any_order_join_to_each_step_once(rng):
     spec = ObservationSpec((1,), "float32", 2)
     segments = play(spec, 60, "terminated")
     for _ in range(40):
@@ -192,7 +192,7 @@ def test_pixels_are_kept_without_loss_and_compressed(rng, datasets):
     assert "qfleet/pong-v0" in minari.list_local_datasets()
 
 
-def test_what_was_cut_is_marked():
+def test_cut_fragments_are_marked():
     spec = ObservationSpec((2,), "float32", 4)
     segments = play(spec, 40, "terminated")
     with DatasetWriter("cut-v0", spec, 2, None) as writer:
@@ -205,7 +205,7 @@ def test_what_was_cut_is_marked():
     assert first.infos["lost_life"][1:].tolist() == [k % 5 == 2 for k in range(1, 1 + len(first))]
 
 
-def test_an_export_that_fails_leaves_nothing(datasets):
+def test_a_failed_export_leaves_no_files(datasets):
     spec = ObservationSpec((2,), "float32")
     with pytest.raises(KeyboardInterrupt), DatasetWriter("qfleet/half-v0", spec, 2, None) as writer:
         writer.append(next(episode_fragments(stored(play(spec, 5, "terminated")), spec)))

@@ -113,7 +113,7 @@ def test_draws_follow_one_over_rank_to_the_alpha():
     np.testing.assert_allclose(probability, expected[slots] / 400_000)
 
 
-def test_weighted_draws_are_unbiased_however_old_the_ranks_are():
+def test_weighted_draws_are_unbiased_with_outdated_ranks():
     """The mean of x_i / (N P(i)) is the mean of x, with ranks a tenth of the items out of date."""
     rng = np.random.default_rng(0)
     selector, td = Ranked(SelectorConfig(kind="rank"), 1000), rng.exponential(size=1000)
@@ -135,7 +135,7 @@ def test_equal_errors_are_drawn_equally():
     np.testing.assert_allclose(probability, 0.01)
 
 
-def test_a_new_item_is_drawn_at_once():
+def test_a_new_item_can_be_drawn_immediately():
     selector = Ranked(SelectorConfig(kind="rank", alpha=1.0), 1000)
     selector.put(np.arange(999), np.arange(999.0))
     selector.put(np.array([999]), np.array([1e6]))  # one change of 999: not ranked afresh
@@ -144,7 +144,7 @@ def test_a_new_item_is_drawn_at_once():
     assert (slots == 999).mean() == pytest.approx(1 / selector.total, rel=0.1)
 
 
-def test_a_shard_draws_by_rank_what_is_stored_and_follows_updates(rng):
+def test_a_shard_draws_stored_items_by_rank(rng):
     shard = Shard(20, SMALL, SelectorConfig(kind="rank", alpha=1.0), limited=False)
     for sequence in range(1, 10):
         shard.insert("w", sequence, pack_segment(make_segment(rng, items=4, td_abs=rng.random(4))))
@@ -160,7 +160,7 @@ def test_a_shard_draws_by_rank_what_is_stored_and_follows_updates(rng):
     assert shard.counts().total_priority == pytest.approx((1 / np.arange(1, 21)).sum())
 
 
-def test_alpha_is_the_papers_unless_given():
+def test_alpha_defaults_to_the_papers_value():
     assert SelectorConfig().exponent == 0.6
     assert SelectorConfig(kind="rank").exponent == 0.7
     assert SelectorConfig(kind="rank", alpha=0.5).exponent == 0.5

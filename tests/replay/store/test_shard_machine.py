@@ -311,7 +311,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
 @pytest.mark.parametrize(
     ("examples", "steps"), [(40, 50), pytest.param(1000, 100, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
 )
-def test_a_shard_beside_a_naive_list(examples, steps, monkeypatch):
+def test_a_shard_equals_its_reference(examples, steps, monkeypatch):
     monkeypatch.setattr("replay.store.snapshots.CHUNK_BYTES", 2000)  # of one or a few segments
     monkeypatch.setattr("os.fsync", lambda handle: None)
     profile = settings(

@@ -18,7 +18,7 @@ from tests.replay.store.snapshot_steps import content, files, fill, new_shard, r
 
 
 @pytest.mark.parametrize("name", ["segments-1-", "td-1", MANIFEST])
-def test_damage_in_any_file_is_found(tmp_path, rng, name):
+def test_damage_in_any_file_is_detected(tmp_path, rng, name):
     shard = new_shard()
     fill(shard, rng, 9)
     written(tmp_path, shard)
@@ -46,7 +46,7 @@ def test_damage_in_any_file_is_found(tmp_path, rng, name):
     assert content(restored(tmp_path, new_shard())) == content(shard)
 
 
-def test_a_snapshot_of_something_else_is_refused_in_words(tmp_path, rng):
+def test_an_incompatible_snapshot_is_rejected_with_an_explanation(tmp_path, rng):
     shard = new_shard()
     fill(shard, rng, 9)
     written(tmp_path, shard)
@@ -60,7 +60,7 @@ def test_a_snapshot_of_something_else_is_refused_in_words(tmp_path, rng):
         Snapshots(tmp_path, new_shard())
 
 
-def test_at_every_step_of_a_snapshot_a_whole_one_is_on_disk(tmp_path, rng, monkeypatch):
+def test_a_complete_snapshot_is_on_disk_at_every_moment(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(snapshot, "CHUNK_BYTES", 3000)
     put, moments = snapshot.write_file, []
 
@@ -89,7 +89,7 @@ def test_at_every_step_of_a_snapshot_a_whole_one_is_on_disk(tmp_path, rng, monke
     assert set(found) == {0, 1, 2}
 
 
-def test_a_full_disk_is_said_and_the_snapshot_before_stays(tmp_path, rng, monkeypatch):
+def test_a_full_disk_is_reported_and_the_previous_snapshot_is_intact(tmp_path, rng, monkeypatch):
     shard = new_shard()
     fill(shard, rng, 3)
     before = content(shard)
@@ -107,7 +107,7 @@ def test_a_full_disk_is_said_and_the_snapshot_before_stays(tmp_path, rng, monkey
     assert content(restored(tmp_path, new_shard())) == before
 
 
-def test_what_fails_after_its_manifest_is_in_place_is_not_written_over(tmp_path, rng, monkeypatch):
+def test_a_snapshot_that_fails_after_its_manifest_is_not_overwritten(tmp_path, rng, monkeypatch):
     """The directory's last sync fails, so nobody is told of the snapshot, which is there; the next is killed half way."""
     shard = new_shard()
     fill(shard, rng, 3)
@@ -130,7 +130,7 @@ def test_what_fails_after_its_manifest_is_in_place_is_not_written_over(tmp_path,
     assert content(restored(tmp_path, new_shard())) == before
 
 
-def test_a_killed_shard_is_taken_back_without_its_leftovers(tmp_path, rng):
+def test_a_killed_shard_is_restored_and_unfinished_files_are_deleted(tmp_path, rng):
     shard = new_shard()
     fill(shard, rng, 3)
     written(tmp_path, shard)

@@ -22,7 +22,7 @@ from tests.replay.store.snapshot_steps import CAPACITY, content, files, fill, ne
 
 @pytest.mark.parametrize("kind", ["prioritized", "uniform"])
 @pytest.mark.parametrize("segments", [1, 9, 40])  # less than the capacity, and more
-def test_a_shard_comes_back_as_it_was(tmp_path, rng, kind, segments):
+def test_a_shard_is_restored_completely(tmp_path, rng, kind, segments):
     shard = new_shard(kind=kind)
     fill(shard, rng, segments)
     fill(shard, rng, segments // 3, writer="another", items=7)
@@ -47,7 +47,7 @@ def test_a_shard_comes_back_as_it_was(tmp_path, rng, kind, segments):
     again.check_valid()
 
 
-def test_any_selector_can_take_a_snapshot_back(tmp_path, rng):
+def test_a_snapshot_can_be_restored_with_another_selector(tmp_path, rng):
     shard = new_shard(kind="uniform")
     fill(shard, rng, 9)
     written(tmp_path, shard)
@@ -55,7 +55,7 @@ def test_any_selector_can_take_a_snapshot_back(tmp_path, rng):
     assert again.selector.total == pytest.approx(((shard.storage.td_abs[:36].astype(float) + 1e-3) ** 0.6).sum())
 
 
-def test_a_second_snapshot_writes_what_is_new_and_drops_what_is_evicted(tmp_path, rng, monkeypatch):
+def test_a_second_snapshot_writes_new_segments_and_drops_evicted_ones(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(snapshot, "CHUNK_BYTES", 15_000)  # five of these segments
     shard, place = new_shard(), tmp_path / "shard"
     chunks, contents = [], []
@@ -79,7 +79,7 @@ def test_a_second_snapshot_writes_what_is_new_and_drops_what_is_evicted(tmp_path
         assert content(restored(copy, new_shard())) == expected
 
 
-def test_nothing_new_is_not_written_again_however_little_it_is(tmp_path, rng):
+def test_a_second_snapshot_without_new_items_writes_no_chunk(tmp_path, rng):
     shard = new_shard()
     fill(shard, rng, 3)
     first, second = written(tmp_path, shard, lambda: None)
@@ -87,7 +87,7 @@ def test_nothing_new_is_not_written_again_however_little_it_is(tmp_path, rng):
 
 
 @pytest.mark.parametrize("inserted", [1, 4, 8, 13, 40])
-def test_what_is_evicted_or_inserted_while_it_is_written_is_not_in_it(tmp_path, rng, monkeypatch, inserted):
+def test_inserts_and_evictions_while_a_snapshot_is_written(tmp_path, rng, monkeypatch, inserted):
     """Segments come and go between any two slices; the snapshot is of its first moment, less what went unwritten."""
     monkeypatch.setattr(snapshot, "CHUNK_BYTES", 3000)
     monkeypatch.setattr(snapshot, "SLICE_SECONDS", 0.0)
@@ -116,7 +116,7 @@ def test_what_is_evicted_or_inserted_while_it_is_written_is_not_in_it(tmp_path, 
     assert np.array_equal(again.storage.td_errors(first, 60), td[first:])
 
 
-def test_whoever_asks_while_one_is_written_gets_the_next_one(tmp_path, rng):
+def test_calls_while_a_snapshot_is_written_share_the_next_one(tmp_path, rng):
     shard = new_shard()
     fill(shard, rng, 3)
 
@@ -136,7 +136,7 @@ def test_whoever_asks_while_one_is_written_gets_the_next_one(tmp_path, rng):
     assert number == 2
 
 
-def test_a_smaller_shard_takes_the_newest_back(tmp_path, rng):
+def test_a_smaller_shard_restores_the_newest_segments(tmp_path, rng):
     shard = new_shard()
     fill(shard, rng, 40)
     written(tmp_path, shard)
@@ -146,7 +146,7 @@ def test_a_smaller_shard_takes_the_newest_back(tmp_path, rng):
     again.check_valid()
 
 
-def test_a_smaller_shard_takes_the_newest_that_fit_past_one_that_never_would(tmp_path, rng):
+def test_a_smaller_shard_skips_a_segment_that_does_not_fit(tmp_path, rng):
     shard = new_shard(capacity=100)
     for sequence, items in enumerate((40, 4, 4, 4), start=1):
         shard.insert("w", sequence, codec.pack_segment(make_segment(rng, shard.spec, items=items)))
@@ -156,7 +156,7 @@ def test_a_smaller_shard_takes_the_newest_that_fit_past_one_that_never_would(tmp
     again.check_valid()
 
 
-def test_keys_are_never_used_again(tmp_path, rng):
+def test_keys_are_never_reused(tmp_path, rng):
     """What a shard had after its snapshot is lost; its keys are not given to others, restart after restart."""
     seen, lost = set(), None
     written(tmp_path, new_shard())
@@ -184,7 +184,7 @@ def test_two_shards_never_share_a_directory(tmp_path):
     restored(tmp_path, new_shard())
 
 
-def test_a_restored_shard_asks_for_credit_by_its_own_setting(tmp_path, rng):
+def test_a_restored_shard_keeps_its_own_limited_setting(tmp_path, rng):
     shard = new_shard()
     fill(shard, rng, 9)
     written(tmp_path, shard)

@@ -21,7 +21,7 @@ def test_draws_follow_the_selector(rng, kind):
     np.testing.assert_allclose(np.bincount(keys.astype(int)) / len(keys), expected, atol=0.02)
 
 
-def test_uniform_forgets_what_is_evicted(rng):
+def test_uniform_draws_only_stored_items(rng):
     shard = Shard(10, SMALL, SelectorConfig(kind="uniform"), limited=False)
     for sequence in range(1, 30):
         shard.insert("w", sequence, codec.pack_segment(make_segment(rng, items=int(rng.integers(1, 6)))))
@@ -31,7 +31,7 @@ def test_uniform_forgets_what_is_evicted(rng):
     assert set(keys.tolist()) == set(live)
 
 
-def test_a_refused_segment_leaves_no_trace(rng):
+def test_a_rejected_segment_changes_nothing(rng):
     shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
     empty = shard.counts()
     bad = codec.pack_segment(make_segment(rng, FRAMES, td_abs=[1, 1, 1, np.nan]))
@@ -45,7 +45,7 @@ def test_a_refused_segment_leaves_no_trace(rng):
 
 
 @pytest.mark.parametrize(("writer", "origin"), [("é" * 100, ""), ("w", "é" * 100), ("€" * 66 + "ab", "")])
-def test_names_are_bounded_in_bytes(rng, writer, origin):
+def test_names_are_limited_in_bytes(rng, writer, origin):
     """Of 200 bytes each, in fewer characters; one more is refused."""
     shard = Shard(10, SMALL, SelectorConfig(), limited=False)
     segment = codec.pack_segment(make_segment(rng))
@@ -58,7 +58,7 @@ def test_names_are_bounded_in_bytes(rng, writer, origin):
     assert next(shard.storage.segments()).writer == (origin or writer)
 
 
-def test_what_is_inserted_while_segments_are_given_back_does_no_harm(rng):
+def test_segments_can_be_inserted_while_segments_are_read(rng):
     shard = Shard(12, SMALL, SelectorConfig(), limited=False)
     for sequence in (1, 2, 3):
         shard.insert(f"w{sequence}", 1, codec.pack_segment(make_segment(rng, items=4)))
@@ -78,7 +78,7 @@ def test_evicted_keys_are_dropped_and_counted(rng):
 
 
 @pytest.mark.parametrize("bad", [[np.nan, 1], [-1, 1], [np.inf, 1]])
-def test_bad_priorities_change_nothing(rng, bad):
+def test_invalid_priorities_change_nothing(rng, bad):
     shard = Shard(8, SMALL, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng)))
     before = shard.counts()

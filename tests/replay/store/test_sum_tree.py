@@ -35,7 +35,7 @@ CAPACITIES = st.sampled_from([1, 2, FANOUT - 1, FANOUT, FANOUT + 1, FANOUT**2, F
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), capacity=CAPACITIES)
-def test_equals_its_naive_twin(data, capacity):
+def test_sum_tree_equals_its_reference(data, capacity):
     tree, naive = SumTree(capacity), NaiveTree(capacity)
     for _ in range(data.draw(st.integers(1, 6))):
         slots = data.draw(st.lists(st.integers(0, capacity - 1), min_size=1, max_size=20, unique=True))
@@ -51,7 +51,7 @@ def test_equals_its_naive_twin(data, capacity):
             assert tree.find(targets).tolist() == [naive.find(t) for t in targets]
 
 
-def test_a_slot_named_twice_keeps_its_last_value():
+def test_a_repeated_slot_keeps_its_last_value():
     tree = SumTree(40)
     tree.set(np.array([3, 3, 5]), np.array([1.0, 2.0, 4.0]))
     assert tree.get(np.array([3, 5])).tolist() == [2.0, 4.0]
@@ -76,7 +76,7 @@ def test_draws_follow_the_values():
 
 
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
-def test_bad_values_are_refused_and_change_nothing(bad):
+def test_invalid_values_are_rejected_and_change_nothing(bad):
     tree = SumTree(10)
     with pytest.raises(ValueError, match="finite"):
         tree.set(np.array([1, 2]), np.array([1.0, bad]))
@@ -84,7 +84,7 @@ def test_bad_values_are_refused_and_change_nothing(bad):
 
 
 @pytest.mark.parametrize("slot", [-1, 10])
-def test_slots_outside_are_refused(slot):
+def test_slots_outside_the_tree_are_rejected(slot):
     with pytest.raises(IndexError):
         SumTree(10).set(np.array([slot]), np.array([1.0]))
 
@@ -95,7 +95,7 @@ def test_an_empty_selector_cannot_be_sampled(kind):
         make_selector(SelectorConfig(kind=kind), 10).sample(np.zeros(1))
 
 
-def test_each_draw_is_stratified_for_itself():
+def test_each_draw_is_stratified_separately():
     quantiles = stratified_quantiles([4, 2], np.random.default_rng(0))
     assert (quantiles[:4] * 4).astype(int).tolist() == [0, 1, 2, 3]
     assert (quantiles[4:] * 2).astype(int).tolist() == [0, 1]

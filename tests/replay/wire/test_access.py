@@ -46,7 +46,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_every_method_asks_for_the_token_before_it_reads_a_message(serve, wrong):
+def test_every_method_checks_the_token_before_reading_a_message(serve, wrong):
     server = serve(HELD)
     stub, metadata = stub_of(server), WRONG[wrong]
     health = health_pb2_grpc.HealthStub(grpc.insecure_channel(server.address))
@@ -71,7 +71,7 @@ def test_every_method_asks_for_the_token_before_it_reads_a_message(serve, wrong)
     assert health.Check(health_pb2.HealthCheckRequest(), timeout=5.0).status == 1  # probes need none
 
 
-def test_with_the_token_the_clients_work_and_carry_it_along(serve, rng):
+def test_clients_work_with_the_token_and_keep_it_when_pickled(serve, rng):
     server = serve(HELD)
     round_trip(server, HELD, rng)
     writer = pickle.loads(pickle.dumps(Writer([server.address], access=HELD)))
@@ -85,7 +85,7 @@ def test_with_the_token_the_clients_work_and_carry_it_along(serve, rng):
     writer.close()
 
 
-def test_clients_without_the_token_stop_at_once_with_the_shards_words(serve, rng):
+def test_clients_without_the_token_fail_immediately_with_the_reason(serve, rng):
     server = serve(HELD)
     writer = Writer([server.address], give_up_after=60.0, access=Access(token="x" * 43))
     source = sampler([server], give_up_after=60.0)
@@ -133,7 +133,7 @@ def test_mutual_tls(serve, rng, pem, shard_mutual):
     assert server.counts().inserted == 4
 
 
-def test_a_shard_that_others_reach_needs_a_token_also_from_python():
+def test_a_shard_on_a_public_address_needs_a_token():
     shard = Shard(10, SMALL, SelectorConfig(), limited=False)
     with pytest.raises(BadInput, match="without a token"):
         ShardServer(shard, "0.0.0.0")

@@ -46,7 +46,7 @@ def asked(streams, *counts):
     return request
 
 
-def test_a_request_is_settled_by_the_answers_of_all_its_shards(stream):
+def test_a_request_is_done_when_all_shards_have_replied(stream):
     streams = [stream()[1], stream()[1]]
     request = asked(streams, [4, 3], [0, 2])
     assert request.done.wait(10.0)
@@ -56,7 +56,7 @@ def test_a_request_is_settled_by_the_answers_of_all_its_shards(stream):
     assert [s.account.sampled for s in streams] == [5, 0]  # since the baselines, which the first answers were
 
 
-def test_an_answer_without_the_items_is_not_whole(serve):
+def test_a_reply_without_items_is_not_complete(serve):
     server = serve()
     stream = DrawStream(0, ShardConnection(server.address, 0.5), ShardAccount(threading.Lock()))
     request = asked([stream], [4])
@@ -67,7 +67,7 @@ def test_an_answer_without_the_items_is_not_whole(serve):
     stream.join()
 
 
-def test_what_a_dead_shard_was_asked_for_is_lost_and_the_request_settled(stream):
+def test_a_request_to_a_dead_shard_is_lost_and_done(stream):
     (_, alive), (server, dead) = stream(), stream()
     assert asked([alive, dead], [1], [1]).done.wait(10.0)
     server.stop(grace=0.0)
@@ -81,7 +81,7 @@ def test_what_a_dead_shard_was_asked_for_is_lost_and_the_request_settled(stream)
     assert not dead.account.is_reachable
 
 
-def test_a_stream_that_has_left_settles_at_once(stream):
+def test_a_request_to_a_closed_stream_is_done_immediately(stream):
     (_, staying), (_, left) = stream(), stream()
     left.leave()
     request = asked([staying, left], [2], [3])

@@ -142,7 +142,7 @@ def footprint() -> dict[str, int]:
 
 
 @pytest.mark.parametrize("requests", [800, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
-def test_malformed_requests_leave_no_trace_and_disturb_nobody(rng, requests):
+def test_malformed_requests_change_nothing_and_disturb_no_client(rng, requests):
     shard = Shard(CAPACITY, FRAMES, SelectorConfig(), limited=False)
     server = ShardServer(shard)
     address = f"127.0.0.1:{server.port}"

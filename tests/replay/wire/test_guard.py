@@ -32,7 +32,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # with em
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_connection_that_says_nothing_is_closed(serve, shard_tls, tls):
+def test_a_silent_connection_is_closed(serve, shard_tls, tls):
     server = serve(Access(shard_tls) if tls else UNPROTECTED, handshake=0.4, connection_idle=30.0)
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         assert 0.2 < closed_after(connection, 5.0) < 4.0
@@ -51,14 +51,14 @@ def test_a_connection_without_calls_is_closed(serve, pem, shard_tls):
         assert closed_after(connection, 5.0) < 4.0
 
 
-def test_a_peer_that_answers_no_ping_is_cut_off(serve):
+def test_a_connection_without_ping_answers_is_closed(serve):
     server = serve(keepalive=0.3)
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(PREFACE)
         assert closed_after(connection, 5.0) < 4.0
 
 
-def test_connections_are_bounded(serve):
+def test_connections_are_limited(serve):
     server = serve(connections=2)
     held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
     assert all(connection.recv(1) for connection in held)
@@ -70,7 +70,7 @@ def test_connections_are_bounded(serve):
     wait_for(lambda: channel.Info(pb.InfoRequest(), timeout=5.0, wait_for_ready=True).capacity == 1000)
 
 
-def test_a_silent_stream_is_ended_in_words_and_a_talking_one_is_not(serve, rng):
+def test_an_idle_stream_is_aborted_and_an_active_one_is_not(serve, rng):
     server = serve(stream_idle=0.5)
     for method in ("Insert", "Sample"):
         began = time.monotonic()
@@ -88,7 +88,7 @@ def test_a_silent_stream_is_ended_in_words_and_a_talking_one_is_not(serve, rng):
     assert [r.acknowledged for r in stub_of(server).Insert(talking(), timeout=10.0)] == [1, 2, 3, 4, 5]
 
 
-def test_clients_that_were_silent_go_on_without_loss_or_outage(serve, rng):
+def test_idle_clients_continue_without_loss(serve, rng):
     """The one stream that the shard allows is free while the writer is silent, and the writer has it back after."""
     server = serve(streams=1, stream_idle=0.3)
     writer = Writer([server.address], give_up_after=0.2)
@@ -110,7 +110,7 @@ def test_clients_that_were_silent_go_on_without_loss_or_outage(serve, rng):
     source.close()
 
 
-def test_streams_are_bounded_and_come_free(serve, rng):
+def test_streams_are_limited_and_freed(serve, rng):
     server = serve(streams=2)
     asked = [itertools.chain([pb.SampleRequest()], silent()) for _ in range(2)]
     held = [stub_of(server).Sample(requests, timeout=20.0) for requests in asked]
@@ -150,7 +150,7 @@ def too_long(rng, items):
     return pb.InsertRequest(writer="w", sequence=1, segment=message)
 
 
-def test_what_is_above_the_bounds_is_refused_and_leaves_no_trace(serve, rng):
+def test_requests_above_the_limits_are_rejected_and_change_nothing(serve, rng):
     server = serve()
     stub, before = stub_of(server), server.counts()
     doubled = too_long(rng, 5_001)  # two items a step

@@ -31,7 +31,7 @@ def insert(stub, message, timeout=10.0):
     return reply.acknowledged
 
 
-def test_a_segment_that_waited_was_validated_once(served, rng, monkeypatch):
+def test_a_waiting_segment_is_validated_once(served, rng, monkeypatch):
     server, stub = served
     looked, check_segment = [], shard_module.check_segment
 
@@ -64,7 +64,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("words", MALFORMED)
-def test_what_is_malformed_does_not_wait(served, rng, words):
+def test_a_malformed_segment_does_not_wait(served, rng, words):
     server, stub = served
     with pytest.raises(grpc.RpcError, match=words) as caught:
         insert(stub, MALFORMED[words](rng), timeout=5.0)
@@ -72,7 +72,7 @@ def test_what_is_malformed_does_not_wait(served, rng, words):
     assert server.counts().stored == 0
 
 
-def test_the_same_segment_sent_on_two_streams_waits_twice_and_is_stored_once(served, rng):
+def test_a_segment_waiting_on_two_streams_is_stored_once(served, rng):
     """As a writer does whose stream broke while its segment waited."""
     server, stub = served
     message, stored = make_message(rng, FRAMES), []
