@@ -15,7 +15,7 @@ from rl.envs.config import EnvConfig
 from rl.types import ObservationSpec
 from tests.conftest import ROOT
 from tests.integration.shards import sampler, shards_fixture  # noqa: F401
-from tests.replay.datasets.made import BOX, datasets_fixture, episode, foreign, run_fixture  # noqa: F401
+from tests.replay.datasets.made import BOX, datasets_fixture, episode, run_fixture, write_dataset  # noqa: F401
 
 
 def test_export_then_import_by_the_command_line(run, shards, capsys):
@@ -43,7 +43,7 @@ def test_export_then_import_by_the_command_line(run, shards, capsys):
 
 
 def test_shards_of_another_kind_are_named(shards, capsys):
-    foreign("plain-v0", BOX, gym.spaces.Discrete(2), [episode(3)])
+    write_dataset("plain-v0", BOX, gym.spaces.Discrete(2), [episode(3)])
     (pixels,) = shards(1, "--shape", 20, 20, "--dtype", "uint8", "--stack", 4)
     assert cli.main(["replay", "import", "plain-v0", "--to", pixels.address]) == 2
     assert "float64 4, the shard at" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Segments and samples through the wire and back."""
+"""Round trips of segments and samples through messages, and malformed messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rl.types import ObservationSpec, Segment
 from tests.conftest import FRAMES, SMALL, make_message, make_segment
 
 
-def through_the_wire(segment):
+def serialize_and_parse(segment):
     message = pb.Segment.FromString(codec.segment_to_message(segment).SerializeToString())
     return codec.segment_from_message(message)
 
@@ -33,7 +33,7 @@ def drawn_from(shard, *draws):
 def test_segment_round_trip_through_a_message(rng, spec, first_step):
     segment = make_segment(rng, spec, first_step=first_step)
     segment = dataclasses.replace(segment, lost_life=rng.random(len(segment.actions)) < 0.5)
-    back = codec.unpack_segment(through_the_wire(codec.pack_segment(segment)), spec)
+    back = codec.unpack_segment(serialize_and_parse(codec.pack_segment(segment)), spec)
     for field in dataclasses.fields(Segment):
         np.testing.assert_array_equal(getattr(back, field.name), getattr(segment, field.name), err_msg=field.name)
 
@@ -56,7 +56,7 @@ def break_sizes(m):
 
 
 def first_block(change):
-    """Change the content of the first frame's block, its length kept."""
+    """Change the content of the first frame's block, but not its length."""
 
     def apply(m):
         size = int(np.frombuffer(m.frame_sizes, "<u4")[0])
@@ -149,7 +149,7 @@ def test_a_malformed_segment_is_rejected_with_an_explanation(rng, how):
 @pytest.mark.parametrize("spec", [SMALL, FRAMES])
 @pytest.mark.parametrize("draws", [[3, 0], [0, 3], [2, 0, 1], [0, 0, 2, 0]])
 def test_an_empty_draw_between_others_is_unpacked(rng, spec, draws):
-    """What a shard gets that has a small share of several batches."""
+    """A shard with few items gets such requests: some batches have no item from it."""
     shard = Shard(10, spec, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=1)))
     drawn = list(codec.unpack_replies([drawn_from(shard, *draws)], spec))
@@ -187,7 +187,7 @@ REPLIES = {
 @pytest.mark.parametrize("others", [0, 1])
 @pytest.mark.parametrize("how", REPLIES)
 def test_a_malformed_reply_is_rejected_with_an_explanation(rng, how, others, sized):
-    """By itself, and as part of a batch out of several shards; whether it says its new size or not."""
+    """Alone, and with the reply of another shard; with ``draw_bytes`` updated or not."""
     shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES, mark=1)))
     replies = [drawn_from(shard, 5)] + [drawn_from(shard, 3)] * others

@@ -1,4 +1,4 @@
-"""The sampler's requests: arrays by the specification's types, whatever their types were."""
+"""The sampler's requests: arrays are converted to the types in the specification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's replay, shared out over its shards."""
+"""Configuration of the replay: capacities per shard, and invalid settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_shards_together_hold_at_least_the_capacity(capacity, shards, each):
 def test_capacity_bytes_is_divided_among_the_shards():
     config = ReplayConfig(capacity=100_000, shards=3, capacity_bytes=10**9)
     assert 3 * config.shard_capacity_bytes <= 10**9 < 3 * (config.shard_capacity_bytes + 1)
-    assert ReplayConfig().shard_capacity_bytes == 0  # no bound
+    assert ReplayConfig().shard_capacity_bytes == 0  # unlimited
 
 
 @pytest.mark.parametrize(

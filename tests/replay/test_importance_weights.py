@@ -1,4 +1,4 @@
-"""Importance weights and their exponent, written out."""
+"""Importance weights and the schedule of their exponent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rl.errors import BadInput
 
 
 def test_weights_undo_the_bias_of_the_draws():
-    """With beta 1 each weight is 1 / P(i), so that w P is the same for all; over the largest, that of the rarest."""
+    """With beta = 1 each weight is 1 / P(i), divided by the largest weight, which the rarest item has."""
     probability = np.array([0.5, 0.25, 0.125])
     np.testing.assert_allclose(importance_weights(probability, 1.0), [0.125 / 0.5, 0.125 / 0.25, 1.0])
     np.testing.assert_allclose(importance_weights(probability, 0.5), [(0.125 / 0.5) ** 0.5, 0.5**0.5, 1.0], rtol=1e-6)

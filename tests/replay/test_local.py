@@ -1,4 +1,4 @@
-"""Replay in process: the two ports over one shard, held to the same ratio as the service."""
+"""`LocalReplay`: one shard in process, with the same limiter as the service."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_nothing_is_drawn_below_min_size(rng):
 
 
 def test_writer_and_sampler_keep_the_ratio(rng):
-    """Two samples an insert: neither gets further ahead than the slack and its own step, however eager it is."""
+    """Neither side gets further ahead than the slack and one step of its own, however often it tries."""
     local = replay(limiter=LimiterConfig(samples_per_insert=2.0, min_size=20, slack=60))
     for turn in range(300):
         wrote = drew = False
@@ -72,15 +72,15 @@ def test_updated_priorities_change_draws_and_weights(rng):
     for k in range(5):
         local.write(make_segment(rng, items=ITEMS, episode=k))
     seen = np.array([], np.uint64)
-    while len(seen) < 20:  # each item once at least
+    while len(seen) < 20:  # until every item was drawn
         batch = local.sample(0.0)
         np.testing.assert_array_equal(batch.weights, 1.0)
         seen = np.union1d(seen, batch.keys)
     for key in seen:  # one item 19 times as likely as each of the others: half of all draws
-        given = batch.keys.copy()
-        given[:] = key
+        same_key = batch.keys.copy()
+        same_key[:] = key
         error = np.full(BATCH, 19.0 if key == seen[0] else 1.0)
-        local.update_priorities(batch.__class__(batch.transitions, given, batch.shards, batch.weights), error)
+        local.update_priorities(batch.__class__(batch.transitions, same_key, batch.shards, batch.weights), error)
     drawn = [local.sample(0.0) for _ in range(300)]
     keys, weights = (np.concatenate([getattr(b, name) for b in drawn]) for name in ("keys", "weights"))
     assert (keys == seen[0]).mean() == pytest.approx(0.5, abs=0.04)
@@ -88,7 +88,7 @@ def test_updated_priorities_change_draws_and_weights(rng):
 
 
 def test_a_resumed_local_replay_continues_annealing_beta(rng):
-    """Priorities of 1 and 4 at alpha 1: the weights' ratio is 4 ** beta, and beta goes from 0 to 1 in 100 batches."""
+    """With priorities 1 and 4 and alpha = 1 the ratio of the weights is 4 ** beta; after 50 of 100 batches beta is 0.5."""
     shard = Shard(10, SMALL, SelectorConfig(alpha=1.0, epsilon=1e-9), limited=False)
     limiter = RateLimiter(LimiterConfig(samples_per_insert=0, min_size=1), 10, 64)
     replay = LocalReplay(shard, limiter, BetaConfig(0.0, 1.0, 100))

@@ -1,4 +1,4 @@
-"""The limiter: its rule beside a naive one, and that writers and sampler never wait for each other for ever."""
+"""The limiter: its definition, and that writers and sampler never deadlock."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_too_small_a_slack_is_rejected():
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 12, 20, 38])
 def test_no_deadlock_at_the_smallest_slack_that_is_accepted(shards):
-    """Segments of one length, from an empty replay through 500 batches, at the smallest slack that is accepted."""
+    """Segments of equal length, from an empty replay until 500 batches, with the smallest slack that is accepted."""
     limiter = RateLimiter(LimiterConfig(8.0, 5_000, np.ceil((8.0 * 43 * shards + 64) / 2)), 43, 64, shards)
     inserted, granted, sampled, batches = [0] * shards, [0] * shards, 0, 0
     while batches < 500:
@@ -71,7 +71,7 @@ def test_no_deadlock_at_the_smallest_slack_that_is_accepted(shards):
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_writers_and_sampler_never_block_each_other(shards):
-    """A simulation with credit by shard and segments of all lengths; every round something must move."""
+    """Simulates credit per shard and segments of all lengths; in every round somebody must make progress."""
     rng = np.random.default_rng(1)
     limiter = RateLimiter(
         LimiterConfig(4.0, 200, slack=4.0 * 20 * shards / 2 + 32), max_insert=20, batch=64, shards=shards

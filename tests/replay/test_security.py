@@ -1,4 +1,4 @@
-"""TLS files and tokens: who is reached, what a token file holds, and what is wrong with a file."""
+"""TLS files and tokens: loopback addresses, creation of token files, and errors for bad files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ BAD_FILES = {
     "a key without its certificate": ({"key": "shard.key"}, "without certificate"),
     "another's key": ({"certificate": "shard.pem", "key": "client.key"}, "(?i)mismatch"),
     "a key under a password": ({"certificate": "shard.pem", "key": "locked.key"}, "without a password"),
-    "a certificate that is none": ({"certificate": "shard.csr", "key": "shard.key"}, "shard.csr"),
+    "a file that is not a certificate": ({"certificate": "shard.csr", "key": "shard.key"}, "shard.csr"),
     "an authority that is none": ({"authority": "shard.key"}, "holds no certificate"),
     "an authority that is not there": ({"authority": "nowhere.pem"}, "authority .*nowhere.pem"),
     "mutual without an authority": ({"certificate": "shard.pem", "key": "shard.key", "mutual": True}, "authority"),

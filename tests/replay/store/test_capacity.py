@@ -1,4 +1,4 @@
-"""Everything that a shard holds is bounded: transitions, memory, writers."""
+"""Limits of a shard's content: transitions, memory, writers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIXELS = ObservationSpec((84, 84), "uint8", 4)
 
 
 def counted(segment):
-    """What a shard counts for a segment, measured on a shard that holds nothing else."""
+    """Return the bytes that a shard counts for a segment, measured on an empty shard."""
     shard = Shard(100, FRAMES, UNIFORM, limited=False)
     shard.insert("w", 1, codec.pack_segment(segment))
     return shard.counts().resident_bytes - fixed_bytes(100, UNIFORM)
@@ -65,7 +65,7 @@ def test_a_segment_above_the_capacity_is_rejected_and_changes_nothing(rng):
 
 
 def allocated(build):
-    """What ``build`` makes, the bytes that are allocated for it, and the most that were meanwhile."""
+    """Return the result of ``build``, the bytes allocated for it, and the peak during the call."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -92,7 +92,7 @@ def test_counted_memory_of_rows_and_selector_is_accurate(kind):
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES, PIXELS])
 def test_counted_memory_of_segments_is_accurate(spec, rng):
-    """Of what Python allocates; SEGMENT_BYTES has a share for malloc on top, so the count may be somewhat higher."""
+    """Compares with Python's allocations. SEGMENT_BYTES includes malloc's overhead, so the count may be higher."""
     segments = [codec.pack_segment(make_segment(rng, spec, items=40)) for _ in range(3)]
     messages = [codec.segment_to_message(segment).SerializeToString() for segment in segments]
 
@@ -124,13 +124,13 @@ def test_a_forgotten_writer_continues_and_nothing_is_stored_twice(rng, monkeypat
     writers = [Writer([f"127.0.0.1:{server.port}"]) for _ in range(4)]
     try:
         for episode in range(3):
-            for writer in writers:  # each time the shard has forgotten the one whose turn it is
+            for writer in writers:  # the shard has always forgotten the next writer
                 writer.write(make_segment(rng, episode=episode))
                 writer.flush(10.0)
         assert server.counts().inserted == 3 * 4 * 4
         stored = list(shard.storage.segments())
         assert sorted(s.segment.episode_id for s in stored) == sorted([0, 1, 2] * 4)
-        assert len({s.writer for s in stored}) == 4  # whatever name each had to take
+        assert len({s.writer for s in stored}) == 4  # the origin does not change when a writer takes a new name
     finally:
         for writer in writers:
             writer.close()

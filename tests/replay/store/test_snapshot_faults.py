@@ -1,4 +1,4 @@
-"""Snapshots that are damaged, of something else, or broken off: a whole one is on disk at every step."""
+"""Damaged, incompatible and interrupted snapshots: a complete one is on disk at every moment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_damage_in_any_file_is_detected(tmp_path, rng, name):
     for size in (0, 1, len(good) // 2, len(good) - 2):
         file.write_bytes(good[:size])
         assert refused(), size
-    if name != MANIFEST:  # without one there is no snapshot
+    if name != MANIFEST:  # without a manifest there is no snapshot, which is no error
         file.unlink()
         assert refused()
     file.write_bytes(good)
@@ -108,7 +108,7 @@ def test_a_full_disk_is_reported_and_the_previous_snapshot_is_intact(tmp_path, r
 
 
 def test_a_snapshot_that_fails_after_its_manifest_is_not_overwritten(tmp_path, rng, monkeypatch):
-    """The directory's last sync fails, so nobody is told of the snapshot, which is there; the next is killed half way."""
+    """The last sync fails, so `write` raises for a complete snapshot; the next one fails before its manifest."""
     shard = new_shard()
     fill(shard, rng, 3)
 
@@ -136,6 +136,6 @@ def test_a_killed_shard_is_restored_and_unfinished_files_are_deleted(tmp_path, r
     written(tmp_path, shard)
     for name in (".MANIFEST.json", ".segments-2-0-12.bin", "segments-2-0-12.bin", "td-2.bin"):
         (tmp_path / name).write_bytes(b"half")
-    (tmp_path / "notes.txt").write_text("of somebody else")
+    (tmp_path / "notes.txt").write_text("not a file of a snapshot")
     assert content(restored(tmp_path, new_shard())) == content(shard)
     assert files(tmp_path) == {"segments-1-0-12.bin", "td-1.bin", "notes.txt"}

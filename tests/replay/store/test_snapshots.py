@@ -1,4 +1,4 @@
-"""Snapshots: a shard's whole content on disk and back, whatever happens in between."""
+"""Snapshots: writing a shard's content, incrementally and while it changes, and restoring it."""
 
 from __future__ import annotations
 
@@ -72,10 +72,15 @@ def test_a_second_snapshot_writes_new_segments_and_drops_evicted_ones(tmp_path, 
     written_bytes = [w.bytes for w in written(place, shard, *(lambda n=n: more(n) for n in (2, 0, 3, 40)))]
     look()
     assert [len(c) for c in chunks] == [3, 3, 3, 4, 3]
-    assert [len(a & b) for a, b in itertools.pairwise(chunks)] == [2, 3, 3, 0]  # a small last one is written with more
+    assert [len(a & b) for a, b in itertools.pairwise(chunks)] == [
+        2,
+        3,
+        3,
+        0,
+    ]  # a small last chunk is rewritten with new items
     assert written_bytes[1] < written_bytes[0] / 2 < written_bytes[4]
-    assert written_bytes[2] == 4 * 56  # nothing but |TD error|
-    for copy, expected in contents:  # at the third of them, a chunk begins with what was evicted
+    assert written_bytes[2] == 4 * 56  # only |TD errors|
+    for copy, expected in contents:  # in the third one a chunk begins with evicted segments
         assert content(restored(copy, new_shard())) == expected
 
 
@@ -88,7 +93,7 @@ def test_a_second_snapshot_without_new_items_writes_no_chunk(tmp_path, rng):
 
 @pytest.mark.parametrize("inserted", [1, 4, 8, 13, 40])
 def test_inserts_and_evictions_while_a_snapshot_is_written(tmp_path, rng, monkeypatch, inserted):
-    """Segments come and go between any two slices; the snapshot is of its first moment, less what went unwritten."""
+    """The snapshot has the content at its start, without segments that were evicted before they were written."""
     monkeypatch.setattr(snapshot, "CHUNK_BYTES", 3000)
     monkeypatch.setattr(snapshot, "SLICE_SECONDS", 0.0)
     shard = new_shard()
@@ -98,7 +103,7 @@ def test_inserts_and_evictions_while_a_snapshot_is_written(tmp_path, rng, monkey
     async def write():
         with contextlib.closing(Snapshots(tmp_path, shard)) as snapshots:
             task = asyncio.create_task(snapshots._write_next())
-            await asyncio.sleep(0)  # it is at its first slice
+            await asyncio.sleep(0)  # it has written its first slice
             for _ in range(inserted):
                 fill(shard, rng, 1)
                 shard.storage.td_abs[:] = 99.0
@@ -128,7 +133,7 @@ def test_calls_while_a_snapshot_is_written_share_the_next_one(tmp_path, rng):
         fill(shard, rng, 2)
         others = [asyncio.create_task(snapshots.write()) for _ in range(3)]
         await asyncio.sleep(0)
-        first.cancel()  # its caller is gone; it is written all the same
+        first.cancel()  # writing continues without its caller
         return await asyncio.gather(*others), snapshots._snapshot["number"]
 
     found, number = asyncio.run(ask())
@@ -157,7 +162,7 @@ def test_a_smaller_shard_skips_a_segment_that_does_not_fit(tmp_path, rng):
 
 
 def test_keys_are_never_reused(tmp_path, rng):
-    """What a shard had after its snapshot is lost; its keys are not given to others, restart after restart."""
+    """Items after the snapshot are lost at a restart; their keys are not reused, also after several restarts."""
     seen, lost = set(), None
     written(tmp_path, new_shard())
     for restart in range(1, 4):

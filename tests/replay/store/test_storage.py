@@ -1,4 +1,4 @@
-"""Storage and shard, case by case; test_shard_machine.py has a shard beside a naive list."""
+"""Single cases of storage and shard; test_shard_machine.py compares random sequences of operations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_rejected_segment_changes_nothing(rng):
 
 @pytest.mark.parametrize(("writer", "origin"), [("é" * 100, ""), ("w", "é" * 100), ("€" * 66 + "ab", "")])
 def test_names_are_limited_in_bytes(rng, writer, origin):
-    """Of 200 bytes each, in fewer characters; one more is refused."""
+    """The names have 200 bytes in fewer characters; one more byte is rejected."""
     shard = Shard(10, SMALL, SelectorConfig(), limited=False)
     segment = codec.pack_segment(make_segment(rng))
     for name, source in ((writer + "x", origin), (writer, origin + "x")):

@@ -1,4 +1,4 @@
-"""The sum tree beside a naive list."""
+"""The sum tree, compared with a plain list."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from replay.store.sum_tree import FANOUT, SumTree
 
 
 class NaiveTree:
-    """The same by a plain list."""
+    """The reference: a plain list."""
 
     def __init__(self, capacity):
         self.values = [0.0] * capacity
@@ -39,7 +39,7 @@ def test_sum_tree_equals_its_reference(data, capacity):
     tree, naive = SumTree(capacity), NaiveTree(capacity)
     for _ in range(data.draw(st.integers(1, 6))):
         slots = data.draw(st.lists(st.integers(0, capacity - 1), min_size=1, max_size=20, unique=True))
-        # eighths add up without rounding, so that both find the same slot
+        # sums of eighths have no rounding error, so both find the same slot
         values = [data.draw(st.integers(0, 80)) / 8 for _ in slots]
         tree.set(np.array(slots), np.array(values))
         naive.set(slots, values)

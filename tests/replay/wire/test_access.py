@@ -1,4 +1,4 @@
-"""Who a shard lets in: tokens and TLS, over sockets."""
+"""Access to a shard over sockets: tokens and TLS."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from rl.errors import BadInput, RunFault
 from tests.conftest import SMALL, make_segment
 from tests.integration.shards import sampler
 from tests.replay.wire.served import (  # noqa: F401
-    HELD,
+    ACCESS,
     TOKEN,
-    last_words,
+    open_and_silent,
     round_trip,
     serve_fixture,
     shard_mutual_fixture,
     shard_tls_fixture,
-    silent,
     stub_of,
+    writer_error,
 )
 
 WRONG = {
@@ -47,12 +47,12 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_every_method_checks_the_token_before_reading_a_message(serve, wrong):
-    server = serve(HELD)
+    server = serve(ACCESS)
     stub, metadata = stub_of(server), WRONG[wrong]
     health = health_pb2_grpc.HealthStub(grpc.insecure_channel(server.address))
     calls = {
-        "Insert": lambda: list(stub.Insert(silent(), timeout=5.0, metadata=metadata)),
-        "Sample": lambda: list(stub.Sample(silent(), timeout=5.0, metadata=metadata)),
+        "Insert": lambda: list(stub.Insert(open_and_silent(), timeout=5.0, metadata=metadata)),
+        "Sample": lambda: list(stub.Sample(open_and_silent(), timeout=5.0, metadata=metadata)),
         **{
             m.name: functools.partial(getattr(stub, m.name), getattr(pb, m.input_type.name)(), 5.0, metadata)
             for m in pb.DESCRIPTOR.services_by_name["Replay"].methods
@@ -72,21 +72,21 @@ def test_every_method_checks_the_token_before_reading_a_message(serve, wrong):
 
 
 def test_clients_work_with_the_token_and_keep_it_when_pickled(serve, rng):
-    server = serve(HELD)
-    round_trip(server, HELD, rng)
-    writer = pickle.loads(pickle.dumps(Writer([server.address], access=HELD)))
+    server = serve(ACCESS)
+    round_trip(server, ACCESS, rng)
+    writer = pickle.loads(pickle.dumps(Writer([server.address], access=ACCESS)))
     writer.write(make_segment(rng))
     writer.flush(5.0)
     assert server.counts().inserted == 8
-    connection = pickle.loads(pickle.dumps(ShardConnection(server.address, 1.0, HELD)))
+    connection = pickle.loads(pickle.dumps(ShardConnection(server.address, 1.0, ACCESS)))
     assert connection.stub.Info(pb.InfoRequest(), timeout=5.0, metadata=connection.metadata).counts.inserted == 8
-    for thing in (HELD, writer, connection, server):
+    for thing in (ACCESS, writer, connection, server):
         assert TOKEN not in repr(thing) + str(thing)
     writer.close()
 
 
 def test_clients_without_the_token_fail_immediately_with_the_reason(serve, rng):
-    server = serve(HELD)
+    server = serve(ACCESS)
     writer = Writer([server.address], give_up_after=60.0, access=Access(token="x" * 43))
     source = sampler([server], give_up_after=60.0)
     began = time.monotonic()
@@ -107,14 +107,14 @@ def test_tls(serve, rng, pem, shard_tls):
     round_trip(server, Access(client, TOKEN), rng)
     named = SecurityConfig(authority=pem("authority.pem"), name="shard.qfleet")
     round_trip(server, Access(named, TOKEN), rng)
-    assert CONNECTION_CLOSED_HINT in last_words(server, HELD, rng)  # not encrypted
+    assert CONNECTION_CLOSED_HINT in writer_error(server, ACCESS, rng)  # not encrypted
     stranger = SecurityConfig(authority=pem("stranger/authority.pem"))
-    assert "CERTIFICATE_VERIFY_FAILED" in last_words(server, Access(stranger, TOKEN), rng)
+    assert "CERTIFICATE_VERIFY_FAILED" in writer_error(server, Access(stranger, TOKEN), rng)
     misnamed = SecurityConfig(authority=pem("authority.pem"), name="shard.elsewhere")
-    assert "Hostname Verification" in last_words(server, Access(misnamed, TOKEN), rng)
-    assert "WRONG_VERSION_NUMBER" in last_words(serve(), Access(client, TOKEN), rng)  # a shard without TLS
+    assert "Hostname Verification" in writer_error(server, Access(misnamed, TOKEN), rng)
+    assert "WRONG_VERSION_NUMBER" in writer_error(serve(), Access(client, TOKEN), rng)  # a shard without TLS
     assert server.counts().inserted == 8
-    for half in (shard_tls, SecurityConfig(name="shard.qfleet")):  # never without TLS, unasked
+    for half in (shard_tls, SecurityConfig(name="shard.qfleet")):  # no silent fallback to a connection without TLS
         with pytest.raises(BadInput, match="SecurityConfig.authority"):
             Writer([server.address], access=Access(half))
 
@@ -128,8 +128,8 @@ def test_mutual_tls(serve, rng, pem, shard_mutual):
         )
 
     round_trip(server, Access(client("")), rng)
-    assert CONNECTION_CLOSED_HINT in last_words(server, Access(SecurityConfig(authority=pem("authority.pem"))), rng)
-    assert CONNECTION_CLOSED_HINT in last_words(server, Access(client("stranger/")), rng)
+    assert CONNECTION_CLOSED_HINT in writer_error(server, Access(SecurityConfig(authority=pem("authority.pem"))), rng)
+    assert CONNECTION_CLOSED_HINT in writer_error(server, Access(client("stranger/")), rng)
     assert server.counts().inserted == 4
 
 
@@ -137,7 +137,7 @@ def test_a_shard_on_a_public_address_needs_a_token():
     shard = Shard(10, SMALL, SelectorConfig(), limited=False)
     with pytest.raises(BadInput, match="without a token"):
         ShardServer(shard, "0.0.0.0")
-    for access in (HELD, Access(SecurityConfig(require_token=False))):
+    for access in (ACCESS, Access(SecurityConfig(require_token=False))):
         ShardServer(shard, "0.0.0.0", access=access).stop()
     if socket.has_dualstack_ipv6():
         server = ShardServer(shard, "::1")

@@ -1,4 +1,4 @@
-"""Bounds on connections, streams and messages, over sockets."""
+"""Limits on connections, streams and messages, over sockets."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from replay.wire.channel import NO_STREAM
 from replay.wire.writer import Writer
 from tests.conftest import make_message, make_segment
 from tests.integration.shards import sampler, wait_for
-from tests.replay.wire.served import insert, last_words, serve_fixture, shard_tls_fixture, silent, stub_of  # noqa: F401
+from tests.replay.wire.served import insert, open_and_silent, serve_fixture, shard_tls_fixture, stub_of, writer_error  # noqa: F401
 
 
 def closed_after(connection, seconds):
-    """Seconds until the other side closes a connection on which nothing more is said."""
+    """Return the seconds until the other side closes an idle connection."""
     began = time.monotonic()
     connection.settimeout(seconds)
     while connection.recv(4096):
@@ -75,7 +75,7 @@ def test_an_idle_stream_is_aborted_and_an_active_one_is_not(serve, rng):
     for method in ("Insert", "Sample"):
         began = time.monotonic()
         with pytest.raises(grpc.RpcError) as caught:
-            list(getattr(stub_of(server), method)(silent(), timeout=10.0))
+            list(getattr(stub_of(server), method)(open_and_silent(), timeout=10.0))
         assert caught.value.code() == grpc.StatusCode.ABORTED
         assert "nothing for 0.5 s" in caught.value.details()
         assert time.monotonic() - began < 3.0
@@ -89,7 +89,7 @@ def test_an_idle_stream_is_aborted_and_an_active_one_is_not(serve, rng):
 
 
 def test_idle_clients_continue_without_loss(serve, rng):
-    """The one stream that the shard allows is free while the writer is silent, and the writer has it back after."""
+    """The shard allows one stream. Another client can use it while the writer is idle; then the writer gets it again."""
     server = serve(streams=1, stream_idle=0.3)
     writer = Writer([server.address], give_up_after=0.2)
     for k in range(3):
@@ -112,10 +112,10 @@ def test_idle_clients_continue_without_loss(serve, rng):
 
 def test_streams_are_limited_and_freed(serve, rng):
     server = serve(streams=2)
-    asked = [itertools.chain([pb.SampleRequest()], silent()) for _ in range(2)]
+    asked = [itertools.chain([pb.SampleRequest()], open_and_silent()) for _ in range(2)]
     held = [stub_of(server).Sample(requests, timeout=20.0) for requests in asked]
     for call in held:
-        next(call)  # it is open
+        next(call)  # now it is open
     third = stub_of(server)
 
     def refused():
@@ -127,8 +127,8 @@ def test_streams_are_limited_and_freed(serve, rng):
 
     assert refused()
     inserted = server.counts().inserted
-    assert NO_STREAM in last_words(server, UNPROTECTED, rng)
-    assert third.Info(pb.InfoRequest(), timeout=5.0).counts.inserted == inserted  # what is no stream is answered
+    assert NO_STREAM in writer_error(server, UNPROTECTED, rng)
+    assert third.Info(pb.InfoRequest(), timeout=5.0).counts.inserted == inserted  # unary calls still work
     patient = Writer([server.address], give_up_after=30.0)
     patient.write(make_segment(rng))
     time.sleep(0.3)
@@ -136,9 +136,9 @@ def test_streams_are_limited_and_freed(serve, rng):
     held.pop().cancel()
     patient.flush(10.0)
     patient.close()
-    for k in range(12):  # however early it is cancelled, a stream is not counted for ever
+    for k in range(12):  # a cancelled stream is freed, however early it was cancelled
         wait_for(lambda: not refused())
-        call = stub_of(server).Insert(silent(), timeout=20.0)
+        call = stub_of(server).Insert(open_and_silent(), timeout=20.0)
         time.sleep(0.02 * (k % 3))
         call.cancel()
     held.pop().cancel()

@@ -1,4 +1,4 @@
-"""A segment that waits on its shard for insert credit: what may wait, and how often it is looked at."""
+"""Segments that wait on a shard for insert credit: only valid ones wait, and each is validated once."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_malformed_segment_does_not_wait(served, rng, words):
 
 
 def test_a_segment_waiting_on_two_streams_is_stored_once(served, rng):
-    """As a writer does whose stream broke while its segment waited."""
+    """This happens if a writer's stream breaks while its segment waits, and the writer sends it again."""
     server, stub = served
     message, stored = make_message(rng, FRAMES), []
     writers = [threading.Thread(target=lambda: stored.append(insert(stub, message))) for _ in range(2)]
