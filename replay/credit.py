@@ -155,7 +155,7 @@ class CreditLedger:
         """Update every shard's cumulative credit (`ShardAccount.credit`).
 
         Credit is divided among the open shards only. Inserts of closed shards are therefore left out, together with the
-        samples that they allowed. The sums are computed anew: with older sums, items inserted since then would be
+        samples that they allowed. The sums are computed here: with older sums, items inserted since then would be
         granted a second time.
         """
         with self._lock:

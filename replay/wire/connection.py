@@ -65,7 +65,7 @@ class ShardConnection:
         waiting = code == grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(NO_CREDIT)
         full = code == grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(NO_STREAM)
         if code in FATAL_CODES and not (waiting or full):
-            raise RunFault(f"replay shard {self.address} refused a request: {details}")
+            raise RunFault(f"replay shard {self.address} rejected a request: {details}")
         hint = CONNECTION_CLOSED_HINT if "failed to connect" in details and "Socket closed" in details else ""
         now = time.monotonic()
         if waiting or code in REOPEN_CODES:

@@ -129,7 +129,7 @@ class Sampler:
 
     def _change_members(self, addresses: Sequence[str], limiter: RateLimiter) -> None:
         """Open streams to new shards, and close the streams to shards that are not in ``addresses``."""
-        self._ledger.limiter = limiter  # the same rule for another number of shards
+        self._ledger.limiter = limiter  # the same limiter for another number of shards
         members = {s.connection.address for s in self._streams if not s.has_left}
         for stream in self._streams:
             if not stream.has_left and stream.connection.address not in addresses:
@@ -148,15 +148,15 @@ class Sampler:
 
     def _request_batches(self) -> None:
         """Request batches until ``batches_ahead`` are requested or waiting, or the limiter forbids another."""
-        size, most = self._ledger.limiter.batch, self._message_batches
+        size, max_batches = self._ledger.limiter.batch, self._message_batches
         while True:
-            asked = sum(request.items for request in self._requests)
-            room = self._batches_ahead - self._unpacking_left - asked // size
+            requested = sum(request.items for request in self._requests)
+            room = self._batches_ahead - self._unpacking_left - requested // size
             shard_totals, totals = self._shard_totals(), self._ledger.totals()
             self._ledger.check_min_size_reachable(totals)
-            if room < most or shard_totals.sum() <= 0:
+            if room < max_batches or shard_totals.sum() <= 0:
                 return
-            allowed = self._ledger.batches_allowed(totals, asked, most)
+            allowed = self._ledger.batches_allowed(totals, requested, max_batches)
             if allowed == 0:
                 return
             self._poll_pause = MIN_POLL
@@ -208,8 +208,8 @@ class Sampler:
                 self.drawn += 1
                 yield SampledBatch(transitions, keys, np.repeat(list(drawn), counts), weights)
         except InvalidMessage as error:
-            asked = ", ".join(self._streams[index].connection.address for index in drawn)
-            raise RunFault(f"a replay shard (one of {asked}) sent a malformed reply: {error}") from error
+            addresses = ", ".join(self._streams[index].connection.address for index in drawn)
+            raise RunFault(f"a replay shard (one of {addresses}) sent a malformed reply: {error}") from error
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
         """Send |TD error| [B] of the batch's items to their shards, without waiting for the answers.
@@ -219,18 +219,18 @@ class Sampler:
         """
         td = np.asarray(td_abs)
         for index in np.unique(batch.shards).tolist():
-            connection, part = self._streams[index].connection, batch.shards == index
+            connection, in_shard = self._streams[index].connection, batch.shards == index
             if not self._updates.acquire(timeout=5.0):
-                self.lost_updates += int(part.sum())
+                self.lost_updates += int(in_shard.sum())
                 continue
-            request = priorities_request(batch.keys[part], td[part])
+            request = priorities_request(batch.keys[in_shard], td[in_shard])
             try:
                 future = connection.stub.UpdatePriorities.future(request, timeout=5.0, metadata=connection.metadata)
             except ValueError:  # the shard has left, and its channel is closed
                 self._updates.release()
-                self.lost_updates += int(part.sum())
+                self.lost_updates += int(in_shard.sum())
                 continue
-            future.add_done_callback(functools.partial(self._on_update_done, int(part.sum())))
+            future.add_done_callback(functools.partial(self._on_update_done, int(in_shard.sum())))
 
     def _on_update_done(self, items: int, future: Any) -> None:
         self._updates.release()

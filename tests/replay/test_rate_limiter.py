@@ -71,7 +71,7 @@ def test_no_deadlock_at_the_smallest_slack_that_is_accepted(shards):
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_writers_and_sampler_never_block_each_other(shards):
-    """Simulates credit per shard and segments of all lengths; in every round somebody must make progress."""
+    """Simulates credit per shard and segments of all lengths; in every round a writer or the sampler must make progress."""
     rng = np.random.default_rng(1)
     limiter = RateLimiter(
         LimiterConfig(4.0, 200, slack=4.0 * 20 * shards / 2 + 32), max_insert=20, batch=64, shards=shards

@@ -90,10 +90,10 @@ def test_clients_without_the_token_fail_immediately_with_the_reason(serve, rng):
     writer = Writer([server.address], give_up_after=60.0, access=Access(token="x" * 43))
     source = sampler([server], give_up_after=60.0)
     began = time.monotonic()
-    with pytest.raises(RunFault, match="refused a request.*token"):
+    with pytest.raises(RunFault, match="rejected a request.*token"):
         writer.write(make_segment(rng))
         writer.flush(10.0)
-    with pytest.raises(RunFault, match="refused a request.*token"):
+    with pytest.raises(RunFault, match="rejected a request.*token"):
         for _ in range(50):
             source.sample(0.2)
     assert time.monotonic() - began < 5.0
