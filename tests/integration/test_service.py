@@ -168,7 +168,7 @@ def test_a_refused_segment_is_a_fault_not_a_loop(shards, rng, field, value):
 def test_a_writer_of_the_wrong_shape_stops_with_the_shards_words(shards, rng):
     (shard,) = shards(1)
     writer = Writer([shard.address])
-    with pytest.raises(RunFault, match="refused"):
+    with pytest.raises(RunFault, match="rejected"):
         for _ in range(50):
             writer.write(make_segment(rng, FRAMES))
             time.sleep(0.05)
