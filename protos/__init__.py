@@ -1,1 +1,1 @@
-"""The wire protocol: messages, generated code, codec."""
+"""The wire protocol: message definitions, generated code and codec."""

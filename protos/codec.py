@@ -1,4 +1,4 @@
-"""Messages <-> plain types (`types.py`): the only codec. `frames.py` compresses the frames in them."""
+"""Converts messages to plain types (`types.py`) and back. `frames.py` compresses the frames in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from protos import replay_pb2 as pb
-from protos.frames import blocks_of, check_frames, compress_frames, decompress_frames, enclosed
+from protos.frames import check_frames, compress_frames, decompress_frames, unwrap_blocks, wrap_blocks
 from protos.types import (
     LOST_LIFE,
     TERMINATED,
@@ -22,11 +22,11 @@ from protos.types import (
     PackedSegment,
     Sampled,
     ShardInfo,
-    SnapshotWritten,
+    SnapshotResult,
 )
 from rl.types import Array, Float32, Float64, ObservationSpec, Segment, TransitionBatch, UInt64
 
-MAX_STEPS = 10_000  # largest number of steps of a segment, and of its items
+MAX_STEPS = 10_000  # largest number of steps, and of items, in a segment
 
 _U1, _I4, _U4, _U8, _F4, _F8 = map(np.dtype, ("u1", "<i4", "<u4", "<u8", "<f4", "<f8"))
 STEP_ARRAYS = {"actions": _I4, "rewards": _F4, "flags": _U1, "versions": _U4}
@@ -37,16 +37,16 @@ _SAMPLE_ARRAYS = {"keys": _U8, "probability": _F8, "a_tm1": _I4, "r_t": _F4, "di
 Draw = tuple[TransitionBatch, UInt64, Float64]  # transitions, keys [B] and draw probabilities [B]
 
 
-def _array(message: Any, field: str, dtype: np.dtype[Any]) -> Array:
-    """The packed array in a bytes field; read-only. Raises InvalidMessage when it is cut short."""
+def _read_array(message: Any, field: str, dtype: np.dtype[Any]) -> Array:
+    """Return the array in a bytes field, read-only. Raises InvalidMessage if the length does not fit ``dtype``."""
     data = getattr(message, field)
     if len(data) % dtype.itemsize:
-        raise InvalidMessage(f"{field} has {len(data)} bytes, not a whole number of {dtype.str}")
+        raise InvalidMessage(f"{field} has {len(data)} bytes, not a whole number of {dtype.name} elements")
     return np.frombuffer(data, dtype=dtype)
 
 
 def pack_segment(segment: Segment) -> PackedSegment:
-    """The segment with its frames compressed, ready to be sent or stored."""
+    """Compress the segment's frames, ready to be sent or stored."""
     frames, sizes = compress_frames(segment.frames)
     flags = (
         segment.terminated * np.uint8(TERMINATED)
@@ -65,13 +65,13 @@ def pack_segment(segment: Segment) -> PackedSegment:
 
 
 def unpack_segment(segment: PackedSegment, spec: ObservationSpec) -> Segment:
-    """Inverse of `pack_segment`: the segment with frames [S + 1, *frame]. Raises InvalidMessage when it is invalid."""
-    check_segment(segment, spec, trusted=True)  # unpacking its frames checks them
+    """Inverse of `pack_segment`; returns the segment with frames [S + 1, *frame]. Raises InvalidMessage."""
+    check_segment(segment, spec, trusted=True)  # decompressing the frames checks them
     count = segment.steps + 1
     return Segment(
         episode_id=segment.episode_id,
         first_step=segment.first_step,
-        frames=decompress_frames(enclosed([segment.frames], count, spec), count, spec),
+        frames=decompress_frames(wrap_blocks([segment.frames], count, spec), count, spec),
         actions=segment.actions,
         rewards=segment.rewards,
         terminated=(segment.flags & TERMINATED) != 0,
@@ -83,7 +83,7 @@ def unpack_segment(segment: PackedSegment, spec: ObservationSpec) -> Segment:
 
 
 def segment_to_message(segment: PackedSegment) -> pb.Segment:
-    """The message that carries a segment."""
+    """Return the segment as a message."""
     return pb.Segment(
         episode_id=segment.episode_id,
         first_step=segment.first_step,
@@ -93,32 +93,33 @@ def segment_to_message(segment: PackedSegment) -> pb.Segment:
 
 
 def segment_from_message(message: pb.Segment) -> PackedSegment:
-    """Inverse of `segment_to_message`, not yet checked. Raises InvalidMessage where an array is cut short."""
+    """Inverse of `segment_to_message`. Does not check the content; raises InvalidMessage if an array is cut short."""
     return PackedSegment(
         episode_id=message.episode_id,
         first_step=message.first_step,
         frames=message.frames,
-        **{name: _array(message, name, dtype) for name, dtype in _SEGMENT_ARRAYS.items()},
+        **{name: _read_array(message, name, dtype) for name, dtype in _SEGMENT_ARRAYS.items()},
     )
 
 
 def check_segment(segment: PackedSegment, spec: ObservationSpec, trusted: bool = False) -> None:
-    """Raise InvalidMessage where a segment contradicts the specification.
+    """Raise InvalidMessage if a segment violates the specification.
 
-    Its frames are checked unless they are ``trusted``: packed in this process, or checked here before and unchanged
-    since.
+    Pass ``trusted=True`` to skip the check of the frames: if this process has packed them, or has checked them before.
     """
     steps, items = segment.steps, segment.items
     if steps == 0 or items == 0:
-        raise InvalidMessage(f"a segment needs steps and items, this one has {steps} and {items}")
+        raise InvalidMessage(f"a segment needs at least one step and one item, this one has {steps} and {items}")
     if max(steps, items) > MAX_STEPS:
-        raise InvalidMessage(f"a segment has at most {MAX_STEPS} steps and items, this one has {steps} and {items}")
+        raise InvalidMessage(
+            f"a segment has at most {MAX_STEPS} steps and {MAX_STEPS} items, this one has {steps} and {items}"
+        )
     for names, count, things in ((STEP_ARRAYS, steps, "steps"), (_ITEM_ARRAYS, items, "items")):
         for name in names:
             if (length := len(getattr(segment, name))) != count:
-                raise InvalidMessage(f"{name} has {length} elements for {count} {things}")
+                raise InvalidMessage(f"{name} has {length} elements, expected {count}: one for each of the {things}")
     if (segment.flags > (TERMINATED | TRUNCATED | LOST_LIFE)).any() or (segment.actions < 0).any():
-        raise InvalidMessage("flags must be 0 to 7 and actions at least 0")
+        raise InvalidMessage("flags must be from 0 to 7, and actions at least 0")
     if not trusted:
         check_frames(segment.frame_sizes, segment.frames, steps, spec)
     _check_items(segment, spec)
@@ -127,36 +128,41 @@ def check_segment(segment: PackedSegment, spec: ObservationSpec, trusted: bool =
 def _check_items(segment: PackedSegment, spec: ObservationSpec) -> None:
     start, length = segment.item_step.astype(np.int64), segment.item_length.astype(np.int64)
     if (length < 1).any() or (start + length > segment.steps).any():
-        raise InvalidMessage(f"an item reaches outside the segment's {segment.steps} steps")
+        raise InvalidMessage(
+            f"items must lie within the segment's {segment.steps} steps, and item_length must be at least 1"
+        )
     if segment.first_step > 0 and (start < spec.stack - 1).any():
-        raise InvalidMessage(f"an item lacks its {spec.stack - 1} context frames")
+        raise InvalidMessage(
+            f"item_step must be at least {spec.stack - 1} if first_step is above 0, so that each item has all frames of "
+            "its stack"
+        )
     for name in ("r_t", "discount_t", "td_abs", "rewards"):
         if not np.isfinite(getattr(segment, name)).all():
-            raise InvalidMessage(f"{name} is not finite")
+            raise InvalidMessage(f"{name} must hold finite numbers only")
     if (segment.td_abs < 0).any() or ((segment.discount_t < 0) | (segment.discount_t > 1)).any():
-        raise InvalidMessage("td_abs must be at least 0 and discount_t within [0, 1]")
+        raise InvalidMessage("td_abs must be at least 0, and discount_t within [0, 1]")
 
 
 def segment_to_record(writer: str, segment: PackedSegment) -> bytes:
-    """A segment as it is stored on disk: a serialized InsertRequest with writer and segment."""
+    """Serialize a segment for storage on disk, as an InsertRequest with writer and segment."""
     request = pb.InsertRequest(writer=writer, segment=segment_to_message(segment))
     return bytes(request.SerializeToString())
 
 
 def segment_from_record(data: bytes) -> tuple[str, PackedSegment]:
-    """Inverse of `segment_to_record`: writer and segment. Raises InvalidMessage when ``data`` is no such record."""
+    """Inverse of `segment_to_record`; returns writer and segment. Raises InvalidMessage if it cannot be parsed."""
     try:
         request = pb.InsertRequest.FromString(data)
     except DecodeError as error:
-        raise InvalidMessage(f"a record is no segment: {error}") from error
+        raise InvalidMessage(f"a stored segment cannot be parsed: {error}") from error
     return request.writer, segment_from_message(request.segment)
 
 
 def sampled_to_message(sampled: Sampled, spec: ObservationSpec) -> pb.SampleReply:
-    """The message that carries a shard's draws; the frames of each draw are enclosed, to be unpacked by one call."""
+    """Return a shard's draws as a message. The frames of each draw form one LZ4 frame (`wrap_blocks`)."""
     frames, at = [], 0
     for draw in sampled.draws:
-        frames.append(enclosed(sampled.stacks[at : at + 2 * draw], 2 * spec.stack * draw, spec))
+        frames.append(wrap_blocks(sampled.stacks[at : at + 2 * draw], 2 * spec.stack * draw, spec))
         at += 2 * draw
     return pb.SampleReply(
         counts=counts_to_message(sampled.counts),
@@ -167,43 +173,50 @@ def sampled_to_message(sampled: Sampled, spec: ObservationSpec) -> pb.SampleRepl
 
 
 def unpack_draw(sampled: Sampled, spec: ObservationSpec) -> Draw:
-    """The one draw of a shard in this process as a batch, the same that `unpack_replies` makes of its message."""
+    """Return the batch of ``sampled``, a single draw of a shard in this process.
+
+    The result is the same as that of `unpack_replies` for its message.
+    """
     count = len(sampled.stacks) * spec.stack
     columns = [getattr(sampled, name) for name in _SAMPLE_ARRAYS]
-    return _draw(columns, enclosed(sampled.stacks, count, spec), spec)
+    return _build_draw(columns, wrap_blocks(sampled.stacks, count, spec), spec)
 
 
 def unpack_replies(replies: Sequence[tuple[pb.SampleReply, Sequence[int]]], spec: ObservationSpec) -> Iterator[Draw]:
-    """The batches that several shards' replies, each with the sizes of its draws, hold together; unpacked one by one.
+    """Merge the draws of several shards into batches; each batch is unpacked when it is asked for.
 
-    Of each batch: transitions ready for training, keys [B] and draw probabilities [B], one reply's items after the
-    other's. s_tm1 and s_t are views of one buffer in which they alternate. Raises InvalidMessage.
+    ``replies`` pairs each shard's reply with the number of items of each of its draws. Batch j consists of draw j of
+    every reply. Yields transitions ready for training, keys [B] and draw probabilities [B], with the items in the order
+    of the replies. s_tm1 and s_t are interleaved views of one buffer. Raises InvalidMessage if a reply is malformed.
     """
-    for pieces in zip(*(_draws(message, draws, spec) for message, draws in replies), strict=True):
+    for pieces in zip(*(_split_draws(message, draws, spec) for message, draws in replies), strict=True):
         *parts, data = zip(*([piece for piece in pieces if len(piece[0])] or pieces[:1]), strict=True)
         columns = [c[0] if len(c) == 1 else np.concatenate(c) for c in parts]
         frames = data[0]
         if len(data) > 1:
-            blocks = [blocks_of(d, 2 * spec.stack * len(k), spec) for d, k in zip(data, parts[0], strict=True)]
-            frames = enclosed(blocks, 2 * spec.stack * len(columns[0]), spec)
-        yield _draw(columns, frames, spec)
+            blocks = [unwrap_blocks(d, 2 * spec.stack * len(k), spec) for d, k in zip(data, parts[0], strict=True)]
+            frames = wrap_blocks(blocks, 2 * spec.stack * len(columns[0]), spec)
+        yield _build_draw(columns, frames, spec)
 
 
-def _draw(columns: Sequence[Array], frames: bytes | memoryview, spec: ObservationSpec) -> Draw:
-    """A batch made of the columns of _SAMPLE_ARRAYS and the enclosed frames of its stacks."""
+def _build_draw(columns: Sequence[Array], frames: bytes | memoryview, spec: ObservationSpec) -> Draw:
+    """Return a batch from the columns of _SAMPLE_ARRAYS and the frames of its stacks, a result of `wrap_blocks`."""
     keys, probability, a_tm1, r_t, discount_t = columns
     pairs = decompress_frames(frames, 2 * spec.stack * len(keys), spec).reshape(len(keys), 2, *spec.shape)
     return TransitionBatch(pairs[:, 0], a_tm1.astype(np.int64), r_t, discount_t, pairs[:, 1]), keys, probability
 
 
-def _draws(message: pb.SampleReply, draws: Sequence[int], spec: ObservationSpec) -> Iterator[tuple[Any, ...]]:
-    """Columns and frames of each draw of a reply. Raises InvalidMessage."""
-    columns = [_array(message, name, dtype) for name, dtype in _SAMPLE_ARRAYS.items()]
+def _split_draws(message: pb.SampleReply, draws: Sequence[int], spec: ObservationSpec) -> Iterator[tuple[Any, ...]]:
+    """Yield the columns and the frames of each draw of a reply. Raises InvalidMessage."""
+    columns = [_read_array(message, name, dtype) for name, dtype in _SAMPLE_ARRAYS.items()]
     items, frames = sum(draws), memoryview(message.frames)
     if {len(column) for column in columns} != {items}:
-        raise InvalidMessage(f"a reply of {len(columns[0])} keys for draws of {items} items in all")
+        raise InvalidMessage(f"keys has {len(columns[0])} elements; {items} items were requested, in every array")
     if len(message.draw_bytes) != len(draws) or sum(message.draw_bytes) != len(frames):
-        raise InvalidMessage(f"frames of {len(frames)} bytes for {len(draws)} draws that say otherwise")
+        raise InvalidMessage(
+            f"draw_bytes has {len(message.draw_bytes)} elements that add up to {sum(message.draw_bytes)}; expected "
+            f"{len(draws)} elements that add up to the {len(frames)} bytes of frames"
+        )
     at = byte = 0
     for draw, size in zip(draws, message.draw_bytes, strict=True):
         yield *(column[at : at + draw] for column in columns), frames[byte : byte + size]
@@ -211,36 +224,36 @@ def _draws(message: pb.SampleReply, draws: Sequence[int], spec: ObservationSpec)
 
 
 def priorities_from_message(message: pb.UpdatePrioritiesRequest) -> tuple[UInt64, Float32]:
-    """Keys, uint64 [B], and |TD error|, float32 [B]. Raises InvalidMessage where an array is cut short."""
-    return _array(message, "keys", _U8), _array(message, "td_abs", _F4)
+    """Return keys, uint64 [B], and |TD error|, float32 [B]. Raises InvalidMessage if an array is cut short."""
+    return _read_array(message, "keys", _U8), _read_array(message, "td_abs", _F4)
 
 
 def limiter_from_message(message: pb.SampleRequest) -> LimiterState | None:
-    """The limiter's state that a request carries, or None. Raises InvalidMessage when a number is not finite."""
+    """Return the limiter's state in a request, or None. Raises InvalidMessage if a number is not finite."""
     if not message.HasField("limiter"):
         return None
-    told = _limiter(message.limiter)
-    if not all(map(math.isfinite, told)):
-        raise InvalidMessage("limiter is not finite")
-    return told
+    state = _limiter_state(message.limiter)
+    if not all(map(math.isfinite, state)):
+        raise InvalidMessage("limiter must hold finite numbers only")
+    return state
 
 
-def _limiter(message: pb.Limiter) -> LimiterState:
+def _limiter_state(message: pb.Limiter) -> LimiterState:
     return LimiterState(*(getattr(message, name) for name in LimiterState._fields))
 
 
 def counts_to_message(counts: Counts) -> pb.Counts:
-    """The message that carries a shard's totals."""
+    """Return a shard's counters as a message."""
     return pb.Counts(**counts._asdict())
 
 
 def counts_from_message(message: pb.Counts) -> Counts:
-    """Inverse of `counts_to_message`: a shard's totals."""
+    """Inverse of `counts_to_message`."""
     return Counts(*(getattr(message, name) for name in Counts._fields))
 
 
 def info_to_message(info: ShardInfo) -> pb.InfoReply:
-    """The message that carries a shard's counts and settings."""
+    """Return a shard's counts and settings as a message."""
     return pb.InfoReply(
         counts=counts_to_message(info.counts),
         capacity=info.capacity,
@@ -257,7 +270,7 @@ def info_to_message(info: ShardInfo) -> pb.InfoReply:
 
 
 def info_from_message(message: pb.InfoReply) -> ShardInfo:
-    """Inverse of `info_to_message`: a shard's counts and settings."""
+    """Inverse of `info_to_message`."""
     return ShardInfo(
         counts=counts_from_message(message.counts),
         capacity=message.capacity,
@@ -265,51 +278,51 @@ def info_from_message(message: pb.InfoReply) -> ShardInfo:
         limited=message.limited,
         selector=message.selector,
         spec=ObservationSpec(tuple(message.frame_shape), message.dtype, message.stack),
-        limiter=_limiter(message.limiter) if message.HasField("limiter") else None,
+        limiter=_limiter_state(message.limiter) if message.HasField("limiter") else None,
         limiter_age=message.limiter_age,
         capacity_bytes=message.capacity_bytes,
     )
 
 
 def drained_to_message(drained: Drained) -> pb.DrainReply:
-    """The message that carries segments handed over by a shard."""
+    """Return the segments of a drained shard as a message."""
     segments = [insert_request(segment, origin) for origin, segment in drained.segments]
     return pb.DrainReply(segments=segments, next=drained.next, left=drained.left)
 
 
 def drained_from_message(message: pb.DrainReply) -> Drained:
-    """Inverse of `drained_to_message`, its segments unchecked. Raises InvalidMessage where an array is cut short."""
+    """Inverse of `drained_to_message`. Does not check the segments; raises InvalidMessage if an array is cut short."""
     segments = [(request.origin, segment_from_message(request.segment)) for request in message.segments]
     return Drained(segments, message.next, message.left)
 
 
-def written_to_message(written: SnapshotWritten) -> pb.SnapshotReply:
-    """The message that says what a snapshot wrote."""
+def snapshot_to_message(written: SnapshotResult) -> pb.SnapshotReply:
+    """Return the statistics of a snapshot as a message."""
     return pb.SnapshotReply(items=written.items, bytes_written=written.bytes, seconds=written.seconds)
 
 
-def written_from_message(message: pb.SnapshotReply) -> SnapshotWritten:
-    """Inverse of `written_to_message`: what a snapshot wrote."""
-    return SnapshotWritten(message.items, message.bytes_written, message.seconds)
+def snapshot_from_message(message: pb.SnapshotReply) -> SnapshotResult:
+    """Inverse of `snapshot_to_message`."""
+    return SnapshotResult(message.items, message.bytes_written, message.seconds)
 
 
 def insert_request(segment: PackedSegment, origin: str, transferred: bool = False) -> pb.InsertRequest:
-    """The message that inserts a segment of the writer ``origin``; the writer that sends it sets name and sequence."""
+    """Return the message that inserts a segment of the writer ``origin``; the sender adds `writer` and `sequence`."""
     return pb.InsertRequest(segment=segment_to_message(segment), origin=origin, transferred=transferred)
 
 
-def items_of_reply(message: pb.SampleReply) -> int:
-    """Number of items that a reply holds, before it is unpacked."""
+def count_reply_items(message: pb.SampleReply) -> int:
+    """Return the number of items in a reply, without unpacking it."""
     return len(message.keys) // _U8.itemsize
 
 
 def sample_request(counts: Sequence[int], insert_credit: int, limiter: LimiterState | None) -> pb.SampleRequest:
-    """A request for draws of ``counts`` items, with the shard's cumulative credit and the limiter's state, if given."""
-    told = None if limiter is None else pb.Limiter(**limiter._asdict())
-    return pb.SampleRequest(counts=counts, insert_credit=insert_credit, limiter=told)
+    """Return a request for draws of ``counts`` items, with cumulative credit and the limiter's state, if given."""
+    state = None if limiter is None else pb.Limiter(**limiter._asdict())
+    return pb.SampleRequest(counts=counts, insert_credit=insert_credit, limiter=state)
 
 
 def priorities_request(keys: UInt64, td_abs: Array) -> pb.UpdatePrioritiesRequest:
-    """The message that carries |TD error| [B] of the items with ``keys`` [B]."""
+    """Return a request that sets |TD error| [B] of the items with ``keys`` [B]."""
     keys, td_abs = np.asarray(keys, _U8), np.asarray(td_abs, _F4)
     return pb.UpdatePrioritiesRequest(keys=keys.tobytes(), td_abs=td_abs.tobytes())

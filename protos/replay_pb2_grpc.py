@@ -75,70 +75,76 @@ class ReplayServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Insert(self, request_iterator, context):
-        """Stores segments. Bidirectional: each request carries one segment with its writer's name and a sequence number that
-        starts at 1 and rises by 1 with each segment that this writer sends to this shard. Replies acknowledge cumulatively:
-        every sequence up to `acknowledged` is stored. A sequence at or below the last one stored is a duplicate: it is
-        acknowledged again and not stored again. A sequence that skips one is refused with FAILED_PRECONDITION: the shard
-        was restarted and has lost segments that it acknowledged; the writer goes on under a new name, from 1. After a
-        broken stream the writer opens another and resends what was not acknowledged, in order.
-        A shard remembers the last sequence of the 10,000 writers that inserted last; a writer older than these is refused in
-        the same way, and only what it sent and never heard acknowledged may then be stored twice.
-        A segment that finds no insert credit waits on the shard; a stream whose segment waited for `insert_timeout` (shard's
-        setting, default 60 s) ends with RESOURCE_EXHAUSTED and may be opened again: nothing of it was stored. A segment that
-        was `transferred` needs no credit.
+        """Stores segments. Each request has one segment, the writer's name and a sequence number, which starts at 1 and
+        increases by 1 with each segment that this writer sends to this shard. A reply acknowledges all sequence numbers up
+        to `acknowledged`: these segments are stored.
+
+        Duplicates: a sequence number at or below the last one stored is acknowledged again and not stored again. After a
+        broken stream the writer opens a new one and resends its unacknowledged segments in order.
+
+        Gaps: a sequence number that skips one is rejected with FAILED_PRECONDITION. The shard was restarted and has lost
+        segments that it had acknowledged. The writer continues under a new name, with sequence numbers from 1. A shard
+        remembers the last sequence number of the 10,000 writers that inserted most recently. An older writer is rejected
+        in the same way; in that case a segment that was stored but whose acknowledgement the writer did not receive is
+        stored twice.
+
+        Credit: a segment without insert credit waits on the shard. After `insert_timeout` seconds (a setting of the shard,
+        default 60) its stream ends with RESOURCE_EXHAUSTED; the segment is not stored, and the writer may open a new
+        stream. A segment with `transferred` set needs no credit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Sample(self, request_iterator, context):
-        """Draws items with replacement. Bidirectional, so that a reader keeps several requests in hand (its batches ahead) and grants
-        insert credit with each: one reply for each request, in order. A request may ask for several draws (batches, or a
-        shard's parts of them); each is stratified for itself. A request for no items returns the counts alone, and so does a
-        shard that has none.
+        """Draws items with replacement, and grants insert credit. There is one reply for each request, in order. A client may
+        have several requests in flight, for batches that it will need later. A request may ask for several draws, each for
+        one batch or for this shard's part of it; each draw is stratified separately. If a request asks for no items, or
+        the shard has none, the reply has only the counts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePriorities(self, request, context):
-        """Sets the priorities of items from |td|: to (|td| + eps)^alpha, or to rank^-alpha where the selector is "rank".
-        Items evicted meanwhile are counted in `dropped`.
-        Deadline: the caller's; 5 s is customary. All or nothing on invalid values.
+        """Sets the |TD error| of items. Their priority becomes (|td| + eps)^alpha, or rank^-alpha with the selector "rank".
+        Items that were evicted in the meantime are counted in `dropped`. If any value is invalid, none is set.
+        Suggested deadline: 5 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Hands the oldest segments over, to be inserted into other shards, and forgets those that an earlier call handed over.
-        They are drawn here until they are forgotten. Inserts are still taken: writers leave first. Deadline: the caller's.
-        INVALID_ARGUMENT: `taken` is what no reply named since the shard was started.
+        """Removes the segments that an earlier call returned, and returns the oldest of the remaining ones, to be inserted
+        into other shards. A returned segment can still be drawn here until the next call removes it. Inserts are still
+        accepted, so make all writers leave the shard first.
+        INVALID_ARGUMENT: `taken` cannot be from a reply since the shard was started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetLimited(self, request, context):
-        """Switches the asking for insert credit off or on. Deadline: the caller's; 5 s is customary.
+        """Sets whether inserts need credit. Suggested deadline: 5 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Info(self, request, context):
-        """The shard's counts and settings. Deadline: the caller's; 5 s is customary.
+        """Returns the shard's counts and settings. Suggested deadline: 5 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """Writes the shard's content, priorities, counts and writers' sequences of this moment to the directory that the shard
-        was started with, while it goes on serving; answers when all is on disk. A request that comes while a snapshot is
-        written is answered with the one after it, and so is every other that waits. It is written to its end even where the
-        caller is gone. FAILED_PRECONDITION: the shard was started without a directory. INTERNAL: it could not be written; the
-        snapshot before it is whole. Deadline: the caller's; minutes for a large shard.
+        """Writes a snapshot to the directory that the shard was started with: content, |TD errors|, counts and the writers'
+        sequence numbers, as of one moment. The shard continues to serve. Replies when everything is on disk. All requests
+        that arrive while a snapshot is being written share the next one. Writing completes even if the caller disconnects.
+        FAILED_PRECONDITION: the shard was started without a directory. INTERNAL: the snapshot could not be written; the
+        previous one is intact. Suggested deadline: minutes for a large shard.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,6 +1,6 @@
-"""Plain types of what a shard takes and returns; `codec.py` converts them to messages and back.
+"""Arguments and results of a shard as plain types; `codec.py` converts them to messages and back.
 
-S steps and F = S + 1 frames of a segment, M items of a segment, B items that were drawn.
+Shapes: S steps, F = S + 1 frames and M items of a segment; B items of a reply.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 from rl.types import Array, Float32, Float64, ObservationSpec, UInt64
 
 TERMINATED, TRUNCATED, LOST_LIFE = 1, 2, 4  # bits of a step's flags
-NONE: Array = np.zeros(0)
+EMPTY: Array = np.zeros(0)
 
 
 class InvalidMessage(ValueError):
-    """A message whose content contradicts the specification; the text says what and where."""
+    """A message that violates the specification in `replay.proto`; the text says which field and how."""
 
 
 class PackedSegment(NamedTuple):
-    """A `rl.types.Segment` with its frames still compressed, as it is sent and stored. Columns may be read-only."""
+    """A `rl.types.Segment` with compressed frames, as it is sent and stored. Arrays may be read-only."""
 
     episode_id: int
     first_step: int
@@ -49,7 +49,7 @@ class PackedSegment(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its frames and columns."""
+        """Total bytes of all frames and arrays."""
         of_frames = len(self.frames) + self.frame_sizes.nbytes
         of_steps = self.actions.nbytes + self.rewards.nbytes + self.flags.nbytes + self.versions.nbytes
         of_items = self.item_step.nbytes + self.item_length.nbytes + self.r_t.nbytes + self.discount_t.nbytes
@@ -57,12 +57,12 @@ class PackedSegment(NamedTuple):
 
     @property
     def end_step(self) -> int:
-        """The episode's step number after the last step."""
+        """The step number in the episode that follows the last step."""
         return self.first_step + len(self.actions)
 
 
 class Counts(NamedTuple):
-    """Totals of one shard; `replay.proto` says what each one counts."""
+    """Counters of one shard; `replay.proto` documents each one."""
 
     inserted: int = 0
     sampled: int = 0
@@ -75,11 +75,11 @@ class Counts(NamedTuple):
 
 
 class LimiterState(NamedTuple):
-    """The samples-per-insert limiter as the sampler sees it, over all shards; as in `replay.proto`."""
+    """State of the samples-per-insert limiter over all shards, from the sampler; see `Limiter` in `replay.proto`."""
 
     samples_per_insert: float = 0.0  # sigma; 0: only min_size applies
     min_size: int = 0  # items
-    min_diff: float = 0.0  # samples, as the next two
+    min_diff: float = 0.0  # in samples, like max_diff and diff
     max_diff: float = 0.0
     diff: float = 0.0
     stored: int = 0  # items
@@ -90,39 +90,39 @@ class ShardInfo(NamedTuple):
 
     counts: Counts
     capacity: int  # items
-    insert_credit: int  # items that may be inserted in all
-    limited: bool  # whether insert credit is asked for
+    insert_credit: int  # `counts.inserted` may grow up to this number
+    limited: bool  # whether inserts need credit
     selector: str
     spec: ObservationSpec
-    limiter: LimiterState | None  # as the sampler last reported it
-    limiter_age: float  # seconds since then
-    capacity_bytes: int  # 0: no bound
+    limiter: LimiterState | None  # last state sent by the sampler; None before the first
+    limiter_age: float  # seconds since `limiter` was received
+    capacity_bytes: int  # 0: unlimited
 
 
 class Sampled(NamedTuple):
-    """Items drawn from one shard, draw by draw, their frames still compressed."""
+    """Items drawn from one shard, one draw after the other, with compressed frames."""
 
     counts: Counts  # after these draws
-    draws: Sequence[int] = ()  # items of each
-    keys: UInt64 = NONE  # [B]
-    probability: Float64 = NONE  # [B], of each item at its draw
-    a_tm1: Array = NONE  # int32 [B]
-    r_t: Float32 = NONE  # [B]
-    discount_t: Float32 = NONE  # [B]
-    stacks: Sequence[bytes] = ()  # [2 B], compressed frames: s_tm1 and then s_t of each item
+    draws: Sequence[int] = ()  # number of items of each draw
+    keys: UInt64 = EMPTY  # [B]
+    probability: Float64 = EMPTY  # [B], of each item when it was drawn
+    a_tm1: Array = EMPTY  # int32 [B]
+    r_t: Float32 = EMPTY  # [B]
+    discount_t: Float32 = EMPTY  # [B]
+    stacks: Sequence[bytes] = ()  # [2 * B], compressed frames: for each item the stack s_tm1, then the stack s_t
 
 
 class Drained(NamedTuple):
-    """Segments handed over by a shard, oldest first."""
+    """Segments returned by a shard that is being drained, oldest first."""
 
     segments: Sequence[tuple[str, PackedSegment]]  # each with its origin
-    next: int  # send it as `taken` once they are stored elsewhere
-    left: int  # items stored that are not among them
+    next: int  # pass it as `taken` to the next call, once these segments are stored in other shards
+    left: int  # items stored that are not in these segments
 
 
-class SnapshotWritten(NamedTuple):
-    """A snapshot that a shard has on disk."""
+class SnapshotResult(NamedTuple):
+    """Statistics of a snapshot that a shard has written."""
 
     items: int
-    bytes: int  # of the files that were new
-    seconds: float  # from when it began to be written to its last byte
+    bytes: int  # of new files; files shared with an earlier snapshot are not counted
+    seconds: float  # from the start of writing to the last byte on disk

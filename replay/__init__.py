@@ -1,1 +1,1 @@
-"""Replay: shards, the service around them, its clients."""
+"""Experience replay: shards, the gRPC service that serves them, and its clients."""

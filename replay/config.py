@@ -1,4 +1,4 @@
-"""The settings of the replay service and the limits of a shard."""
+"""Configuration of the replay service."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rl.errors import BadSetting
 from rl.resuming import Rules, rules
 from rl.types import ObservationSpec
 
-MAX_CAPACITY = 100_000_000  # transitions a shard: 4 to 8 GB of rows and priorities before the first frame
+MAX_CAPACITY = 100_000_000  # transitions in a shard; rows and priorities alone then take 4 to 8 GB
 
 
 def check_capacity_bytes(
     owner: type, capacity_bytes: int, capacity: int, shards: int, selector: SelectorConfig
 ) -> None:
-    """Raise BadSetting of ``owner`` where ``capacity_bytes`` over all shards has no room for segments; 0: unlimited."""
+    """Raise BadSetting of ``owner`` if ``capacity_bytes`` of all shards leaves no room for segments (0: unlimited)."""
     fixed = shards * fixed_bytes(capacity, selector)
     if capacity_bytes and capacity_bytes <= fixed:
         raise BadSetting(
             owner,
             "capacity_bytes",
-            f"is {capacity_bytes}: the rows and priorities of {shards * capacity} transitions alone take {fixed}; "
-            "write more, or 0 for no bound, or a smaller `capacity`",
+            f"is {capacity_bytes}: the rows and priorities of {shards * capacity} transitions alone take {fixed} "
+            "bytes; write more, or 0 for unlimited, or a smaller `capacity`",
         )
 
 
@@ -36,40 +36,40 @@ class ReplayConfig:
     """The replay service."""
 
     capacity: int = 200_000
-    """Transitions in all shards together; the oldest go first."""
+    """Largest number of transitions in all shards together; the oldest are evicted first."""
     capacity_bytes: int = 0
-    """Bytes of memory for the content of all shards together: compressed frames, what is kept of each step and segment,
-    and the rows and priorities of `capacity` transitions; each process takes some 300 MB more. 0: no bound."""
+    """Bytes of memory for the content of all shards together: compressed frames, step and segment data, and the rows
+    and priorities of `capacity` transitions. Each process takes about 300 MB more. 0: unlimited."""
     shards: int = 1
-    """Processes that the replay is spread over."""
+    """Number of shards; each is a process."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     """How items are drawn."""
     limiter: LimiterConfig = field(default_factory=LimiterConfig)
-    """When replay may be written and read."""
+    """The samples-per-insert limiter."""
     host: str = "127.0.0.1"
-    """Address that shards listen on; on a cluster that is joined, each shard's own node address is used."""
+    """Address that shards listen on. When the run joins a Ray cluster, shards use their node's address instead."""
     batches_ahead: int = 4
-    """Batches that the learner asks for ahead of their use; serial mode asks for each when it is used."""
+    """Batches that the learner requests before it needs them. Serial mode draws each batch when it is used."""
     give_up_after: float = 60.0
-    """Seconds that clients try to reach a silent shard before they count it as gone."""
+    """Seconds without an answer after which clients treat a shard as gone."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
-    """TLS and the token between the parts; a run that is given no token makes one."""
+    """TLS and access token. A run without a configured token generates one."""
     snapshot_minutes: float = 0.0
-    """Minutes between snapshots of each shard into the run's directory, from which a resumed run and a shard that was
-    killed are restored; 0: none."""
+    """Minutes between snapshots of each shard into the run's directory. A resumed run and a restarted shard restore
+    the newest one. 0: no snapshots."""
 
     on_resume: ClassVar[Rules] = rules(
         may="host batches_ahead give_up_after snapshot_minutes",
-        capacity="restored transitions beyond it go, the oldest first",
-        capacity_bytes="restored transitions beyond it go, the oldest first",
-        shards="shards that are new begin empty, and what those that are left out held is not restored",
+        capacity="restored transitions beyond it are evicted, the oldest first",
+        capacity_bytes="restored transitions beyond it are evicted, the oldest first",
+        shards="new shards start empty, and the content of removed shards is not restored",
     )
 
     def __post_init__(self) -> None:
         at_least(self, 1, "capacity", unit="transition")
         at_least(self, 1, "shards", unit="shard")
         at_least(self, 1, "batches_ahead", unit="batch")
-        most = f"at most {MAX_CAPACITY} transitions a shard, or more `shards`"
+        most = f"at most {MAX_CAPACITY} transitions per shard, or more `shards`"
         require(self.capacity <= MAX_CAPACITY * self.shards, self, "capacity", most)
         check_capacity_bytes(type(self), self.capacity_bytes, self.shard_capacity, self.shards, self.selector)
         positive(self, "give_up_after", unit="seconds")
@@ -78,7 +78,7 @@ class ReplayConfig:
             raise BadSetting(
                 type(self),
                 "limiter.min_size",
-                f"is {self.limiter.min_size}, above `capacity` of {self.capacity}: write at most {self.capacity}",
+                f"is {self.limiter.min_size}, but `capacity` is {self.capacity}: write at most {self.capacity}",
             )
 
     @property
@@ -93,5 +93,5 @@ class ReplayConfig:
 
 
 def make_shard(config: ReplayConfig, spec: ObservationSpec, seed: int, limited: bool) -> Shard:
-    """One of the configured shards, empty; ``limited``: its inserts need credit."""
+    """Create one of the configured shards, empty. With ``limited``, its inserts need credit."""
     return Shard(config.shard_capacity, spec, config.selector, limited, seed, config.shard_capacity_bytes)

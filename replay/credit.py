@@ -1,12 +1,13 @@
-"""The ledger of insert credit: what was inserted and sampled over all shards, and what each shard may still take.
+"""Insert credit: sums the shards' counts for the limiter, and computes how many items each shard may still insert.
 
-A shard's baseline is the counts in its first reply. What it inserts and samples is counted from there, and the count
-continues where the shard is restarted and its own counts fall back. The items that it held at its baseline count as
-inserted until min_size items do, so that a replay that was restored or preloaded starts balanced (docs/decisions/0007).
-Shards may join and leave; what those that left have inserted and sampled stays in the sums.
+A shard's baseline is the counts in its first reply; the ledger counts inserted and sampled items from there. If a shard
+is restarted and its own counts fall, the ledger's counts continue from where they were. Items stored at the baseline
+count as inserted, but only until the sum reaches min_size: so a restored or preloaded replay starts balanced
+(docs/decisions/0007). Shards may join and leave; the items that a shard had inserted and sampled stay in the sums.
 
-The limiter judges the sums. What it lets the service take is shared out as cumulative credit, shard by shard
-(docs/decisions/0002). This ledger does not know how the counts are transported.
+The limiter decides from the sums how many items the service may insert. This allowance is divided among the shards as
+cumulative credit (docs/decisions/0002). The ledger does no communication; the sampler feeds it counts and sends its
+credit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from replay.rate_limiter import RateLimiter
 
 
 class Totals(NamedTuple):
-    """Items over all shards: inserted and sampled since the baselines, and stored now."""
+    """Items over all shards: inserted and sampled since the baselines, and stored at the last replies."""
 
     inserted: int
     sampled: int
@@ -26,95 +27,96 @@ class Totals(NamedTuple):
 
 
 class ShardAccount:
-    """One shard in the ledger: items inserted, sampled and granted since its baseline.
+    """One shard's account: items inserted, sampled and granted since its baseline.
 
-    `record`, `lose` and `close` are called by the thread that receives the shard's replies, all else by the ledger's.
+    Any thread may call `record`, `mark_unreachable`, `close` and `credit`. The rest is for `CreditLedger`.
     """
 
     def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock  # the ledger's
+        self._lock = lock  # shared with the ledger
         self.inserted = self.sampled = self.granted = 0
-        self.stored = 0  # items, by its last reply
-        self.known = False  # whether it has a baseline
-        self.reached = False  # whether it has replied since it was last lost
-        self.open = True  # whether it may still reply
-        self.held = 0  # items stored at its baseline that are not yet in the sums
-        self._own = (0, 0)  # the shard's own counts of items inserted and sampled, by its last reply
-        self._baseline = (0, 0)  # the same at its baseline, less what restarts have lost since
+        self.stored = 0  # items, from the last reply
+        self.has_baseline = False
+        self.is_reachable = False  # it has replied since `mark_unreachable`
+        self.is_open = True  # until `close`
+        self.preload = 0  # items stored at the baseline that the ledger has not yet added to its sums
+        self._counts = (0, 0)  # the shard's own counts of inserted and sampled items, from the last reply
+        self._baseline = (0, 0)  # those counts at the baseline, lowered by what restarts have lost since
 
     def record(self, inserted: int, sampled: int, stored: int) -> None:
-        """Store the shard's own counts, in items; the first ones are its baseline."""
+        """Record the counts in a reply of the shard, in items; the first ones become its baseline."""
         with self._lock:
-            restarted = inserted < self._own[0] or sampled < self._own[1]
-            self._own, self.stored = (inserted, sampled), stored
-            if not self.known:
-                self.take_baseline()
+            restarted = inserted < self._counts[0] or sampled < self._counts[1]
+            self._counts, self.stored = (inserted, sampled), stored
+            if not self.has_baseline:
+                self.set_baseline()
             elif restarted:
                 self._baseline = (inserted - self.inserted, sampled - self.sampled)
             self.inserted, self.sampled = inserted - self._baseline[0], sampled - self._baseline[1]
-            self.reached = True
+            self.is_reachable = True
 
-    def lose(self) -> None:
-        """Note that the shard is unreachable; it may have been replaced when it replies again."""
+    def mark_unreachable(self) -> None:
+        """Record that the shard is unreachable. Its credit is 0 until its next reply."""
         with self._lock:
-            self.reached = False
+            self.is_reachable = False
 
     def close(self) -> None:
-        """Note that the shard has left or is gone for good: the items that it stores no longer count."""
+        """Record that the shard has left or is permanently gone: the items that it stores no longer count."""
         with self._lock:
-            self.open = False
+            self.is_open = False
 
-    def take_baseline(self) -> None:
-        """Count from the last reply on, with nothing granted (the caller holds the lock)."""
-        self.known, self._baseline, self.held = True, self._own, self.stored
+    def set_baseline(self) -> None:
+        """Make the last reply's counts the baseline, with no credit granted. The caller must hold the lock."""
+        self.has_baseline, self._baseline, self.preload = True, self._counts, self.stored
         self.inserted = self.sampled = self.granted = 0
 
     def credit(self) -> int:
-        """The cumulative credit in the shard's own count of items: it may insert until that count reaches it.
+        """Return the cumulative credit: the shard may insert until its own count of inserted items reaches it.
 
-        It is 0 while the shard is unreachable.
+        It is 0 while the shard is unreachable, because a restarted shard counts from another number.
         """
         with self._lock:
-            return max(0, self.granted + self._baseline[0]) if self.reached else 0  # it may have been restarted
+            return max(0, self.granted + self._baseline[0]) if self.is_reachable else 0
 
 
 class CreditLedger:
     """The accounts of all shards under one limiter.
 
-        account = ledger.open_account()  # for each shard; `account.record` at each of its replies
-        allowed = ledger.batches_allowed(ledger.totals(), asked, most)
+        account = ledger.open_account()  # one for each shard
+        account.record(inserted, sampled, stored)  # after each reply of the shard
+        allowed = ledger.batches_allowed(ledger.totals(), requested_items, max_batches)
         ledger.grant()  # then send each shard its `account.credit()`
 
-    For one thread, except for the accounts and `blocked_reason`.
+    Only one thread may use it, except for `blocked_reason` and the accounts.
     """
 
     def __init__(self, limiter: RateLimiter) -> None:
         self.limiter = limiter
         self._lock = threading.Lock()
-        self._accounts: list[ShardAccount] = []  # of shards that left too
-        self._preloaded = 0  # items that count as inserted because a shard held them at its baseline
+        self._accounts: list[ShardAccount] = []  # including shards that have left
+        self._preloaded = 0  # items stored at the baselines that count as inserted
 
     def open_account(self) -> ShardAccount:
-        """A new account for a shard that joins."""
+        """Return a new account for a shard that joins."""
         account = ShardAccount(self._lock)
         with self._lock:
             self._accounts.append(account)
         return account
 
     def change_limiter(self, limiter: RateLimiter) -> None:
-        """Continue under another limiter, from new baselines; shards that have left no longer count."""
+        """Replace the limiter and count from new baselines. Shards that have left no longer count."""
         with self._lock:
             self.limiter, self._preloaded = limiter, 0
             for account in self._accounts:
-                if account.known:
-                    account.take_baseline()
-                if not account.open:
-                    account.held = 0
+                if account.has_baseline:
+                    account.set_baseline()
+                if not account.is_open:
+                    account.preload = 0
 
     def totals(self) -> Totals:
-        """The sums over all shards, in items.
+        """Return the sums over all shards, in items.
 
-        What a shard held at its baseline is added at the first call after it, as far as min_size then has room for it.
+        The items that a shard stored at its baseline are added to ``inserted`` at the next call, up to min_size in all.
         """
         with self._lock:
             return self._totals()
@@ -122,49 +124,48 @@ class CreditLedger:
     def _totals(self) -> Totals:
         inserted = self._preloaded + sum(a.inserted for a in self._accounts)
         for account in self._accounts:
-            more = max(0, min(account.held, self.limiter.config.min_size - inserted))
+            more = max(0, min(account.preload, self.limiter.config.min_size - inserted))
             self._preloaded, inserted = self._preloaded + more, inserted + more
-            account.held = 0
+            account.preload = 0
         sampled = sum(a.sampled for a in self._accounts)
-        return Totals(inserted, sampled, sum(a.stored for a in self._accounts if a.open))
+        return Totals(inserted, sampled, sum(a.stored for a in self._accounts if a.is_open))
 
-    def batches_allowed(self, totals: Totals, asked: int, most: int) -> int:
-        """How many batches, at most ``most``, may be asked for now.
+    def batches_allowed(self, totals: Totals, requested_items: int, max_batches: int) -> int:
+        """Return how many batches may be requested now, at most ``max_batches``.
 
-        ``asked`` items are asked for already and not in ``totals`` yet.
+        ``requested_items`` have been requested before, but are not yet counted in ``totals``.
         """
         inserted, sampled, stored = totals
         size, allowed = self.limiter.batch, 0
-        while allowed < most and self.limiter.can_sample(inserted, sampled + asked + allowed * size, stored, size):
+        sampled += requested_items
+        while allowed < max_batches and self.limiter.can_sample(inserted, sampled + allowed * size, stored, size):
             allowed += 1
         return allowed
 
     def blocked_reason(self) -> str:
-        """Which bound of the limiter forbids the next batch, with the counts; empty when none does. For any thread."""
+        """Return which bound of the limiter forbids the next batch, with the counts; "" if none does."""
         return self.limiter.blocked_reason(*self.totals(), self.limiter.batch)
 
     def check_min_size_reachable(self, totals: Totals) -> None:
-        """Raise RunFault when replay evicts items before it holds min_size.
-
-        It checks only while every shard is reachable.
-        """
-        if all(a.reached or not a.open for a in self._accounts):
+        """Raise RunFault if replay evicts items before it holds min_size. Checks only if every shard is reachable."""
+        if all(a.is_reachable or not a.is_open for a in self._accounts):
             self.limiter.check_min_size_reachable(totals.inserted, totals.stored)
 
     def grant(self) -> None:
         """Update every shard's cumulative credit (`ShardAccount.credit`).
 
-        The limiter sees only the shards that are present, so samples paid for by the inserts of others are subtracted.
-        The sums are taken now: items inserted since an earlier look would otherwise be granted a second time.
+        Credit is divided among the open shards only. Inserts of closed shards are therefore left out, together with the
+        samples that they allowed. The sums are computed here: with older sums, items inserted since then would be
+        granted a second time.
         """
         with self._lock:
             totals = self._totals()
-            members = [a for a in self._accounts if a.open and a.known]
+            members = [a for a in self._accounts if a.is_open and a.has_baseline]
             if not members:
                 return
-            elsewhere = totals.inserted - sum(a.inserted for a in members)
-            sampled = totals.sampled - round(self.limiter.sigma * elsewhere)
+            inserted_by_closed = totals.inserted - sum(a.inserted for a in members)
+            sampled = totals.sampled - round(self.limiter.sigma * inserted_by_closed)
             inserted, granted = [a.inserted for a in members], [a.granted for a in members]
-            grants = self.limiter.grants(inserted, granted, sampled, totals.stored)
+            grants = self.limiter.allocate_credit(inserted, granted, sampled, totals.stored)
             for account, grant in zip(members, grants, strict=True):
                 account.granted = grant

@@ -14,14 +14,14 @@ from rl.types import Array, Float32
 
 @dataclass(frozen=True)
 class BetaConfig:
-    """The exponent of the importance weights, annealed over batches."""
+    """Beta, the exponent of the importance weights, annealed linearly."""
 
     start: float = 0.4
     """Exponent at the first batch."""
     end: float = 1.0
-    """Exponent from `batches` on."""
+    """Exponent after `batches` batches."""
     batches: int = 200_000
-    """Batches sampled until `end` is reached."""
+    """Number of batches over which the exponent changes from `start` to `end`."""
 
     on_resume: ClassVar[Rules] = rules(may="start end batches")
 
@@ -30,15 +30,15 @@ class BetaConfig:
         at_least(self, 1, "batches", unit="batch")
 
     def at(self, drawn: int) -> float:
-        """Beta after ``drawn`` batches: linear from `start` to `end` (Schaul et al. 2016, section 3.4)."""
+        """Return beta after ``drawn`` batches, linear from `start` to `end` (Schaul et al. 2016, section 3.4)."""
         return self.start + (self.end - self.start) * min(drawn / self.batches, 1.0)
 
 
 def importance_weights(probability: Array, beta: float) -> Float32:
-    """Weights (N * P(i))^-beta, divided by the batch's maximum: float32 [B] (Schaul et al. 2016, section 3.4).
+    """Return weights (N * P(i))^-beta, divided by the batch's maximum: float32 [B] (Schaul et al. 2016, section 3.4).
 
-    ``probability`` [B] is P(i) of each draw over all shards together. N, the items stored, cancels. Under uniform
-    sampling every weight is 1.
+    ``probability`` [B] is P(i), the probability of each draw over all shards. N, the number of items stored, cancels.
+    With uniform sampling every weight is 1.
     """
     weights = np.asarray(probability, np.float64) ** -beta
     return np.asarray(weights / weights.max(), np.float32)

@@ -1,4 +1,4 @@
-"""The replay's two ports in process, for serial mode: the same shard, codec and limiter, without a socket."""
+"""Replay in the learner's process, for serial mode: the same shard, codec and limiter as the service, without gRPC."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from rl.types import Array, SampledBatch, Segment
 
 
 class LocalReplay:
-    """One shard behind `SegmentSink` and `BatchSource`.
+    """`SegmentSink` and `BatchSource` for one shard in this process.
 
     if replay.may_insert():
         replay.write(segment)
-    batch = replay.sample(timeout=0.0)  # then `update_priorities`; None where replay may not be sampled yet
+    batch = replay.sample(timeout=0.0)  # None if the limiter does not allow a batch
+    replay.update_priorities(batch, td_abs)
     """
 
     def __init__(self, shard: Shard, limiter: RateLimiter, beta: BetaConfig) -> None:
@@ -28,25 +29,25 @@ class LocalReplay:
         self.drawn = 0  # batches
 
     def may_insert(self) -> bool:
-        """Whether a segment of the largest size may be inserted now; the serial loop asks before it acts."""
+        """Return whether the limiter allows inserting a segment of the largest size now."""
         s = self.shard
         return self._limiter.can_insert(s.inserted, s.sampled, s.storage.size, self._limiter.max_insert)
 
     def write(self, segment: Segment) -> None:
-        """Store a segment at once. Raises InvalidMessage where it contradicts the specification."""
+        """Store a segment immediately. Raises InvalidMessage if it violates the specification."""
         check_unpacked(segment.frames, len(segment.actions), self.shard.spec)
         packed = pack_segment(segment)
-        self.shard.check(packed, trusted=True)  # its frames were packed just now
+        self.shard.check(packed, trusted=True)  # frames were packed just now
         self._sequence += 1
         self.shard.insert("local", self._sequence, packed)
 
     def flush(self, timeout: float) -> None:
-        """Return at once: nothing is ever in flight."""
+        """Do nothing: `write` stores each segment before it returns."""
 
     def sample(self, timeout: float) -> SampledBatch | None:
-        """The next batch, or None at once when the limiter forbids it.
+        """Return the next batch, or None if the limiter forbids it; never waits.
 
-        Raises RunFault when replay evicts items before it holds min_size.
+        Raises RunFault if replay evicts items before it holds min_size.
         """
         shard, batch = self.shard, self._limiter.batch
         self._limiter.check_min_size_reachable(shard.inserted, shard.storage.size)
@@ -61,17 +62,17 @@ class LocalReplay:
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
         """Set |TD error| [B] of the batch's items that are still stored.
 
-        Raises InvalidMessage when one is not finite.
+        Raises InvalidMessage if a value is negative or not finite.
         """
         self.shard.update_priorities(batch.keys, np.asarray(td_abs, np.float32))
 
     def stats(self) -> Mapping[str, float]:
-        """Items inserted, sampled and stored, and bytes of compressed frames, by name."""
+        """Return the shard's ``inserted``, ``sampled`` and ``stored`` items, and ``bytes`` of compressed frames."""
         counts = self.shard.counts()
         return {name: float(getattr(counts, name)) for name in ("inserted", "sampled", "stored", "bytes")}
 
     def get_state(self) -> Mapping[str, int]:
-        """``drawn``: the batches returned so far, over which beta is annealed."""
+        """Return ``drawn``, the number of batches returned so far, over which beta is annealed."""
         return {"drawn": self.drawn}
 
     def set_state(self, state: Mapping[str, int]) -> None:

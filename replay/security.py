@@ -1,6 +1,6 @@
-"""Access control and encryption of shards: a bearer token, and files for TLS.
+"""Settings for access to shards: a bearer token, and TLS files. No gRPC here.
 
-Plain data, without gRPC: `guard.py` applies it in a shard's server, `connection.py` in its clients.
+`wire/guard.py` applies them in a shard's server, `wire/connection.py` in its clients.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from rl.errors import BadInput, BadSetting
 from rl.resuming import Rules, rules
 
 TOKEN_VARIABLE = "QFLEET_TOKEN"
-TOKEN_SHAPE = re.compile(r"[\x21-\x7e]{16,512}")  # what a header carries without escapes
+TOKEN_SHAPE = re.compile(r"[\x21-\x7e]{16,512}")  # valid in an HTTP header without escapes
 
 
 @dataclass(frozen=True)
 class SecurityConfig:
-    """TLS and the token of the replay service. The files are at these paths on each machine with a part of it."""
+    """TLS and access token of the replay service. The files must exist at these paths on every machine of the run."""
 
     certificate: str = ""
-    """PEM file with this side's certificate: a shard's turns TLS on, a client's is for mutual TLS."""
+    """PEM file with this side's certificate. On a shard it turns TLS on; a client needs it for mutual TLS."""
     key: str = ""
     """PEM file with the certificate's private key, without a password."""
     authority: str = ""
-    """PEM file with the certificates that signed the other side's; a client that has one uses TLS."""
+    """PEM file with the CA certificates that the other side's certificate is verified against. On a client it turns
+    TLS on."""
     mutual: bool = False
-    """Shards reject clients without a certificate that the authority signed."""
+    """Mutual TLS: shards reject clients without a certificate signed by `authority`."""
     name: str = ""
-    """Name in the shards' certificate, where it is not the address that clients connect to."""
+    """Host name in the shards' certificate, if it differs from the address that clients connect to."""
     token_file: str = ""
-    """File with the token that clients show and shards ask for; empty: what QFLEET_TOKEN holds, if anything."""
+    """File with the token that clients send and shards check. Empty: the environment variable QFLEET_TOKEN, if set."""
     require_token: bool = True
-    """A shard without a token listens on loopback alone."""
+    """A shard without a token may listen on a loopback address only."""
 
     on_resume: ClassVar[Rules] = rules(may="certificate key authority mutual name token_file require_token")
 
@@ -49,34 +50,34 @@ class SecurityConfig:
             given, missing = ("certificate", "key") if self.certificate else ("key", "certificate")
             raise BadSetting(type(self), given, f"is given without `{missing}`: write both")
         if self.mutual and not (self.certificate and self.authority):
-            raise BadSetting(type(self), "mutual", "needs `certificate`, `key` and `authority`: write them too")
+            raise BadSetting(type(self), "mutual", "needs `certificate`, `key` and `authority`: write all three")
 
 
 @dataclass(frozen=True)
 class Access:
-    """What both ends of a connection need: plain data that pickles; its repr hides the token."""
+    """The TLS settings and the token for one side of a connection. Can be pickled; its repr does not show the token."""
 
     security: SecurityConfig = field(default_factory=SecurityConfig)
     token: str = field(default="", repr=False)
 
     @classmethod
     def of(cls, security: SecurityConfig) -> Access:
-        """The access that the configured files and QFLEET_TOKEN give.
+        """Check the configured files and read the token, from the token file or QFLEET_TOKEN.
 
-        Raises BadInput when a file is missing, unreadable or malformed.
+        Raises BadInput if a file is missing, unreadable or malformed.
         """
         _check_certificates(security)
         return cls(security, _read_token(security.token_file))
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """The (name, value) headers that a client sends with each call; none without a token."""
+        """The gRPC metadata, (name, value) pairs, that a client sends with each call; empty without a token."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
-    def pem(self, which: str) -> bytes | None:
-        """Content of the file that the field ``which`` names, or None when it names none.
+    def read_pem(self, which: str) -> bytes | None:
+        """Return the content of the file in the field ``which`` of `SecurityConfig`, or None if the field is empty.
 
-        Raises BadSetting when the file cannot be read.
+        Raises BadSetting if the file cannot be read.
         """
         path = getattr(self.security, which)
         try:
@@ -89,46 +90,46 @@ UNPROTECTED = Access()
 
 
 def new_token() -> str:
-    """A token of 256 random bits, in characters that a header carries."""
+    """Return a token of 256 random bits, encoded for an HTTP header."""
     return secrets.token_urlsafe(32)
 
 
 def make_token_file(path: str) -> bool:
-    """Write a new token to ``path`` where there is no file yet, readable by its owner only; returns whether it did.
+    """Write a new token to ``path``, readable by its owner only, unless the file exists; returns whether it did.
 
-    Several processes may do so at once: the file appears complete, and the first one wins. Raises BadSetting when it
-    cannot be written.
+    Safe if several processes call it at the same time: one of them creates the file, with its complete content. Raises
+    BadSetting if the file cannot be written.
     """
     if not path or Path(path).exists():
         return False
     try:
-        handle, aside = tempfile.mkstemp(dir=Path(path).parent, prefix=f".{Path(path).name}.")  # mode 0600
+        handle, temporary = tempfile.mkstemp(dir=Path(path).parent, prefix=f".{Path(path).name}.")  # mode 0600
         try:
             with os.fdopen(handle, "w") as file:
                 file.write(new_token() + "\n")
             with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
+                os.link(temporary, path)
                 return True
         finally:
-            os.unlink(aside)
+            os.unlink(temporary)
     except OSError as error:
         raise BadSetting(SecurityConfig, "token_file", f"{path} cannot be written: {error.strerror}") from error
     return False
 
 
 def check_listening(host: str, access: Access) -> None:
-    """Raise BadSetting when a shard on ``host`` could be reached from other machines but needs a token and has none."""
+    """Raise BadSetting if a shard on ``host`` needs a token and has none: other machines could reach it."""
     if access.security.require_token and not access.token and not is_loopback(host):
         raise BadSetting(
             SecurityConfig,
             "token_file",
-            f"names no file, and a shard on {host}, which other machines can reach, asks for no token: name one (it is made "
-            f"if it is missing), set {TOKEN_VARIABLE}, or write `require_token: false`",
+            f"is empty, and other machines can reach a shard on {host} without a token: name a file (it is created if "
+            f"it is missing), set {TOKEN_VARIABLE}, or write `require_token: false`",
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``; a name other than localhost counts as reachable by others."""
+    """Return whether only this machine can reach ``host``. Of host names, only localhost counts as loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -136,12 +137,12 @@ def is_loopback(host: str) -> bool:
 
 
 def host_port(host: str, port: int) -> str:
-    """The address ``host:port``, with brackets around an IPv6 address."""
+    """Return the address ``host:port``, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _read_token(path: str) -> str:
-    """The token in the file, or in the environment, or none. Raises BadInput, which never quotes it."""
+    """Return the token from the file, else from the environment, else "". Errors (BadInput) never quote the token."""
     if not path:
         token = os.environ.get(TOKEN_VARIABLE, "")
         if not token:
@@ -154,24 +155,26 @@ def _read_token(path: str) -> str:
         except UnicodeDecodeError:
             token = ""
     if not TOKEN_SHAPE.fullmatch(token):
-        said = "holds no token: it needs one word of 16 to 512 printable ASCII characters"
+        message = "holds no valid token: write one word of 16 to 512 printable ASCII characters"
         raise (
-            BadSetting(SecurityConfig, "token_file", f"{path} {said}") if path else BadInput(f"{TOKEN_VARIABLE} {said}")
+            BadSetting(SecurityConfig, "token_file", f"{path} {message}")
+            if path
+            else BadInput(f"{TOKEN_VARIABLE} {message}")
         )
     return token
 
 
 def _check_certificates(security: SecurityConfig) -> None:
-    """Raise BadInput unless the files are PEM, readable, and certificate and key belong together."""
+    """Raise BadInput unless the files are readable and in PEM format, and the key belongs to the certificate."""
     for which in ("certificate", "key", "authority"):
-        Access(security).pem(which)
+        Access(security).read_pem(which)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if security.authority:
         try:
             context.load_verify_locations(security.authority)
         except ssl.SSLError as error:
-            said = f"{security.authority} holds no certificate in PEM form"
-            raise BadSetting(SecurityConfig, "authority", said) from error
+            message = f"{security.authority} holds no certificate in PEM format"
+            raise BadSetting(SecurityConfig, "authority", message) from error
     if security.certificate:
         try:
             context.load_cert_chain(security.certificate, security.key, password=lambda: "")
@@ -180,7 +183,7 @@ def _check_certificates(security: SecurityConfig) -> None:
                 SecurityConfig,
                 "certificate",
                 f"{security.certificate} and `key` {security.key} are not a certificate and its private key (without a "
-                f"password) in PEM form: {error.reason or error}",
+                f"password) in PEM format: {error.reason or error}",
             ) from error
 
 

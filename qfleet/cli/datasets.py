@@ -18,11 +18,11 @@ from qfleet.cli.flags import as_flags, parse
 from qfleet.cli.shards import check_addresses
 from qfleet.run.directory import CONFIG, RunDir
 from replay.datasets.dataset import Dataset
-from replay.datasets.episodes import episode_runs
+from replay.datasets.episodes import episode_fragments
 from replay.datasets.export import DatasetWriter
 from replay.security import Access, SecurityConfig
-from replay.store.shard import MAX_WRITER
-from replay.store.snapshot_files import MANIFEST, stored_segments
+from replay.store.shard import MAX_NAME_BYTES
+from replay.store.snapshot_files import MANIFEST, open_snapshot
 from replay.store.storage import StoredSegment
 from replay.wire.connection import ShardConnection
 from replay.wire.writer import Writer
@@ -102,8 +102,8 @@ def export_command(args: list[str]) -> int:
     actions = describe(env)[1] if env is not None else 1 + max(int(stored.segment.actions.max()) for stored in segments)
     try:
         with DatasetWriter(c.to, spec, actions, env) as writer:
-            for run in episode_runs(segments, spec):
-                writer.append(run)
+            for fragment in episode_fragments(segments, spec):
+                writer.append(fragment)
                 say(f"{writer.episodes:,} episodes, {writer.steps:,} steps written")
     except InvalidMessage as error:
         raise BadInput(f"{c.run} holds a damaged segment: {error}") from error
@@ -135,7 +135,7 @@ def _stored_in(run: Path) -> tuple[ObservationSpec, list[Iterator[StoredSegment]
             f"{run} holds no snapshot of a replay: write a run that was given --replay.snapshot-minutes, or the --snapshots "
             "of a shard"
         )
-    specs, stored = zip(*(stored_segments(shard) for shard in shards), strict=True)
+    specs, stored = zip(*(open_snapshot(shard) for shard in shards), strict=True)
     for shard, spec in zip(shards, specs, strict=True):
         if spec != specs[0]:
             raise BadInput(f"{shard} is of other observations than {shards[0]}: write the directory of one run")
@@ -155,8 +155,8 @@ def _all_of(stored: list[Iterator[StoredSegment]], say: _Progress) -> list[Store
 
 
 def origin_of(dataset: str) -> str:
-    """The writer's name that a dataset's segments are stored under: the end of its name, at most MAX_WRITER bytes."""
-    return dataset.encode(errors="replace")[-MAX_WRITER:].decode(errors="ignore")
+    """The writer's name that a dataset's segments are stored under: the end of its name, at most MAX_NAME_BYTES bytes."""
+    return dataset.encode(errors="replace")[-MAX_NAME_BYTES:].decode(errors="ignore")
 
 
 def _info(address: str, access: Access) -> ShardInfo:

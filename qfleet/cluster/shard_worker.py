@@ -12,7 +12,7 @@ import ray
 from qfleet.cluster.metrics import RayMetrics
 from replay.config import ReplayConfig, make_shard
 from replay.security import Access
-from replay.store.shard import Shard, fresh_generation
+from replay.store.shard import Shard, random_generation
 from replay.store.snapshots import Snapshots
 from replay.wire.connection import ShardConnection
 from replay.wire.drain import drain
@@ -39,7 +39,7 @@ class ShardWorker:
         host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         snapshots = Snapshots(directory, shard, config.snapshot_minutes) if config.snapshot_minutes > 0 else None
         if snapshots is None:
-            shard.generation = fresh_generation()
+            shard.generation = random_generation()
         restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._server = _serve(shard, host, access, snapshots, restarted)
         self._access, self._directory = access, directory if snapshots else None

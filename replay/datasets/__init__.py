@@ -1,1 +1,1 @@
-"""Segments to Minari datasets and back."""
+"""Conversion of segments to Minari datasets and back."""

@@ -1,7 +1,7 @@
-"""Reading Minari datasets: their episodes as the segments that an actor would have inserted.
+"""Reads Minari datasets: converts their episodes to the segments that an actor would have inserted.
 
-`rl/envs/minari_files.py` says how a dataset is named. `export.py` writes datasets and says which infos an episode then
-has; datasets from elsewhere need none of them.
+See `rl/envs/minari_files.py` for the names of datasets. `export.py` writes datasets and documents the infos that it
+adds to episodes; all of them are optional here.
 """
 
 from __future__ import annotations
@@ -24,11 +24,16 @@ class Dataset:
     """A Minari dataset with Discrete actions and Box observations."""
 
     def __init__(self, name: str) -> None:
-        """Open it without reading an episode. Raises BadInput when it is missing, broken, empty or has other spaces."""
+        """Open the dataset without reading episodes.
+
+        Raises BadInput if it is missing, damaged or empty, or has other spaces.
+        """
         self.name, self._data = name, open_dataset(name)
         observation, action = self._data.observation_space, self._data.action_space
         if not isinstance(observation, gym.spaces.Box):
-            raise BadInput(f"dataset {name} has observations {_short(observation)}: write one with a Box space")
+            raise BadInput(
+                f"dataset {name} has the observation space {_shorten(observation)}: write a dataset with a Box space"
+            )
         self.shape = tuple(int(side) for side in observation.shape)
         self.dtype = np.dtype(observation.dtype)
         self.actions, self._first_action = int(action.n), int(action.start)
@@ -36,33 +41,35 @@ class Dataset:
 
     @property
     def env(self) -> EnvConfig | None:
-        """The environment that the dataset names, or None.
+        """The environment that the dataset was recorded on, or None if it names none.
 
-        Raises BadInput when its settings are not those of this Qfleet.
+        Raises BadInput if this version of Qfleet cannot read the environment's settings.
         """
         return played_on(self._data, self.name)
 
     def spec(self, wanted: ObservationSpec, where: str) -> ObservationSpec:
-        """The spec with which this dataset's observations fit ``wanted``: single frames to be stacked, or whole stacks.
+        """Return the spec under which this dataset's observations can be used for ``wanted``.
 
-        Raises BadInput, naming ``where`` they are wanted, when they do not fit.
+        That is ``wanted`` itself if the dataset has single frames, which will be stacked. If the dataset has whole
+        stacks, it is a spec with the stack as one frame. Raises BadInput if the observations do not fit; the message
+        names ``where`` they are needed.
         """
         right_type = np.can_cast(self.dtype, wanted.dtype, "same_kind")
         if right_type and self.shape == wanted.frame_shape:
             return wanted
         if right_type and self.shape == wanted.shape:
             return ObservationSpec(wanted.shape, wanted.dtype)
-        stacked = f" (or {_sides(wanted.shape)})" if wanted.stack > 1 else ""
+        stacked = f" (or {_shape_text(wanted.shape)})" if wanted.stack > 1 else ""
         raise BadInput(
-            f"dataset {self.name} has observations of {self.dtype} {_sides(self.shape)}, {where} has {wanted.dtype} "
-            f"{_sides(wanted.frame_shape)}{stacked}: write one that fits"
+            f"dataset {self.name} has observations of {self.dtype} {_shape_text(self.shape)}, {where} has "
+            f"{wanted.dtype} {_shape_text(wanted.frame_shape)}{stacked}: write a dataset with the same observations"
         )
 
     def segments(self, spec: ObservationSpec, returns: ReturnConfig, max_items: int) -> Iterator[Segment]:
-        """Every transition of every episode, once, in segments of up to ``max_items`` + n - 1 items with |TD error| 1.
+        """Yield every transition of every episode once, in segments of up to ``max_items`` + n - 1 items, |TD error| 1.
 
-        ``spec`` is what the method `spec` returned. No item begins where a part of its stack is missing. An episode
-        that ends neither terminated nor truncated counts as truncated. Raises BadInput at an episode that is damaged.
+        ``spec`` is the result of the method `spec`. No item starts at a step whose stack is incomplete. An episode
+        that is neither terminated nor truncated counts as truncated. Raises BadInput if an episode is damaged.
         """
         builder = SegmentBuilder(returns, spec, max_items)
         try:
@@ -71,13 +78,13 @@ class Dataset:
                 check_episode(episode, f"dataset {self.name}, episode {index}", self._first_action, self.actions)
                 lost = _lost_lives(infos, len(episode))
                 if lost is None and returns.life_loss_terminates:
-                    said = f"is on, and dataset {self.name} does not say where lives were lost: write"
-                    raise BadSetting(ReturnConfig, "life_loss_terminates", f"{said} `life_loss_terminates: false`")
-                yield from self._cut(builder, episode, infos, lost, spec)
+                    message = f"is on, but dataset {self.name} has no record of lost lives: write"
+                    raise BadSetting(ReturnConfig, "life_loss_terminates", f"{message} `life_loss_terminates: false`")
+                yield from self._episode_segments(builder, episode, infos, lost, spec)
         except (OSError, KeyError) as error:
             raise BadInput(f"dataset {self.name} cannot be read: {' '.join(str(error).split())}") from error
 
-    def _cut(
+    def _episode_segments(
         self, builder: SegmentBuilder, episode: Any, infos: dict[str, Any], lost: Array | None, spec: ObservationSpec
     ) -> Iterator[Segment]:
         steps = len(episode)
@@ -103,7 +110,7 @@ class Dataset:
 
 
 def _lost_lives(infos: dict[str, Any], steps: int) -> Array | None:
-    """Whether each step lost a life, bool [T], from Qfleet's info or Atari's ``lives``; None where there is neither."""
+    """Return whether each step lost a life, bool [T]: from Qfleet's info or Atari's ``lives``; None without either."""
     if len(ours := infos.get("lost_life", ())) == steps + 1:
         return np.asarray(ours, np.bool_)[1:]
     if len(lives := infos.get("lives", ())) == steps + 1:
@@ -111,10 +118,10 @@ def _lost_lives(infos: dict[str, Any], steps: int) -> Array | None:
     return None
 
 
-def _sides(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "single numbers"
 
 
-def _short(space: Any) -> str:
+def _shorten(space: Any) -> str:
     text = " ".join(str(space).split())
     return text if len(text) <= 80 else text[:77] + "..."

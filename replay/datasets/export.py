@@ -1,11 +1,11 @@
-"""Writing Minari datasets: one episode for each run of consecutive steps.
+"""Writes Minari datasets: each fragment of consecutive steps becomes one episode.
 
-An episode of T steps has infos of T + 1 entries, [0] of the first observation and [k] of step k - 1:
+An episode of T steps has infos with T + 1 entries; [0] belongs to the first observation, [k] to step k - 1:
 
-    step             the episode's step number of each observation (it begins above 0 where the beginning is lost)
+    step             the step number in the episode of each observation; starts above 0 if the beginning is missing
     lost_life        whether the step lost a life
-    weights_version  version of the weights acted on
-    cut              true at the last step where the episode continued after it; such a run counts as truncated
+    weights_version  version of the weights that chose the action
+    cut              true at the last step if the episode continued after it; such a fragment counts as truncated
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from replay.datasets.episodes import EpisodeRun
+from replay.datasets.episodes import EpisodeFragment
 from rl.envs.atari import atari_game
 from rl.envs.config import ATARI_FRAME_SKIP, EnvConfig
 from rl.envs.make import describe
@@ -25,15 +25,17 @@ from rl.types import Array, ObservationSpec
 
 
 class DatasetWriter(NewDataset):
-    """A new dataset of a replay's content; an observation is one frame. ``env`` is the environment, if it is known.
+    """Writes a replay's content into a new dataset. An observation is one frame.
 
-    with DatasetWriter(name, spec, actions, env) as dataset:
-        for run in episode_runs(stored, spec):
-            dataset.append(run)
+        with DatasetWriter(name, spec, actions, env) as dataset:
+            for fragment in episode_fragments(stored, spec):
+                dataset.append(fragment)
+
+    ``actions`` is the number of actions; ``env`` is the environment that was played, or None if it is not known.
     """
 
     def __init__(self, name: str, spec: ObservationSpec, actions: int, env: EnvConfig | None) -> None:
-        """Raises BadInput where a dataset of that name exists, or nothing can be written."""
+        """Create the dataset. Raises BadInput if a dataset with this name exists or it cannot be written."""
         space = gym.spaces.Discrete(actions) if env is None else _action_space(env)
         self._first_action = int(space.start)
         super().__init__(
@@ -43,31 +45,31 @@ class DatasetWriter(NewDataset):
             None if env is None else _env_spec(env),
             {"stack": spec.stack, "env": None if env is None else asdict(env)},
             algorithm_name="DQN, epsilon-greedy",
-            description="Out of a Qfleet replay. An observation is one frame.",
+            description="Exported from a Qfleet replay. An observation is one frame.",
         )
 
-    def append(self, run: EpisodeRun) -> None:
-        """Write one run of T steps as the next episode."""
-        truncated, cut = run.truncated.copy(), np.zeros(run.steps, np.bool_)
-        truncated[-1] |= run.cut
-        cut[-1] = run.cut
+    def append(self, fragment: EpisodeFragment) -> None:
+        """Write a fragment as the next episode."""
+        truncated, cut = fragment.truncated.copy(), np.zeros(fragment.steps, np.bool_)
+        truncated[-1] |= fragment.is_cut
+        cut[-1] = fragment.is_cut
         self.add(
-            run.frames,
-            run.rewards,
-            actions=run.actions.astype(np.int64) + self._first_action,
-            terminations=run.terminated,
+            fragment.frames,
+            fragment.rewards,
+            actions=fragment.actions.astype(np.int64) + self._first_action,
+            terminations=fragment.terminated,
             truncations=truncated,
             infos={
-                "step": run.first_step + np.arange(run.steps + 1, dtype=np.int64),
-                "lost_life": _after_first(run.lost_life),
-                "weights_version": _after_first(run.versions),
-                "cut": _after_first(cut),
+                "step": fragment.first_step + np.arange(fragment.steps + 1, dtype=np.int64),
+                "lost_life": _prepend_zero(fragment.lost_life),
+                "weights_version": _prepend_zero(fragment.versions),
+                "cut": _prepend_zero(cut),
             },
         )
 
 
-def _after_first(column: Array) -> Array:
-    """[T] -> [T + 1]: nothing came before the first observation."""
+def _prepend_zero(column: Array) -> Array:
+    """Return the column [T] with a zero for the first observation in front, [T + 1]."""
     return np.concatenate([np.zeros(1, column.dtype), column])
 
 
@@ -78,7 +80,7 @@ def _frame_space(spec: ObservationSpec) -> gym.spaces.Box:
 
 
 def _action_space(config: EnvConfig) -> gym.spaces.Discrete:
-    """The environment's own action space; Qfleet's actions count from 0."""
+    """Return the environment's action space, which may not start at 0; Qfleet's actions always do."""
     if atari_game(config.id) is not None:
         return gym.spaces.Discrete(describe(config)[1])
     env = gym.make(config.id)
@@ -88,7 +90,7 @@ def _action_space(config: EnvConfig) -> gym.spaces.Discrete:
 
 
 def _env_spec(config: EnvConfig) -> Any:
-    """The spec from which Minari's `recover_environment` makes an environment that returns the dataset's frames."""
+    """Return the spec from which Minari's `recover_environment` makes an environment with the dataset's frames."""
     if atari_game(config.id) is None:
         return gym.spec(config.id)
     env = gym.make(

@@ -1,1 +1,1 @@
-"""One shard: what it stores, how it draws, and its snapshots on disk."""
+"""One shard: its storage, its selectors, and its snapshots on disk."""

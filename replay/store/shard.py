@@ -1,6 +1,6 @@
-"""One shard of the replay: storage, selector, counts, and the sequence numbers that keep inserts exactly once.
+"""One shard of the replay: storage, selector, counters, and sequence numbers, which make inserts exactly-once.
 
-A plain object for one thread; `service.py` serves it over gRPC, and `local.py` in process.
+A plain object for one thread. `wire/service.py` serves it over gRPC, `local.py` uses it in the learner's process.
 """
 
 from __future__ import annotations
@@ -18,40 +18,41 @@ import numpy as np
 from protos.codec import check_segment
 from protos.types import Counts, Drained, InvalidMessage, LimiterState, PackedSegment, Sampled, ShardInfo
 from replay.store import selectors, storage
-from replay.store.selectors import SelectorConfig, make_selector, stratified
+from replay.store.selectors import SelectorConfig, make_selector, stratified_quantiles
 from replay.store.storage import Storage, StoredSegment
 from rl.types import Array, Float32, ObservationSpec, UInt64
 
 UNLIMITED = 2**62
 MAX_BATCH = 2**16  # items, draws or priorities in one request
-DRAIN_BYTES = 2**23  # of segments handed over in one reply
-KEYS = 2**40  # keys of a generation
-MAX_WRITER = 200  # bytes of a writer's or an origin's name, in UTF-8
-MAX_WRITERS = 10_000  # whose last sequence a shard remembers
+DRAIN_BYTES = 2**23  # of segments in one reply of `drain`
+KEYS_PER_GENERATION = 2**40
+MAX_NAME_BYTES = 200  # of a writer's or an origin's name, in UTF-8
+MAX_WRITERS = 10_000  # number of writers whose last sequence number a shard remembers
 
 
 def fixed_bytes(capacity: int, selector: SelectorConfig) -> int:
-    """Bytes of memory that a shard's rows and selector take, whatever is stored."""
+    """Return the bytes of memory that a shard's rows and selector take, independent of its content."""
     return capacity * (storage.SLOT_BYTES + selectors.SLOT_BYTES[selector.kind])
 
 
-def fresh_generation() -> int:
-    """A random generation for a shard without snapshots, so that a restarted shard does not reuse keys."""
+def random_generation() -> int:
+    """Return a random `Shard.generation`, for a shard without snapshots: after a restart it must not reuse keys."""
     return secrets.randbelow(2**23)
 
 
 class OutOfOrder(ValueError):
-    """A sequence number that skips one: the writer must resend from the one after the last acknowledged."""
+    """A sequence number was skipped: the writer must resend from the one after the last stored."""
 
 
 class Shard:
-    """Items, their priorities, and the last sequence of each writer.
+    """Stores items with priorities, and the last sequence number of each writer.
 
         shard.check(segment)
-        shard.insert(writer, sequence, segment)  # sequences count up from 1
-        sampled = shard.sample([32])  # then `update_priorities(sampled.keys, td_abs)`
+        shard.insert(writer, sequence, segment)  # sequence: 1, 2, ... for each writer
+        sampled = shard.sample([32])
+        shard.update_priorities(sampled.keys, td_abs)
 
-    ``limited``: inserts need credit (`grant`). ``capacity`` is in items; ``capacity_bytes`` 0 is unlimited.
+    If ``limited``, inserts need credit (`grant`). ``capacity`` is in items; ``capacity_bytes`` of 0 means unlimited.
     """
 
     def __init__(
@@ -69,12 +70,12 @@ class Shard:
         self.selector = make_selector(selector, capacity)
         self._selector_kind = selector.kind
         self._rng = np.random.default_rng(seed)
-        self._last: OrderedDict[str, int] = OrderedDict()  # last sequence of each writer, latest insert last
+        self._last_sequence: OrderedDict[str, int] = OrderedDict()  # by writer, in the order of the last inserts
         self.inserted = self.transferred = self.sampled = self.dropped_updates = 0
         self.insert_credit = 0
-        self.limiter: LimiterState | None = None  # as the sampler last reported it
-        self._told = 0.0  # when
-        self.generation = 0  # in the high bits of every key sent out: a restored shard reuses none of the keys it lost
+        self.limiter: LimiterState | None = None  # last state from the sampler
+        self._limiter_received = 0.0  # time of the last state
+        self.generation = 0  # high bits of every key that leaves the shard, so that a restored shard reuses no key
 
     @property
     def credit_left(self) -> int:
@@ -82,55 +83,57 @@ class Shard:
         return max(0, self.insert_credit - self.inserted) if self.limited else UNLIMITED
 
     def grant(self, insert_credit: int, limiter: LimiterState | None = None) -> bool:
-        """Allow inserts until ``inserted`` reaches ``insert_credit`` items; returns whether that is more than before.
+        """Allow inserts until ``inserted`` reaches ``insert_credit`` items; returns whether the credit has grown.
 
-        ``limiter`` is the sampler's state of the limiter, if it sent one.
+        ``limiter`` is the state of the limiter, if the sampler sent it.
         """
         more = insert_credit > self.insert_credit
         self.insert_credit = insert_credit
         if limiter is not None:
-            self.limiter, self._told = limiter, time.monotonic()
+            self.limiter, self._limiter_received = limiter, time.monotonic()
         return more
 
     def blocked_reason(self) -> str:
-        """Why a segment waits for credit, with the counts; for messages."""
-        held = f"{self.inserted} of {self.insert_credit} items granted are inserted here"
-        told = self.limiter
-        if told is None:
-            return f"{held}; no sampler has granted anything yet"
+        """Return why a segment waits for credit, with the counts; for error messages."""
+        used = f"{self.inserted} of {self.insert_credit} granted items are inserted in this shard"
+        limiter = self.limiter
+        if limiter is None:
+            return f"{used}; no sampler has granted credit yet: start one, or run `qfleet replay limit ADDRESS --no-limited`"
         return (
-            f"{held}; in the whole service d = {told.diff:g} where samples_per_insert {told.samples_per_insert:g} allows up "
-            f"to max_diff {told.max_diff:g}, and {told.stored} items are stored (min_size {told.min_size}), as the sampler "
-            f"said {time.monotonic() - self._told:.1f} s ago: it grants more as it samples"
+            f"{used}; over all shards d = {limiter.diff:g} (max_diff {limiter.max_diff:g}, samples_per_insert "
+            f"{limiter.samples_per_insert:g}) and {limiter.stored} items are stored (min_size {limiter.min_size}), as "
+            f"of {time.monotonic() - self._limiter_received:.1f} s ago; the sampler grants more credit when it samples"
         )
 
     def check_order(self, writer: str, sequence: int, origin: str = "") -> int:
-        """The last sequence stored of ``writer``: an insert at or below it is stored already.
+        """Check an insert's names and sequence number; returns the writer's last stored one, 0 if there is none.
 
-        Raises InvalidMessage on an invalid name or sequence, OutOfOrder on a sequence that skips one.
+        If ``sequence`` is at or below it, the segment is a duplicate. Raises InvalidMessage if a name or the sequence
+        number is invalid, OutOfOrder if a sequence number was skipped.
         """
-        last = self._last.get(writer, 0)
-        if not writer or max(len(writer.encode()), len(origin.encode())) > MAX_WRITER or sequence < 1:
+        last = self._last_sequence.get(writer, 0)
+        if not writer or max(len(writer.encode()), len(origin.encode())) > MAX_NAME_BYTES or sequence < 1:
             raise InvalidMessage(
-                f"an insert needs a writer's name of up to {MAX_WRITER} bytes and a sequence from 1 on"
+                f"writer must have 1 to {MAX_NAME_BYTES} bytes (it has {len(writer.encode())}), origin at most "
+                f"{MAX_NAME_BYTES} (it has {len(origin.encode())}), and sequence be at least 1 (it is {sequence})"
             )
         if sequence > last + 1:
             raise OutOfOrder(f"writer {writer!r} sent sequence {sequence} after {last}: resend from {last + 1}")
         return last
 
     def check(self, segment: PackedSegment, trusted: bool = False) -> None:
-        """Raise InvalidMessage unless the segment is valid and fits the shard; ``trusted`` frames are not checked."""
+        """Raise InvalidMessage unless the segment is valid and fits; ``trusted``: as for `check_segment`."""
         check_segment(segment, self.spec, trusted)
         self.storage.check_fits(segment)
 
     def insert(
         self, writer: str, sequence: int, segment: PackedSegment, origin: str = "", transferred: bool = False
     ) -> int:
-        """Store a segment once, as one of ``origin``'s episodes (default: the writer's); returns the writer's last sequence.
+        """Store a segment, unless it is a duplicate; returns the writer's last sequence number.
 
-        The segment has passed `check`, and there is credit for it unless it is ``transferred``. Raises InvalidMessage
-        and OutOfOrder as `check_order` does, and then stores nothing: its result may have changed while a segment
-        waited for credit.
+        The caller has called `check`, and has made sure that there is credit, unless the segment is ``transferred``.
+        ``origin`` is the writer that played the episode, by default ``writer``. Calls `check_order` again, because
+        other segments may have arrived while this one waited for credit; if that raises, nothing is stored.
         """
         last = self.check_order(writer, sequence, origin)
         if sequence <= last:
@@ -143,73 +146,80 @@ class Shard:
             self.transferred += segment.items
         else:
             self.inserted += segment.items
-        self._last[writer] = sequence
-        self._last.move_to_end(writer)
-        if len(self._last) > MAX_WRITERS:
-            self._last.popitem(last=False)
+        self._last_sequence[writer] = sequence
+        self._last_sequence.move_to_end(writer)
+        if len(self._last_sequence) > MAX_WRITERS:
+            self._last_sequence.popitem(last=False)
         return sequence
 
     def sample(self, counts: Sequence[int]) -> Sampled:
-        """One draw of each of ``counts`` items, end to end; only the totals when there are no counts or no items.
+        """Draw ``counts[k]`` items for each k; returns all of them, draw by draw.
 
-        Raises InvalidMessage above MAX_BATCH items or draws in all.
+        If no items are requested or stored, the result has only the shard's counts. Raises InvalidMessage if more than
+        MAX_BATCH items or draws are requested.
         """
         count = sum(counts)
         if max(count, len(counts)) > MAX_BATCH:
-            raise InvalidMessage(f"a request for {count} items in {len(counts)} draws: at most {MAX_BATCH} of either")
+            raise InvalidMessage(
+                f"a request for {count} items in {len(counts)} draws is too large: request at most {MAX_BATCH} of each"
+            )
         if count == 0 or self.storage.size == 0:
             return Sampled(self.counts())
-        slots, probability = self.selector.sample(stratified(counts, self._rng))
+        slots, probability = self.selector.sample(stratified_quantiles(counts, self._rng))
         columns, stacks = self.storage.gather(slots)
-        columns["keys"] += np.uint64(self.generation * KEYS)
+        columns["keys"] += np.uint64(self.generation * KEYS_PER_GENERATION)
         self.sampled += count
         return Sampled(self.counts(), counts, probability=probability, stacks=stacks, **columns)
 
     def drain(self, taken: int, segments: int) -> Drained:
-        """The oldest segments, up to ``segments`` or DRAIN_BYTES, after those with keys below ``taken`` were removed.
+        """Remove the segments with keys below ``taken``; returns the next ones, up to ``segments`` or DRAIN_BYTES.
 
-        Raises InvalidMessage when ``taken`` is neither 0 nor a value that a reply since the shard's start can have
-        named.
+        Raises InvalidMessage if ``taken`` is neither 0 nor a possible `Drained.next` since the shard was started.
         """
-        base = self.generation * KEYS
+        base = self.generation * KEYS_PER_GENERATION
         if taken and not base <= taken <= base + self.storage.next_key:
-            raise InvalidMessage(f"taken is {taken}, which no reply named since this shard's start: drain again from 0")
-        gone = self.storage.forget(taken - base)
-        if len(gone):
-            self.selector.remove(gone)
-        handed_over: list[tuple[str, PackedSegment]] = []
+            raise InvalidMessage(
+                f"taken is {taken}, which is not from a reply since this shard was started: start again with taken = 0"
+            )
+        evicted = self.storage.evict_below(taken - base)
+        if len(evicted):
+            self.selector.remove(evicted)
+        returned: list[tuple[str, PackedSegment]] = []
         end, size = self.storage.first_key, 0
         for stored in itertools.islice(self.storage.segments(), segments):
             size += stored.segment.nbytes
-            if handed_over and size > DRAIN_BYTES:
+            if returned and size > DRAIN_BYTES:
                 break
-            handed_over.append((stored.writer, stored.segment))
+            returned.append((stored.writer, stored.segment))
             end = stored.end_key
-        return Drained(handed_over, next=base + end, left=self.storage.next_key - end)
+        return Drained(returned, next=base + end, left=self.storage.next_key - end)
 
     def update_priorities(self, keys: UInt64, td_abs: Float32) -> int:
-        """Set |TD error| [B] of the items with ``keys`` [B] that are still stored; returns how many were not.
+        """Set |TD error| [B] of the items with ``keys`` [B]; returns how many of them are no longer stored.
 
-        Raises InvalidMessage when lengths differ, there are more than MAX_BATCH, or an error is negative or not finite.
+        Raises InvalidMessage if the lengths differ or exceed MAX_BATCH, or a value is negative or not finite.
         """
         if len(keys) > MAX_BATCH:
-            raise InvalidMessage(f"priorities of {len(keys)} items: at most {MAX_BATCH}")
+            raise InvalidMessage(f"keys has {len(keys)} elements: update at most {MAX_BATCH} items in a request")
         if len(keys) != len(td_abs):
-            raise InvalidMessage(f"{len(keys)} keys for {len(td_abs)} TD errors")
+            raise InvalidMessage(
+                f"keys has {len(keys)} elements, td_abs has {len(td_abs)}: they must have the same length"
+            )
         if not np.isfinite(td_abs).all() or (td_abs < 0).any():
-            raise InvalidMessage("td_abs must be finite and not negative")
-        keys = keys - np.uint64(self.generation * KEYS)  # keys of an earlier generation wrap around: never live
-        live = self.storage.live(keys)
-        if live.any():
-            slots = (keys[live] % self.storage.capacity).astype(np.int64)
-            self.storage.td_abs[slots] = td_abs[live]
-            self.selector.put(slots, td_abs[live])
-        dropped = int(len(keys) - live.sum())
+            raise InvalidMessage("td_abs must hold finite numbers that are not negative")
+        # keys of an earlier generation wrap around, to numbers above all stored keys
+        keys = keys - np.uint64(self.generation * KEYS_PER_GENERATION)
+        stored = self.storage.is_stored(keys)
+        if stored.any():
+            slots = (keys[stored] % self.storage.capacity).astype(np.int64)
+            self.storage.td_abs[slots] = td_abs[stored]
+            self.selector.put(slots, td_abs[stored])
+        dropped = int(len(keys) - stored.sum())
         self.dropped_updates += dropped
         return dropped
 
     def get_state(self) -> dict[str, Any]:
-        """A snapshot's content except segments and TD errors: range of keys, counts, last sequence of each writer."""
+        """Return the state for a snapshot, without segments and TD errors: key range, counters, sequence numbers."""
         return {
             "first_key": self.storage.first_key,
             "end_key": self.storage.next_key,
@@ -217,42 +227,43 @@ class Shard:
             "transferred": self.transferred,
             "sampled": self.sampled,
             "dropped_updates": self.dropped_updates,
-            "writers": dict(self._last),
+            "writers": dict(self._last_sequence),
         }
 
     def set_state(self, state: dict[str, Any], segments: Iterable[StoredSegment], td: Array) -> None:
-        """Inverse of `get_state` for an empty shard, with a snapshot's valid ``segments`` and |TD error| ``td`` [M].
+        """Inverse of `get_state` for an empty shard, with the snapshot's ``segments`` and |TD error| ``td`` [M].
 
-        Segments beyond the capacity are evicted, the oldest first; insert credit is left to the sampler. Raises
-        InvalidMessage when keys, segments and errors do not match, or no segment fits.
+        Segments beyond the capacity are evicted, the oldest first. The insert credit stays 0 until the sampler grants
+        some. Raises InvalidMessage if keys, segments and TD errors do not match, or no segment fits.
         """
         storage, first = self.storage, state["first_key"]
-        storage.start_at(first)
+        storage.set_next_key(first)
         for stored in segments:
             if stored.first_key != storage.next_key:
                 raise InvalidMessage(
-                    f"the segment of item {stored.first_key} stands where {storage.next_key} is expected"
+                    f"a segment starts at key {stored.first_key}, expected key {storage.next_key}: a segment is missing"
                 )
-            if stored.first_key < state["end_key"] - storage.capacity:  # newer ones will need its place
-                storage.start_at(stored.end_key)
+            if stored.first_key < state["end_key"] - storage.capacity:  # newer segments will need its rows
+                storage.set_next_key(stored.end_key)
             else:
                 self.check(stored.segment, trusted=True)
                 storage.insert(stored.writer, stored.segment)
         if (storage.next_key, len(td)) != (state["end_key"], state["end_key"] - first):
             raise InvalidMessage(
-                f"items {first} to {storage.next_key} and {len(td)} TD errors, not up to {state['end_key']}"
+                f"the snapshot has keys {first} to {storage.next_key} and {len(td)} TD errors, expected keys up to "
+                f"{state['end_key']} and one TD error for each"
             )
         if not storage.size and len(td):
-            raise InvalidMessage(f"none of its segments fits into the capacity of {storage.capacity}")
+            raise InvalidMessage(f"none of the snapshot's segments fits into the capacity of {storage.capacity}")
         slots = np.arange(storage.first_key, storage.next_key) % storage.capacity
         storage.td_abs[slots] = td[storage.first_key - first :]
         self.selector.put(slots, storage.td_abs[slots])
         for name in ("inserted", "transferred", "sampled", "dropped_updates"):
             setattr(self, name, state[name])
-        self._last = OrderedDict(state["writers"])
+        self._last_sequence = OrderedDict(state["writers"])
 
     def counts(self) -> Counts:
-        """The shard's totals, in items and bytes."""
+        """Return the shard's counters, in items and bytes."""
         return Counts(
             inserted=self.inserted,
             sampled=self.sampled,
@@ -265,7 +276,7 @@ class Shard:
         )
 
     def info(self) -> ShardInfo:
-        """The shard's counts and settings."""
+        """Return the shard's counts and settings."""
         return ShardInfo(
             counts=self.counts(),
             capacity=self.storage.capacity,
@@ -274,12 +285,12 @@ class Shard:
             selector=self._selector_kind,
             spec=self.spec,
             limiter=self.limiter,
-            limiter_age=time.monotonic() - self._told if self.limiter is not None else 0.0,
+            limiter_age=time.monotonic() - self._limiter_received if self.limiter is not None else 0.0,
             capacity_bytes=self.capacity_bytes,
         )
 
     def check_valid(self) -> None:
-        """Raise AssertionError when its parts contradict each other."""
+        """Raise AssertionError if the shard's data structures are inconsistent."""
         self.storage.check_valid()
         self.selector.check_valid()
-        assert self.inserted + self.transferred == self.storage.next_key, "inserted items and keys differ"
+        assert self.inserted + self.transferred == self.storage.next_key, "counters and keys differ"

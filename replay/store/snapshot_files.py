@@ -1,11 +1,13 @@
-"""The files of a snapshot.
+"""The format of a snapshot's files.
 
-    <directory>/segments-<number>-<first key>-<end key>.bin ... td-<number>.bin MANIFEST.json .lock
+    segments-<number>-<first key>-<end key>.bin  a chunk: for each segment a record, its length (uint32, little-endian)
+                                                 and a serialized InsertRequest with writer and segment
+    td-<number>.bin                              |TD error| of all items (float32, little-endian)
+    MANIFEST.json                                counts, writers' sequence numbers, and size and SHA-256 of every file
+    .lock                                        locked while a shard uses the directory
 
-Chunks of segments: each record is its length (uint32, little-endian) and a serialized InsertRequest with writer and
-segment. One file of the items' |TD error| (float32). The manifest: counts, writers' sequences, size and SHA-256 of
-every file. Each file is written under a temporary name, synced and renamed; its name holds the number of its snapshot.
-The snapshot exists once its manifest does, which is written last. Nothing is ever unpickled.
+<number> is the number of the snapshot that wrote the file. Each file is written under a temporary name, synced and
+renamed. The manifest is written last: a snapshot without its manifest does not count. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ MANIFEST, LOCK = "MANIFEST.json", ".lock"
 Files = dict[str, dict[str, Any]]  # name -> {bytes, sha256}
 
 
-def stored_segments(directory: Path) -> tuple[ObservationSpec, Iterator[StoredSegment]]:
-    """The observations' spec and the segments, oldest first, of the snapshot in ``directory``; takes no lock.
+def open_snapshot(directory: Path) -> tuple[ObservationSpec, Iterator[StoredSegment]]:
+    """Return the observation spec and an iterator over the segments, oldest first, of the snapshot in ``directory``.
 
-    Raises BadInput, the iterator too, when there is none, it is damaged, or a newer one replaces it meanwhile.
+    Does not lock the directory. The function and the iterator raise BadInput if there is no snapshot, it is damaged, or
+    a newer snapshot replaces it in the meantime.
     """
     try:
         snapshot = read_manifest(directory / MANIFEST)
@@ -51,7 +54,7 @@ def stored_segments(directory: Path) -> tuple[ObservationSpec, Iterator[StoredSe
     def segments() -> Iterator[StoredSegment]:
         try:
             if snapshot["state"] is not None:
-                yield from segments_of(directory, snapshot["state"]["first_key"], snapshot["files"])
+                yield from read_segments(directory, snapshot["state"]["first_key"], snapshot["files"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _unreadable(directory, error) from error
 
@@ -59,80 +62,82 @@ def stored_segments(directory: Path) -> tuple[ObservationSpec, Iterator[StoredSe
 
 
 def _unreadable(directory: Path, error: Exception) -> BadInput:
-    return BadInput(f"{directory} holds no snapshot that can be read ({' '.join(str(error).split())}): write another")
+    return BadInput(
+        f"{directory} has no readable snapshot ({' '.join(str(error).split())}): write the directory of another one"
+    )
 
 
-def segments_of(directory: Path, first_key: int, files: Files) -> Iterator[StoredSegment]:
-    """The segments in ``files`` from the item ``first_key`` on, oldest first.
+def read_segments(directory: Path, first_key: int, files: Files) -> Iterator[StoredSegment]:
+    """Yield the segments in ``files`` whose keys are at least ``first_key``, oldest first.
 
-    Raises OSError, ValueError and KeyError where a file is missing or damaged.
+    Raises OSError, ValueError or KeyError if a file is missing or damaged.
     """
-    for name in chunks(files):
-        data, at, key = read(directory, name, files), 0, key_range(name)[0]
+    for name in chunk_names(files):
+        data, at, key = read_file(directory, name, files), 0, key_range(name)[0]
         while at < len(data):
             (size,) = struct.unpack_from("<I", data, at)
             writer, segment = segment_from_record(data[at + 4 : at + 4 + size])
             stored = StoredSegment(writer, key, segment)
-            if key >= first_key:  # a chunk may begin with segments that were evicted before the snapshot
+            if key >= first_key:  # a reused chunk may begin with segments evicted before this snapshot
                 yield stored
             at, key = at + 4 + size, stored.end_key
 
 
-def record(stored: StoredSegment) -> bytes:
-    """A segment as a record of a chunk: its length in bytes, then its content."""
+def encode_record(stored: StoredSegment) -> bytes:
+    """Return the segment as a record of a chunk: the length in bytes, then the serialized segment."""
     data = segment_to_record(stored.writer, stored.segment)
     return struct.pack("<I", len(data)) + data
 
 
-def chunks(files: Files) -> list[str]:
-    """The names of the chunks, oldest items first."""
+def chunk_names(files: Files) -> list[str]:
+    """Return the names of the chunks in ``files``, oldest items first."""
     return sorted((name for name in files if name.startswith("segments-")), key=key_range)
 
 
 def key_range(chunk: str) -> tuple[int, int]:
-    """First key of a chunk, and the key after its last item."""
+    """Return the first key of a chunk and the key after its last item, from its name."""
     first, end = chunk.removesuffix(".bin").split("-")[2:]
     return int(first), int(end)
 
 
-def is_ours(name: str) -> bool:
-    """Whether a file of that name belongs to a snapshot, complete or not."""
+def is_snapshot_file(name: str) -> bool:
+    """Return whether ``name`` is the name of a snapshot's file, finished or temporary."""
     return name.lstrip(".").startswith(("segments-", "td-", MANIFEST))
 
 
-def spec_words(spec: dict[str, Any]) -> str:
-    """A spec in words, such as ``uint8 84x84 in stacks of 4``; for messages."""
+def describe_spec(spec: dict[str, Any]) -> str:
+    """Return a spec as text for messages, such as ``uint8 84x84 in stacks of 4``."""
     return f"{spec['dtype']} {'x'.join(map(str, spec['frame_shape']))} in stacks of {spec['stack']}"
 
 
-def put(path: Path, pieces: list[bytes]) -> dict[str, Any]:
-    """Write and sync a file; returns its bytes and SHA-256 for the manifest. Raises OSError."""
+def write_file(path: Path, pieces: list[bytes]) -> dict[str, Any]:
+    """Write and sync a file; returns its entry for the manifest: size and SHA-256. Raises OSError."""
     data = b"".join(pieces)
     write_synced(path, data)
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def read(directory: Path, name: str, files: Files) -> bytes:
-    """A file's content. Raises OSError, KeyError and ValueError when it is missing or does not match the manifest."""
+def read_file(directory: Path, name: str, files: Files) -> bytes:
+    """Return a file's content. Raises OSError, KeyError or ValueError if it is missing or not as in the manifest."""
     data = (directory / name).read_bytes()
     if len(data) != files[name]["bytes"]:
-        raise ValueError(f"{name} has {len(data)} bytes, not {files[name]['bytes']}")
+        raise ValueError(f"{name} has {len(data)} bytes, expected {files[name]['bytes']}")
     if hashlib.sha256(data).hexdigest() != files[name]["sha256"]:
         raise ValueError(f"{name} does not match its checksum")
     return data
 
 
 def manifest_bytes(snapshot: dict[str, Any]) -> bytes:
-    """The content of a manifest: format number, checksum and ``snapshot`` as JSON."""
+    """Return the content of a manifest file: format number, checksum and ``snapshot``, as JSON."""
     text = json.dumps(snapshot)
     checksum = hashlib.sha256(text.encode()).hexdigest()
     return f'{{"format": {FORMAT}, "sha256": "{checksum}", "snapshot":\n{text}}}\n'.encode()
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
-    """The snapshot in a manifest.
+    """Return the ``snapshot`` in a manifest file.
 
-    Raises BadInput when its format is newer; OSError, ValueError, KeyError and TypeError when it is missing or damaged.
+    Raises BadInput if a newer Qfleet wrote it; OSError, ValueError, KeyError or TypeError if it is missing or damaged.
     """
     data = json.loads(file.read_bytes())
     format_of(data, FORMAT, str(file))
@@ -142,10 +147,10 @@ def read_manifest(file: Path) -> dict[str, Any]:
     return snapshot
 
 
-def locked(directory: Path) -> IO[str]:
-    """The open lock file of ``directory``, which is created where it is missing; closing it releases the lock.
+def lock_directory(directory: Path) -> IO[str]:
+    """Lock ``directory``, which is created if it is missing; returns the open lock file. Closing it releases the lock.
 
-    Raises BadInput when another process holds the lock, or the directory cannot be written.
+    Raises BadInput if another process has locked the directory, or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -154,11 +159,11 @@ def locked(directory: Path) -> IO[str]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BadInput(
-                f"{directory} is in use by another replay shard: write a directory of this one's own"
+                f"{directory} is in use by another replay shard: write another directory for this one"
             ) from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise BadInput(f"{directory} cannot be written: {error.strerror}") from error
-            log.warning("%s: this file system has no locks; see that no other shard uses it", directory)
+            log.warning("%s cannot be locked on this file system: make sure that no other shard uses it", directory)
         stack.pop_all()
     return lock

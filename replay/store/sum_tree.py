@@ -1,8 +1,8 @@
-"""A sum tree over slots, vectorised over the batch (Schaul et al. 2016, appendix B.2.1, with a fan-out of FANOUT).
+"""A sum tree over slots, vectorized over the batch (Schaul et al. 2016, appendix B.2.1, with a fan-out of FANOUT).
 
-Each level holds the sums of groups of FANOUT entries of the level below. A wide fan-out keeps the tree shallow, so that
-an operation is a few numpy calls a level whatever the batch. Parents are recomputed from their children, never adjusted
-by differences, so rounding errors do not accumulate.
+Each level holds the sums of groups of FANOUT entries of the level below. With a large fan-out the tree has few levels,
+and an operation takes a few NumPy calls per level, independent of the batch size. A parent is recomputed from its
+children and never updated by a difference, so rounding errors do not accumulate.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ FANOUT = 32
 
 
 class SumTree:
-    """Non-negative values at slots 0..capacity-1, drawn in proportion to their values in O(log capacity).
+    """Non-negative values at slots 0..capacity-1, and their sum; finds a slot by its cumulative sum in O(log capacity).
 
-    Raises ValueError unless the capacity is at least 1.
+    To draw slots in proportion to their values, call `find` with uniform random numbers in [0, total). Raises
+    ValueError if ``capacity`` is below 1.
     """
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}: it must be at least 1")
         self.capacity = capacity
-        self._levels: list[Float64] = []  # [0] the leaves, [-1] one group of FANOUT sums
+        self._levels: list[Float64] = []  # [0]: the leaves; [-1]: one group of FANOUT sums
         size = capacity
         while True:
             size = -(-size // FANOUT)
@@ -38,13 +39,13 @@ class SumTree:
         return float(self._levels[-1].sum())
 
     def get(self, slots: Array) -> Float64:
-        """Values, float64 [B], at ``slots`` [B]."""
+        """Return the values, float64 [B], at ``slots`` [B]."""
         return np.asarray(self._levels[0][slots])
 
     def set(self, slots: Array, values: Array) -> None:
-        """Set ``values`` [B] at ``slots`` [B]; the last one counts where a slot occurs twice.
+        """Set the values at ``slots`` [B] to ``values`` [B]. If a slot occurs more than once, its last value is used.
 
-        Raises ValueError on a value that is negative or not finite, IndexError on a slot outside the tree.
+        Raises ValueError if a value is negative or not finite, IndexError if a slot is outside the tree.
         """
         values = np.asarray(values, dtype=np.float64)
         if not np.isfinite(values).all() or (values < 0).any():
@@ -60,14 +61,14 @@ class SumTree:
             above[groups] = below.reshape(-1, FANOUT)[groups].sum(axis=1)
 
     def find(self, targets: Array) -> Int64:
-        """The slot, int64 [B], where the running sum of values first exceeds each of ``targets`` [B] in [0, total)."""
+        """Return the slots, int64 [B], where the cumulative sum first exceeds ``targets`` [B], each in [0, total)."""
         remaining = np.array(targets, dtype=np.float64)
         group = np.zeros(len(remaining), dtype=np.int64)
         for level in reversed(self._levels):
             children = level.reshape(-1, FANOUT)[group]  # [B, FANOUT]
             sums = children.cumsum(axis=1)
             child = (remaining[:, None] >= sums).sum(axis=1)
-            # rounding may push a target past the last non-empty child: step back onto it
+            # rounding may move a target past the last child with a value: step back to that child
             last = FANOUT - 1 - (children[:, ::-1] > 0).argmax(axis=1)
             child = np.minimum(child, last)
             rows = np.arange(len(child))

@@ -1,1 +1,1 @@
-"""The service and its clients. gRPC is imported in this package alone."""
+"""The gRPC service of a shard, and its clients. Only this package imports gRPC."""

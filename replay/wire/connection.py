@@ -1,4 +1,4 @@
-"""The part that both clients share: a channel to one shard with clear errors, and when to give the shard up."""
+"""A client's connection to one shard: channel, unary calls, and the decision when the shard counts as gone."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ import grpc
 
 from protos import replay_pb2 as pb
 from protos import replay_pb2_grpc as rpc
-from protos.codec import drained_from_message, info_from_message, written_from_message
-from protos.types import Drained, InvalidMessage, ShardInfo, SnapshotWritten
+from protos.codec import drained_from_message, info_from_message, snapshot_from_message
+from protos.types import Drained, InvalidMessage, ShardInfo, SnapshotResult
 from replay.security import UNPROTECTED, Access, SecurityConfig
 from replay.wire.channel import CHANNEL_OPTIONS, NO_CREDIT, NO_STREAM
 from rl.errors import BadSetting, RunFault
 
-RETRY_FROM, RETRY_TO = 0.1, 2.0  # seconds between attempts, doubling
-REFUSED = (
+MIN_BACKOFF, MAX_BACKOFF = 0.1, 2.0  # seconds between attempts; doubled after each failure
+FATAL_CODES = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
 )
-ALIVE = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED)  # alive, and expects the stream to be reopened
-HUNG_UP = (
-    " (something listens there and hangs up: a shard that expects TLS or a client's certificate, or has too many "
+# The shard is alive and expects the client to reopen the stream.
+REOPEN_CODES = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED)
+CONNECTION_CLOSED_HINT = (
+    " (the connection was accepted and then closed: the shard may expect TLS or a client certificate, or have too many "
     "connections)"
 )
 
 
 class ShardConnection:
-    """One shard's address and channel, and how long it has been silent.
+    """A channel to one shard, with the state of its failures.
 
-    ``gone`` is set, for good, once ``give_up_after`` seconds have passed since its first failure after its last answer,
-    or when it refused a request. Pickles as its address and its access. Raises BadInput when a TLS file cannot be read.
+    ``is_gone`` becomes true, permanently, when the shard has failed for ``give_up_after`` seconds without an answer.
+    The streams also set it when the shard rejects a request. Pickling keeps only the arguments. Raises BadInput if a
+    TLS file cannot be read.
     """
 
     def __init__(self, address: str, give_up_after: float, access: Access = UNPROTECTED) -> None:
@@ -42,68 +44,68 @@ class ShardConnection:
         self.channel = open_channel(address, access)
         self.metadata = access.metadata  # sent with each call
         self.stub = rpc.ReplayStub(self.channel)
-        self.gone = False
+        self.is_gone = False
         self.last_error = "never reached"
-        self._silent_since: float | None = None  # time of its first failure since its last answer
-        self._pause = RETRY_FROM
+        self._silent_since: float | None = None  # time of the first failure since the last answer
+        self._backoff = MIN_BACKOFF
 
-    def answered(self) -> None:
-        """Note that the shard answered: it is alive."""
+    def record_answer(self) -> None:
+        """Record that the shard answered; resets the backoff."""
         self.last_error = "no error"
         self._silent_since = None
-        self._pause = RETRY_FROM
+        self._backoff = MIN_BACKOFF
 
-    def failed(self, error: grpc.RpcError) -> float:
-        """Note a failure; returns the seconds to wait before the next attempt.
+    def record_failure(self, error: grpc.RpcError) -> float:
+        """Record a failed call; returns the seconds to wait before the next attempt.
 
-        Sets ``gone`` when the shard has been silent for too long. Raises RunFault on an error that no retry can resolve
-        (a refused request).
+        Sets ``is_gone`` if the shard has not answered for ``give_up_after`` seconds. Raises RunFault if the shard
+        rejected the request, so that retrying is useless.
         """
         code, details = _status(error)
         waiting = code == grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(NO_CREDIT)
         full = code == grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(NO_STREAM)
-        if code in REFUSED and not (waiting or full):
-            raise RunFault(f"replay shard {self.address} refused a request: {details}")
-        hint = HUNG_UP if "failed to connect" in details and "Socket closed" in details else ""
+        if code in FATAL_CODES and not (waiting or full):
+            raise RunFault(f"replay shard {self.address} rejected a request: {details}")
+        hint = CONNECTION_CLOSED_HINT if "failed to connect" in details and "Socket closed" in details else ""
         now = time.monotonic()
-        if waiting or code in ALIVE:
-            self.answered()
+        if waiting or code in REOPEN_CODES:
+            self.record_answer()
         elif self._silent_since is None:
             self._silent_since = now
         elif now - self._silent_since > self.give_up_after:
-            self.gone = True
+            self.is_gone = True
         self.last_error = f"{code.name}: {details}{hint}"
-        pause, self._pause = self._pause, min(self._pause * 2, RETRY_TO)
-        return pause
+        backoff, self._backoff = self._backoff, min(self._backoff * 2, MAX_BACKOFF)
+        return backoff
 
     def info(self, timeout: float) -> ShardInfo:
         """The shard's counts and settings.
 
-        Raises RunFault, as the methods below do, when the shard does not answer within ``timeout`` seconds.
+        Raises RunFault if the shard does not answer within ``timeout`` seconds, as do the methods below.
         """
-        return info_from_message(self._ask("Info", pb.InfoRequest(), timeout))
+        return info_from_message(self._call("Info", pb.InfoRequest(), timeout))
 
     def set_limited(self, limited: bool, timeout: float) -> ShardInfo:
-        """Set whether inserts need credit; returns the counts and settings after it. Raises RunFault."""
-        return info_from_message(self._ask("SetLimited", pb.SetLimitedRequest(limited=limited), timeout))
+        """Set whether inserts need credit; returns the new counts and settings. Raises RunFault."""
+        return info_from_message(self._call("SetLimited", pb.SetLimitedRequest(limited=limited), timeout))
 
-    def snapshot(self, timeout: float) -> SnapshotWritten:
-        """Have the shard write a snapshot to its own directory; returns what was written. Raises RunFault."""
-        return written_from_message(self._ask("Snapshot", pb.SnapshotRequest(), timeout))
+    def snapshot(self, timeout: float) -> SnapshotResult:
+        """Ask the shard to write a snapshot to its directory; returns when it is on disk. Raises RunFault."""
+        return snapshot_from_message(self._call("Snapshot", pb.SnapshotRequest(), timeout))
 
     def drain(self, taken: int, segments: int, timeout: float) -> Drained:
-        """Have the shard remove the segments with keys below ``taken``; returns up to ``segments`` of the next ones.
+        """Ask the shard to remove the segments with keys below ``taken``; returns up to ``segments`` of the next ones.
 
-        Raises RunFault, also when the reply is malformed.
+        Raises RunFault if the shard does not answer or the reply is malformed.
         """
-        reply = self._ask("Drain", pb.DrainRequest(taken=taken, segments=segments), timeout)
+        reply = self._call("Drain", pb.DrainRequest(taken=taken, segments=segments), timeout)
         try:
             return drained_from_message(reply)
         except InvalidMessage as error:
-            raise RunFault(f"replay shard {self.address} sent a broken reply: {error}") from error
+            raise RunFault(f"replay shard {self.address} sent a malformed reply: {error}") from error
 
-    def _ask(self, method: str, request: Any, timeout: float) -> Any:
-        """The reply of a unary method of the service. Raises RunFault."""
+    def _call(self, method: str, request: Any, timeout: float) -> Any:
+        """Call a unary method of the service; returns the reply. Raises RunFault."""
         try:
             return getattr(self.stub, method)(request, timeout=timeout, metadata=self.metadata)
         except grpc.RpcError as error:
@@ -115,14 +117,14 @@ class ShardConnection:
 
 
 def open_channel(address: str, access: Access) -> grpc.Channel:
-    """A channel to a shard, with TLS when an authority is named. Raises BadSetting when a file cannot be read."""
-    authority, name = access.pem("authority"), access.security.name
+    """Open a channel to a shard, with TLS if ``authority`` is set. Raises BadSetting if a file cannot be read."""
+    authority, name = access.read_pem("authority"), access.security.name
     if authority is None and (name or access.security.certificate):
-        said = "is missing in a client with `certificate` or `name`: write it as well"
-        raise BadSetting(SecurityConfig, "authority", said)
+        message = "is missing: a client with `certificate` or `name` needs it too"
+        raise BadSetting(SecurityConfig, "authority", message)
     if authority is None:
         return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(authority, access.pem("key"), access.pem("certificate"))
+    credentials = grpc.ssl_channel_credentials(authority, access.read_pem("key"), access.read_pem("certificate"))
     options = [*CHANNEL_OPTIONS, *([("grpc.ssl_target_name_override", name)] if name else [])]
     return grpc.secure_channel(address, credentials, options=options)
 
@@ -134,6 +136,6 @@ def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
 
 
 def all_gone(connections: list[ShardConnection]) -> RunFault:
-    """The RunFault for a client to raise when no shard is left, with the last error of each."""
+    """Return the RunFault to raise when every shard is gone; it names the last error of each."""
     states = "; ".join(f"{c.address} ({c.last_error})" for c in connections)
     return RunFault(f"no replay shard has answered for {connections[0].give_up_after:g} s: {states}")

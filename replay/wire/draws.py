@@ -1,7 +1,7 @@
-"""Requests for draws: what each shard was asked for, and the stream that carries requests and replies.
+"""Requests for draws, and the stream to each shard that carries requests and replies.
 
-A message carries one shard's part of a request. A request covers several batches, so that small batches do not each
-cost a message.
+A `DrawRequest` covers several batches, so that small batches share a message. Each shard gets one message with its part
+of the request, a `ShardRequest`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from protos import replay_pb2 as pb
-from protos.codec import counts_from_message, items_of_reply, sample_request
+from protos.codec import count_reply_items, counts_from_message, sample_request
 from protos.types import Counts, LimiterState
 from replay.credit import ShardAccount
 from replay.wire.connection import ShardConnection
@@ -24,126 +24,131 @@ from rl.errors import RunFault
 
 @dataclass
 class ShardRequest:
-    """What one shard is asked for in a message, and its reply."""
+    """One shard's part of a `DrawRequest`, and the shard's reply."""
 
-    counts: list[int]  # items of each batch; all 0, or empty, to ask only for the shard's counts
-    share: float  # of each batch: the probability with which the shard was chosen for an item
+    counts: list[int]  # items to draw for each batch; all 0, or empty, to ask only for the shard's counts
+    share: float  # probability with which this shard was chosen for an item of a batch
     reply: pb.SampleReply | None = None
-    lost: bool = False
+    is_lost: bool = False
 
     @property
-    def whole(self) -> bool:
-        """Whether the reply is there and holds all items asked for."""
-        return self.reply is not None and items_of_reply(self.reply) == sum(self.counts)
+    def is_complete(self) -> bool:
+        """Whether the shard has replied with all requested items."""
+        return self.reply is not None and count_reply_items(self.reply) == sum(self.counts)
 
 
 @dataclass
 class DrawRequest:
-    """Some batches that are asked for together: one message to each shard that they are drawn from, by its index.
+    """One or more batches that are requested together, with one message to each shard that they are drawn from.
 
-    It is settled as a whole: a batch is complete once every shard has sent its items of it.
+    The event ``done`` is set once every shard has replied or is lost.
     """
 
-    shards: dict[int, ShardRequest]
-    settled: threading.Event = field(default_factory=threading.Event)
+    shards: dict[int, ShardRequest]  # by the index of the shard's stream
+    done: threading.Event = field(default_factory=threading.Event)
 
     @property
     def items(self) -> int:
-        """Number of items in all its batches."""
+        """Number of items in all batches."""
         return sum(sum(shard.counts) for shard in self.shards.values())
 
-    def settle(self) -> None:
-        """Set the event ``settled`` once every shard has replied or is lost."""
-        if all(shard.reply is not None or shard.lost for shard in self.shards.values()):
-            self.settled.set()
+    def update_done(self) -> None:
+        """Set ``done`` if every shard has replied or is lost."""
+        if all(shard.reply is not None or shard.is_lost for shard in self.shards.values()):
+            self.done.set()
 
 
 class DrawStream:
     """The Sample stream to one shard, reopened when it breaks.
 
         stream = DrawStream(index, connection, account)
-        stream.ask(request, request.shards[index], limiter)
-        request.settled.wait()  # then the reply is in the request; at the end `leave` and `join`
+        stream.send(request, request.shards[index], limiter)
+        request.done.wait()  # the reply is now in request.shards[index]
+        stream.leave()
+        stream.join()
 
-    It records the shard's counts in its ``account`` of the ledger.
+    Each reply's counts are recorded in ``account``, the shard's account in the `CreditLedger`.
     """
 
     def __init__(self, index: int, connection: ShardConnection, account: ShardAccount) -> None:
         self.index, self.connection, self.account = index, connection, account
-        self.counts = Counts()  # by its last reply
-        self.left = False
+        self.counts = Counts()  # from the last reply
+        self.has_left = False
         self.failure: RunFault | None = None
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[DrawRequest, ShardRequest]] = deque()  # in the order of the requests sent
+        self._unanswered: deque[tuple[DrawRequest, ShardRequest]] = deque()  # in the order of the requests sent
         self._requests: queue.SimpleQueue[pb.SampleRequest | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"sampler-{connection.address}", daemon=True)
         self._thread.start()
 
     @property
-    def alive(self) -> bool:
-        """Whether the shard may still answer."""
-        return not (self.left or self.connection.gone)
+    def is_alive(self) -> bool:
+        """Whether the shard may still reply."""
+        return not (self.has_left or self.connection.is_gone)
 
-    def ask(self, request: DrawRequest, own: ShardRequest, limiter: LimiterState | None) -> None:
-        """Send this shard's part ``own`` of ``request``; the reply, or the loss of the stream, settles it."""
+    def send(self, request: DrawRequest, part: ShardRequest, limiter: LimiterState | None) -> None:
+        """Send ``part``, this shard's part of ``request``, without waiting for the reply.
+
+        When the reply arrives it is stored in ``part``. If the stream breaks first, ``part.is_lost`` is set.
+        """
         with self._lock:
-            if not self.alive:
-                own.lost = True
-                request.settle()
+            if not self.is_alive:
+                part.is_lost = True
+                request.update_done()
                 return
-            self._waiting.append((request, own))
-            self._requests.put(sample_request(own.counts, self.account.credit(), limiter))
+            self._unanswered.append((request, part))
+            self._requests.put(sample_request(part.counts, self.account.credit(), limiter))
 
     def _run(self) -> None:
-        while self.alive:
+        while self.is_alive:
             requests = self._requests
             try:
                 stub, metadata = self.connection.stub, self.connection.metadata
                 for reply in stub.Sample(iter(requests.get, None), metadata=metadata):
-                    self.connection.answered()
-                    self._settle(reply)
+                    self.connection.record_answer()
+                    self._handle_reply(reply)
             except grpc.RpcError as error:
-                self._broken(error, requests)
+                self._handle_error(error, requests)
             except ValueError:  # the channel was closed by `leave`
                 break
-        self._lose_all()  # also requests made during a pause
+        self._mark_all_lost()  # including requests sent during a backoff
 
-    def _settle(self, reply: pb.SampleReply) -> None:
+    def _handle_reply(self, reply: pb.SampleReply) -> None:
         counts = counts_from_message(reply.counts)
         with self._lock:
-            request, own = self._waiting.popleft()
+            request, part = self._unanswered.popleft()
             self.counts = counts
             self.account.record(counts.inserted, counts.sampled, counts.stored)
-        own.reply = reply
-        request.settle()
+        part.reply = reply
+        request.update_done()
 
-    def _broken(self, error: grpc.RpcError, requests: queue.SimpleQueue[pb.SampleRequest | None]) -> None:
-        pause = 0.0
+    def _handle_error(self, error: grpc.RpcError, requests: queue.SimpleQueue[pb.SampleRequest | None]) -> None:
+        backoff = 0.0
         try:
-            if self.alive:
-                pause = self.connection.failed(error)
+            if self.is_alive:
+                backoff = self.connection.record_failure(error)
         except RunFault as fault:
             self.failure = fault
-            self.connection.gone = True
-        if not self.alive:
+            self.connection.is_gone = True
+        if not self.is_alive:
             self.account.close()
-        self._lose_all()
-        requests.put(None)  # ends the old stream's sender
-        if self.alive:
-            time.sleep(pause)
+        self._mark_all_lost()
+        requests.put(None)  # ends the request iterator of the broken stream
+        if self.is_alive:
+            time.sleep(backoff)
 
-    def _lose_all(self) -> None:
+    def _mark_all_lost(self) -> None:
         with self._lock:
             self._requests = queue.SimpleQueue()
-            lost, self._waiting = list(self._waiting), deque()
-            self.account.lose()
-        for request, own in lost:
-            own.lost = True
-            request.settle()
+            lost, self._unanswered = list(self._unanswered), deque()
+            self.account.mark_unreachable()
+        for request, part in lost:
+            part.is_lost = True
+            request.update_done()
 
     def leave(self) -> None:
-        """End the stream; requests without a reply are lost."""
-        self.left = True
+        """End the stream; requests without a reply are marked lost."""
+        self.has_left = True
         self.account.close()
         self._requests.put(None)
         self.connection.channel.close()

@@ -1,4 +1,4 @@
-"""Admission to a shard's server: TLS, the token, limits on connections and streams. Each is checked once a call."""
+"""Access control of a shard's server: TLS, token check, limits on connections and streams."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from rl.bounds import between
 Context = Any  # grpc.aio.ServicerContext, which is untyped
 Stream = Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]]
 
-OPEN_METHODS = {"/grpc.health.v1.Health/Check"}  # answered without a token, for probes
+METHODS_WITHOUT_TOKEN = {"/grpc.health.v1.Health/Check"}  # for health probes
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Resource limits of a shard's server; the sizes of messages, requests and segments are limited as well."""
+    """Resource limits of a shard's server. Sizes of messages, requests and segments have fixed limits elsewhere."""
 
     streams: int = 4_000
     """Insert and Sample streams open at once."""
     connections: int = 4_000
     """Connections open at once; the server closes further ones."""
     connection_streams: int = 256
-    """Calls open at once on one connection; more wait in the client."""
+    """Calls open at once on one connection; further calls wait in the client."""
     stream_idle: float = 600.0
-    """Seconds without a request after which a stream is ended; the clients open another when they need it."""
+    """Seconds without a request after which a stream is ended; clients reopen it when they need it."""
     connection_idle: float = 300.0
     """Seconds without a call after which a connection is closed."""
     handshake: float = 10.0
-    """Seconds that a connection has for its TLS handshake and HTTP/2 settings."""
+    """Seconds within which a connection must complete its TLS handshake and send its HTTP/2 settings."""
     keepalive: float = 20.0
-    """Seconds between pings to a silent client; one that does not answer for as long is cut off."""
+    """Seconds between pings to a silent client, and seconds to wait for its answer before the connection is closed."""
 
     def __post_init__(self) -> None:
         names = [f.name for f in fields(self)]
         between(self, 0, 2**31, *names, above=True, below=True)
 
     def options(self) -> list[tuple[str, int]]:
-        """The options of a gRPC server for those limits that gRPC enforces itself."""
+        """Return the gRPC server options for the limits that gRPC itself enforces."""
         return [
             ("grpc.max_concurrent_streams", self.connection_streams),
             ("grpc.max_allowed_incoming_connections", self.connections),
@@ -54,7 +54,7 @@ class Limits:
             ("grpc.server_handshake_timeout_ms", _milliseconds(self.handshake)),
             ("grpc.keepalive_time_ms", _milliseconds(self.keepalive)),
             ("grpc.keepalive_timeout_ms", _milliseconds(self.keepalive)),
-            ("grpc.http2.ping_timeout_ms", _milliseconds(self.keepalive)),  # without it: a minute
+            ("grpc.http2.ping_timeout_ms", _milliseconds(self.keepalive)),  # default: 60 s
         ]
 
 
@@ -63,107 +63,111 @@ def _milliseconds(seconds: float) -> int:
 
 
 def add_port(server: grpc.aio.Server, address: str, access: Access) -> int:
-    """Listen on ``host:port``, with TLS when there is a certificate; returns the port.
+    """Make ``server`` listen on ``address`` ("host:port"), with TLS if there is a certificate; returns the port.
 
-    Raises RuntimeError when it cannot listen there, BadSetting when a file cannot be read.
+    Raises RuntimeError if it cannot listen there, BadSetting if a file cannot be read.
     """
-    certificate, key = access.pem("certificate"), access.pem("key")
+    certificate, key = access.read_pem("certificate"), access.read_pem("key")
     if certificate is None or key is None:
         return int(server.add_insecure_port(address))
     mutual = access.security.mutual
     credentials = grpc.ssl_server_credentials(
-        [(key, certificate)], access.pem("authority") if mutual else None, require_client_auth=mutual
+        [(key, certificate)], access.read_pem("authority") if mutual else None, require_client_auth=mutual
     )
     return int(server.add_secure_port(address, credentials))
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):
-    """Answers every call that does not carry the token with UNAUTHENTICATED, before its first message is read."""
+    """Rejects every call without the token with UNAUTHENTICATED, before its first message is read."""
 
     def __init__(self, token: str) -> None:
-        self._wanted = f"Bearer {token}".encode()
-        self._refusal = grpc.stream_stream_rpc_method_handler(_refuse)  # fits every kind of call
+        self._expected = f"Bearer {token}".encode()
+        self._rejection = grpc.stream_stream_rpc_method_handler(_reject)  # fits every kind of call
 
     async def intercept_service(self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails) -> Any:
-        """The handler of the call, or one that refuses it when the token is missing or wrong.
+        """Return the call's handler, or a rejecting handler if the token is missing or wrong.
 
         Health checks need no token.
         """
         given = dict(details.invocation_metadata).get("authorization", "")
         given = given if isinstance(given, bytes) else given.encode("utf-8", "surrogateescape")
-        if hmac.compare_digest(given, self._wanted) or details.method in OPEN_METHODS:
+        if hmac.compare_digest(given, self._expected) or details.method in METHODS_WITHOUT_TOKEN:
             return await continuation(details)
-        return self._refusal
+        return self._rejection
 
 
-async def _refuse(requests: AsyncIterator[Any], context: Context) -> None:
+async def _reject(requests: AsyncIterator[Any], context: Context) -> None:
     await context.abort(
-        grpc.StatusCode.UNAUTHENTICATED, "the call does not carry this shard's token as 'authorization: Bearer TOKEN'"
+        grpc.StatusCode.UNAUTHENTICATED,
+        "the token is missing or wrong: send this shard's token as metadata 'authorization: Bearer TOKEN'",
     )
 
 
 class StreamGuard:
-    """Limits how many streams of a server are open, and how long each may send nothing."""
+    """Limits how many streams a server has open, and how long each may be idle."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.open = 0
+        self.open_streams = 0
 
-    def bounded(self, method: Stream) -> Stream:
-        """The streaming method with these limits applied.
+    def limit(self, method: Stream) -> Stream:
+        """Return the streaming ``method`` with the limits applied.
 
-        A call ends with RESOURCE_EXHAUSTED when too many are open, and with ABORTED after too long a silence.
+        A call ends with RESOURCE_EXHAUSTED if too many streams are open, and with ABORTED if it is idle for too long.
         """
 
         @functools.wraps(method)
         async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-            if self.open >= self._limits.streams:
+            if self.open_streams >= self._limits.streams:
                 await context.abort(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"{NO_STREAM}: {self.open} are open on this shard"
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"{NO_STREAM}: {self.open_streams} are open on this shard"
                 )
-            watch = _Watch(context, self._limits.stream_idle)
-            self.open += 1
-            context.add_done_callback(functools.partial(self._ended, watch))
-            async for reply in method(watch.listen(requests), context):
+            timer = _IdleTimer(context, self._limits.stream_idle)
+            self.open_streams += 1
+            context.add_done_callback(functools.partial(self._on_call_done, timer))
+            async for reply in method(timer.track(requests), context):
                 yield reply
 
         return stream
 
-    def _ended(self, watch: _Watch, context: Context) -> None:
-        self.open -= 1
-        watch.stop()
+    def _on_call_done(self, timer: _IdleTimer, context: Context) -> None:
+        self.open_streams -= 1
+        timer.stop()
 
 
-class _Watch:
-    """Ends a call that has sent nothing for ``patience`` seconds; costs one reading of the clock a message."""
+class _IdleTimer:
+    """Aborts a call that has sent nothing for ``timeout`` seconds.
 
-    def __init__(self, context: Context, patience: float) -> None:
-        self._context, self._patience = context, patience
+    A request costs one reading of the clock: the timer is rescheduled only when it fires.
+    """
+
+    def __init__(self, context: Context, timeout: float) -> None:
+        self._context, self._timeout = context, timeout
         self._loop = asyncio.get_running_loop()
-        self._heard = self._loop.time()
-        self._timer = self._loop.call_later(patience, self._look)
-        self._ending: asyncio.Task[None] | None = None
+        self._last_request = self._loop.time()
+        self._timer = self._loop.call_later(timeout, self._check)
+        self._abort_task: asyncio.Task[None] | None = None
 
-    async def listen(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """The requests as they arrive; each one restarts the time."""
+    async def track(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Yield the requests as they arrive; each one restarts the idle time."""
         async for request in requests:
-            self._heard = self._loop.time()
+            self._last_request = self._loop.time()
             yield request
 
-    def _look(self) -> None:
-        left = self._heard + self._patience - self._loop.time()
+    def _check(self) -> None:
+        left = self._last_request + self._timeout - self._loop.time()
         if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
+            self._timer = self._loop.call_later(left, self._check)
         else:
-            self._ending = self._loop.create_task(self._end())
+            self._abort_task = self._loop.create_task(self._abort())
 
-    async def _end(self) -> None:
-        with contextlib.suppress(grpc.aio.BaseError):  # raised by `abort` itself, or because the call has ended already
+    async def _abort(self) -> None:
+        with contextlib.suppress(grpc.aio.BaseError):  # `abort` always raises, also if the call has already ended
             await self._context.abort(
                 grpc.StatusCode.ABORTED,
-                f"the stream sent nothing for {self._patience:g} s: open another when it is needed",
+                f"the stream sent nothing for {self._timeout:g} s: open a new one when you need it",
             )
 
     def stop(self) -> None:
-        """Stop watching the call."""
+        """Cancel the timer."""
         self._timer.cancel()

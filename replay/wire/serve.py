@@ -1,4 +1,4 @@
-"""A stand-alone shard, for any learner that speaks the protocol; without Ray."""
+"""A stand-alone shard, without Ray, for any client of the protocol (`qfleet replay serve`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from replay.config import MAX_CAPACITY, check_capacity_bytes
 from replay.security import Access, SecurityConfig
 from replay.store.selectors import SelectorConfig
-from replay.store.shard import Shard, fresh_generation
+from replay.store.shard import Shard, random_generation
 from replay.store.snapshots import Restored, Snapshots
 from replay.wire.guard import Limits
 from replay.wire.service import INSERT_TIMEOUT, start_server
@@ -29,36 +29,36 @@ class ServeConfig:
     """One replay shard, without Ray."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; one that other machines reach (0.0.0.0: all of this machine's) takes a token."""
+    """Address to listen on; 0.0.0.0 for all interfaces. An address other than loopback requires a token."""
     port: int = 50051
     """Port to listen on; 0: a free one."""
     capacity: int = 200_000
-    """Transitions; the oldest go first."""
+    """Largest number of transitions stored; the oldest are evicted first."""
     capacity_bytes: int = 0
-    """Bytes of memory for the content: compressed frames, what is kept of each step and segment, and the rows and
-    priorities of `capacity` transitions; the process itself takes some 300 MB more. 0: no bound."""
+    """Bytes of memory for the content: compressed frames, step and segment data, and the rows and priorities of
+    `capacity` transitions. The process itself takes about 300 MB more. 0: unlimited."""
     frame_shape: tuple[int, ...] = (84, 84)
     """Shape of one frame."""
     dtype: str = "uint8"
-    """Type of a frame's numbers, as numpy names it."""
+    """NumPy data type of a frame."""
     stack: int = 4
-    """Frames of an observation; 1: the frame itself."""
+    """Frames in an observation; 1: an observation is one frame."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     """How items are drawn."""
     limited: bool = False
-    """Take items only against the insert credit that a sampler with a samples-per-insert ratio grants."""
+    """Accept items only against insert credit, which a sampler with a samples-per-insert ratio grants."""
     insert_timeout: float = INSERT_TIMEOUT
     """Seconds that a segment waits for credit before its stream is ended."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
-    """TLS and the token."""
+    """TLS and the access token."""
     limits: Limits = field(default_factory=Limits)
     """Resource limits of the server."""
     seed: int = 0
-    """Seed of the draws."""
+    """Random seed of the draws."""
     snapshots: str | None = None
-    """This shard's own directory for snapshots: restored at the start, written on request and at an orderly end."""
+    """Directory for this shard's snapshots. Restored at the start; written on request and at Ctrl-C or SIGTERM."""
     snapshot_minutes: float = 0.0
-    """Minutes between further snapshots; 0: none."""
+    """Minutes between periodic snapshots; 0: none."""
 
     def __post_init__(self) -> None:
         require(bool(self.host), self, "host", "an address of this machine, or 0.0.0.0 for all of them")
@@ -69,23 +69,23 @@ class ServeConfig:
         require(bool(self.frame_shape) and min(self.frame_shape) >= 1, self, "frame_shape", sides)
         at_least(self, 1, "stack", unit="frame")
         positive(self, "insert_timeout", unit="seconds")
-        idle = f"less than the {self.limits.stream_idle:g} s of `limits.stream_idle`, so that a segment may wait for credit"
+        idle = f"less than `limits.stream_idle` ({self.limits.stream_idle:g} s), or the wait for credit ends the stream"
         require(self.insert_timeout < self.limits.stream_idle, self, "insert_timeout", idle)
         if self.security.authority and not self.security.mutual:
-            said = "is for mutual TLS, on a shard: add `security.mutual: true`, or leave it out"
-            raise BadSetting(type(self), "security.authority", said)
+            message = "is used by a shard only for mutual TLS: add `security.mutual: true`, or leave it out"
+            raise BadSetting(type(self), "security.authority", message)
         at_least(self, 0, "snapshot_minutes")
-        own = "0, or the directory too with `snapshots`"
-        require(not self.snapshot_minutes or bool(self.snapshots), self, "snapshot_minutes", own)
-        require(_numbers(self.dtype), self, "dtype", "a numpy type of numbers, such as uint8 or float32")
+        needs_directory = "0, or give a directory with `snapshots`"
+        require(not self.snapshot_minutes or bool(self.snapshots), self, "snapshot_minutes", needs_directory)
+        require(_is_numeric(self.dtype), self, "dtype", "a numeric NumPy data type, such as uint8 or float32")
 
     @property
     def spec(self) -> ObservationSpec:
-        """The spec of the observations that the shard stores."""
+        """Shape and type of the observations that the shard stores."""
         return ObservationSpec(self.frame_shape, np.dtype(self.dtype).name, self.stack)
 
 
-def _numbers(dtype: str) -> bool:
+def _is_numeric(dtype: str) -> bool:
     try:
         return np.dtype(dtype).kind in "uif"
     except TypeError:
@@ -93,48 +93,48 @@ def _numbers(dtype: str) -> bool:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise BadSetting when this process cannot listen on ``host`` and ``port`` (gRPC itself would only log it)."""
+    """Raise BadSetting if this process cannot listen on ``host`` and ``port``; gRPC itself would only log it."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
-        said = f"{host}: {error.strerror}: write an address of this machine"
-        raise BadSetting(ServeConfig, "host", said) from error
+        message = f"{host}: {error.strerror}: write an address of this machine"
+        raise BadSetting(ServeConfig, "host", message) from error
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
-                said = f"{host} is no address of this machine: write one, or 0.0.0.0"
-                raise BadSetting(ServeConfig, "host", said) from error
-            said = f"{port}: {error.strerror}: write another one, or 0 for a free one"
-            raise BadSetting(ServeConfig, "port", said) from error
+                message = f"{host} is not an address of this machine: write one that is, or 0.0.0.0 for all"
+                raise BadSetting(ServeConfig, "host", message) from error
+            message = f"{port}: {error.strerror}: write another port, or 0 for a free one"
+            raise BadSetting(ServeConfig, "port", message) from error
 
 
 async def serve(
     config: ServeConfig,
     ready: Callable[[int, Restored | None], None],
-    watch: Callable[[Shard], None] = lambda shard: None,
+    on_shard: Callable[[Shard], None] = lambda shard: None,
 ) -> signal.Signals:
-    """Serve until Ctrl-C or SIGTERM; returns which of them came.
+    """Serve a shard until Ctrl-C or SIGTERM; returns the signal.
 
-    ``ready`` is called with the port and what was restored from a snapshot. ``watch`` is called with the shard before
-    it is served, on the event loop that alone may use it. Raises BadInput when the port is taken or the snapshot cannot
-    be restored, RunFault when the last snapshot could not be written.
+    ``on_shard(shard)`` is called before the shard is served, on the event loop, the only place where the shard may be
+    used. ``ready(port, restored)`` is called once it listens. Raises BadInput if the port is taken or the snapshot
+    cannot be restored, RunFault if the last snapshot cannot be written.
     """
     access = Access.of(config.security)
     check_port(config.host, config.port)
     shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed, config.capacity_bytes)
     snapshots = Snapshots(Path(config.snapshots), shard, config.snapshot_minutes) if config.snapshots else None
-    watch(shard)
+    on_shard(shard)
     if not config.snapshots:
-        shard.generation = fresh_generation()
+        shard.generation = random_generation()
     ended: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
     server, port = await start_server(
         shard, config.host, config.port, config.insert_timeout, access, config.limits, snapshots
     )
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, _once, ended, number)
+        asyncio.get_running_loop().add_signal_handler(number, _set_once, ended, number)
     try:
         ready(port, snapshots.restored if snapshots else None)
         return await ended
@@ -144,6 +144,6 @@ async def serve(
             await snapshots.finish()
 
 
-def _once(ended: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
+def _set_once(ended: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
     if not ended.done():
         ended.set_result(number)

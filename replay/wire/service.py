@@ -1,4 +1,4 @@
-"""The gRPC server of one shard: a single asyncio event loop owns the shard, so that nothing needs a lock."""
+"""The gRPC server of one shard. Only its asyncio event loop uses the shard, so the shard needs no lock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from protos.codec import (
     priorities_from_message,
     sampled_to_message,
     segment_from_message,
-    written_to_message,
+    snapshot_to_message,
 )
 from protos.types import Counts, InvalidMessage
 from replay.security import UNPROTECTED, Access, check_listening, host_port
@@ -38,25 +38,25 @@ DEFAULT_LIMITS = Limits()
 
 
 class ReplayServicer(rpc.ReplayServicer):
-    """The service of `replay.proto` over one shard; its methods return the replies specified there."""
+    """Implements the service of `replay.proto` for one shard."""
 
     def __init__(
         self, shard: Shard, insert_timeout: float = INSERT_TIMEOUT, snapshots: Snapshots | None = None
     ) -> None:
         self.shard, self._snapshots = shard, snapshots
         self._insert_timeout = insert_timeout
-        self._granted = asyncio.Event()  # set, and replaced, whenever new credit arrives
+        self._credit_arrived = asyncio.Event()  # set and then replaced when new credit arrives
 
     async def Insert(
         self, requests: AsyncIterator[pb.InsertRequest], context: Context
     ) -> AsyncIterator[pb.InsertReply]:
-        """Store segments; yields an acknowledgement of each, with the credit left in items.
+        """Store segments; yields an acknowledgement of each, with the remaining credit in items.
 
-        Aborts with INVALID_ARGUMENT (malformed), FAILED_PRECONDITION (a sequence skipped) or RESOURCE_EXHAUSTED (no
-        credit in time).
+        Aborts with INVALID_ARGUMENT (malformed), FAILED_PRECONDITION (a sequence number was skipped) or
+        RESOURCE_EXHAUSTED (no credit in time).
         """
         async for request in requests:
-            await _check_readable(request, context)
+            await _reject_undecodable(request, context)
             try:
                 last = self.shard.check_order(request.writer, request.sequence, request.origin)
                 if request.sequence > last:
@@ -68,7 +68,10 @@ class ReplayServicer(rpc.ReplayServicer):
             yield pb.InsertReply(acknowledged=last, credit_left=min(self.shard.credit_left, 2**62))
 
     async def _store(self, request: pb.InsertRequest, context: Context) -> int:
-        """Store a segment once it has credit; returns the writer's last sequence. An invalid one never waits."""
+        """Store a segment once there is credit for it; returns the writer's last sequence number.
+
+        Raises InvalidMessage, before any wait, if the segment is invalid.
+        """
         segment = segment_from_message(request.segment)
         self.shard.check(segment)
         if not request.transferred and segment.items > self.shard.credit_left:
@@ -80,7 +83,7 @@ class ReplayServicer(rpc.ReplayServicer):
         deadline = loop.time() + self._insert_timeout
         while items > self.shard.credit_left:
             try:
-                await asyncio.wait_for(self._granted.wait(), timeout=deadline - loop.time())
+                await asyncio.wait_for(self._credit_arrived.wait(), timeout=deadline - loop.time())
             except TimeoutError:
                 await context.abort(
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -90,25 +93,25 @@ class ReplayServicer(rpc.ReplayServicer):
     async def Sample(
         self, requests: AsyncIterator[pb.SampleRequest], context: Context
     ) -> AsyncIterator[pb.SampleReply]:
-        """Draw items; yields one reply for each request. Aborts with INVALID_ARGUMENT when one is malformed."""
+        """Draw items; yields one reply for each request. Aborts with INVALID_ARGUMENT if a request is malformed."""
         async for request in requests:
-            await _check_readable(request, context)
+            await _reject_undecodable(request, context)
             try:
                 limiter = limiter_from_message(request)
                 sampled = self.shard.sample(list(request.counts))
             except InvalidMessage as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            if self.shard.grant(request.insert_credit, limiter):  # not before: a refused request leaves no trace
+            if self.shard.grant(request.insert_credit, limiter):  # last: a rejected request changes nothing
                 self._wake_writers()
             yield sampled_to_message(sampled, self.shard.spec)
 
     def _wake_writers(self) -> None:
-        self._granted.set()
-        self._granted = asyncio.Event()
+        self._credit_arrived.set()
+        self._credit_arrived = asyncio.Event()
 
     async def UpdatePriorities(self, request: pb.UpdatePrioritiesRequest, context: Context) -> pb.UpdatePrioritiesReply:
-        """Update priorities; returns how many items were no longer stored. Aborts with INVALID_ARGUMENT."""
-        await _check_readable(request, context)
+        """Update priorities; returns how many of the items are no longer stored. Aborts with INVALID_ARGUMENT."""
+        await _reject_undecodable(request, context)
         try:
             keys, td_abs = priorities_from_message(request)
             return pb.UpdatePrioritiesReply(dropped=self.shard.update_priorities(keys, td_abs))
@@ -117,8 +120,8 @@ class ReplayServicer(rpc.ReplayServicer):
             raise AssertionError("unreachable: abort raises") from error
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
-        """Hand over segments and remove those taken; returns the segments. Aborts with INVALID_ARGUMENT."""
-        await _check_readable(request, context)
+        """Remove the segments below ``taken``; returns the next ones. Aborts with INVALID_ARGUMENT."""
+        await _reject_undecodable(request, context)
         try:
             return drained_to_message(self.shard.drain(request.taken, request.segments))
         except InvalidMessage as error:
@@ -126,8 +129,8 @@ class ReplayServicer(rpc.ReplayServicer):
             raise AssertionError("unreachable: abort raises") from error
 
     async def SetLimited(self, request: pb.SetLimitedRequest, context: Context) -> pb.InfoReply:
-        """Set whether inserts need credit; returns the counts and settings after it."""
-        await _check_readable(request, context)
+        """Set whether inserts need credit; returns the new counts and settings."""
+        await _reject_undecodable(request, context)
         self.shard.limited = request.limited
         self._wake_writers()
         return info_to_message(self.shard.info())
@@ -139,12 +142,13 @@ class ReplayServicer(rpc.ReplayServicer):
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotReply:
         """Write a snapshot; returns what was written.
 
-        Aborts with FAILED_PRECONDITION without a directory for snapshots, and with INTERNAL when writing failed.
+        Aborts with FAILED_PRECONDITION if the shard has no directory for snapshots, and with INTERNAL if writing fails.
         """
-        await _check_readable(request, context)
+        await _reject_undecodable(request, context)
         if self._snapshots is None:
             await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION, "this shard was started without a directory for snapshots"
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "this shard was started without a directory for snapshots: restart it with `--snapshots DIRECTORY`",
             )
         assert self._snapshots is not None, "abort raises"
         try:
@@ -152,13 +156,13 @@ class ReplayServicer(rpc.ReplayServicer):
         except RunFault as fault:
             await context.abort(grpc.StatusCode.INTERNAL, str(fault))
             raise AssertionError("unreachable: abort raises") from fault
-        return written_to_message(written)
+        return snapshot_to_message(written)
 
 
-def _reader(message: type[Message]) -> Callable[[bytes], Message | None]:
-    """A deserializer that returns None for bytes that are not a ``message``.
+def _make_deserializer(message: type[Message]) -> Callable[[bytes], Message | None]:
+    """Return a deserializer that returns None for bytes that are not a ``message``.
 
-    gRPC would otherwise answer UNKNOWN and log a traceback.
+    With the generated deserializer gRPC would answer UNKNOWN and log a traceback.
     """
 
     def read(data: bytes) -> Message | None:
@@ -170,22 +174,22 @@ def _reader(message: type[Message]) -> Callable[[bytes], Message | None]:
     return read
 
 
-async def _check_readable(request: Message | None, context: Context) -> None:
+async def _reject_undecodable(request: Message | None, context: Context) -> None:
     if request is None:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is not a message of this method")
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be parsed as this method's message")
 
 
 def _handlers(servicer: ReplayServicer, guard: StreamGuard) -> grpc.GenericRpcHandler:
-    """The service's methods as the generated code would add them, but with `_reader` and with guarded streams."""
+    """Return the handlers of the service, as in the generated code, but with own deserializers and limited streams."""
     methods = pb.DESCRIPTOR.services_by_name["Replay"].methods
     kinds = {True: grpc.stream_stream_rpc_method_handler, False: grpc.unary_unary_rpc_method_handler}
-    behaviour = {True: guard.bounded, False: lambda method: method}
+    behaviour = {True: guard.limit, False: lambda method: method}
     return grpc.method_handlers_generic_handler(
         SERVICE_NAME,
         {
             m.name: kinds[m.client_streaming](
                 behaviour[m.client_streaming](getattr(servicer, m.name)),
-                request_deserializer=_reader(getattr(pb, m.input_type.name)),
+                request_deserializer=_make_deserializer(getattr(pb, m.input_type.name)),
                 response_serializer=getattr(pb, m.output_type.name).SerializeToString,
             )
             for m in methods
@@ -204,8 +208,8 @@ async def start_server(
 ) -> tuple[grpc.aio.Server, int]:
     """Serve ``shard`` on ``host`` and ``port`` (0: a free one); returns the server and its port.
 
-    Raises BadInput when other machines could reach it without a token, RuntimeError when it cannot listen there.
-    Whoever stops the server also calls `finish` of its ``snapshots``.
+    After stopping the server, the caller must also await ``snapshots.finish()``. Raises BadInput if other machines
+    could reach the shard without a token, RuntimeError if it cannot listen there.
     """
     check_listening(host, access)
     server = grpc.aio.server(
@@ -225,13 +229,13 @@ async def start_server(
 
 
 class ShardServer:
-    """A shard served from a thread of its own, for callers without asyncio (a Ray actor, a test).
+    """Serves a shard from its own thread, for callers without asyncio (a Ray actor, a test).
 
         server = ShardServer(shard)  # listens when this returns
         writer = Writer([server.address])
         server.stop()
 
-    Raises what `start_server` raises, and TimeoutError when it does not listen within 30 s.
+    Raises what `start_server` raises, and TimeoutError if it does not listen within 30 s.
     """
 
     def __init__(
@@ -281,7 +285,7 @@ class ShardServer:
         return host_port(self._host, self.port)
 
     def counts(self) -> Counts:
-        """The shard's totals, read in its own event loop. Raises TimeoutError after 10 seconds."""
+        """Return the shard's counts, read on its event loop. Raises TimeoutError after 10 seconds."""
 
         async def read() -> Counts:
             return self.shard.counts()
@@ -289,14 +293,14 @@ class ShardServer:
         return asyncio.run_coroutine_threadsafe(read(), self._loop).result(timeout=10.0)
 
     def stop(self, grace: float = 1.0, timeout: float = 10.0) -> None:
-        """Stop listening and write the last snapshot; open streams are cut after ``grace`` seconds.
+        """Stop serving and write the last snapshot; open streams are cancelled after ``grace`` seconds.
 
-        Raises TimeoutError after another ``timeout`` seconds, RunFault when the snapshot could not be written.
+        Raises TimeoutError if that takes ``timeout`` seconds more, RunFault if the snapshot cannot be written.
         """
         self._grace = grace
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(timeout=grace + timeout)
         if self._thread.is_alive():
-            raise TimeoutError(f"the replay shard on port {self.port} has not stopped within {grace + timeout:g} s")
+            raise TimeoutError(f"the replay shard on port {self.port} did not stop within {grace + timeout:g} s")
         if self._failure is not None:
             raise self._failure

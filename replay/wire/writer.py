@@ -1,9 +1,9 @@
-"""The writer: sends segments to shards over gRPC, each exactly once, with a bounded number in flight.
+"""The writer: sends segments to shards over gRPC, with a bounded number in flight; each segment is stored exactly once.
 
-Each shard has a stream and two threads: one of gRPC's reads the outgoing segments, one of the stream's reads the
-replies. Segments that are not acknowledged when a call breaks are sent again, in order, on the next call to the same
-shard; the shard drops those that it had stored. Only when a shard is gone for good do its segments go to the others.
-Shards may join and leave: what is in flight to one that leaves is still delivered to it.
+Each shard has one stream with two threads: a gRPC thread takes segments from `ShardStream._outgoing` and sends them,
+the stream's own thread reads the replies. When a call breaks, its unacknowledged segments are sent again, in order, on
+the next call to the same shard, which ignores those that it has already stored. Segments move to other shards only when
+their shard is permanently gone. Shards may join and leave: segments in flight to a leaving shard are still delivered.
 """
 
 from __future__ import annotations
@@ -28,47 +28,51 @@ WINDOW = 4  # segments in flight to one shard
 
 
 class ShardStream:
-    """The stream to one shard: segments to be sent, and segments sent and not yet acknowledged."""
+    """The Insert stream to one shard, with the queue of segments that it has not acknowledged; reopened when it breaks.
+
+    ``changed`` is the `Writer`'s condition: it guards the state of all streams.
+    """
 
     def __init__(self, connection: ShardConnection, changed: threading.Condition) -> None:
         self.connection, self._changed = connection, changed
-        self._name = uuid.uuid4().hex  # new for each stream: a shard that left and rejoined remembers the old numbers
+        # A new writer name for each stream: a shard that leaves and joins again still knows the old sequence numbers.
+        self._name = uuid.uuid4().hex
         self.queue: deque[pb.InsertRequest] = deque()  # not yet acknowledged, in order
-        self.credit_left: int | None = None  # items, by its last reply
+        self.credit_left: int | None = None  # items, from the last reply
         self._sequence = 0
         self._sent = 0  # how many of `queue` were sent on the current call
         self._call = 0  # number of the current Insert call
-        self.acknowledged = 0  # segments
-        self.closed = self.leaving = False
+        self.acknowledged = 0  # segments, since the stream was created
+        self.is_closed = self.is_leaving = False
         self.failure: RunFault | None = None
         self._thread = threading.Thread(target=self._run, name=f"writer-{connection.address}", daemon=True)
         self._thread.start()
 
-    def put(self, request: pb.InsertRequest) -> None:
-        """Queue a request under this stream's name and next sequence number (the caller holds the lock)."""
+    def enqueue(self, request: pb.InsertRequest) -> None:
+        """Queue a request with this stream's name and next sequence number. The caller must hold the lock."""
         self._sequence += 1
         request.writer, request.sequence = self._name, self._sequence
         self.queue.append(request)
         self._changed.notify_all()
 
     @property
-    def open(self) -> bool:
+    def accepts_segments(self) -> bool:
         """Whether new segments may be sent to this shard."""
-        return not (self.leaving or self.connection.gone)
+        return not (self.is_leaving or self.connection.is_gone)
 
     def _outgoing(self, call: int) -> Iterator[pb.InsertRequest]:
         while True:
             with self._changed:
-                while self._sent >= len(self.queue) and not self.closed and call == self._call:
+                while self._sent >= len(self.queue) and not self.is_closed and call == self._call:
                     self._changed.wait(timeout=1.0)
-                if call != self._call or (self.closed and self._sent >= len(self.queue)):
+                if call != self._call or (self.is_closed and self._sent >= len(self.queue)):
                     return
                 request = self.queue[self._sent]
                 self._sent += 1
             yield request
 
     def _run(self) -> None:
-        while not self.closed and not self.connection.gone:
+        while not self.is_closed and not self.connection.is_gone:
             with self._changed:
                 self._call += 1
                 self._sent = 0
@@ -77,43 +81,48 @@ class ShardStream:
                 for reply in self.connection.stub.Insert(self._outgoing(call), metadata=self.connection.metadata):
                     self._acknowledge(reply)
             except grpc.RpcError as error:
-                self._failed(error)
-            except ValueError:  # the channel was closed meanwhile
+                self._handle_error(error)
+            except ValueError:  # the channel is closed
                 return
 
     def _acknowledge(self, reply: pb.InsertReply) -> None:
-        self.connection.answered()
+        self.connection.record_answer()
         with self._changed:
             while self.queue and self.queue[0].sequence <= reply.acknowledged:
                 self.queue.popleft()
-                self._sent = max(0, self._sent - 1)  # a duplicate may acknowledge what this call has not sent yet
+                self._sent = max(
+                    0, self._sent - 1
+                )  # a duplicate is acknowledged together with later ones not yet resent
                 self.acknowledged += 1
             self.credit_left = reply.credit_left
             self._changed.notify_all()
 
-    def _failed(self, error: grpc.RpcError) -> None:
-        if self.closed:
+    def _handle_error(self, error: grpc.RpcError) -> None:
+        if self.is_closed:
             return
         if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.FAILED_PRECONDITION:
-            self._renumber()
+            self._restart_numbering()
         try:
-            pause = self.connection.failed(error)
+            backoff = self.connection.record_failure(error)
         except RunFault as fault:
             self.failure = fault
-            self.connection.gone = True
-            pause = 0.0
+            self.connection.is_gone = True
+            backoff = 0.0
         with self._changed:
-            self._call += 1  # ends the old call's sender
+            self._call += 1  # ends `_outgoing` of the broken call
             self._changed.notify_all()
             if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.ABORTED:
-                self._changed.wait_for(lambda: self.closed or self.queue)  # ended for its silence: wait for a segment
+                self._changed.wait_for(
+                    lambda: self.is_closed or self.queue
+                )  # it was idle: reopen it for the next segment
             else:
-                self._changed.wait_for(lambda: self.closed, timeout=pause)
+                self._changed.wait_for(lambda: self.is_closed, timeout=backoff)
 
-    def _renumber(self) -> None:
-        """Continue as a new writer, from 1: the shard was restarted, and lost numbers that it had acknowledged.
+    def _restart_numbering(self) -> None:
+        """Continue under a new name, with sequence numbers from 1.
 
-        It cannot store twice what it has lost, so the segments in flight are safe to send under new numbers.
+        The shard was restarted and has lost segments that it had acknowledged. It has none of the segments in flight
+        either, so they can be sent again under new numbers without being stored twice.
         """
         with self._changed:
             self._name = uuid.uuid4().hex
@@ -127,13 +136,14 @@ class ShardStream:
 
 
 class Writer:
-    """`SegmentSink` over gRPC. Pickles as its addresses and its access.
+    """`SegmentSink` over gRPC. Pickling keeps only the arguments.
 
         writer = Writer(addresses)
-        writer.write(segment)  # as often as wanted
-        writer.flush(timeout=60.0)  # then `close`
+        writer.write(segment)
+        writer.flush(timeout=60.0)  # wait until all segments are stored
+        writer.close()
 
-    Raises BadInput without an address.
+    Raises BadInput if ``addresses`` is empty.
     """
 
     def __init__(
@@ -150,40 +160,42 @@ class Writer:
         self._streams: list[ShardStream] = []
         self._closed = False
         self.set_shards(addresses)
-        self._turn = hash(self.name) % len(addresses)  # so that many writers start at different shards
+        self._next_index = hash(self.name) % len(addresses)  # so that writers start at different shards
 
     def __reduce__(self) -> tuple[type[Writer], tuple[list[str], float, float, Access]]:
         return Writer, (self.addresses, self._give_up_after, self._write_timeout, self._access)
 
     def set_shards(self, addresses: Sequence[str], timeout: float = 0.0) -> None:
-        """Write to these shards from now on; for any thread. What is in flight to the others is still delivered.
+        """Replace the set of shards. Segments in flight to the other shards are still delivered. Safe from any thread.
 
-        With a ``timeout`` in seconds it waits until it is delivered. Raises TimeoutError when that takes longer,
-        BadInput without an address, RunFault when the writer is closed or no shard is left.
+        With a ``timeout`` above 0, waits up to that many seconds until these segments are acknowledged, and raises
+        TimeoutError if they are not. Raises BadInput if ``addresses`` is empty, RunFault if the writer is closed or
+        every shard is gone.
         """
         if not addresses:
-            raise BadInput("a writer without a replay shard: write the address of at least one")
+            raise BadInput("a writer needs at least one replay shard: write its address")
         addresses = list(dict.fromkeys(addresses))
         with self._changed:
             if self._closed:
                 raise RunFault("the writer is closed")
             self.addresses = addresses
             for stream in self._streams:
-                stream.leaving = stream.connection.address not in addresses
-            here = {stream.connection.address for stream in self._streams}
+                stream.is_leaving = stream.connection.address not in addresses
+            connected = {stream.connection.address for stream in self._streams}
             self._streams += [
                 ShardStream(ShardConnection(a, self._give_up_after, self._access), self._changed)
                 for a in addresses
-                if a not in here
+                if a not in connected
             ]
             self._changed.notify_all()
             deadline = time.monotonic() + timeout
-            while timeout and any(stream.leaving for stream in self._streams):
-                self._check()
-                self._tidy()
+            while timeout and any(stream.is_leaving for stream in self._streams):
+                self._raise_failure()
+                self._reassign_and_close()
                 if time.monotonic() >= deadline:
                     raise TimeoutError(
-                        f"after {timeout:g} s shards that are to be left have not acknowledged: {self._state()}"
+                        f"shards that leave have not acknowledged all segments after {timeout:g} s: "
+                        f"{self._describe_streams()}"
                     )
                 self._changed.wait(timeout=0.1)
 
@@ -197,63 +209,69 @@ class Writer:
         return sum(stream.acknowledged for stream in self._streams)
 
     def write(self, segment: Segment) -> None:
-        """Send a segment to a shard that has credit; waits while every shard's window is full.
+        """Queue a segment for a shard with credit; waits while no shard can take one.
 
-        Raises RunFault when no shard is left, a shard refused a segment, none was acknowledged for ``write_timeout``
-        seconds, or the writer is closed meanwhile.
+        Raises RunFault if every shard is gone, a shard rejected a segment, no segment is acknowledged for
+        ``write_timeout`` seconds, or another thread closes the writer.
         """
-        self._put(insert_request(pack_segment(segment), self.name), segment.items)
+        self._enqueue(insert_request(pack_segment(segment), self.name), segment.items)
 
     def transfer(self, segment: PackedSegment, origin: str) -> None:
-        """`write` for a segment of ``origin``'s that comes from another shard or a dataset: it needs no credit."""
-        self._put(insert_request(segment, origin, transferred=True), 0)
+        """Like `write`, for a segment from another shard or a dataset, first written by ``origin``; needs no credit."""
+        self._enqueue(insert_request(segment, origin, transferred=True), 0)
 
-    def _put(self, request: pb.InsertRequest, items: int) -> None:
+    def _enqueue(self, request: pb.InsertRequest, items: int) -> None:
         with self._changed:
-            deadline, moved = time.monotonic() + self._write_timeout, self._acknowledged
-            self._check()
-            while (stream := self._choose(items)) is None:
+            deadline, acknowledged = time.monotonic() + self._write_timeout, self._acknowledged
+            self._raise_failure()
+            while (stream := self._choose_stream(items)) is None:
                 self._changed.wait(timeout=1.0)
-                if self._acknowledged != moved:
-                    deadline, moved = time.monotonic() + self._write_timeout, self._acknowledged
+                if self._acknowledged != acknowledged:
+                    deadline, acknowledged = time.monotonic() + self._write_timeout, self._acknowledged
                 if time.monotonic() >= deadline:
-                    raise RunFault(f"replay took no segment for {self._write_timeout:g} s: {self._state()}")
-                self._check()
-            stream.put(request)
+                    raise RunFault(
+                        f"replay acknowledged no segment for {self._write_timeout:g} s: {self._describe_streams()}"
+                    )
+                self._raise_failure()
+            stream.enqueue(request)
 
-    def _choose(self, items: int) -> ShardStream | None:
-        """The next stream in turn with room in its window, preferably with credit for ``items``; or None."""
-        self._tidy()
+    def _choose_stream(self, items: int) -> ShardStream | None:
+        """Return the next stream (round robin) that can take a segment of ``items`` items, or None.
+
+        It must have room in its window and credit for the items. If none has credit, an idle stream is returned: its
+        segment waits at the shard.
+        """
+        self._reassign_and_close()
         count = len(self._streams)
-        turn = [self._streams[(self._turn + i) % count] for i in range(count)]
-        self._turn = (self._turn + 1) % count
-        free = [stream for stream in turn if stream.open and len(stream.queue) < WINDOW]
-        funded = [stream for stream in free if stream.credit_left is None or stream.credit_left >= items]
+        streams = [self._streams[(self._next_index + i) % count] for i in range(count)]
+        self._next_index = (self._next_index + 1) % count
+        free = [stream for stream in streams if stream.accepts_segments and len(stream.queue) < WINDOW]
+        with_credit = [stream for stream in free if stream.credit_left is None or stream.credit_left >= items]
         idle = [stream for stream in free if not stream.queue]
-        return next(iter(funded or idle), None)
+        return next(iter(with_credit or idle), None)
 
-    def _tidy(self) -> None:
-        """Give the other shards what was in flight to a shard that is gone for good; end the streams that have left."""
-        alive = [stream for stream in self._streams if stream.open]
+    def _reassign_and_close(self) -> None:
+        """Move the segments of gone shards to another shard, and close the streams of shards that have left."""
+        alive = [stream for stream in self._streams if stream.accepts_segments]
         for stream in self._streams:
-            while stream.connection.gone and stream.queue and alive and stream.failure is None:
-                alive[0].put(stream.queue.popleft())
-            if stream.leaving and not stream.queue:
-                stream.closed = True
-                self._changed.notify_all()  # its thread may be waiting for a segment
+            while stream.connection.is_gone and stream.queue and alive and stream.failure is None:
+                alive[0].enqueue(stream.queue.popleft())
+            if stream.is_leaving and not stream.queue:
+                stream.is_closed = True
+                self._changed.notify_all()  # wakes its thread if it waits for a segment
                 stream.connection.channel.close()
-        self._streams = [stream for stream in self._streams if not stream.closed]
+        self._streams = [stream for stream in self._streams if not stream.is_closed]
 
-    def _check(self) -> None:
+    def _raise_failure(self) -> None:
         if self._closed:
-            raise RunFault("the writer was closed while it waited for replay to take a segment")
+            raise RunFault("the writer was closed while it waited for replay to accept a segment")
         for stream in self._streams:
             if stream.failure is not None:
                 raise stream.failure
-        if all(stream.connection.gone for stream in self._streams):
+        if all(stream.connection.is_gone for stream in self._streams):
             raise all_gone([stream.connection for stream in self._streams])
 
-    def _state(self) -> str:
+    def _describe_streams(self) -> str:
         return ", ".join(
             f"{s.connection.address}: {len(s.queue)} in flight, credit {s.credit_left}, {s.connection.last_error}"
             for s in self._streams
@@ -262,24 +280,26 @@ class Writer:
     def flush(self, timeout: float) -> None:
         """Wait until every segment is acknowledged.
 
-        Raises TimeoutError after ``timeout`` seconds, RunFault when no shard is left or one refused a segment.
+        Raises TimeoutError after ``timeout`` seconds, RunFault if every shard is gone or one rejected a segment.
         """
         with self._changed:
             deadline = time.monotonic() + timeout
             while self.in_flight:
-                self._tidy()
-                self._check()
+                self._reassign_and_close()
+                self._raise_failure()
                 self._changed.wait(timeout=0.1)
                 if time.monotonic() >= deadline and self.in_flight:
-                    raise TimeoutError(f"after {timeout:g} s replay has not acknowledged: {self._state()}")
+                    raise TimeoutError(
+                        f"replay has not acknowledged all segments after {timeout:g} s: {self._describe_streams()}"
+                    )
 
     def close(self) -> None:
-        """Close the streams; segments not acknowledged are lost (call `flush` first)."""
+        """Close the streams. Segments not yet acknowledged may be lost, so call `flush` first."""
         with self._changed:
             self._closed = True
             streams = list(self._streams)
             for stream in streams:
-                stream.closed = True
+                stream.is_closed = True
             self._changed.notify_all()
         for stream in streams:
             stream.connection.channel.close()

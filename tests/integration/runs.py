@@ -13,7 +13,7 @@ import time
 import psutil
 
 from qfleet.cli import main as cli
-from replay.store.snapshot_files import stored_segments
+from replay.store.snapshot_files import open_snapshot
 
 FAST = ["--learner.device", "cpu", "--learner.threads", "1"]
 
@@ -87,7 +87,7 @@ def wait_until(process, condition, seconds=90):
 
 def snapshot_weights_versions(run):
     """Versions of the weights that chose the actions in the last snapshot of the run's only shard, a set of ints."""
-    _, stored = stored_segments(run / "replay" / "shard-0")
+    _, stored = open_snapshot(run / "replay" / "shard-0")
     return {int(v) for s in stored for v in s.segment.versions}
 
 

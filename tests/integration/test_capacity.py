@@ -23,7 +23,7 @@ def test_the_sampler_fails_when_eviction_keeps_replay_below_min_size(shards, rng
         writer.write(make_segment(rng))
     writer.flush(10.0)
     if capacity:
-        with pytest.raises(RunFault, match="evicts before it gets there"):
+        with pytest.raises(RunFault, match="evicts transitions before it reaches"):
             source.sample(5.0)
     else:
         assert source.sample(5.0) is not None

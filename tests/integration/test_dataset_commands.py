@@ -10,12 +10,12 @@ import pytest
 from qfleet.cli import main as cli
 from qfleet.cli.datasets import origin_of
 from replay.datasets.dataset import Dataset
-from replay.store.shard import MAX_WRITER
+from replay.store.shard import MAX_NAME_BYTES
 from rl.envs.config import EnvConfig
 from rl.types import ObservationSpec
 from tests.conftest import ROOT
 from tests.integration.shards import sampler, shards_fixture  # noqa: F401
-from tests.replay.datasets.made import BOX, datasets_fixture, episode, foreign, run_fixture  # noqa: F401
+from tests.replay.datasets.made import BOX, datasets_fixture, episode, run_fixture, write_dataset  # noqa: F401
 
 
 def test_an_exported_dataset_can_be_imported(run, shards, capsys):
@@ -43,7 +43,7 @@ def test_an_exported_dataset_can_be_imported(run, shards, capsys):
 
 
 def test_importing_into_a_shard_with_other_observations_names_the_shard(shards, capsys):
-    foreign("plain-v0", BOX, gym.spaces.Discrete(2), [episode(3)])
+    write_dataset("plain-v0", BOX, gym.spaces.Discrete(2), [episode(3)])
     (pixels,) = shards(1, "--shape", 20, 20, "--dtype", "uint8", "--stack", 4)
     assert cli.main(["replay", "import", "plain-v0", "--to", pixels.address]) == 2
     assert "float64 4, the shard at" in capsys.readouterr().err
@@ -53,6 +53,9 @@ def test_importing_into_a_shard_with_other_observations_names_the_shard(shards, 
 def test_the_origin_of_imported_episodes_is_the_end_of_the_datasets_name(name):
     """It has as many bytes as a shard accepts. It is valid UTF-8, even if the name is not."""
     origin = origin_of(name)
-    assert MAX_WRITER - 3 < len(origin.encode()) <= MAX_WRITER or len(name.encode(errors="replace")) < MAX_WRITER
+    assert (
+        MAX_NAME_BYTES - 3 < len(origin.encode()) <= MAX_NAME_BYTES
+        or len(name.encode(errors="replace")) < MAX_NAME_BYTES
+    )
     assert name.encode(errors="replace").decode().endswith(origin)
     assert origin

@@ -21,7 +21,7 @@ def test_a_run_of_format_0_resumes_with_its_replay(tmp_path):
     process = start_qfleet("train", "--resume", run, *flags)
     output = wait_for_output(process, 150)
     assert process.returncode == 0, output
-    assert "restored 241 transitions of a snapshot" in output
+    assert "restored 241 transitions from a snapshot" in output
     summary = json.loads(output.splitlines()[-1])
     assert summary["agent_steps"] >= 21500
     assert summary["updates"] > 1305

@@ -49,7 +49,7 @@ def test_killed_shards_and_actors_restart_and_a_killed_learner_ends_the_run(tmp_
     alive = psutil.wait_procs(workers, timeout=60)[1]
     assert not alive, alive
     assert re.search(
-        r"replay shard-0 restarted at 127.0.0.1:\d+: restored [\d,]+ transitions of a snapshot \d+ sec", output
+        r"replay shard-0 restarted at 127.0.0.1:\d+: restored [\d,]+ transitions from a snapshot \d+ sec", output
     )
     # no action was chosen by the initial weights, not even after the actor restarted
     assert min(snapshot_weights_versions(run)) >= 1
@@ -62,7 +62,7 @@ def test_killed_shards_and_actors_restart_and_a_killed_learner_ends_the_run(tmp_
     assert resumed.returncode == 1
     assert "learner: the process ended" in output.splitlines()[-1]
     items = saved["end_key"] - saved["first_key"]
-    assert f"replay shard-0 restored {items:,} transitions of a snapshot" in " ".join(output.split())
+    assert f"replay shard-0 restored {items:,} transitions from a snapshot" in " ".join(output.split())
     assert snapshot_state(run)["end_key"] >= saved["end_key"] + 300  # the snapshot written at the end of the run
     assert (run / "summary.json").exists()
     after = read_rows(run / "metrics.csv")[rows_before:]

@@ -89,5 +89,5 @@ def test_close_unblocks_waiting_clients(shards, rng):
     for thread in threads:
         thread.join(10.0)
     assert time.monotonic() - began < 5
-    assert faults == ["the writer was closed while it waited for replay to take a segment"]
+    assert faults == ["the writer was closed while it waited for replay to accept a segment"]
     assert batches == [None]

@@ -170,7 +170,7 @@ def test_an_invalid_segment_is_rejected(shards, rng, field, value):
 def test_a_writer_with_the_wrong_frame_shape_fails_with_the_shards_message(shards, rng):
     (shard,) = shards(1)
     writer = Writer([shard.address])
-    with pytest.raises(RunFault, match="refused"):
+    with pytest.raises(RunFault, match="rejected"):
         for _ in range(50):
             writer.write(make_segment(rng, FRAMES))
             time.sleep(0.05)

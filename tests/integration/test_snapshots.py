@@ -123,5 +123,5 @@ def test_serve_writes_snapshots_periodically_on_request_and_at_the_end(tmp_path,
     writer.close()
     end(process)
     process, line, _ = start()
-    assert "restored 8 transitions of a snapshot" in line
+    assert "restored 8 transitions from a snapshot" in line
     end(process)

@@ -1,4 +1,4 @@
-"""Segments and samples through the wire and back."""
+"""Round trips of segments and samples through messages, and malformed messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rl.types import ObservationSpec, Segment
 from tests.conftest import FRAMES, SMALL, make_message, make_segment
 
 
-def through_the_wire(segment):
+def serialize_and_parse(segment):
     message = pb.Segment.FromString(codec.segment_to_message(segment).SerializeToString())
     return codec.segment_from_message(message)
 
@@ -30,10 +30,10 @@ def drawn_from(shard, *draws):
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES, ObservationSpec((300,), "float32")])
 @pytest.mark.parametrize("first_step", [0, 5])
-def test_a_segment_survives_the_wire(rng, spec, first_step):
+def test_segment_round_trip_through_a_message(rng, spec, first_step):
     segment = make_segment(rng, spec, first_step=first_step)
     segment = dataclasses.replace(segment, lost_life=rng.random(len(segment.actions)) < 0.5)
-    back = codec.unpack_segment(through_the_wire(codec.pack_segment(segment)), spec)
+    back = codec.unpack_segment(serialize_and_parse(codec.pack_segment(segment)), spec)
     for field in dataclasses.fields(Segment):
         np.testing.assert_array_equal(getattr(back, field.name), getattr(segment, field.name), err_msg=field.name)
 
@@ -56,7 +56,7 @@ def break_sizes(m):
 
 
 def first_block(change):
-    """Change the content of the first frame's block, its length kept."""
+    """Change the content of the first frame's block, but not its length."""
 
     def apply(m):
         size = int(np.frombuffer(m.frame_sizes, "<u4")[0])
@@ -107,16 +107,16 @@ def set_array(name, dtype, index, value):
 BROKEN = {
     "frames cut": (break_frames, "add up"),
     "sizes wrong": (break_sizes, "add up"),
-    "block of zeros": (first_block(lambda block: bytes(len(block))), "unpacks to|damaged"),
-    "stored block too short": (first_frame(lambda blocks: stored(399)), "unpacks to 399"),
-    "stored block too long": (first_frame(lambda blocks: stored(401)), "unpacks to 401"),
-    "blocks of nothing": (first_frame(lambda blocks: (b"\1\0\0\0\0" * 9) + blocks), "unpacks to 0"),
+    "block of zeros": (first_block(lambda block: bytes(len(block))), "decompresses to|damaged"),
+    "stored block too short": (first_frame(lambda blocks: stored(399)), "decompresses to 399"),
+    "stored block too long": (first_frame(lambda blocks: stored(401)), "decompresses to 401"),
+    "blocks of nothing": (first_frame(lambda blocks: (b"\1\0\0\0\0" * 9) + blocks), "decompresses to 0"),
     "last frame cut": (lambda m: cut_last(m), "cut short"),
     "block cut": (first_frame(lambda blocks: blocks[:-3]), "cut short"),
     "no block": (first_frame(lambda blocks: b""), "lacks its last 400"),
     "end mark inside": (first_frame(lambda blocks: bytes(4) + blocks), "empty"),
-    "a block twice": (first_frame(lambda blocks: blocks * 2), "damaged|where 0"),
-    "frame too short": (first_frame(lambda blocks: block_of(399)), "unpacks to 399"),
+    "a block twice": (first_frame(lambda blocks: blocks * 2), "damaged|expected 0"),
+    "frame too short": (first_frame(lambda blocks: block_of(399)), "decompresses to 399"),
     "frame too long": (first_frame(lambda blocks: block_of(60_000)), "damaged"),
     "half an action": (lambda m: setattr(m, "actions", m.actions[:-1]), "whole number"),
     "a reward less": (lambda m: setattr(m, "rewards", m.rewards[:-4]), "rewards has"),
@@ -125,20 +125,20 @@ BROKEN = {
         lambda m: [setattr(m, f, b"") for f in ("item_step", "item_length", "r_t", "discount_t", "td_abs")],
         "needs",
     ),
-    "item outside": (set_array("item_step", "<u4", 0, 10_000), "outside"),
-    "length 0": (set_array("item_length", "<u4", 0, 0), "outside"),
+    "item outside": (set_array("item_step", "<u4", 0, 10_000), "must lie within"),
+    "length 0": (set_array("item_length", "<u4", 0, 0), "at least 1"),
     "NaN return": (set_array("r_t", "<f4", 0, np.nan), "finite"),
     "negative priority": (set_array("td_abs", "<f4", 0, -1), "at least 0"),
     "infinite priority": (set_array("td_abs", "<f4", 0, np.inf), "finite"),
     "discount above 1": (set_array("discount_t", "<f4", 0, 1.5), "within"),
     "flags of nothing": (set_array("flags", "u1", 0, 8), "0 to 7"),
     "a negative action": (set_array("actions", "<i4", 0, -1), "actions at least 0"),
-    "no context": (lambda m: setattr(m, "first_step", 9), "context"),
+    "no context": (lambda m: setattr(m, "first_step", 9), "all frames of its stack"),
 }
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_segment_is_refused_with_a_sentence(rng, how):
+def test_a_malformed_segment_is_rejected_with_an_explanation(rng, how):
     message = make_message(rng, FRAMES, mark=1)
     change, words = BROKEN[how]
     change(message)
@@ -148,8 +148,8 @@ def test_a_broken_segment_is_refused_with_a_sentence(rng, how):
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES])
 @pytest.mark.parametrize("draws", [[3, 0], [0, 3], [2, 0, 1], [0, 0, 2, 0]])
-def test_a_draw_of_no_items_stands_among_the_others(rng, spec, draws):
-    """What a shard gets that has a small share of several batches."""
+def test_an_empty_draw_between_others_is_unpacked(rng, spec, draws):
+    """A shard with few items gets such requests: some batches have no item from it."""
     shard = Shard(10, spec, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=1)))
     drawn = list(codec.unpack_replies([drawn_from(shard, *draws)], spec))
@@ -158,7 +158,7 @@ def test_a_draw_of_no_items_stands_among_the_others(rng, spec, draws):
 
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES])
-def test_a_draw_in_process_is_what_travels(rng, spec):
+def test_unpack_draw_equals_unpack_replies(rng, spec):
     shard = Shard(10, spec, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=1)))
     sampled = shard.sample([7])
@@ -174,8 +174,8 @@ REPLIES = {
     "without its end mark": lambda data: data[:-4],
     "followed by something": lambda data: data + b"more",
     "of another header": lambda data: b"\0" * 15 + data[15:],
-    "of one item": lambda data: frames.enclosed([frames.blank_frames(FRAMES, 8)], 8, FRAMES),
-    "ended early": lambda data: frames.enclosed(
+    "of one item": lambda data: frames.wrap_blocks([frames.blank_frames(FRAMES, 8)], 8, FRAMES),
+    "ended early": lambda data: frames.wrap_blocks(
         [frames.blank_frames(FRAMES, 8), frames.END_MARK, data[15:]], 40, FRAMES
     ),
     "damaged": lambda data: data[:30] + b"\xff" * 40 + data[70:],
@@ -186,8 +186,8 @@ REPLIES = {
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize("others", [0, 1])
 @pytest.mark.parametrize("how", REPLIES)
-def test_a_broken_reply_is_refused_with_a_sentence(rng, how, others, sized):
-    """By itself, and as part of a batch out of several shards; whether it says its new size or not."""
+def test_a_malformed_reply_is_rejected_with_an_explanation(rng, how, others, sized):
+    """Alone, and with the reply of another shard; with ``draw_bytes`` updated or not."""
     shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES, mark=1)))
     replies = [drawn_from(shard, 5)] + [drawn_from(shard, 3)] * others
@@ -201,7 +201,7 @@ def test_a_broken_reply_is_refused_with_a_sentence(rng, how, others, sized):
 
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES])
-def test_a_batch_of_several_shards_is_their_parts_one_after_the_other(rng, spec):
+def test_a_batch_from_several_shards_concatenates_their_draws(rng, spec):
     shards = [Shard(10, spec, SelectorConfig(), limited=False, seed=k) for k in range(3)]
     for k, shard in enumerate(shards):
         shard.insert("w", 1, codec.pack_segment(make_segment(rng, spec, mark=50 * k)))

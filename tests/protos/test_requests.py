@@ -1,4 +1,4 @@
-"""The sampler's requests: arrays by the specification's types, whatever their types were."""
+"""The sampler's requests: arrays are converted to the types in the specification."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from protos import replay_pb2 as pb
 from protos.types import LimiterState
 
 
-def test_priorities_travel_as_uint64_and_float32():
+def test_priorities_are_sent_as_uint64_and_float32():
     request = codec.priorities_request(np.array([7, 2**63]), np.array([0.5, 2.0], np.float64)[::-1])
     assert request.keys == struct.pack("<2Q", 7, 2**63)
     assert request.td_abs == struct.pack("<2f", 2.0, 0.5)
 
 
-def test_a_sample_request_carries_the_limiter_only_when_it_is_told():
+def test_a_sample_request_has_a_limiter_only_if_one_is_given():
     assert not codec.sample_request([3, 0], 9, None).HasField("limiter")
     request = codec.sample_request([3, 0], 9, LimiterState(min_size=5, diff=-1.5))
     assert (list(request.counts), request.insert_credit) == ([3, 0], 9)

@@ -19,7 +19,7 @@ from qfleet.config import from_yaml, to_yaml
 from qfleet.presets import preset
 from qfleet.run.directory import RunDir
 from replay.datasets.dataset import Dataset
-from replay.store.snapshot_files import stored_segments
+from replay.store.snapshot_files import open_snapshot
 from rl.envs.grid_worlds import GridWorld
 from rl.envs.minari_files import open_dataset
 from rl.errors import BadInput
@@ -143,7 +143,7 @@ def test_a_manifest_that_is_none_is_one_line(run, tmp_path, capsys, manifest):
 
 
 def test_a_snapshot_becomes_the_dataset_that_it_became(run, tmp_path, capsys):
-    spec, segments = stored_segments(run / "replay" / "shard-0")
+    spec, segments = open_snapshot(run / "replay" / "shard-0")
     assert (spec.frame_shape, spec.dtype, spec.stack) == ((2, 4, 4), "float32", 1)
     assert next(segments).first_key == 20567
     assert cli.main(["replay", "export", str(run), "--to", str(tmp_path / "again-v0"), "--json"]) == 0

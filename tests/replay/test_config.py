@@ -1,4 +1,4 @@
-"""A run's replay, shared out over its shards."""
+"""Configuration of the replay: capacities per shard, and invalid settings."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def test_shards_together_hold_at_least_the_capacity(capacity, shards, each):
     assert ReplayConfig(capacity=capacity, shards=shards).shard_capacity == each
 
 
-def test_memory_is_a_bound_for_all_shards_together():
+def test_capacity_bytes_is_divided_among_the_shards():
     config = ReplayConfig(capacity=100_000, shards=3, capacity_bytes=10**9)
     assert 3 * config.shard_capacity_bytes <= 10**9 < 3 * (config.shard_capacity_bytes + 1)
-    assert ReplayConfig().shard_capacity_bytes == 0  # no bound
+    assert ReplayConfig().shard_capacity_bytes == 0  # unlimited
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"capacity": 0}, "capacity is 0"),
-        ({"capacity": MAX_CAPACITY + 1}, "transitions a shard"),
+        ({"capacity": MAX_CAPACITY + 1}, "transitions per shard"),
         ({"shards": 0}, "shards is 0"),
         ({"capacity_bytes": 1_000}, "capacity.bytes"),
         ({"capacity": 500}, "min.size is"),
@@ -33,6 +33,6 @@ def test_memory_is_a_bound_for_all_shards_together():
         ({"snapshot_minutes": -1.0}, "snapshot.minutes is"),
     ],
 )
-def test_what_no_shard_could_be_is_refused(settings, words):
+def test_invalid_settings_are_rejected(settings, words):
     with pytest.raises(BadInput, match=words):
         ReplayConfig(**settings)

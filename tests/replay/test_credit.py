@@ -1,4 +1,4 @@
-"""The ledger of insert credit without a wire: baselines as tables, its sums and credit beside a naive twin, no stall."""
+"""The credit ledger without gRPC: baselines, a comparison with a reference implementation, and absence of deadlocks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def ledger_of(shards, sigma=2.0, min_size=100, slack=200.0, max_insert=10):
     return ledger, [ledger.open_account() for _ in range(shards)]
 
 
-def test_counts_of_before_the_baseline_do_not_count_and_content_does_up_to_min_size():
+def test_counts_start_at_the_baseline_and_content_counts_up_to_min_size():
     ledger, (one, two) = ledger_of(2)
     one.record(inserted=1000, sampled=9000, stored=30)
     for _ in range(2):
-        assert ledger.totals() == (30, 0, 30)  # restored: it owes nothing for the 1,000
+        assert ledger.totals() == (30, 0, 30)  # the counts before the baseline do not matter
     two.record(inserted=0, sampled=0, stored=500)
     assert ledger.totals() == (100, 0, 530)  # 30 and the 70 that min_size has room for
     one.record(inserted=1004, sampled=9016, stored=34)
     assert ledger.totals() == (104, 16, 534)
 
 
-def test_a_shard_that_joins_late_with_content_adds_to_what_is_stored_alone():
+def test_content_of_a_shard_that_joins_late_only_counts_as_stored():
     ledger, (one,) = ledger_of(1)
     one.record(0, 0, 0)
     one.record(120, 32, 120)
@@ -43,7 +43,7 @@ def test_a_shard_that_joins_late_with_content_adds_to_what_is_stored_alone():
     assert ledger.totals() == (130, 48, 430)
 
 
-def test_a_shard_that_joins_before_min_size_fills_what_is_missing():
+def test_content_of_a_shard_that_joins_early_counts_up_to_min_size():
     ledger, (one,) = ledger_of(1)
     one.record(0, 0, 0)
     one.record(60, 0, 60)
@@ -52,24 +52,24 @@ def test_a_shard_that_joins_before_min_size_fills_what_is_missing():
 
 
 @pytest.mark.parametrize("left", [(0, 0, 0), (70, 90, 70)], ids=["empty", "from a snapshot"])
-def test_counts_go_on_where_a_shard_is_restarted(left):
-    """Shard of (inserted 110, sampled 100) of which 10 and 4 are of before its baseline; it comes back with less."""
+def test_counts_continue_after_a_restart(left):
+    """Before the restart the shard has counts (110, 100), of which (10, 4) are from before the baseline."""
     ledger, (one, two) = ledger_of(2)
     one.record(10, 4, 0)
     two.record(0, 0, 0)
     one.record(110, 100, 100)
     assert ledger.totals() == (100, 96, 100)
-    one.lose()
-    assert one.credit() == 0  # who knows what it is when it is back
+    one.mark_unreachable()
+    assert one.credit() == 0  # the counts after the restart are not yet known
     one.record(*left)
     assert ledger.totals() == (100, 96, left[2])
     one.record(left[0] + 8, left[1] + 16, left[2] + 8)
     assert ledger.totals() == (108, 112, left[2] + 8)
     ledger.grant()
-    assert one.credit() - left[0] == one.granted - 100  # in the shard's own count
+    assert one.credit() - left[0] == one.granted - 100  # credit is in the shard's own count
 
 
-def test_a_shard_that_has_left_stays_in_the_sums_and_stores_nothing():
+def test_a_closed_shard_stays_in_the_sums_and_stores_nothing():
     ledger, (one, two) = ledger_of(2)
     for account in (one, two):
         account.record(0, 0, 0)
@@ -81,7 +81,7 @@ def test_a_shard_that_has_left_stays_in_the_sums_and_stores_nothing():
     assert two.granted == granted
 
 
-def test_what_shards_that_left_have_inserted_and_been_paid_for_does_not_hold_back_the_others():
+def test_closed_shards_do_not_reduce_the_credit_of_others():
     """sigma 2, max_diff 400: 160 inserted and 60 sampled leave room for (400 - 2 * 160 + 60) / 2 = 70 items."""
     ledger, (one, two) = ledger_of(2)
     for account in (one, two):
@@ -92,7 +92,7 @@ def test_what_shards_that_left_have_inserted_and_been_paid_for_does_not_hold_bac
     assert one.granted == 80 + 70
 
 
-def test_another_limiter_counts_from_new_baselines():
+def test_a_new_limiter_counts_from_new_baselines():
     ledger, (one, two) = ledger_of(2)
     for account in (one, two):
         account.record(0, 0, 0)
@@ -106,17 +106,17 @@ def test_another_limiter_counts_from_new_baselines():
     assert ledger.totals() == (130, 16, 130)
 
 
-def test_the_same_rule_for_more_shards_keeps_the_baselines():
+def test_the_same_limiter_for_more_shards_keeps_the_baselines():
     ledger, (one,) = ledger_of(1)
     one.record(0, 0, 50)
     assert ledger.totals() == (50, 0, 50)
     one.record(80, 16, 130)
-    ledger.limiter = ledger.limiter.over(3)
+    ledger.limiter = ledger.limiter.for_shards(3)
     assert ledger.totals() == (130, 16, 130)
 
 
-def test_content_enters_the_sums_at_the_first_look_after_the_baseline():
-    """What was inserted by then has its room in min_size first."""
+def test_content_is_added_at_the_first_totals_after_the_baseline():
+    """Items inserted by then are counted first; content fills the rest of min_size."""
     ledger, (one,) = ledger_of(1)
     one.record(0, 0, 50)
     one.record(80, 16, 130)
@@ -125,75 +125,75 @@ def test_content_enters_the_sums_at_the_first_look_after_the_baseline():
     assert ledger.totals() == (110, 16, 140)
 
 
-def test_batches_allowed_leaves_out_what_is_asked_for():
+def test_batches_allowed_subtracts_requested_items():
     """d = 2 * 100 = 200 and min_diff = 136: 64 samples, which are 4 batches of 16."""
     ledger, (one,) = ledger_of(1, slack=64.0)
     one.record(0, 0, 100)
     totals = ledger.totals()
-    assert [ledger.batches_allowed(totals, asked, most=10) for asked in (0, 16, 48, 64, 80)] == [4, 3, 1, 0, 0]
-    assert ledger.batches_allowed(totals, 0, most=2) == 2
+    assert [ledger.batches_allowed(totals, asked, max_batches=10) for asked in (0, 16, 48, 64, 80)] == [4, 3, 1, 0, 0]
+    assert ledger.batches_allowed(totals, 0, max_batches=2) == 2
     assert ledger.blocked_reason() == ""
     one.record(0, 64, 100)
-    assert ledger.blocked_reason().startswith("min_diff: d = 2 * 100 inserted - 64 sampled = 136, and less 16")
+    assert ledger.blocked_reason().startswith("min_diff: d = 2 * 100 inserted - 64 sampled = 136, and d - 16 is below")
     one.record(0, 64, 99)
     assert ledger.blocked_reason() == "min_size: 99 of 100 items are stored"
 
 
-def test_whether_min_size_can_be_reached_is_judged_only_while_all_shards_are_heard():
+def test_min_size_is_checked_only_while_all_shards_are_reachable():
     ledger, (one, two) = ledger_of(2)
     one.record(0, 0, 0)
     for inserted in (10, 300):
         one.record(inserted, 0, 10)
-        ledger.check_min_size_reachable(ledger.totals())  # the other has not been heard
+        ledger.check_min_size_reachable(ledger.totals())  # the other shard has not replied yet
     two.record(0, 0, 0)
-    ledger.check_min_size_reachable(ledger.totals())  # short from here on, with 300 inserted
+    ledger.check_min_size_reachable(ledger.totals())  # first call that finds replay short, at 300 inserted
     one.record(500, 0, 10)
-    two.lose()
+    two.mark_unreachable()
     ledger.check_min_size_reachable(ledger.totals())
     two.record(0, 0, 0)
-    with pytest.raises(RunFault, match="holds 10 transitions after 200 inserts"):
+    with pytest.raises(RunFault, match="holds only 10 transitions after 200 were inserted"):
         ledger.check_min_size_reachable(ledger.totals())
 
 
-class Twin:
-    """The ledger from each shard's whole story: (own inserted, own sampled, stored) as heard since its baseline."""
+class ReferenceLedger:
+    """A simple ledger that keeps all replies of each shard since its baseline: (inserted, sampled, stored)."""
 
     def __init__(self, limiter, shards):
         self.limiter, self.preloaded = limiter, 0
-        self.stories, self.granted, self.open = [[] for _ in range(shards)], [0] * shards, [True] * shards
+        self.replies, self.granted, self.open = [[] for _ in range(shards)], [0] * shards, [True] * shards
 
     def count(self, k):
-        """Items inserted and sampled since the baseline: growth from word to word, none over a restart."""
-        story, total = self.stories[k], (0, 0)
-        for was, now in itertools.pairwise(story):
+        """Items inserted and sampled since the baseline: the increases between replies, without those at restarts."""
+        replies, total = self.replies[k], (0, 0)
+        for was, now in itertools.pairwise(replies):
             if now[0] >= was[0] and now[1] >= was[1]:
                 total = (total[0] + now[0] - was[0], total[1] + now[1] - was[1])
         return total
 
     def sums(self):
-        counts = [self.count(k) for k in range(len(self.stories))]
-        stored = sum(s[-1][2] for s, open_ in zip(self.stories, self.open, strict=True) if open_ and s)
+        counts = [self.count(k) for k in range(len(self.replies))]
+        stored = sum(s[-1][2] for s, open_ in zip(self.replies, self.open, strict=True) if open_ and s)
         return self.preloaded + sum(c[0] for c in counts), sum(c[1] for c in counts), stored
 
-    def hear(self, k, word):
-        first = not self.stories[k]
-        self.stories[k].append(word)
+    def record(self, k, reply):
+        first = not self.replies[k]
+        self.replies[k].append(reply)
         if first:
-            self.preload(word[2])
+            self.preload(reply[2])
 
-    def preload(self, held):
-        self.preloaded += max(0, min(held, self.limiter.config.min_size - self.sums()[0]))
+    def preload(self, stored):
+        self.preloaded += max(0, min(stored, self.limiter.config.min_size - self.sums()[0]))
 
     def change_limiter(self, limiter):
-        self.limiter, self.preloaded, self.granted = limiter, 0, [0] * len(self.stories)
-        self.stories = [s[-1:] for s in self.stories]
-        for story, open_ in zip(self.stories, self.open, strict=True):
-            if story and open_:
-                self.preload(story[0][2])
+        self.limiter, self.preloaded, self.granted = limiter, 0, [0] * len(self.replies)
+        self.replies = [s[-1:] for s in self.replies]
+        for replies, open_ in zip(self.replies, self.open, strict=True):
+            if replies and open_:
+                self.preload(replies[0][2])
 
     def grant(self):
-        """One item at a time to all who have least, while there is one for each of them."""
-        members = [k for k, s in enumerate(self.stories) if s and self.open[k]]
+        """Give one item at a time to all shards with the least unused credit, while there is enough for all of them."""
+        members = [k for k, s in enumerate(self.replies) if s and self.open[k]]
         left = {k: max(0, self.granted[k] - self.count(k)[0]) for k in members}
         free = self.limiter.insert_allowance(*self.sums()) - sum(left.values())
         while members and free >= len(least := [k for k in members if left[k] == min(left.values())]):
@@ -204,64 +204,65 @@ class Twin:
             self.granted[k] = max(self.granted[k], self.count(k)[0] + left[k])
 
 
-class World:
-    """Shards, writers that keep to the credit and a learner that keeps to the limiter; a twin hears all of it."""
+class Simulation:
+    """Shards, writers that respect their credit, and a learner that respects the limiter."""
 
     def __init__(self, seed, shards):
         self.draw = random.Random(seed)
         self.shards = shards
-        self.ledger = CreditLedger(self.rule())
-        self.twin = Twin(self.ledger.limiter, 0)
+        self.ledger = CreditLedger(self.random_limiter())
+        self.reference = ReferenceLedger(self.ledger.limiter, 0)
         self.accounts, self.own, self.credit, self.requested = [], [], [], 0
         for _ in range(shards):
             self.join()
 
-    def rule(self):
+    def random_limiter(self):
         sigma, min_size = float(self.draw.choice([1, 2, 4])), self.draw.choice([1, 20, 60])
         needed = (sigma * 6 * 2 * self.shards + BATCH) / 2  # joins double the shards at most
         return RateLimiter(LimiterConfig(sigma, min_size, needed + self.draw.randrange(30)), 6, BATCH, 2 * self.shards)
 
     def members(self):
-        return [k for k, account in enumerate(self.accounts) if account.open]
+        return [k for k, account in enumerate(self.accounts) if account.is_open]
 
     def join(self):
-        """A shard that is new, or full of what it did for another sampler."""
+        """Add a shard that is new, or one with counts and content from another sampler."""
         self.accounts.append(self.ledger.open_account())
         old = [self.draw.randrange(200), self.draw.randrange(200), self.draw.choice([3, 15, 100])]
         self.own.append(self.draw.choice([[0, 0, 0], old]))
         self.credit.append(0)
-        for values, new in ((self.twin.stories, []), (self.twin.granted, 0), (self.twin.open, True)):
+        for values, new in ((self.reference.replies, []), (self.reference.granted, 0), (self.reference.open, True)):
             values.append(new)
 
     def leave(self, k):
         self.accounts[k].close()
-        self.twin.open[k] = False
+        self.reference.open[k] = False
 
     def restart(self, k):
-        """It comes back empty, or as it was a while ago."""
-        self.accounts[k].lose()
+        """Restart a shard, empty or with earlier counts."""
+        self.accounts[k].mark_unreachable()
         part = self.draw.choice([0.0, 0.5, 1.0])
         self.own[k], self.credit[k] = [int(x * part) for x in self.own[k]], 0
 
     def change_limiter(self):
-        rule = self.rule()
-        self.ledger.change_limiter(rule)
-        self.twin.change_limiter(rule)
+        limiter = self.random_limiter()
+        self.ledger.change_limiter(limiter)
+        self.reference.change_limiter(limiter)
 
-    def look(self):
-        """A request to each shard with its credit, and its reply; the sums beside the twin's."""
+    def exchange(self):
+        """Send each shard its credit, record its reply, and compare the sums with the reference."""
         self.ledger.grant()
-        self.twin.grant()
+        self.reference.grant()
         for k in self.members():
             self.credit[k] = self.accounts[k].credit()
             self.accounts[k].record(*self.own[k])
-            self.twin.hear(k, tuple(self.own[k]))
-            assert self.ledger.totals() == self.twin.sums()
-        assert [a.granted for a in self.accounts] == self.twin.granted
-        assert [(a.inserted, a.sampled) for a in self.accounts] == [self.twin.count(k) for k in range(len(self.own))]
+            self.reference.record(k, tuple(self.own[k]))
+            assert self.ledger.totals() == self.reference.sums()
+        assert [a.granted for a in self.accounts] == self.reference.granted
+        counts = [self.reference.count(k) for k in range(len(self.own))]
+        assert [(a.inserted, a.sampled) for a in self.accounts] == counts
 
     def act(self):
-        """Every writer and the learner do one thing if they may; returns whether anybody did."""
+        """Let every writer insert and the learner sample, if they may; returns whether anybody did."""
         moved = False
         items = self.draw.randint(1, 6)
         for k in self.members():
@@ -278,27 +279,27 @@ class World:
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 5])
 @pytest.mark.parametrize("seed", range(4))
-def test_over_any_history_the_ledger_is_its_naive_twin_and_nobody_stalls(seed, shards):
-    world = World(seed, shards)
+def test_the_ledger_equals_its_reference_and_never_stalls(seed, shards):
+    simulation = Simulation(seed, shards)
     idle = 0
     for _ in range(200):
-        event = world.draw.random()
-        members = world.members()
+        event = simulation.draw.random()
+        members = simulation.members()
         if event < 0.02 and len(members) < 2 * shards:
-            world.join()
+            simulation.join()
         elif event < 0.04 and len(members) > 1:
-            world.leave(world.draw.choice(members))
+            simulation.leave(simulation.draw.choice(members))
         elif event < 0.06:
-            world.restart(world.draw.choice(members))
+            simulation.restart(simulation.draw.choice(members))
         elif event < 0.07:
-            world.change_limiter()
-        world.look()
-        idle = 0 if world.act() else idle + 1
-        assert idle < 6, f"stalled: {world.ledger.blocked_reason()}"
+            simulation.change_limiter()
+        simulation.exchange()
+        idle = 0 if simulation.act() else idle + 1
+        assert idle < 6, f"stalled: {simulation.ledger.blocked_reason()}"
 
 
 @pytest.mark.parametrize("shards", [2, 4])
-def test_nothing_granted_is_taken_back_and_no_more_than_the_limiter_allows(shards):
+def test_credit_never_falls_and_stays_within_the_allowance(shards):
     ledger, accounts = ledger_of(shards, sigma=1.0, min_size=40, slack=60.0)
     draw, own = random.Random(shards), [0] * shards
     for account in accounts:

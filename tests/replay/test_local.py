@@ -1,4 +1,4 @@
-"""Replay in process: the two ports over one shard, held to the same ratio as the service."""
+"""`LocalReplay`: one shard in process, with the same limiter as the service."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_nothing_is_drawn_below_min_size(rng):
 
 
 def test_writer_and_sampler_keep_the_ratio(rng):
-    """Two samples an insert: neither gets further ahead than the slack and its own step, however eager it is."""
+    """Neither side gets further ahead than the slack and one step of its own, however often it tries."""
     local = replay(limiter=LimiterConfig(samples_per_insert=2.0, min_size=20, slack=60))
     for turn in range(300):
         wrote = drew = False
@@ -56,7 +56,7 @@ def test_writer_and_sampler_keep_the_ratio(rng):
     assert stats["sampled"] > 500
 
 
-def test_a_transition_is_given_back_as_it_was_written(rng):
+def test_a_transition_is_sampled_as_it_was_written(rng):
     local = replay(limiter=LimiterConfig(samples_per_insert=0, min_size=1))
     segment = make_segment(rng, items=1, n=1, mark=40.0)
     local.write(segment)
@@ -67,28 +67,28 @@ def test_a_transition_is_given_back_as_it_was_written(rng):
     np.testing.assert_array_equal(t.r_t, np.repeat(segment.r_t, BATCH))
 
 
-def test_reported_errors_steer_the_draws_and_their_weights(rng):
+def test_updated_priorities_change_draws_and_weights(rng):
     local = replay(SelectorConfig(alpha=1.0, epsilon=1e-6))
     for k in range(5):
         local.write(make_segment(rng, items=ITEMS, episode=k))
     seen = np.array([], np.uint64)
-    while len(seen) < 20:  # each item once at least
+    while len(seen) < 20:  # until every item was drawn
         batch = local.sample(0.0)
         np.testing.assert_array_equal(batch.weights, 1.0)
         seen = np.union1d(seen, batch.keys)
     for key in seen:  # one item 19 times as likely as each of the others: half of all draws
-        given = batch.keys.copy()
-        given[:] = key
+        same_key = batch.keys.copy()
+        same_key[:] = key
         error = np.full(BATCH, 19.0 if key == seen[0] else 1.0)
-        local.update_priorities(batch.__class__(batch.transitions, given, batch.shards, batch.weights), error)
+        local.update_priorities(batch.__class__(batch.transitions, same_key, batch.shards, batch.weights), error)
     drawn = [local.sample(0.0) for _ in range(300)]
     keys, weights = (np.concatenate([getattr(b, name) for b in drawn]) for name in ("keys", "weights"))
     assert (keys == seen[0]).mean() == pytest.approx(0.5, abs=0.04)
     assert weights[keys == seen[0]].max() < 0.4 < 1.0 == weights[keys != seen[0]].min()
 
 
-def test_the_local_replay_goes_on_with_beta_where_a_checkpoint_left_it(rng):
-    """Priorities of 1 and 4 at alpha 1: the weights' ratio is 4 ** beta, and beta goes from 0 to 1 in 100 batches."""
+def test_a_resumed_local_replay_continues_annealing_beta(rng):
+    """With priorities 1 and 4 and alpha = 1 the ratio of the weights is 4 ** beta; after 50 of 100 batches beta is 0.5."""
     shard = Shard(10, SMALL, SelectorConfig(alpha=1.0, epsilon=1e-9), limited=False)
     limiter = RateLimiter(LimiterConfig(samples_per_insert=0, min_size=1), 10, 64)
     replay = LocalReplay(shard, limiter, BetaConfig(0.0, 1.0, 100))
@@ -100,7 +100,7 @@ def test_the_local_replay_goes_on_with_beta_where_a_checkpoint_left_it(rng):
     np.testing.assert_allclose(batch.weights.min(), 4**-0.5, rtol=1e-6)
 
 
-def test_a_serial_run_whose_memory_holds_less_than_min_size_ends_too(rng):
+def test_a_serial_run_raises_if_min_size_is_unreachable(rng):
     config = LimiterConfig(samples_per_insert=8.0, min_size=50)
     shard = Shard(100, FRAMES, UNIFORM, limited=False, capacity_bytes=fixed_bytes(100, UNIFORM) + 15_000)
     replay = LocalReplay(shard, RateLimiter(config, 10, 32), BetaConfig())
@@ -112,13 +112,13 @@ def test_a_serial_run_whose_memory_holds_less_than_min_size_ends_too(rng):
 
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES], ids=["raw", "compressed"])
-def test_frames_of_another_shape_or_number_are_refused(rng, spec):
+def test_frames_with_a_wrong_shape_or_type_are_rejected(rng, spec):
     shard = Shard(1_000, spec, UNIFORM, limited=False)
     local = LocalReplay(shard, RateLimiter(LimiterConfig(0, min_size=1), ITEMS + 2, BATCH), BetaConfig())
     segment = make_segment(rng, spec, ITEMS)
     frames = segment.frames
     for wrong in (frames[:-1], frames[..., :-1], frames.astype(np.float64)):
-        with pytest.raises(InvalidMessage, match="^frames of .* steps must be .*, these are"):
+        with pytest.raises(InvalidMessage, match="^frames of .* steps must be .*, got"):
             local.write(dataclasses.replace(segment, frames=wrong))
     local.write(segment)
     assert local.stats()["inserted"] == ITEMS

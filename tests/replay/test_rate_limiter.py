@@ -1,4 +1,4 @@
-"""The limiter: its rule beside a naive one, and that writers and sampler never wait for each other for ever."""
+"""The limiter: its definition, and that writers and sampler never deadlock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.rate_limiter import LimiterConfig, RateLimiter, _level
+from replay.rate_limiter import LimiterConfig, RateLimiter, _water_fill
 from rl.errors import BadInput, RunFault
 
 
@@ -20,7 +20,7 @@ from rl.errors import BadInput, RunFault
     k=st.integers(1, 50),
     b=st.integers(1, 64),
 )
-def test_the_rule_is_the_designs(sigma, min_size, inserted, sampled, k, b):
+def test_limiter_follows_the_definition(sigma, min_size, inserted, sampled, k, b):
     slack = sigma * 50 + 64
     limiter = RateLimiter(LimiterConfig(sigma, min_size, slack), max_insert=50, batch=64)
     stored = min(inserted, 2_000)
@@ -37,8 +37,8 @@ def test_the_rule_is_the_designs(sigma, min_size, inserted, sampled, k, b):
 
 @settings(max_examples=200, deadline=None)
 @given(have=st.lists(st.integers(0, 50), min_size=1, max_size=6), free=st.integers(-20, 200))
-def test_level_shares_out_exactly_what_is_free_and_lowers_nothing(have, free):
-    got = _level(have, free)
+def test_water_fill_distributes_exactly_the_free_units(have, free):
+    got = _water_fill(have, free)
     assert all(g >= h for g, h in zip(got, have, strict=True))
     assert sum(got) - sum(have) <= max(free, 0)
     assert sum(got) - sum(have) > max(free, 0) - len(have)  # less than one unit a shard is left over
@@ -46,19 +46,19 @@ def test_level_shares_out_exactly_what_is_free_and_lowers_nothing(have, free):
     assert len(set(raised)) <= 1
 
 
-def test_a_ratio_that_could_never_be_satisfied_is_refused():
+def test_too_small_a_slack_is_rejected():
     with pytest.raises(BadInput, match="at least 352"):
         RateLimiter(LimiterConfig(8.0, 100, slack=351), max_insert=80, batch=64)
     RateLimiter(LimiterConfig(8.0, 100, slack=352), max_insert=80, batch=64)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 12, 20, 38])
-def test_whole_segments_get_through_at_the_slack_that_the_error_names(shards):
-    """Segments of one length, from an empty replay through 500 batches, at the smallest slack that is accepted."""
+def test_no_deadlock_at_the_smallest_slack_that_is_accepted(shards):
+    """Segments of equal length, from an empty replay until 500 batches, with the smallest slack that is accepted."""
     limiter = RateLimiter(LimiterConfig(8.0, 5_000, np.ceil((8.0 * 43 * shards + 64) / 2)), 43, 64, shards)
     inserted, granted, sampled, batches = [0] * shards, [0] * shards, 0, 0
     while batches < 500:
-        granted = limiter.grants(inserted, granted, sampled, sum(inserted))
+        granted = limiter.allocate_credit(inserted, granted, sampled, sum(inserted))
         room = [i for i in range(shards) if granted[i] - inserted[i] >= 40]
         ready = limiter.can_sample(sum(inserted), sampled, sum(inserted), 64)
         assert room or ready, f"stalled with {sum(inserted)} inserted, {sampled} sampled"
@@ -70,8 +70,8 @@ def test_whole_segments_get_through_at_the_slack_that_the_error_names(shards):
 
 
 @pytest.mark.parametrize("shards", [1, 4])
-def test_writers_and_sampler_never_both_wait(shards):
-    """A simulation with credit by shard and segments of all lengths; every round something must move."""
+def test_writers_and_sampler_never_block_each_other(shards):
+    """Simulates credit per shard and segments of all lengths; in every round a writer or the sampler must make progress."""
     rng = np.random.default_rng(1)
     limiter = RateLimiter(
         LimiterConfig(4.0, 200, slack=4.0 * 20 * shards / 2 + 32), max_insert=20, batch=64, shards=shards
@@ -79,7 +79,7 @@ def test_writers_and_sampler_never_both_wait(shards):
     inserted, granted, sampled = [0] * shards, [0] * shards, 0
     batches = 0
     while batches < 5_000:
-        granted = limiter.grants(inserted, granted, sampled, sum(inserted))
+        granted = limiter.allocate_credit(inserted, granted, sampled, sum(inserted))
         moved = False
         k = int(rng.integers(1, 21))
         room = [i for i in range(shards) if granted[i] - inserted[i] >= k]
@@ -95,13 +95,13 @@ def test_writers_and_sampler_never_both_wait(shards):
         assert d <= limiter.max_diff + 4.0 * 20 * 2
 
 
-def test_a_replay_that_falls_below_min_size_for_a_while_goes_on():
+def test_falling_below_min_size_for_a_while_is_no_error():
     limiter = RateLimiter(LimiterConfig(8.0, 100), 10, 32)
     inserted = 0
     for stored in [0, 50, 100, 99, 98, 100, 99] * 50:
         inserted += 60
         limiter.check_min_size_reachable(inserted, stored)
-    with pytest.raises(RunFault, match="holds 99"):
+    with pytest.raises(RunFault, match="holds only 99"):
         for _ in range(4):
             inserted += 60
             limiter.check_min_size_reachable(inserted, 99)

@@ -1,4 +1,4 @@
-"""TLS files and tokens: who is reached, what a token file holds, and what is wrong with a file."""
+"""TLS files and tokens: loopback addresses, creation of token files, and errors for bad files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ TOKEN = "t0k3n-of-the-tests-and-of-nobody-else-at-all"
         ("", False),
     ],
 )
-def test_what_only_this_machine_reaches(host, loopback):
+def test_is_loopback(host, loopback):
     assert is_loopback(host) == loopback
 
 
-def test_a_token_file_is_made_once_for_its_owner(tmp_path, monkeypatch):
+def test_a_token_file_is_created_once_and_private(tmp_path, monkeypatch):
     path = tmp_path / "token"
     threads = [threading.Thread(target=make_token_file, args=(str(path),)) for _ in range(8)]
     for thread in threads:
@@ -61,19 +61,19 @@ BAD_FILES = {
     "a key without its certificate": ({"key": "shard.key"}, "without certificate"),
     "another's key": ({"certificate": "shard.pem", "key": "client.key"}, "(?i)mismatch"),
     "a key under a password": ({"certificate": "shard.pem", "key": "locked.key"}, "without a password"),
-    "a certificate that is none": ({"certificate": "shard.csr", "key": "shard.key"}, "shard.csr"),
+    "a file that is not a certificate": ({"certificate": "shard.csr", "key": "shard.key"}, "shard.csr"),
     "an authority that is none": ({"authority": "shard.key"}, "holds no certificate"),
     "an authority that is not there": ({"authority": "nowhere.pem"}, "authority .*nowhere.pem"),
     "mutual without an authority": ({"certificate": "shard.pem", "key": "shard.key", "mutual": True}, "authority"),
     "a token that is not there": ({"token_file": "nowhere"}, "token_file .*nowhere cannot be read"),
-    "an empty token": ({"token_file": "empty"}, "holds no token"),
-    "a token of two words": ({"token_file": "words"}, "holds no token"),
-    "a token of no text": ({"token_file": "bytes"}, "holds no token"),
+    "an empty token": ({"token_file": "empty"}, "holds no valid token"),
+    "a token of two words": ({"token_file": "words"}, "holds no valid token"),
+    "a token of no text": ({"token_file": "bytes"}, "holds no valid token"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_named_in_one_line(case, pem):
+def test_the_error_names_the_bad_file_in_one_line(case, pem):
     Path(pem("empty")).write_text("\n")
     Path(pem("words")).write_text("correct horse battery staple\n")
     Path(pem("bytes")).write_bytes(bytes(range(128, 255)))

@@ -57,7 +57,7 @@ CASES = {
     "min_size above capacity": (["train", "cartpole", "--replay.limiter.min-size", "60000"], "at most 50000"),
     "a capacity beyond memory": (["train", "cartpole", "--replay.capacity", "100000000000000"], "at most 100000000"),
     "memory for nothing but rows": (["train", "cartpole", "--replay.capacity-bytes", "2000000"], "alone take 2050000"),
-    "memory below 0": (["train", "cartpole", "--replay.capacity-bytes", "-1"], "0 for no bound"),
+    "memory below 0": (["train", "cartpole", "--replay.capacity-bytes", "-1"], "0 for unlimited"),
     "segments that no shard takes": (["train", "pong", "--actors.segment-items", "9994"], "write at most 9993"),
     "a token file that is missing": (
         ["train", "cartpole", "--replay.security.token-file", "NOWHERE"],

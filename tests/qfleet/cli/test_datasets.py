@@ -11,7 +11,7 @@ import pytest
 from qfleet.cli import main as cli
 from replay.datasets.dataset import Dataset
 from rl.envs.config import EnvConfig
-from tests.replay.datasets.made import BOX, datasets_fixture, episode, foreign, run_fixture  # noqa: F401
+from tests.replay.datasets.made import BOX, datasets_fixture, episode, run_fixture, write_dataset  # noqa: F401
 
 
 def test_export_of_one_shard_without_its_run(run, capsys):
@@ -27,14 +27,16 @@ def test_export_of_one_shard_without_its_run(run, capsys):
 def examples(tmp_path, run):
     """Datasets that do not fit, by name."""
     discrete = gym.spaces.Discrete(2)
-    foreign("wide-v0", gym.spaces.Box(-9, 9, (9,), np.float32), discrete, [episode(3, (9,))], gym.spec("CartPole-v1"))
-    foreign("many-v0", BOX, gym.spaces.Discrete(5), [episode(3)], gym.spec("CartPole-v1"))
-    foreign("nameless-v0", BOX, discrete, [episode(3)])
-    foreign("nowhere-v0", BOX, discrete, [episode(3)], replace(gym.spec("CartPole-v1"), id="Nowhere-v9"))
-    foreign("push-v0", BOX, gym.spaces.Box(-1, 1, (1,)), [episode(3, actions=np.zeros((3, 1)))])
+    write_dataset(
+        "wide-v0", gym.spaces.Box(-9, 9, (9,), np.float32), discrete, [episode(3, (9,))], gym.spec("CartPole-v1")
+    )
+    write_dataset("many-v0", BOX, gym.spaces.Discrete(5), [episode(3)], gym.spec("CartPole-v1"))
+    write_dataset("nameless-v0", BOX, discrete, [episode(3)])
+    write_dataset("nowhere-v0", BOX, discrete, [episode(3)], replace(gym.spec("CartPole-v1"), id="Nowhere-v9"))
+    write_dataset("push-v0", BOX, gym.spaces.Box(-1, 1, (1,)), [episode(3, actions=np.zeros((3, 1)))])
     both = gym.spaces.Dict({"a": BOX})
-    foreign("dict-v0", both, discrete, [episode(3, observations={"a": np.zeros((4, 4))})])
-    foreign("empty-v0", BOX, discrete, [])
+    write_dataset("dict-v0", both, discrete, [episode(3, observations={"a": np.zeros((4, 4))})])
+    write_dataset("empty-v0", BOX, discrete, [])
     (tmp_path / "here-v0" / "data").mkdir(parents=True)
     (tmp_path / "bare").mkdir()
     return {"HERE": tmp_path, "RUN": run}

@@ -14,7 +14,7 @@ SERVE = ["replay", "serve", "--port", "0", "--frame-shape", "2", "--dtype", "flo
     [
         (["--host", "0.0.0.0"], "--security.token-file"),
         (["--host", "::"], "--security.token-file"),
-        (["--host", "203.0.113.7", "--security.no-require-token"], "no address of this machine"),
+        (["--host", "203.0.113.7", "--security.no-require-token"], "not an address of this machine"),
         (["--host", "no such host"], "--host no such host"),
         (["--host", ""], "--host is '': write an address"),
         (["--host", "0.0.0.0", "--security.token-file", "/proc/none/token"], "/proc/none/token cannot be written"),

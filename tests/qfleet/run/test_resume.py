@@ -101,7 +101,9 @@ def test_what_changed_is_found_with_its_rule():
         ("max_steps", 2_000_000, 7),
     ]
     said = [str(c) for c in changed(old, new)]
-    assert said[0] == "replay.capacity is 90000, was 200000: restored transitions beyond it go, the oldest first"
+    assert (
+        said[0] == "replay.capacity is 90000, was 200000: restored transitions beyond it are evicted, the oldest first"
+    )
     assert said[2] == "max_steps is 7, was 2000000"
 
 

@@ -1,4 +1,4 @@
-"""Datasets and snapshots that several tests read, and the place where Minari keeps a test's own."""
+"""Builders of datasets and of a run's snapshots, and a fixture for a temporary Minari directory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from qfleet.config import to_yaml
 from qfleet.presets import cartpole
-from replay.datasets.episodes import episode_runs
+from replay.datasets.episodes import episode_fragments
 from replay.datasets.export import DatasetWriter
 from replay.importance_weights import BetaConfig
 from replay.local import LocalReplay
@@ -30,20 +30,20 @@ minari = pytest.importorskip("minari")
 
 @pytest.fixture(name="datasets", autouse=True)
 def datasets_fixture(tmp_path, monkeypatch):
-    """Minari's root of this test."""
+    """A temporary directory for Minari's datasets."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     return tmp_path / "minari"
 
 
-def added(builder, **step):
-    """The segment that a step completes, rated 1, in a list; or an empty one."""
+def add_step(builder, **step):
+    """Add a step; returns a list with the segment that it completes, with |TD error| 1, or an empty list."""
     step = {"reward": 1.0, "terminated": False, "truncated": False, "lost_life": False, "version": 0} | step
     cut = builder.add(**step)
     return [cut.rated(np.ones(cut.items, np.float32))] if cut else []
 
 
-def foreign(name, observations, actions, episodes, env_spec=None):
-    """A dataset as somebody else may have made it: episodes of dictionaries for Minari's EpisodeBuffer."""
+def write_dataset(name, observations, actions, episodes, env_spec=None):
+    """Write a dataset with Minari alone, without Qfleet's metadata; ``episodes`` are arguments of an EpisodeBuffer."""
     from minari.data_collector.episode_buffer import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
 
@@ -70,13 +70,16 @@ BOX = gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)
 
 
 def balance(steps, epsilons, seed=0, items=20):
-    """A shard full of CartPole, played by a simple controller that errs with each of ``epsilons``; mean return."""
+    """Play CartPole with a simple controller that is random with each of ``epsilons`` in turn.
+
+    Returns a shard with the transitions, and the mean return.
+    """
     spec, rng = ObservationSpec((4,), "float32"), np.random.default_rng(seed)
     shard = Shard(steps + 600, spec, SelectorConfig(), limited=False)
     local = LocalReplay(shard, RateLimiter(FREE, items + 2, 32), BetaConfig())
     builder, env = SegmentBuilder(ReturnConfig(), spec, items, seed << 24), gym.make("CartPole-v1")
     returns: list[float] = []
-    while sum(returns) < steps:  # CartPole pays 1 a step
+    while sum(returns) < steps:  # the reward is 1 for each step
         epsilon, done, played = epsilons[len(returns) % len(epsilons)], False, 0
         x, _ = env.reset(seed=int(rng.integers(2**31)))
         builder.begin(x)
@@ -85,7 +88,7 @@ def balance(steps, epsilons, seed=0, items=20):
             x, reward, terminated, truncated, _ = env.step(action)
             done, played = terminated or truncated, played + 1
             ends = {"terminated": terminated, "truncated": truncated and not terminated}
-            for segment in added(builder, action=action, reward=float(reward), **ends, frame=x):
+            for segment in add_step(builder, action=action, reward=float(reward), **ends, frame=x):
                 local.write(segment)
         returns.append(played)
     return shard, float(np.mean(returns))
@@ -109,6 +112,7 @@ def run_fixture(tmp_path_factory):
 
 
 def exported(shard, name):
+    """Export the shard's content as the dataset ``name``."""
     with DatasetWriter(name, shard.spec, 2, EnvConfig(id="CartPole-v1")) as writer:
-        for joined in episode_runs(shard.storage.segments(), shard.spec):
+        for joined in episode_fragments(shard.storage.segments(), shard.spec):
             writer.append(joined)

@@ -1,4 +1,4 @@
-"""Datasets as others may have made them: numbering of actions, lives, stacks, and damage."""
+"""Datasets from other sources: actions that start at 1, lives, stacks, and damaged episodes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from replay.datasets.dataset import Dataset
 from rl.errors import BadInput
 from rl.returns import ReturnConfig
 from rl.types import ObservationSpec
-from tests.replay.datasets.made import BOX, datasets_fixture, episode, foreign  # noqa: F401
+from tests.replay.datasets.made import BOX, datasets_fixture, episode, write_dataset  # noqa: F401
 
 G = 0.9
 RETURNS = ReturnConfig(n_step=3, gamma=G)
 
 
-def test_a_dataset_of_others_whose_actions_count_from_1_and_whose_lives_are_told():
+def test_a_foreign_dataset_with_actions_from_1_and_lives():
     first = episode(3, actions=[1, 2, 2], infos={"lives": np.array([3, 3, 2, 2])})
-    foreign(
+    write_dataset(
         "them/any-v1", BOX, gym.spaces.Discrete(2, start=1), [first, episode(2, infos={"lives": np.array([1, 1, 1])})]
     )
     dataset = Dataset("them/any-v1")
@@ -31,13 +31,13 @@ def test_a_dataset_of_others_whose_actions_count_from_1_and_whose_lives_are_told
     assert one.actions.tolist() == [0, 1, 1]
     assert one.lost_life.tolist() == [False, True, False]
     assert one.discount_t.tolist() == pytest.approx([0.0, 0.0, G])
-    assert two.truncated.tolist() == [False, True]  # it ended somehow: it bootstraps
+    assert two.truncated.tolist() == [False, True]  # neither terminated nor truncated: counts as truncated
     assert two.discount_t.tolist() == pytest.approx([G**2, G])
 
 
-def test_single_frames_are_stacked_and_whole_stacks_are_taken_as_they_are():
-    foreign("frames-v0", gym.spaces.Box(-9, 9, (3,), np.float32), gym.spaces.Discrete(2), [episode(6, (3,))])
-    foreign("stacks-v0", gym.spaces.Box(-9, 9, (2, 3), np.float32), gym.spaces.Discrete(2), [episode(6, (2, 3))])
+def test_single_frames_are_stacked_and_whole_stacks_are_kept():
+    write_dataset("frames-v0", gym.spaces.Box(-9, 9, (3,), np.float32), gym.spaces.Discrete(2), [episode(6, (3,))])
+    write_dataset("stacks-v0", gym.spaces.Box(-9, 9, (2, 3), np.float32), gym.spaces.Discrete(2), [episode(6, (2, 3))])
     wanted = ObservationSpec((3,), "float32", 2)
     assert Dataset("frames-v0").spec(wanted, "the test") == wanted
     assert Dataset("stacks-v0").spec(wanted, "the test") == ObservationSpec((2, 3), "float32", 1)
@@ -56,7 +56,7 @@ def test_single_frames_are_stacked_and_whole_stacks_are_taken_as_they_are():
         ({"observations": np.zeros((3, 4))}, "3 observations"),
     ],
 )
-def test_a_damaged_episode_is_named(changes, words):
-    foreign("broken-v0", BOX, gym.spaces.Discrete(2), [episode(2), episode(3, **changes)])
+def test_the_error_names_the_damaged_episode(changes, words):
+    write_dataset("broken-v0", BOX, gym.spaces.Discrete(2), [episode(2), episode(3, **changes)])
     with pytest.raises(BadInput, match=f"episode 1: .*{words}"):
         list(Dataset("broken-v0").segments(ObservationSpec((4,), "float32"), RETURNS, 5))

@@ -1,4 +1,4 @@
-"""A shard's content as a list: the oracle of test_shard_machine."""
+"""A simple shard that keeps its segments in a list: the reference for test_shard_machine.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rl.segments import stack_frames
 
 @dataclass
 class NaiveShard:
-    """Segments as a list, oldest first: each its message, who wrote it, and its items as dictionaries."""
+    """A list of segments, oldest first; each has its message, its origin, and its items as dictionaries."""
 
     capacity: int
     room: int  # bytes for segments
@@ -26,7 +26,7 @@ class NaiveShard:
     transferred: int = 0
     sampled: int = 0
     dropped: int = 0
-    generation: int = 0  # of keys: how often it was restored
+    generation: int = 0  # of keys: how often the shard was restored
 
     def insert(self, origin, segment, packed):
         start = segment.item_step.astype(int)
@@ -61,7 +61,7 @@ class NaiveShard:
 
     @property
     def items(self):
-        """By key."""
+        """All stored items, by key."""
         return {item["key"]: item for segment in self.segments for item in segment["items"]}
 
     @property
@@ -72,8 +72,8 @@ class NaiveShard:
     def first_key(self):
         return self.segments[0]["items"][0]["key"] if self.segments else self.next_key
 
-    def given_back(self, segment):
-        """The segment as it should come back: with its items' present TD errors."""
+    def expected_segment(self, segment):
+        """Return the origin and the serialized segment that a shard should return, with the current TD errors."""
         message = pb.Segment.FromString(segment["message"])
         message.td_abs = np.array([item["td"] for item in segment["items"]], "<f4").tobytes()
         return segment["origin"], serialized(codec.segment_from_message(message))

@@ -1,4 +1,4 @@
-"""Shards that are filled, written and taken back, and what their snapshots hold."""
+"""Builders for tests of snapshots: fill a shard, write snapshots, restore them and read their content."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def fill(shard, rng, segments, writer="w", items=4):
         shard.insert(writer, sequence, codec.pack_segment(segment))
 
 
-def taken_back(directory, shard):
-    """`shard`, filled from what `directory` holds."""
+def restored(directory, shard):
+    """Restore the snapshot in `directory` into `shard`; returns `shard`."""
     with contextlib.closing(Snapshots(directory, shard)):
         shard.check_valid()
         return shard
 
 
 def written(directory, shard, *steps):
-    """Write a snapshot of `shard`, and another after each of `steps`; what each wrote."""
+    """Write a snapshot of `shard`, and another one after each of `steps`; returns the statistics of each."""
 
     async def write():
         found = []

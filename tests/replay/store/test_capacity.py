@@ -1,4 +1,4 @@
-"""Everything that a shard holds is bounded: transitions, memory, writers."""
+"""Limits of a shard's content: transitions, memory, writers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIXELS = ObservationSpec((84, 84), "uint8", 4)
 
 
 def counted(segment):
-    """What a shard counts for a segment, measured on a shard that holds nothing else."""
+    """Return the bytes that a shard counts for a segment, measured on an empty shard."""
     shard = Shard(100, FRAMES, UNIFORM, limited=False)
     shard.insert("w", 1, codec.pack_segment(segment))
     return shard.counts().resident_bytes - fixed_bytes(100, UNIFORM)
@@ -33,7 +33,7 @@ def counted(segment):
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), capacity=st.sampled_from([30, 1000]))
-def test_as_many_of_the_newest_segments_as_fit_stay(seed, capacity):
+def test_the_newest_segments_that_fit_are_kept(seed, capacity):
     rng = np.random.default_rng(seed)
     room = 15_000
     bound = fixed_bytes(capacity, UNIFORM) + room
@@ -52,7 +52,7 @@ def test_as_many_of_the_newest_segments_as_fit_stay(seed, capacity):
         assert stay == sequence or sum(sizes[-stay - 1 :]) > room or sum(items[-stay - 1 :]) > capacity
 
 
-def test_a_segment_above_the_bound_is_refused_and_leaves_no_trace(rng):
+def test_a_segment_above_the_capacity_is_rejected_and_changes_nothing(rng):
     bound = fixed_bytes(100, UNIFORM) + 8_000
     shard = Shard(100, FRAMES, UNIFORM, limited=False, capacity_bytes=bound)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng, FRAMES)))
@@ -65,7 +65,7 @@ def test_a_segment_above_the_bound_is_refused_and_leaves_no_trace(rng):
 
 
 def allocated(build):
-    """What ``build`` makes, the bytes that are allocated for it, and the most that were meanwhile."""
+    """Return the result of ``build``, the bytes allocated for it, and the peak during the call."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -77,7 +77,7 @@ def allocated(build):
 
 
 @pytest.mark.parametrize("kind", SLOT_BYTES)
-def test_memory_of_rows_and_selector_is_what_is_counted(kind):
+def test_counted_memory_of_rows_and_selector_is_accurate(kind):
     config = SelectorConfig(kind=kind)
 
     def fill():
@@ -91,8 +91,8 @@ def test_memory_of_rows_and_selector_is_what_is_counted(kind):
 
 
 @pytest.mark.parametrize("spec", [SMALL, FRAMES, PIXELS])
-def test_memory_of_segments_is_what_is_counted(spec, rng):
-    """Of what Python allocates; SEGMENT_BYTES has a share for malloc on top, so the count may be somewhat higher."""
+def test_counted_memory_of_segments_is_accurate(spec, rng):
+    """Compares with Python's allocations. SEGMENT_BYTES includes malloc's overhead, so the count may be higher."""
     segments = [codec.pack_segment(make_segment(rng, spec, items=40)) for _ in range(3)]
     messages = [codec.segment_to_message(segment).SerializeToString() for segment in segments]
 
@@ -108,7 +108,7 @@ def test_memory_of_segments_is_what_is_counted(spec, rng):
     assert 0.95 * found < shard.counts().resident_bytes < 1.2 * found
 
 
-def test_the_writers_longest_silent_are_forgotten_first(rng, monkeypatch):
+def test_the_least_recent_writers_are_forgotten_first(rng, monkeypatch):
     monkeypatch.setattr("replay.store.shard.MAX_WRITERS", 3)
     shard = Shard(1000, SMALL, UNIFORM, limited=False)
     segment = codec.pack_segment(make_segment(rng))
@@ -117,20 +117,20 @@ def test_the_writers_longest_silent_are_forgotten_first(rng, monkeypatch):
     assert [w for w in "abcd" if shard.check_order(w, 1)] == ["a", "c", "d"]
 
 
-def test_a_forgotten_writer_goes_on_and_nothing_is_stored_twice(rng, monkeypatch):
+def test_a_forgotten_writer_continues_and_nothing_is_stored_twice(rng, monkeypatch):
     monkeypatch.setattr("replay.store.shard.MAX_WRITERS", 2)
     shard = Shard(1000, SMALL, UNIFORM, limited=False)
     server = ShardServer(shard)
     writers = [Writer([f"127.0.0.1:{server.port}"]) for _ in range(4)]
     try:
         for episode in range(3):
-            for writer in writers:  # each time the shard has forgotten the one whose turn it is
+            for writer in writers:  # the shard has always forgotten the next writer
                 writer.write(make_segment(rng, episode=episode))
                 writer.flush(10.0)
         assert server.counts().inserted == 3 * 4 * 4
         stored = list(shard.storage.segments())
         assert sorted(s.segment.episode_id for s in stored) == sorted([0, 1, 2] * 4)
-        assert len({s.writer for s in stored}) == 4  # whatever name each had to take
+        assert len({s.writer for s in stored}) == 4  # the origin does not change when a writer takes a new name
     finally:
         for writer in writers:
             writer.close()

@@ -1,4 +1,4 @@
-"""A whole shard beside a naive list, in any order of everything that may be asked of it."""
+"""A shard compared with a simple reference, `NaiveShard`, for random sequences of all operations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from protos import codec
 from protos.types import InvalidMessage, LimiterState
 from replay.store.selectors import RERANK_FRACTION, SelectorConfig
-from replay.store.shard import KEYS, MAX_BATCH, OutOfOrder, Shard, fixed_bytes
+from replay.store.shard import KEYS_PER_GENERATION, MAX_BATCH, OutOfOrder, Shard, fixed_bytes
 from replay.store.snapshots import Snapshots
 from rl.types import ObservationSpec
 from tests.conftest import FRAMES, make_segment
@@ -39,7 +39,7 @@ KINDS = st.sampled_from(["prioritized", "rank", "uniform"])
 
 
 MALFORMED = {
-    "a priority that is no number": lambda m: setattr(m, "td_abs", b"\0\0\xc0\x7f" + m.td_abs[4:]),
+    "a priority that is NaN": lambda m: setattr(m, "td_abs", b"\0\0\xc0\x7f" + m.td_abs[4:]),
     "a negative priority": lambda m: setattr(m, "td_abs", m.td_abs[:-4] + b"\0\0\x80\xbf"),
     "frames cut": lambda m: setattr(m, "frames", m.frames[:-1]),
     "an item too many": lambda m: setattr(m, "item_step", m.item_step + b"\0\0\0\0"),
@@ -50,15 +50,15 @@ MALFORMED = {
 
 
 def random_segment(rng, spec, items, first_step, priority):
-    """With flags and versions of all kinds."""
+    """Return a random segment with random flags and versions."""
     segment = make_segment(rng, spec, items, episode=2**60, first_step=first_step, td_abs=priority)
     steps = len(segment.actions)
     flags = {name: rng.random(steps) < 0.5 for name in ("terminated", "truncated", "lost_life")}
     return dataclasses.replace(segment, versions=rng.integers(0, 2**32, steps, np.uint32), **flags)
 
 
-class ShardBesideNaive(RuleBasedStateMachine):
-    """Both hold the same, whatever is asked."""
+class ShardMachine(RuleBasedStateMachine):
+    """Applies every operation to a shard and to its reference, and compares them."""
 
     @initialize(
         kind=KINDS,
@@ -76,7 +76,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
         self.naive = NaiveShard(capacity, room, spec.stack)
         self.credit = 0
         self.shard = self.empty_shard()
-        self.snapshots, self.kept = None, []  # copies of directories, each with what it should hold
+        self.snapshots, self.kept = None, []  # copies of snapshot directories, each with its reference
 
     def empty_shard(self):
         return Shard(self.naive.capacity, self.spec, self.config, self.limited, capacity_bytes=self.capacity_bytes)
@@ -139,7 +139,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
         sequence=st.sampled_from([0, 1]),
         data=st.data(),
     )
-    def insert_what_cannot_be(self, name, origin, items, sequence, data):
+    def insert_invalid(self, name, origin, items, sequence, data):
         sequence += self.naive.last.get(name, 0) if sequence else 0
         if name != "a" or origin or items > 1 or not sequence:
             segment = codec.pack_segment(self.segment(data, items))
@@ -169,7 +169,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
             transition, keys, probability = draw
             assert len(keys) == count
             for i, key in enumerate(keys.tolist()):
-                item = items[key - self.naive.generation * KEYS]
+                item = items[key - self.naive.generation * KEYS_PER_GENERATION]
                 np.testing.assert_array_equal(transition.s_tm1[i], item["s_tm1"])
                 np.testing.assert_array_equal(transition.s_t[i], item["s_t"])
                 assert transition.a_tm1[i] == item["a"]
@@ -178,7 +178,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
                 assert seen.setdefault(key, probability[i]) == probability[i]
         lowest, highest = self.priorities()
         for key, p in seen.items():
-            key -= self.naive.generation * KEYS
+            key -= self.naive.generation * KEYS_PER_GENERATION
             p *= sampled.counts.total_priority
             assert lowest[key] * (1 - 1e-6) <= p <= highest[key] * (1 + 1e-6)
 
@@ -188,7 +188,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
             self.shard.sample(counts)
 
     def priorities(self):
-        """The least and the greatest that each item's priority may be, by key."""
+        """Return the lower and the upper bound of each item's priority, by key."""
         td = {key: item["td"] for key, item in self.naive.items.items()}
         if self.config.kind == "uniform":
             return dict.fromkeys(td, 1.0), dict.fromkeys(td, 1.0)
@@ -197,9 +197,8 @@ class ShardBesideNaive(RuleBasedStateMachine):
             exact = {key: (value + 1e-2) ** alpha for key, value in td.items()}
             return exact, exact
         values = np.array(list(td.values()))
-        off = int(
-            len(td) * RERANK_FRACTION / (1 - RERANK_FRACTION)
-        )  # ranked were no more than these and those that changed
+        # upper bound of the changes since the last ranking, by which a rank may be wrong
+        off = int(len(td) * RERANK_FRACTION / (1 - RERANK_FRACTION))
         rank = {key: (values > value).sum() + ((values == value).sum() + 1) / 2 for key, value in td.items()}
         return (
             {key: (r + off) ** -alpha for key, r in rank.items()},
@@ -209,10 +208,18 @@ class ShardBesideNaive(RuleBasedStateMachine):
     @precondition(lambda self: self.naive.next_key > 0)
     @rule(data=st.data())
     def update(self, data):
-        """Of live, evicted and never existing items, also of before a restart, some of them twice: the last one counts."""
-        base = self.naive.generation * KEYS
+        """Update stored, evicted and nonexistent items, also from before a restart, some of them twice in one call."""
+        base = self.naive.generation * KEYS_PER_GENERATION
         known = st.integers(base, base + self.naive.next_key - 1)
-        alien = st.sampled_from([base + self.naive.next_key, base + KEYS, max(0, base - KEYS), 2**63, 2**64 - 1])
+        alien = st.sampled_from(
+            [
+                base + self.naive.next_key,
+                base + KEYS_PER_GENERATION,
+                max(0, base - KEYS_PER_GENERATION),
+                2**63,
+                2**64 - 1,
+            ]
+        )
         keys = data.draw(st.lists(known | known | alien, min_size=1, max_size=8))
         td = [data.draw(TD) for _ in keys]
         given = np.array(keys, np.uint64)
@@ -233,12 +240,12 @@ class ShardBesideNaive(RuleBasedStateMachine):
 
     @rule(ahead=st.integers(-5, 12), segments=st.sampled_from([0, 1, 3, 100]))
     def drain(self, ahead, segments):
-        """Forget nearly nothing or some, and see what comes next."""
-        naive, base = self.naive, self.naive.generation * KEYS
+        """Drain with various values of ``taken``, and compare the returned segments."""
+        naive, base = self.naive, self.naive.generation * KEYS_PER_GENERATION
         taken = max(0, naive.first_key + ahead)
-        for never in (base + naive.next_key + 1, base - KEYS + taken):
+        for never in (base + naive.next_key + 1, base - KEYS_PER_GENERATION + taken):
             if never > 0:
-                with pytest.raises(InvalidMessage, match="no reply named"):
+                with pytest.raises(InvalidMessage, match="not from a reply"):
                     self.shard.drain(never, segments)
         if taken > naive.next_key:
             return
@@ -246,7 +253,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
             naive.segments.pop(0)
         drained = self.shard.drain(base + taken, segments)
         given, left = naive.segments[:segments], naive.segments[segments:]
-        assert [(origin, serialized(s)) for origin, s in drained.segments] == [naive.given_back(s) for s in given]
+        assert [(origin, serialized(s)) for origin, s in drained.segments] == [naive.expected_segment(s) for s in given]
         assert drained.next == base + (left[0]["items"][0]["key"] if left else naive.next_key)
         assert drained.left == sum(len(s["items"]) for s in left)
 
@@ -256,7 +263,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
     @precondition(lambda self: len(self.kept) < 4)
     @rule()
     def snapshot(self):
-        """The second and those that follow are incremental."""
+        """Write a snapshot; all but the first are incremental."""
         if self.snapshots is None:
             self.folder = tempfile.TemporaryDirectory()
             self.snapshots = Snapshots(self.directory(), self.shard)
@@ -268,7 +275,7 @@ class ShardBesideNaive(RuleBasedStateMachine):
     @precondition(lambda self: self.kept)
     @rule(data=st.data())
     def restore(self, data):
-        """The last or an older one, in a new shard: what was not in it is gone, and no more than that."""
+        """Restore the last or an older snapshot into a new shard: it equals the reference at the snapshot's time."""
         place, naive = data.draw(st.sampled_from(self.kept))
         self.snapshots.close()
         self.naive, self.credit = copy.deepcopy(naive), 0
@@ -297,14 +304,14 @@ class ShardBesideNaive(RuleBasedStateMachine):
         assert counts.bytes == sum(s["frames"] for s in naive.segments)
         assert counts.resident_bytes == naive.bytes + fixed_bytes(naive.capacity, self.config)
         assert (self.shard.storage.first_key, self.shard.storage.next_key) == (naive.first_key, naive.next_key)
-        assert dict(self.shard._last) == naive.last
+        assert dict(self.shard._last_sequence) == naive.last
 
 
 @pytest.mark.parametrize(
     ("examples", "steps"), [(40, 50), pytest.param(1000, 100, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
 )
-def test_a_shard_beside_a_naive_list(examples, steps, monkeypatch):
-    monkeypatch.setattr("replay.store.snapshots.CHUNK_BYTES", 2000)  # of one or a few segments
+def test_a_shard_equals_its_reference(examples, steps, monkeypatch):
+    monkeypatch.setattr("replay.store.snapshots.CHUNK_BYTES", 2000)  # chunks of one or a few segments
     monkeypatch.setattr("os.fsync", lambda handle: None)
     profile = settings(
         max_examples=examples,
@@ -312,4 +319,4 @@ def test_a_shard_beside_a_naive_list(examples, steps, monkeypatch):
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    run_state_machine_as_test(ShardBesideNaive, settings=profile)
+    run_state_machine_as_test(ShardMachine, settings=profile)

@@ -1,4 +1,4 @@
-"""Snapshots that are damaged, of something else, or broken off: a whole one is on disk at every step."""
+"""Damaged, incompatible and interrupted snapshots: a complete one is on disk at every moment."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from replay.store.snapshot_files import MANIFEST
 from replay.store.snapshots import Snapshots
 from rl.errors import BadInput
 from tests.conftest import SMALL
-from tests.replay.store.snapshot_steps import content, files, fill, new_shard, taken_back, written
+from tests.replay.store.snapshot_steps import content, files, fill, new_shard, restored, written
 
 
 @pytest.mark.parametrize("name", ["segments-1-", "td-1", MANIFEST])
-def test_damage_in_any_file_is_found(tmp_path, rng, name):
+def test_damage_in_any_file_is_detected(tmp_path, rng, name):
     shard = new_shard()
     fill(shard, rng, 9)
     written(tmp_path, shard)
@@ -39,20 +39,20 @@ def test_damage_in_any_file_is_found(tmp_path, rng, name):
     for size in (0, 1, len(good) // 2, len(good) - 2):
         file.write_bytes(good[:size])
         assert refused(), size
-    if name != MANIFEST:  # without one there is no snapshot
+    if name != MANIFEST:  # without a manifest there is no snapshot, which is no error
         file.unlink()
         assert refused()
     file.write_bytes(good)
-    assert content(taken_back(tmp_path, new_shard())) == content(shard)
+    assert content(restored(tmp_path, new_shard())) == content(shard)
 
 
-def test_a_snapshot_of_something_else_is_refused_in_words(tmp_path, rng):
+def test_an_incompatible_snapshot_is_rejected_with_an_explanation(tmp_path, rng):
     shard = new_shard()
     fill(shard, rng, 9)
     written(tmp_path, shard)
     with pytest.raises(BadInput, match="uint8 20x20 in stacks of 4, not float32 2 in stacks of 1"):
         Snapshots(tmp_path, new_shard(spec=SMALL))
-    with pytest.raises(BadInput, match="none of its segments fits into the capacity of 3"):
+    with pytest.raises(BadInput, match="none of the snapshot's segments fits into the capacity of 3"):
         Snapshots(tmp_path, new_shard(capacity=3))
     file = tmp_path / MANIFEST
     file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
@@ -60,9 +60,9 @@ def test_a_snapshot_of_something_else_is_refused_in_words(tmp_path, rng):
         Snapshots(tmp_path, new_shard())
 
 
-def test_at_every_step_of_a_snapshot_a_whole_one_is_on_disk(tmp_path, rng, monkeypatch):
+def test_a_complete_snapshot_is_on_disk_at_every_moment(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(snapshot, "CHUNK_BYTES", 3000)
-    put, moments = snapshot.put, []
+    put, moments = snapshot.write_file, []
 
     def watched(path, pieces):
         for when in ("before", "after"):
@@ -80,16 +80,16 @@ def test_at_every_step_of_a_snapshot_a_whole_one_is_on_disk(tmp_path, rng, monke
         fill(shard, rng, 8)
         contents.append(content(shard))
 
-    monkeypatch.setattr(snapshot, "put", watched)
+    monkeypatch.setattr(snapshot, "write_file", watched)
     written(tmp_path / "shard", shard, more)
-    monkeypatch.setattr(snapshot, "put", put)
-    found = [contents.index(content(taken_back(moment, new_shard()))) for moment in moments]
+    monkeypatch.setattr(snapshot, "write_file", put)
+    found = [contents.index(content(restored(moment, new_shard()))) for moment in moments]
     assert len(found) > 10
     assert found == sorted(found)
     assert set(found) == {0, 1, 2}
 
 
-def test_a_full_disk_is_said_and_the_snapshot_before_stays(tmp_path, rng, monkeypatch):
+def test_a_full_disk_is_reported_and_the_previous_snapshot_is_intact(tmp_path, rng, monkeypatch):
     shard = new_shard()
     fill(shard, rng, 3)
     before = content(shard)
@@ -104,11 +104,11 @@ def test_a_full_disk_is_said_and_the_snapshot_before_stays(tmp_path, rng, monkey
     with pytest.raises(snapshot.RunFault, match="No space left"):
         written(tmp_path, shard, full)
     monkeypatch.undo()
-    assert content(taken_back(tmp_path, new_shard())) == before
+    assert content(restored(tmp_path, new_shard())) == before
 
 
-def test_what_fails_after_its_manifest_is_in_place_is_not_written_over(tmp_path, rng, monkeypatch):
-    """The directory's last sync fails, so nobody is told of the snapshot, which is there; the next is killed half way."""
+def test_a_snapshot_that_fails_after_its_manifest_is_not_overwritten(tmp_path, rng, monkeypatch):
+    """The last sync fails, so `write` raises for a complete snapshot; the next one fails before its manifest."""
     shard = new_shard()
     fill(shard, rng, 3)
 
@@ -127,15 +127,15 @@ def test_what_fails_after_its_manifest_is_in_place_is_not_written_over(tmp_path,
 
     before = content(shard)
     asyncio.run(write())
-    assert content(taken_back(tmp_path, new_shard())) == before
+    assert content(restored(tmp_path, new_shard())) == before
 
 
-def test_a_killed_shard_is_taken_back_without_its_leftovers(tmp_path, rng):
+def test_a_killed_shard_is_restored_and_unfinished_files_are_deleted(tmp_path, rng):
     shard = new_shard()
     fill(shard, rng, 3)
     written(tmp_path, shard)
     for name in (".MANIFEST.json", ".segments-2-0-12.bin", "segments-2-0-12.bin", "td-2.bin"):
         (tmp_path / name).write_bytes(b"half")
-    (tmp_path / "notes.txt").write_text("of somebody else")
-    assert content(taken_back(tmp_path, new_shard())) == content(shard)
+    (tmp_path / "notes.txt").write_text("not a file of a snapshot")
+    assert content(restored(tmp_path, new_shard())) == content(shard)
     assert files(tmp_path) == {"segments-1-0-12.bin", "td-1.bin", "notes.txt"}

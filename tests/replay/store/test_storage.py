@@ -1,4 +1,4 @@
-"""Storage and shard, case by case; test_shard_machine.py has a shard beside a naive list."""
+"""Single cases of storage and shard; test_shard_machine.py compares random sequences of operations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from protos import codec
 from protos.types import InvalidMessage
 from replay.store.selectors import SelectorConfig
-from replay.store.shard import MAX_WRITER, Shard
+from replay.store.shard import MAX_NAME_BYTES, Shard
 from tests.conftest import FRAMES, SMALL, make_segment
 
 
@@ -21,7 +21,7 @@ def test_draws_follow_the_selector(rng, kind):
     np.testing.assert_allclose(np.bincount(keys.astype(int)) / len(keys), expected, atol=0.02)
 
 
-def test_uniform_forgets_what_is_evicted(rng):
+def test_uniform_draws_only_stored_items(rng):
     shard = Shard(10, SMALL, SelectorConfig(kind="uniform"), limited=False)
     for sequence in range(1, 30):
         shard.insert("w", sequence, codec.pack_segment(make_segment(rng, items=int(rng.integers(1, 6)))))
@@ -31,11 +31,11 @@ def test_uniform_forgets_what_is_evicted(rng):
     assert set(keys.tolist()) == set(live)
 
 
-def test_a_refused_segment_leaves_no_trace(rng):
+def test_a_rejected_segment_changes_nothing(rng):
     shard = Shard(10, FRAMES, SelectorConfig(), limited=False)
     empty = shard.counts()
     bad = codec.pack_segment(make_segment(rng, FRAMES, td_abs=[1, 1, 1, np.nan]))
-    with pytest.raises(InvalidMessage, match="td_abs is not finite"):
+    with pytest.raises(InvalidMessage, match="td_abs must hold finite"):
         shard.check(bad)
     too_long = codec.pack_segment(make_segment(rng, FRAMES, items=11))
     with pytest.raises(InvalidMessage, match="capacity"):
@@ -45,20 +45,20 @@ def test_a_refused_segment_leaves_no_trace(rng):
 
 
 @pytest.mark.parametrize(("writer", "origin"), [("é" * 100, ""), ("w", "é" * 100), ("€" * 66 + "ab", "")])
-def test_names_are_bounded_in_bytes(rng, writer, origin):
-    """Of 200 bytes each, in fewer characters; one more is refused."""
+def test_names_are_limited_in_bytes(rng, writer, origin):
+    """The names have 200 bytes in fewer characters; one more byte is rejected."""
     shard = Shard(10, SMALL, SelectorConfig(), limited=False)
     segment = codec.pack_segment(make_segment(rng))
     for name, source in ((writer + "x", origin), (writer, origin + "x")):
-        if max(len(name.encode()), len(source.encode())) > MAX_WRITER:
-            with pytest.raises(InvalidMessage, match="up to 200 bytes"):
+        if max(len(name.encode()), len(source.encode())) > MAX_NAME_BYTES:
+            with pytest.raises(InvalidMessage, match="1 to 200 bytes"):
                 shard.insert(name, 1, segment, source)
     assert shard.counts().stored == 0
     assert shard.insert(writer, 1, segment, origin) == 1
     assert next(shard.storage.segments()).writer == (origin or writer)
 
 
-def test_what_is_inserted_while_segments_are_given_back_does_no_harm(rng):
+def test_segments_can_be_inserted_while_segments_are_read(rng):
     shard = Shard(12, SMALL, SelectorConfig(), limited=False)
     for sequence in (1, 2, 3):
         shard.insert(f"w{sequence}", 1, codec.pack_segment(make_segment(rng, items=4)))
@@ -78,7 +78,7 @@ def test_evicted_keys_are_dropped_and_counted(rng):
 
 
 @pytest.mark.parametrize("bad", [[np.nan, 1], [-1, 1], [np.inf, 1]])
-def test_bad_priorities_change_nothing(rng, bad):
+def test_invalid_priorities_change_nothing(rng, bad):
     shard = Shard(8, SMALL, SelectorConfig(), limited=False)
     shard.insert("w", 1, codec.pack_segment(make_segment(rng)))
     before = shard.counts()

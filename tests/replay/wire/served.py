@@ -1,4 +1,4 @@
-"""Shards in threads of the test, and what tests ask of them."""
+"""Fixtures for shards that are served from a thread, and common requests."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.conftest import SMALL, make_message, make_segment
 from tests.integration.shards import sampler, wait_for
 
 TOKEN = "t0k3n-of-the-tests-and-of-nobody-else-at-all"
-HELD = Access(token=TOKEN)
+ACCESS = Access(token=TOKEN)
 
 
 @pytest.fixture(name="serve")
 def serve_fixture():
-    """Start a shard in a thread: ``serve(access, limits)``."""
+    """Return a function that serves a new shard from a thread: ``serve(access, **limits)``."""
     running = []
 
     def start(access=UNPROTECTED, **limits):
@@ -59,14 +59,14 @@ def stub_of(server):
     return rpc.ReplayStub(grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]))
 
 
-def silent():
-    """A request stream that is open and sends nothing."""
+def open_and_silent():
+    """Return a request stream that stays open and sends nothing."""
     threading.Event().wait(20.0)
     yield from ()
 
 
 def round_trip(server, access, rng):
-    """A segment through a writer and back through a sampler."""
+    """Write a segment, sample it and update its priorities."""
     writer = Writer([server.address], give_up_after=2.0, access=access)
     source = sampler([server], give_up_after=2.0, access=access)
     try:
@@ -82,8 +82,8 @@ def round_trip(server, access, rng):
         source.close()
 
 
-def last_words(server, access, rng):
-    """What a writer that never gets through says in the end."""
+def writer_error(server, access, rng):
+    """Return the message of the error that a writer raises when it cannot reach the shard."""
     writer = Writer([server.address], give_up_after=0.3, access=access)
     with pytest.raises(RunFault) as fault:
         writer.write(make_segment(rng))

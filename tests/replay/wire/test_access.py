@@ -1,4 +1,4 @@
-"""Who a shard lets in: tokens and TLS, over sockets."""
+"""Access to a shard over sockets: tokens and TLS."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from protos import replay_pb2 as pb
 from replay.security import Access, SecurityConfig
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
-from replay.wire.connection import HUNG_UP, ShardConnection
+from replay.wire.connection import CONNECTION_CLOSED_HINT, ShardConnection
 from replay.wire.service import ShardServer
 from replay.wire.writer import Writer
 from rl.errors import BadInput, RunFault
 from tests.conftest import SMALL, make_segment
 from tests.integration.shards import sampler
 from tests.replay.wire.served import (  # noqa: F401
-    HELD,
+    ACCESS,
     TOKEN,
-    last_words,
+    open_and_silent,
     round_trip,
     serve_fixture,
     shard_mutual_fixture,
     shard_tls_fixture,
-    silent,
     stub_of,
+    writer_error,
 )
 
 WRONG = {
@@ -46,13 +46,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_every_method_asks_for_the_token_before_it_reads_a_message(serve, wrong):
-    server = serve(HELD)
+def test_every_method_checks_the_token_before_reading_a_message(serve, wrong):
+    server = serve(ACCESS)
     stub, metadata = stub_of(server), WRONG[wrong]
     health = health_pb2_grpc.HealthStub(grpc.insecure_channel(server.address))
     calls = {
-        "Insert": lambda: list(stub.Insert(silent(), timeout=5.0, metadata=metadata)),
-        "Sample": lambda: list(stub.Sample(silent(), timeout=5.0, metadata=metadata)),
+        "Insert": lambda: list(stub.Insert(open_and_silent(), timeout=5.0, metadata=metadata)),
+        "Sample": lambda: list(stub.Sample(open_and_silent(), timeout=5.0, metadata=metadata)),
         **{
             m.name: functools.partial(getattr(stub, m.name), getattr(pb, m.input_type.name)(), 5.0, metadata)
             for m in pb.DESCRIPTOR.services_by_name["Replay"].methods
@@ -71,29 +71,29 @@ def test_every_method_asks_for_the_token_before_it_reads_a_message(serve, wrong)
     assert health.Check(health_pb2.HealthCheckRequest(), timeout=5.0).status == 1  # probes need none
 
 
-def test_with_the_token_the_clients_work_and_carry_it_along(serve, rng):
-    server = serve(HELD)
-    round_trip(server, HELD, rng)
-    writer = pickle.loads(pickle.dumps(Writer([server.address], access=HELD)))
+def test_clients_work_with_the_token_and_keep_it_when_pickled(serve, rng):
+    server = serve(ACCESS)
+    round_trip(server, ACCESS, rng)
+    writer = pickle.loads(pickle.dumps(Writer([server.address], access=ACCESS)))
     writer.write(make_segment(rng))
     writer.flush(5.0)
     assert server.counts().inserted == 8
-    connection = pickle.loads(pickle.dumps(ShardConnection(server.address, 1.0, HELD)))
+    connection = pickle.loads(pickle.dumps(ShardConnection(server.address, 1.0, ACCESS)))
     assert connection.stub.Info(pb.InfoRequest(), timeout=5.0, metadata=connection.metadata).counts.inserted == 8
-    for thing in (HELD, writer, connection, server):
+    for thing in (ACCESS, writer, connection, server):
         assert TOKEN not in repr(thing) + str(thing)
     writer.close()
 
 
-def test_clients_without_the_token_stop_at_once_with_the_shards_words(serve, rng):
-    server = serve(HELD)
+def test_clients_without_the_token_fail_immediately_with_the_reason(serve, rng):
+    server = serve(ACCESS)
     writer = Writer([server.address], give_up_after=60.0, access=Access(token="x" * 43))
     source = sampler([server], give_up_after=60.0)
     began = time.monotonic()
-    with pytest.raises(RunFault, match="refused a request.*token"):
+    with pytest.raises(RunFault, match="rejected a request.*token"):
         writer.write(make_segment(rng))
         writer.flush(10.0)
-    with pytest.raises(RunFault, match="refused a request.*token"):
+    with pytest.raises(RunFault, match="rejected a request.*token"):
         for _ in range(50):
             source.sample(0.2)
     assert time.monotonic() - began < 5.0
@@ -107,14 +107,14 @@ def test_tls(serve, rng, pem, shard_tls):
     round_trip(server, Access(client, TOKEN), rng)
     named = SecurityConfig(authority=pem("authority.pem"), name="shard.qfleet")
     round_trip(server, Access(named, TOKEN), rng)
-    assert HUNG_UP in last_words(server, HELD, rng)  # not encrypted
+    assert CONNECTION_CLOSED_HINT in writer_error(server, ACCESS, rng)  # not encrypted
     stranger = SecurityConfig(authority=pem("stranger/authority.pem"))
-    assert "CERTIFICATE_VERIFY_FAILED" in last_words(server, Access(stranger, TOKEN), rng)
+    assert "CERTIFICATE_VERIFY_FAILED" in writer_error(server, Access(stranger, TOKEN), rng)
     misnamed = SecurityConfig(authority=pem("authority.pem"), name="shard.elsewhere")
-    assert "Hostname Verification" in last_words(server, Access(misnamed, TOKEN), rng)
-    assert "WRONG_VERSION_NUMBER" in last_words(serve(), Access(client, TOKEN), rng)  # a shard without TLS
+    assert "Hostname Verification" in writer_error(server, Access(misnamed, TOKEN), rng)
+    assert "WRONG_VERSION_NUMBER" in writer_error(serve(), Access(client, TOKEN), rng)  # a shard without TLS
     assert server.counts().inserted == 8
-    for half in (shard_tls, SecurityConfig(name="shard.qfleet")):  # never without TLS, unasked
+    for half in (shard_tls, SecurityConfig(name="shard.qfleet")):  # no silent fallback to a connection without TLS
         with pytest.raises(BadInput, match="SecurityConfig.authority"):
             Writer([server.address], access=Access(half))
 
@@ -128,16 +128,16 @@ def test_mutual_tls(serve, rng, pem, shard_mutual):
         )
 
     round_trip(server, Access(client("")), rng)
-    assert HUNG_UP in last_words(server, Access(SecurityConfig(authority=pem("authority.pem"))), rng)
-    assert HUNG_UP in last_words(server, Access(client("stranger/")), rng)
+    assert CONNECTION_CLOSED_HINT in writer_error(server, Access(SecurityConfig(authority=pem("authority.pem"))), rng)
+    assert CONNECTION_CLOSED_HINT in writer_error(server, Access(client("stranger/")), rng)
     assert server.counts().inserted == 4
 
 
-def test_a_shard_that_others_reach_needs_a_token_also_from_python():
+def test_a_shard_on_a_public_address_needs_a_token():
     shard = Shard(10, SMALL, SelectorConfig(), limited=False)
-    with pytest.raises(BadInput, match="asks for no token"):
+    with pytest.raises(BadInput, match="without a token"):
         ShardServer(shard, "0.0.0.0")
-    for access in (HELD, Access(SecurityConfig(require_token=False))):
+    for access in (ACCESS, Access(SecurityConfig(require_token=False))):
         ShardServer(shard, "0.0.0.0", access=access).stop()
     if socket.has_dualstack_ipv6():
         server = ShardServer(shard, "::1")

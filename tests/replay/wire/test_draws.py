@@ -1,4 +1,4 @@
-"""A request of batches over the streams to real shards: settled when all have answered or are lost."""
+"""Requests for draws over streams to real shards: done when all shards have replied or are lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ITEMS = 12
 
 @pytest.fixture
 def stream(serve, rng):
-    """Open a stream to a fresh shard of ITEMS transitions: (server, stream)."""
+    """Return a function that starts a shard with ITEMS transitions and opens a stream: (server, stream)."""
     opened = []
 
     def start():
@@ -38,49 +38,53 @@ def stream(serve, rng):
         each.join()
 
 
-def asked(streams, *counts):
+def send_request(streams, *counts):
     request = DrawRequest({k: ShardRequest(list(n), 0.5) for k, n in enumerate(counts)})
     assert request.items == sum(map(sum, counts))
-    for k, own in request.shards.items():
-        streams[k].ask(request, own, None)
+    for k, part in request.shards.items():
+        streams[k].send(request, part, None)
     return request
 
 
-def test_a_request_is_settled_by_the_answers_of_all_its_shards(stream):
+def test_a_request_is_done_when_all_shards_have_replied(stream):
     streams = [stream()[1], stream()[1]]
-    request = asked(streams, [4, 3], [0, 2])
-    assert request.settled.wait(10.0)
-    assert [own.whole for own in request.shards.values()] == [True, True]
+    request = send_request(streams, [4, 3], [0, 2])
+    assert request.done.wait(10.0)
+    assert [part.is_complete for part in request.shards.values()] == [True, True]
     assert [(s.counts.stored, s.counts.sampled, s.account.sampled) for s in streams] == [(ITEMS, 7, 0), (ITEMS, 2, 0)]
-    assert asked(streams, [5], []).settled.wait(10.0)
-    assert [s.account.sampled for s in streams] == [5, 0]  # since the baselines, which the first answers were
+    assert send_request(streams, [5], []).done.wait(10.0)
+    assert [s.account.sampled for s in streams] == [5, 0]  # since the baselines, the first replies
 
 
-def test_an_answer_without_the_items_is_not_whole(serve):
+def test_a_reply_without_items_is_not_complete(serve):
     server = serve()
     stream = DrawStream(0, ShardConnection(server.address, 0.5), ShardAccount(threading.Lock()))
-    request = asked([stream], [4])
-    assert request.settled.wait(10.0)
-    assert not request.shards[0].whole  # the shard is empty
-    assert not request.shards[0].lost
+    request = send_request([stream], [4])
+    assert request.done.wait(10.0)
+    assert not request.shards[0].is_complete  # the shard is empty
+    assert not request.shards[0].is_lost
     stream.leave()
     stream.join()
 
 
-def test_what_a_dead_shard_was_asked_for_is_lost_and_the_request_settled(stream):
+def test_a_request_to_a_dead_shard_is_lost_and_done(stream):
     (_, alive), (server, dead) = stream(), stream()
-    assert asked([alive, dead], [1], [1]).settled.wait(10.0)
+    assert send_request([alive, dead], [1], [1]).done.wait(10.0)
     server.stop(grace=0.0)
-    request = asked([alive, dead], [2], [3])
-    assert request.settled.wait(10.0)
-    assert (request.shards[0].whole, request.shards[1].lost, request.shards[1].whole) == (True, True, False)
-    assert not dead.account.reached
+    request = send_request([alive, dead], [2], [3])
+    assert request.done.wait(10.0)
+    assert (request.shards[0].is_complete, request.shards[1].is_lost, request.shards[1].is_complete) == (
+        True,
+        True,
+        False,
+    )
+    assert not dead.account.is_reachable
 
 
-def test_a_stream_that_has_left_settles_at_once(stream):
+def test_a_request_to_a_closed_stream_is_done_immediately(stream):
     (_, staying), (_, left) = stream(), stream()
     left.leave()
-    request = asked([staying, left], [2], [3])
-    assert request.settled.wait(10.0)
-    assert (request.shards[0].whole, request.shards[1].lost, left.alive) == (True, True, False)
-    assert not left.account.open
+    request = send_request([staying, left], [2], [3])
+    assert request.done.wait(10.0)
+    assert (request.shards[0].is_complete, request.shards[1].is_lost, left.is_alive) == (True, True, False)
+    assert not left.account.is_open

@@ -1,4 +1,4 @@
-"""Malformed requests, made from valid ones by mutation, against a live shard: a sentence each, and no trace."""
+"""Fuzzing: requests made from valid ones by mutation are rejected with an explanation and change nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NASTY_INTEGERS = (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
 
 
 def mutate_bytes(data: bytes, r: random.Random) -> bytes:
-    """Cut, lengthened, overwritten or with a nasty number somewhere."""
+    """Return the data cut, lengthened, overwritten or with a nasty number somewhere."""
     how = r.randrange(5)
     if how == 0:
         return data[: r.randrange(len(data) + 1)]
@@ -49,7 +49,7 @@ def mutate_bytes(data: bytes, r: random.Random) -> bytes:
 
 
 def mutate_message(message, r: random.Random) -> bytes:
-    """One or two fields of the message changed, or bytes of its serialization."""
+    """Return the serialized message with one or two changed fields, or with changed bytes."""
     if r.random() < 0.2:
         return mutate_bytes(message.SerializeToString(), r)
     for _ in range(r.randrange(1, 3)):
@@ -76,7 +76,7 @@ def mutate_message(message, r: random.Random) -> bytes:
 
 
 def valid_request(i: int, shard: Shard, rng: np.random.Generator, r: random.Random):
-    """A request of one of the methods, which the shard would take as it is."""
+    """Return a random method and a request that the shard would accept."""
     method = r.choices(METHODS, WEIGHTS)[0]
     first = shard.storage.first_key
     if method == "Insert":
@@ -97,18 +97,18 @@ def valid_request(i: int, shard: Shard, rng: np.random.Generator, r: random.Rand
 
 
 def state(server: ShardServer) -> tuple[ShardInfo, int]:
-    """What a request could leave a trace in, read on the shard's own loop, but for what its healthy clients change."""
+    """Return the shard's state that a request could change, without what healthy clients change."""
 
     async def read() -> tuple[ShardInfo, int]:
         info = server.shard.info()
         counts = info.counts._replace(sampled=0)
-        return info._replace(counts=counts, limiter=None, limiter_age=0.0), len(server.shard._last)
+        return info._replace(counts=counts, limiter=None, limiter_age=0.0), len(server.shard._last_sequence)
 
     return asyncio.run_coroutine_threadsafe(read(), server._loop).result(timeout=10.0)
 
 
 class Malloc(ctypes.Structure):
-    """What glibc's mallinfo2 returns."""
+    """The result of glibc's mallinfo2."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -128,7 +128,10 @@ class Malloc(ctypes.Structure):
 
 
 def footprint() -> dict[str, int]:
-    """Memory in use, threads and open files of this process, client and shard: resident memory also grows with holes."""
+    """Return allocated memory, threads and open files of this process, which runs clients and shard.
+
+    Resident memory is no measure of leaks: it also grows with fragmentation.
+    """
     gc.collect()
     mallinfo = ctypes.CDLL(None).mallinfo2
     mallinfo.restype = Malloc
@@ -142,7 +145,7 @@ def footprint() -> dict[str, int]:
 
 
 @pytest.mark.parametrize("requests", [800, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
-def test_malformed_requests_leave_no_trace_and_disturb_nobody(rng, requests):
+def test_malformed_requests_change_nothing_and_disturb_no_client(rng, requests):
     shard = Shard(CAPACITY, FRAMES, SelectorConfig(), limited=False)
     server = ShardServer(shard)
     address = f"127.0.0.1:{server.port}"
@@ -178,11 +181,11 @@ def test_malformed_requests_leave_no_trace_and_disturb_nobody(rng, requests):
             code, words = error.code(), error.details()
         refused[method] += 1
         assert code in REFUSED, f"{i}: {method} {code} {words}"
-        assert words, f"{i}: {method} refused without a word"
+        assert words, f"{i}: {method} was rejected without an explanation"
         after = state(server)
-        if after[0].insert_credit > 2**61:  # the healthy reader granted it meanwhile
+        if after[0].insert_credit > 2**61:  # granted by the healthy sampler in the meantime
             before = before._replace(insert_credit=after[0].insert_credit)
-        assert after == (before, writers), f"{i}: a refused {method} left a trace"
+        assert after == (before, writers), f"{i}: a rejected {method} changed the shard"
     late = footprint()
     assert refused.total() > requests / 3
     assert set(refused) == set(METHODS)

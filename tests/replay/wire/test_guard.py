@@ -1,4 +1,4 @@
-"""Bounds on connections, streams and messages, over sockets."""
+"""Limits on connections, streams and messages, over sockets."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from replay.wire.channel import NO_STREAM
 from replay.wire.writer import Writer
 from tests.conftest import make_message, make_segment
 from tests.integration.shards import sampler, wait_for
-from tests.replay.wire.served import insert, last_words, serve_fixture, shard_tls_fixture, silent, stub_of  # noqa: F401
+from tests.replay.wire.served import insert, open_and_silent, serve_fixture, shard_tls_fixture, stub_of, writer_error  # noqa: F401
 
 
 def closed_after(connection, seconds):
-    """Seconds until the other side closes a connection on which nothing more is said."""
+    """Return the seconds until the other side closes an idle connection."""
     began = time.monotonic()
     connection.settimeout(seconds)
     while connection.recv(4096):
@@ -32,7 +32,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # with em
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_connection_that_says_nothing_is_closed(serve, shard_tls, tls):
+def test_a_silent_connection_is_closed(serve, shard_tls, tls):
     server = serve(Access(shard_tls) if tls else UNPROTECTED, handshake=0.4, connection_idle=30.0)
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         assert 0.2 < closed_after(connection, 5.0) < 4.0
@@ -51,14 +51,14 @@ def test_a_connection_without_calls_is_closed(serve, pem, shard_tls):
         assert closed_after(connection, 5.0) < 4.0
 
 
-def test_a_peer_that_answers_no_ping_is_cut_off(serve):
+def test_a_connection_without_ping_answers_is_closed(serve):
     server = serve(keepalive=0.3)
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(PREFACE)
         assert closed_after(connection, 5.0) < 4.0
 
 
-def test_connections_are_bounded(serve):
+def test_connections_are_limited(serve):
     server = serve(connections=2)
     held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
     assert all(connection.recv(1) for connection in held)
@@ -70,12 +70,12 @@ def test_connections_are_bounded(serve):
     wait_for(lambda: channel.Info(pb.InfoRequest(), timeout=5.0, wait_for_ready=True).capacity == 1000)
 
 
-def test_a_silent_stream_is_ended_in_words_and_a_talking_one_is_not(serve, rng):
+def test_an_idle_stream_is_aborted_and_an_active_one_is_not(serve, rng):
     server = serve(stream_idle=0.5)
     for method in ("Insert", "Sample"):
         began = time.monotonic()
         with pytest.raises(grpc.RpcError) as caught:
-            list(getattr(stub_of(server), method)(silent(), timeout=10.0))
+            list(getattr(stub_of(server), method)(open_and_silent(), timeout=10.0))
         assert caught.value.code() == grpc.StatusCode.ABORTED
         assert "nothing for 0.5 s" in caught.value.details()
         assert time.monotonic() - began < 3.0
@@ -88,8 +88,8 @@ def test_a_silent_stream_is_ended_in_words_and_a_talking_one_is_not(serve, rng):
     assert [r.acknowledged for r in stub_of(server).Insert(talking(), timeout=10.0)] == [1, 2, 3, 4, 5]
 
 
-def test_clients_that_were_silent_go_on_without_loss_or_outage(serve, rng):
-    """The one stream that the shard allows is free while the writer is silent, and the writer has it back after."""
+def test_idle_clients_continue_without_loss(serve, rng):
+    """The shard allows one stream. Another client can use it while the writer is idle; then the writer gets it again."""
     server = serve(streams=1, stream_idle=0.3)
     writer = Writer([server.address], give_up_after=0.2)
     for k in range(3):
@@ -98,7 +98,7 @@ def test_clients_that_were_silent_go_on_without_loss_or_outage(serve, rng):
         assert server.counts().inserted == 4 * (2 * k + 1)
         time.sleep(0.8)
         insert(stub_of(server), rng, 1, writer=f"another {k}")
-    assert not writer._streams[0].connection.gone
+    assert not writer._streams[0].connection.is_gone
     writer.close()
     other = serve(stream_idle=0.3)
     source = sampler([other], give_up_after=0.2)
@@ -110,12 +110,12 @@ def test_clients_that_were_silent_go_on_without_loss_or_outage(serve, rng):
     source.close()
 
 
-def test_streams_are_bounded_and_come_free(serve, rng):
+def test_streams_are_limited_and_freed(serve, rng):
     server = serve(streams=2)
-    asked = [itertools.chain([pb.SampleRequest()], silent()) for _ in range(2)]
+    asked = [itertools.chain([pb.SampleRequest()], open_and_silent()) for _ in range(2)]
     held = [stub_of(server).Sample(requests, timeout=20.0) for requests in asked]
     for call in held:
-        next(call)  # it is open
+        next(call)  # now it is open
     third = stub_of(server)
 
     def refused():
@@ -127,8 +127,8 @@ def test_streams_are_bounded_and_come_free(serve, rng):
 
     assert refused()
     inserted = server.counts().inserted
-    assert NO_STREAM in last_words(server, UNPROTECTED, rng)
-    assert third.Info(pb.InfoRequest(), timeout=5.0).counts.inserted == inserted  # what is no stream is answered
+    assert NO_STREAM in writer_error(server, UNPROTECTED, rng)
+    assert third.Info(pb.InfoRequest(), timeout=5.0).counts.inserted == inserted  # unary calls still work
     patient = Writer([server.address], give_up_after=30.0)
     patient.write(make_segment(rng))
     time.sleep(0.3)
@@ -136,9 +136,9 @@ def test_streams_are_bounded_and_come_free(serve, rng):
     held.pop().cancel()
     patient.flush(10.0)
     patient.close()
-    for k in range(12):  # however early it is cancelled, a stream is not counted for ever
+    for k in range(12):  # a cancelled stream is freed, however early it was cancelled
         wait_for(lambda: not refused())
-        call = stub_of(server).Insert(silent(), timeout=20.0)
+        call = stub_of(server).Insert(open_and_silent(), timeout=20.0)
         time.sleep(0.02 * (k % 3))
         call.cancel()
     held.pop().cancel()
@@ -150,7 +150,7 @@ def too_long(rng, items):
     return pb.InsertRequest(writer="w", sequence=1, segment=message)
 
 
-def test_what_is_above_the_bounds_is_refused_and_leaves_no_trace(serve, rng):
+def test_requests_above_the_limits_are_rejected_and_change_nothing(serve, rng):
     server = serve()
     stub, before = stub_of(server), server.counts()
     doubled = too_long(rng, 5_001)  # two items a step
@@ -160,7 +160,7 @@ def test_what_is_above_the_bounds_is_refused_and_leaves_no_trace(serve, rng):
     calls = {
         "10001 and 10001": lambda: list(stub.Insert(iter([too_long(rng, 10_001)]), timeout=5.0)),
         "5001 and 10002": lambda: list(stub.Insert(iter([doubled]), timeout=5.0)),
-        "65537 items": lambda: stub.UpdatePriorities(many, timeout=5.0),
+        "65537 elements": lambda: stub.UpdatePriorities(many, timeout=5.0),
         "for 65537 items": lambda: list(stub.Sample(iter([pb.SampleRequest(counts=[65_536, 1])]), timeout=5.0)),
     }
     for words, call in calls.items():

@@ -1,4 +1,4 @@
-"""A segment that waits on its shard for insert credit: what may wait, and how often it is looked at."""
+"""Segments that wait on a shard for insert credit: only valid ones wait, and each is validated once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def insert(stub, message, timeout=10.0):
     return reply.acknowledged
 
 
-def test_a_segment_that_waited_was_validated_once(served, rng, monkeypatch):
+def test_a_waiting_segment_is_validated_once(served, rng, monkeypatch):
     server, stub = served
     looked, check_segment = [], shard_module.check_segment
 
@@ -56,15 +56,15 @@ def test_a_segment_that_waited_was_validated_once(served, rng, monkeypatch):
 
 MALFORMED = {
     "larger than the capacity of 10": lambda rng: make_message(rng, FRAMES, items=11),
-    "td_abs is not finite": lambda rng: make_message(rng, FRAMES, td_abs=[1.0, float("nan")] * 2),
-    "frames has|add up": lambda rng: pb.Segment.FromString(
+    "td_abs must hold finite": lambda rng: make_message(rng, FRAMES, td_abs=[1.0, float("nan")] * 2),
+    "add up": lambda rng: pb.Segment.FromString(
         make_message(rng, FRAMES).SerializeToString() + pb.Segment(frames=b"x").SerializeToString()
     ),
 }
 
 
 @pytest.mark.parametrize("words", MALFORMED)
-def test_what_is_malformed_does_not_wait(served, rng, words):
+def test_a_malformed_segment_does_not_wait(served, rng, words):
     server, stub = served
     with pytest.raises(grpc.RpcError, match=words) as caught:
         insert(stub, MALFORMED[words](rng), timeout=5.0)
@@ -72,8 +72,8 @@ def test_what_is_malformed_does_not_wait(served, rng, words):
     assert server.counts().stored == 0
 
 
-def test_the_same_segment_sent_on_two_streams_waits_twice_and_is_stored_once(served, rng):
-    """As a writer does whose stream broke while its segment waited."""
+def test_a_segment_waiting_on_two_streams_is_stored_once(served, rng):
+    """This happens if a writer's stream breaks while its segment waits, and the writer sends it again."""
     server, stub = served
     message, stored = make_message(rng, FRAMES), []
     writers = [threading.Thread(target=lambda: stored.append(insert(stub, message))) for _ in range(2)]
