@@ -14,7 +14,7 @@ from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
 from rl.exploration import Exploration
-from rl.networks import QNetwork, for_acting, values
+from rl.networks import QNetwork, prepare_for_acting, q_values
 from rl.parameters import load_weights
 from rl.policies import epsilon_greedy
 from rl.ports import SegmentSink, WeightSource
@@ -76,7 +76,7 @@ class Actor:
     ) -> None:
         self.config = config
         self.environments = make_environments(env, config.environments)
-        self.online, self.target = (for_acting(n, config.precision) for n in networks)
+        self.online, self.target = (prepare_for_acting(n, config.precision) for n in networks)
         self._sink, self._weights = sink, weights
         self._exploration = exploration
         self.version = 0  # of the weights held
@@ -101,7 +101,7 @@ class Actor:
         return self._exploration.epsilons(self._fleet_steps())
 
     def _act(self, observation: Array) -> Int64:
-        self._q = values(self.online, observation)
+        self._q = q_values(self.online, observation)
         return epsilon_greedy(self._q, self._epsilons(), self._rng)
 
     def step(self) -> int:
@@ -114,7 +114,7 @@ class Actor:
         self._batched_steps += 1
         acted = next(self._steps)
         segments = self._adder.add(acted, self._q, self.version)
-        self.finished.extend(result for _, result in acted.finished(self._epsilons()))
+        self.finished.extend(result for _, result in acted.finished_episodes(self._epsilons()))
         self.agent_steps += self.environments.count
         for segment in segments:
             self._sink.write(segment)

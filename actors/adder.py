@@ -13,12 +13,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rl.networks import QNetwork, values
+from rl.networks import QNetwork, q_values
 from rl.returns import ReturnConfig
 from rl.segments import SegmentBuilder, newest_frame, stack_frames
 from rl.stepping import ActorStep
 from rl.td import double_q_error
-from rl.types import Float32, ObservationSpec, Segment, UnratedSegment
+from rl.types import Float32, ObservationSpec, RawSegment, Segment
 
 
 class _SeenValues:
@@ -31,7 +31,7 @@ class _SeenValues:
         """Store the values of the next frame, [A]."""
         self._q.append(q)
 
-    def of(self, segment: UnratedSegment) -> Float32:
+    def of(self, segment: RawSegment) -> Float32:
         """Values [S, A] of the frames of ``segment`` but its last one; no later frame may have been added.
 
         Values from before the segment are dropped.
@@ -73,12 +73,12 @@ class Adder:
         """
         step = acted.step
         frames = newest_frame(step.observation, self._spec)
-        first_frames = newest_frame(acted.observation, self._spec) if acted.begins.any() else frames
+        first_frames = newest_frame(acted.observation, self._spec) if acted.is_first.any() else frames
         action, reward = acted.action.tolist(), step.reward.tolist()  # whole columns at once: it is faster
         terminated, truncated, lost_life = (x.tolist() for x in (step.terminated, step.truncated, step.lost_life))
         segments = []
         for i, builder in enumerate(self._builders):
-            if acted.begins[i]:
+            if acted.is_first[i]:
                 builder.begin(first_frames[i])
                 self._seen[i] = _SeenValues()
             self._seen[i].add(q[i])
@@ -92,21 +92,21 @@ class Adder:
                 frame=frames[i],
             )
             if cut is not None:
-                segments.append(cut.rated(self._td_abs(cut, self._seen[i].of(cut))))
+                segments.append(cut.with_td_errors(self._td_abs(cut, self._seen[i].of(cut))))
         return segments
 
-    def _td_abs(self, segment: UnratedSegment, q: Float32) -> Float32:
+    def _td_abs(self, segment: RawSegment, q: Float32) -> Float32:
         """|TD error| [M] of the segment's items; q [S, A] are the online values of its frames but the last."""
         start = segment.item_step.astype(np.int64)
         end = start + segment.item_length
         s_t = stack_frames(segment.frames, end, self._spec.stack)
-        q_t_value = q_t_selector = values(self._target, s_t)
+        q_t_value = q_t_selector = q_values(self._target, s_t)
         if self._double:
             seen = end < len(q)  # else the item bootstraps from the last frame
             q_t_selector = np.empty_like(q_t_value)
             q_t_selector[seen] = q[end[seen]]
             if not seen.all():
-                q_t_selector[~seen] = values(self._online, s_t[~seen])
+                q_t_selector[~seen] = q_values(self._online, s_t[~seen])
         td = double_q_error(
             torch.from_numpy(q[start]),
             torch.from_numpy(segment.actions[start].astype(np.int64)),

@@ -11,7 +11,7 @@ import numpy as np
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
 from rl.evaluation import EvaluationConfig, EvaluationResult, evaluate
-from rl.networks import QNetwork, for_acting, values
+from rl.networks import QNetwork, prepare_for_acting, q_values
 from rl.parameters import load_weights
 from rl.policies import greedy
 from rl.ports import Weights
@@ -39,11 +39,11 @@ class Evaluator:
         start: int = 0,
     ) -> None:
         self._config, self._env = config, env
-        self._network = for_acting(network, precision)
+        self._network = prepare_for_acting(network, precision)
         self._seeds = np.random.default_rng([seed, 7, start])
 
     def _act(self, observation: Array) -> Int64:
-        return greedy(values(self._network, observation))
+        return greedy(q_values(self._network, observation))
 
     def evaluate(
         self,

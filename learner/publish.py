@@ -29,4 +29,4 @@ class Publisher:
         self.version += 1
         target = weights_of(u.target) if u.target_syncs != self._target_sent else None
         self._target_sent = u.target_syncs
-        self._sink.publish(Publication(self.version, u.updates, weights_of(u.acting), u.target_syncs, target))
+        self._sink.publish(Publication(self.version, u.updates, weights_of(u.acting_network), u.target_syncs, target))

@@ -31,13 +31,13 @@ from rl.bounds import at_least, between, positive
 from rl.errors import RunFault
 from rl.networks import QNetwork
 from rl.parameters import weights_of
-from rl.pixels import channels_last
+from rl.pixels import to_channels_last
 from rl.precision import Precision, pick_dtype
 from rl.resuming import Rules, rules
 from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
 
-FREEZE_PERIOD = 4  # updates
+COPY_PERIOD = 4  # updates
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Updater:
     """Online and target network, optimizer, and the number of updates made.
 
     With ``concurrent`` the targets of a batch are computed in `prepare`, which another thread may call while `update`
-    makes a gradient step (decisions/0004). `prepare` then reads copies of the networks, renewed every FREEZE_PERIOD
+    makes a gradient step (decisions/0004). `prepare` then reads copies of the networks, renewed every COPY_PERIOD
     updates and at each target sync. There are two sets of copies, one to read and one to renew, so that `update` waits
     for a reader only when it began before the last renewal. Otherwise `update` computes the targets, with the current
     weights.
@@ -145,9 +145,9 @@ class Updater:
         for network in (self.online, self.target):
             network.to(memory_format=self._order)  # type: ignore[call-overload]
         self.target.load_state_dict(self.online.state_dict())
-        self.acting = self.online
+        self.acting_network = self.online
         if config.average_tau:
-            self.acting = copy.deepcopy(self.online).requires_grad_(False)
+            self.acting_network = copy.deepcopy(self.online).requires_grad_(False)
         self._average = get_ema_multi_avg_fn(1.0 - config.average_tau)
         self.optimizer = make_optimizer(
             config.optimizer, self.online.parameters(), config.learning_rate, config.optimizer_epsilon
@@ -197,7 +197,7 @@ class Updater:
         observations = _to(x, self.device)
         if self.device.type == "cpu" and self.online.background is None:
             last = self._order == torch.channels_last and observations.ndim == 4
-            return channels_last(observations, self.dtype) if last else observations.to(self.dtype)
+            return to_channels_last(observations, self.dtype) if last else observations.to(self.dtype)
         return observations
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -219,11 +219,11 @@ class Updater:
         norm = nn.utils.clip_grad_norm_(self.online.parameters(), c.max_grad_norm or float("inf"))
         self._set_learning_rate()
         self.optimizer.step()
-        if self.acting is not self.online:
-            self._average(list(self.acting.parameters()), list(self.online.parameters()), self.updates)
+        if self.acting_network is not self.online:
+            self._average(list(self.acting_network.parameters()), list(self.online.parameters()), self.updates)
         self.updates += 1
         synced = self._sync_target()
-        if synced or self.updates % FREEZE_PERIOD == 0:
+        if synced or self.updates % COPY_PERIOD == 0:
             self._freeze()
         metrics = {"loss": loss.detach(), "grad_norm": norm, "q_mean": q_tm1.detach().mean()}
         return error.detach().abs(), metrics
@@ -236,7 +236,7 @@ class Updater:
     @property
     def _named(self) -> dict[str, QNetwork]:
         """The networks by the name of their group in a state."""
-        average = {} if self.acting is self.online else {"average": self.acting}
+        average = {} if self.acting_network is self.online else {"average": self.acting_network}
         return {"online": self.online, "target": self.target, **average}
 
     def _copies(self) -> _Frozen:

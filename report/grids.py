@@ -21,7 +21,7 @@ class Panel(NamedTuple):
 
     title: str
     values: Array  # [R, C]
-    signs: Array  # [R, C] str, an arrow or a word
+    symbols: Array  # [R, C] str, an arrow or a word
     labels: Array  # [R, C] str, the cell's own letter
     row_names: Sequence[str] = ()
     column_names: Sequence[str] = ()
@@ -39,7 +39,7 @@ def plot_values(panels: Sequence[Panel], title: str, to: Path) -> Path:
         image = axis.imshow(panel.values, cmap=colours, vmin=low, vmax=high)
         for (r, c), value in np.ndenumerate(panel.values):
             ink = "white" if value <= low + 0.6 * (high - low) else "black"
-            sign = str(panel.signs[r, c])
+            sign = str(panel.symbols[r, c])
             axis.text(c, r, sign, ha="center", va="center", color=ink, fontsize=13 if len(sign) == 1 else 7)
             axis.text(
                 c,

@@ -28,7 +28,7 @@ def smoothed(y: Array, window: int) -> Float64:
     return np.asarray((total[end] - total[start]) / (end - start))
 
 
-def band(curves: Sequence[Curve], points: int = POINTS) -> tuple[Float64, Float64, Float64, Float64]:
+def mean_and_range(curves: Sequence[Curve], points: int = POINTS) -> tuple[Float64, Float64, Float64, Float64]:
     """(x, mean, lowest, highest) over seeds, each [points], where all seeds have values; seeds are smoothed first."""
     begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     at = np.linspace(begin, max(end, begin), points)
@@ -38,7 +38,7 @@ def band(curves: Sequence[Curve], points: int = POINTS) -> tuple[Float64, Float6
 
 def draw_band(axis: Axes, curves: Sequence[Curve], label: str | None = None) -> None:
     """Draw the mean over seeds as a line, and lowest to highest as the band around it."""
-    at, mean, low, high = band(curves)
+    at, mean, low, high = mean_and_range(curves)
     (line,) = axis.plot(at, mean, lw=1.4, label=label)
     if len(curves) > 1:
         axis.fill_between(at, low, high, color=line.get_color(), alpha=0.2, lw=0)

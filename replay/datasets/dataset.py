@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from rl.envs.config import EnvConfig
-from rl.envs.minari_files import check_episode, open_dataset, played_on
+from rl.envs.minari_files import check_episode, env_config_of, open_dataset
 from rl.errors import BadInput, BadSetting
 from rl.returns import ReturnConfig
 from rl.segments import SegmentBuilder
@@ -40,7 +40,7 @@ class Dataset:
 
         Raises BadInput when its settings are not those of this Qfleet.
         """
-        return played_on(self._data, self.name)
+        return env_config_of(self._data, self.name)
 
     def spec(self, wanted: ObservationSpec, where: str) -> ObservationSpec:
         """The spec with which this dataset's observations fit ``wanted``: single frames to be stacked, or whole stacks.
@@ -99,7 +99,7 @@ class Dataset:
                 frame=frames[t + 1],
             )
             if segment is not None:
-                yield segment.rated(np.ones(segment.items, np.float32))
+                yield segment.with_td_errors(np.ones(segment.items, np.float32))
 
 
 def _lost_lives(infos: dict[str, Any], steps: int) -> Array | None:

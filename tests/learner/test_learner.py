@@ -53,7 +53,7 @@ def test_the_learner_publishes_the_average_where_it_makes_one(rng):
     while learner.step():
         pass
     (got,) = learner._weights.got
-    policy, online = (weights_of(n) for n in (learner.updater.acting, learner.updater.online))
+    policy, online = (weights_of(n) for n in (learner.updater.acting_network, learner.updater.online))
     for name, x in got.weights.items():
         np.testing.assert_array_equal(x, policy[name])
         assert (x != online[name]).any()

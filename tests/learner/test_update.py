@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.update import FREEZE_PERIOD, UpdateConfig, Updater
+from learner.update import COPY_PERIOD, UpdateConfig, Updater
 from rl.networks import NetworkConfig, make_network
 from rl.parameters import from_bytes, to_bytes, weights_of
 from rl.types import ObservationSpec
@@ -50,7 +50,7 @@ def test_targets_prepared_beside_the_updates_lag_by_the_freeze_period_alone(rng)
     for update in range(1, 20):
         u.update(u.prepare(batch_of(rng)))
         online[update] = [p.clone() for p in u.online.parameters()]
-        if update % FREEZE_PERIOD == 0 or update % 6 == 0:
+        if update % COPY_PERIOD == 0 or update % 6 == 0:
             frozen = update
         then = make_network(MLP, SMALL, 3, 1)
         torch.nn.utils.vector_to_parameters(torch.cat([p.flatten() for p in online[frozen]]), then.parameters())
@@ -85,7 +85,7 @@ def test_the_first_batch_centers_every_network_and_no_later_one_does(rng):
     for u in (first, second):
         u.prepare(batch_of(rng, spec))
         copies = [n for frozen in (u._frozen, u._spare) for n in frozen.networks]
-        for n in (u.online, u.target, u.acting, *(copies if u is first else u._frozen.networks)):
+        for n in (u.online, u.target, u.acting_network, *(copies if u is first else u._frozen.networks)):
             np.testing.assert_array_equal(n.background.numpy(), background)
 
 
@@ -103,9 +103,9 @@ def test_targets_prepared_ahead_are_those_of_the_restored_weights(rng, changes):
     close = {"rtol": 3e-2, "atol": 3e-2} if config.precision == "bfloat16" else {}
     torch.testing.assert_close(new.prepare(looked).target, exact, **close)
     torch.testing.assert_close(new.update(new.prepare(looked))[0], old.update(old.prepare(looked))[0], **close)
-    for _ in range(FREEZE_PERIOD):
+    for _ in range(COPY_PERIOD):
         new.update(new.prepare(batch_of(rng)))
-    assert new.updates % FREEZE_PERIOD == 2  # two updates behind
+    assert new.updates % COPY_PERIOD == 2  # two updates behind
     new._freeze()
     batch = new.prepare(looked)
     torch.testing.assert_close(batch.target, new._target(batch, *new._networks), **close)
@@ -116,7 +116,7 @@ def test_preparing_reads_whole_copies(rng):
     u = Updater(
         UpdateConfig(learning_rate=1e-2), *(make_network(MLP, SMALL, 3, 1) for _ in range(2)), CPU, concurrent=True
     )
-    batches = [u.prepare(batch_of(rng)) for _ in range(2 * FREEZE_PERIOD)]
+    batches = [u.prepare(batch_of(rng)) for _ in range(2 * COPY_PERIOD)]
     inside, go = threading.Event(), threading.Event()
 
     def wait_inside(*_):
@@ -132,7 +132,7 @@ def test_preparing_reads_whole_copies(rng):
     writer.start()
     writer.join(timeout=1.0)
     assert writer.is_alive()
-    assert u.updates == 2 * FREEZE_PERIOD  # the step is made, the renewal waits for the reader
+    assert u.updates == 2 * COPY_PERIOD  # the step is made, the renewal waits for the reader
     go.set()
     for thread in (reader, writer):
         thread.join(timeout=10.0)
@@ -144,9 +144,9 @@ def test_copies_are_not_renewed_under_a_reader(rng):
     u = Updater(
         UpdateConfig(learning_rate=1e-2), *(make_network(MLP, SMALL, 3, 1) for _ in range(2)), CPU, concurrent=True
     )
-    for _ in range(FREEZE_PERIOD - 1):
+    for _ in range(COPY_PERIOD - 1):
         u.update(u.prepare(batch_of(rng)))
-    batches = [u.prepare(batch_of(rng)) for _ in range(2 * FREEZE_PERIOD)]
+    batches = [u.prepare(batch_of(rng)) for _ in range(2 * COPY_PERIOD)]
     began_with = u._frozen
     with began_with.lock:
         before = [p.clone() for n in began_with.networks for p in n.parameters()]
@@ -154,11 +154,11 @@ def test_copies_are_not_renewed_under_a_reader(rng):
         thread.start()
         thread.join(timeout=1.0)
         assert thread.is_alive()
-        assert u.updates == 2 * FREEZE_PERIOD  # the step is made, the renewal waits
+        assert u.updates == 2 * COPY_PERIOD  # the step is made, the renewal waits
         after = [p.clone() for n in began_with.networks for p in n.parameters()]
     thread.join(timeout=10.0)
     assert not thread.is_alive()
-    assert u.updates == 3 * FREEZE_PERIOD - 1
+    assert u.updates == 3 * COPY_PERIOD - 1
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
@@ -202,20 +202,20 @@ def test_what_acts_is_the_average_of_the_weights_and_goes_on_from_a_state(rng):
     for _ in range(3):
         u.update(u.prepare(batch_of(rng)))
         average = [a + 0.25 * (p - a) for a, p in zip(average, u.online.parameters(), strict=True)]
-    acts = weights_of(u.acting)
+    acts = weights_of(u.acting_network)
     for expected, got in zip(average, acts.values(), strict=True):
         torch.testing.assert_close(torch.from_numpy(got), expected.detach())
     state = u.get_state()
     for given, group in ((state, "average"), ({k: v for k, v in state.items() if k != "average"}, "online")):
         other = updater(config, seed=9)
         other.set_state(given, u.updates, u.target_syncs)
-        for name, x in weights_of(other.acting).items():
+        for name, x in weights_of(other.acting_network).items():
             np.testing.assert_array_equal(x, state[group][name])
     plain = updater(seed=9)  # resumed without an average
     plain.set_state(state, u.updates, u.target_syncs)
-    assert plain.acting is plain.online
+    assert plain.acting_network is plain.online
     assert set(plain.get_state()) == {"online", "target", "optimizer"}
-    np.testing.assert_array_equal(weights_of(plain.acting)["head.2.weight"], state["online"]["head.2.weight"])
+    np.testing.assert_array_equal(weights_of(plain.acting_network)["head.2.weight"], state["online"]["head.2.weight"])
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])

@@ -46,7 +46,7 @@ BAD = {
     "a directory without data": (["train", "--offline", "HERE/here-v0"], "cannot be read"),
     "continuous actions": (["train", "--offline", "push-v0"], "Discrete action space"),
     "dict observations": (["train", "--offline", "dict-v0"], "Box space"),
-    "empty": (["train", "--offline", "empty-v0"], "is empty"),
+    "empty": (["train", "--offline", "empty-v0"], "has no episodes"),
     "no environment": (["train", "--offline", "nameless-v0"], "--env.id is not given"),
     "an environment that is not here": (
         ["train", "--offline", "nowhere-v0"],
@@ -63,7 +63,7 @@ BAD = {
     "negative updates": (["train", "cartpole", "--max-updates", "-1"], "--max-updates is -1"),
     "export of nothing": (["replay", "export", "HERE/bare", "--to", "x-v0"], "no snapshot"),
     "export to no name": (["replay", "export", "RUN", "--to", "x"], "end in its version"),
-    "export onto another": (["replay", "export", "RUN", "--to", "many-v0"], "already there"),
+    "export onto another": (["replay", "export", "RUN", "--to", "many-v0"], "already exists"),
     "export as something else": (
         ["replay", "export", "RUN", "--to", "x-v0", "--env", "Acrobot-v1"],
         "Acrobot-v1 gives",

@@ -39,7 +39,7 @@ def added(builder, **step):
     """The segment that a step completes, rated 1, in a list; or an empty one."""
     step = {"reward": 1.0, "terminated": False, "truncated": False, "lost_life": False, "version": 0} | step
     cut = builder.add(**step)
-    return [cut.rated(np.ones(cut.items, np.float32))] if cut else []
+    return [cut.with_td_errors(np.ones(cut.items, np.float32))] if cut else []
 
 
 def foreign(name, observations, actions, episodes, env_spec=None):
