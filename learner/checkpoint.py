@@ -4,8 +4,8 @@
 
 A second save of the same step is named <step>-1, a third <step>-2, so a save never overwrites an earlier one.
 state.json has a format number. The manifest contains the SHA-256 of each file and is written last. On a local disk a
-save is written under a temporary name, synced and renamed, so it also survives a power cut. The root may be any fsspec
-URL (s3://..., gs://..., memory://...). Only one process at a time may write to it.
+save is written under a temporary name, synced and renamed: after a power cut either the old save is there, or both. The
+root may be any fsspec URL (s3://..., gs://..., memory://...). Only one process at a time may write to it.
 """
 
 from __future__ import annotations
