@@ -1,4 +1,4 @@
-"""Evaluation of a policy in environments of its own, by raw, undiscounted returns."""
+"""Evaluation of a policy by raw, undiscounted returns, in separate environments."""
 
 from __future__ import annotations
 

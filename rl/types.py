@@ -28,7 +28,7 @@ class TransitionBatch(NamedTuple):
     s_tm1: Array  # [B, *observation]
     a_tm1: Int64  # [B]
     r_t: Float32  # [B]
-    discount_t: Float32  # [B], gamma^n, or 0 where the episode terminated inside the n steps
+    discount_t: Float32  # [B], gamma^n, or 0 if the episode terminated within the n steps
     s_t: Array  # [B, *observation]
 
 

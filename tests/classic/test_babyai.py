@@ -151,7 +151,7 @@ def test_a_dataset_of_another_environment_names_its_own(pickup):
         ({"episodes": 0}, "episodes is 0"),
         ({"first_seed": -1}, "first_seed is -1"),
         ({"env": "BabyAI-Nothing-v0"}, "not a Gymnasium environment"),
-        ({"to": "pickup"}, "must end in its version"),
+        ({"to": "pickup"}, "must end in a version"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(settings, match):

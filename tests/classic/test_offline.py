@@ -149,7 +149,7 @@ BOX = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 ONE = [([0, 1], [0], [1.0], "terminated")]
 BAD = {
     "missing": (lambda d: "qfleet/none-v0", "export a run's replay, or make one"),
-    "no version": (lambda d: "pickup", "must end in its version"),
+    "no version": (lambda d: "pickup", "must end in a version"),
     "empty": (lambda d: write(d, []), "has no episodes"),
     "floats": (
         lambda d: write(d, [(np.eye(2), [0], [1.0], "terminated")], space=BOX),
