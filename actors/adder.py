@@ -2,9 +2,9 @@
 
     td = r_t + discount_t * q_target(s_t, argmax_a q(s_t, a)) - q(s_tm1, a_tm1)
 
-This is the TD error of the learner (`rl.td`), with the actor's weights. The actor computed q(s_tm1) and q(s_t) to choose
-its actions, so they need no further forward pass. The last frame of a segment is the exception: the actor has not acted
-on it yet.
+This is the TD error of the learner (`rl.td`), with the actor's weights. The actor already computed q(s_tm1) and q(s_t)
+to choose its actions, so they need no further forward pass. The last frame of a segment is the exception: the actor has
+not acted on it yet.
 
 Shapes: N environments; S steps, S + 1 frames and M items of a segment; A actions.
 """

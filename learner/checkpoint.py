@@ -5,7 +5,7 @@
 A second save of the same step is named <step>-1, a third <step>-2, so a save never overwrites an earlier one.
 state.json has a format number. The manifest contains the SHA-256 of each file and is written last. On a local disk a
 save is written under a temporary name, synced and renamed: after a power cut either the old save is there, or both. The
-root may be any fsspec URL (s3://..., gs://..., memory://...). Only one process at a time may write to it.
+root may be any fsspec URL (s3://..., gs://..., memory://...).
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints in the directory or at the URL ``root``.
+    """The checkpoints in the directory or at the URL ``root``. Saving deletes all but the ``keep`` newest.
 
-    store = CheckpointStore("runs/a/checkpoints", keep=3)
-    store.save(step, checkpoint)  # deletes all but the 3 newest
-    checkpoint = store.load_newest()  # None if there is none
+        store = CheckpointStore("runs/a/checkpoints", keep=3)
+        store.save(step, checkpoint)
+        checkpoint = store.load_newest()  # None if there is none
+
+    Only one process at a time may write to a root.
     """
 
     def __init__(self, root: str, keep: int = 3) -> None:

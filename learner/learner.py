@@ -33,8 +33,8 @@ class LearnerConfig(UpdateConfig):
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), or a torch device such as cpu, cuda, cuda:1, mps."""
     threads: int = 0
-    """PyTorch threads on the CPU for each of the two threads of the learner (targets, gradient steps); 0: half the cores,
-    at most 8 (in serial mode, which has one thread: all cores)."""
+    """PyTorch threads on the CPU for each of the learner's two threads (targets, gradient steps); 0: half the cores, at
+    most 8 (in serial mode, which has one thread: all cores)."""
     publish_period: int = 20  # learner updates
     """Learner updates between publications of the weights."""
     checkpoint_minutes: float = 5.0

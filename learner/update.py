@@ -1,6 +1,8 @@
 """The update of DQN and Double DQN (Mnih et al. 2015, algorithm 1; van Hasselt et al. 2016, equation 4).
 
-loss = mean_b w_b * l(td_b),   with td_b from `rl.td`, importance weight w_b, and l the Huber or squared loss
+The loss has the importance weights w_b, the TD errors td_b from `rl.td`, and l the Huber or the squared loss:
+
+    loss = mean_b w_b * l(td_b)
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class UpdateConfig:
     target_tau: float = 0.0
     """Soft target update after every update: target += target_tau * (online - target); 0: copies instead."""
     average_tau: float = 0.0
-    """Act and evaluate with an exponential moving average of the weights (Polyak and Juditsky 1992). After every update:
+    """Act and evaluate with an exponential moving average of the weights (Polyak and Juditsky 1992). After each update:
     average += average_tau * (online - average); 0: act and evaluate with the online network."""
     precision: Precision = "float32"
     """Precision of forward and backward passes: float32, bfloat16 by autocast (weights and optimizer stay float32), or
@@ -131,10 +133,10 @@ class Updater:
     ``acting_network`` is the network to act with and to evaluate: the average if there is one, else the online network.
 
     With ``concurrent``, `prepare` computes the targets, and another thread may call it while `update` makes a gradient
-    step (decisions/0004). `prepare` then reads copies of the networks. They are renewed every COPY_PERIOD updates and at
-    each target sync. There are two sets of copies, one to read and one to renew, so `update` waits only for a call of
-    `prepare` that began before the last renewal. Without ``concurrent``, `update` computes the targets with the current
-    weights.
+    step (decisions/0004). `prepare` then reads copies of the networks, which are renewed every COPY_PERIOD updates and
+    at each target sync. There are two sets of copies, one to read and one to renew, so `update` waits only for a call
+    of `prepare` that began before the last renewal. Without ``concurrent``, `update` computes the targets with the
+    current weights.
     """
 
     def __init__(
@@ -213,8 +215,8 @@ class Updater:
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Make one gradient step. Returns (|TD error| [B], metrics as scalar tensors by name: loss, grad_norm, q_mean).
 
-        Gradients are clipped to the global norm ``max_grad_norm``. After the step the average and the target network are
-        updated as configured. This method does not wait for the device.
+        Gradients are clipped to the global norm ``max_grad_norm``. After the step the average and the target network
+        are updated as configured. This method does not wait for the device.
         """
         c = self.config
         target = self._compute_targets(batch, *self._networks_for_targets) if batch.target is None else batch.target
@@ -271,7 +273,7 @@ class Updater:
 
     @torch.no_grad()
     def _sync_target(self) -> bool:
-        """Update the target network if it is time. Returns whether the number of updates is a multiple of the period."""
+        """Update the target network if it is due. Returns whether ``updates`` is a multiple of the period."""
         tau, due = self.config.target_tau, self.updates % self.config.target_update_period == 0
         self.target_syncs += due  # with soft updates this makes the publisher send the target once per period
         if tau:

@@ -50,8 +50,8 @@ def draw_band(axis: Axes, curves: Sequence[Curve], label: str | None = None) -> 
 def plot_learning(seeds: Sequence[Mapping[str, Array]], title: str, to: Path) -> Path:
     """Plot the return and the length (agent steps) of training episodes over the number of the episode.
 
-    ``seeds`` has the columns of episodes.csv for each seed. Returns ``to``. Raises OSError or ValueError if it cannot be
-    written.
+    ``seeds`` has the columns of episodes.csv for each seed. Returns ``to``. Raises OSError or ValueError if it cannot
+    be written.
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
     for axis, name in zip(axes, ("return", "length"), strict=True):

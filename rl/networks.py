@@ -28,10 +28,11 @@ class NetworkConfig:
     dueling: bool = True
     """Separate value and advantage heads (Wang et al. 2016)."""
     layer_norm: bool = False
-    """Normalise each layer before its ReLU, over all its units (Ba et al. 2016; for Q-learning Gallici et al. 2024, PQN)."""
+    """Normalize each layer before its ReLU, over all its units (Ba et al. 2016; in Q-learning: PQN, Gallici et al.
+    2024)."""
     center: bool = False
-    """Pixels only: subtract from each pixel its median over the learner's first batch, the background (LeCun et al. 1998,
-    Efficient BackProp, section 4.3). Pixels that do not change become zero, which also saves time on a CPU."""
+    """Pixels only: subtract from each pixel its median over the learner's first batch, the background (LeCun et al.
+    1998, Efficient BackProp, section 4.3). Pixels that do not change become zero, which also saves time on a CPU."""
 
     on_resume: ClassVar[Rules] = rules(stays="kind hidden dueling layer_norm center")
 

@@ -28,9 +28,10 @@ class PixelConv(nn.Conv2d):
     The factor 1/255 is applied to the weights, which are much smaller than the images. Integers up to 255 are exact in
     bfloat16.
 
-    ``background`` [C, H, W] is subtracted from the pixels. If few blocks of 4x4 pixels differ from the background, a CPU
-    multiplies only these blocks: each window of the kernel consists of 2x2 blocks, and a block of zeros adds nothing to
-    its windows (decisions/0010). Otherwise the background is convolved separately and subtracted from the result.
+    ``background`` [C, H, W] is subtracted from the pixels. If few blocks of 4x4 pixels differ from the background, a
+    CPU multiplies only these blocks: each window of the kernel consists of 2x2 blocks, and a block of zeros adds
+    nothing to its windows (decisions/0010). Otherwise the background is convolved separately and subtracted from the
+    result.
     """
 
     background: Tensor | None

@@ -26,7 +26,7 @@ def known_ids() -> list[str]:
 
 
 def register(env_id: str) -> None:
-    """Import the package that registers ``env_id``, if it is one of PROVIDERS. Raises BadInput if it is not installed."""
+    """Import the package in PROVIDERS that registers ``env_id``, if any. Raises BadInput if it is not installed."""
     for prefix, (package, extra) in PROVIDERS.items():
         if env_id.startswith(prefix) and env_id not in gym.registry:
             try:

@@ -86,8 +86,8 @@ def _adapt_spaces(env: AnyEnv, env_id: str, takes: SpaceKind) -> AnyEnv:
         raise BadSetting(
             EnvConfig,
             "id",
-            f"{env_id!r} has observations {_shorten(observation)}: write an environment with a Box or Discrete space, or "
-            "use a method with a table, such as q-learning",
+            f"{env_id!r} has observations {_shorten(observation)}: write an environment with a Box or Discrete space, "
+            "or use a method with a table, such as q-learning",
         )
     return env
 

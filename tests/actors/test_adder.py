@@ -80,7 +80,7 @@ def build_segments(last_is_terminal, double):
 
 
 def test_td_errors_of_double_dqn():
-    """n = 2, gamma 0.5, the action is always 0; q(s) = [s, 2s], q_target(s) = [10s, -5s]: Double DQN selects action 1."""
+    """n = 2, gamma 0.5, action 0 in every step; q(s) = [s, 2s], q_target(s) = [10s, -5s]: Double DQN selects 1."""
     (first, second), online, target = build_segments(last_is_terminal=False, double=True)
     assert first.td_abs.tolist() == [abs(1 + 0.5 + 0.25 * -5 * 3 - 1), abs(1 + 0.5 + 0.25 * -5 * 4 - 2)]
     assert second.td_abs.tolist() == [abs(1 + 0.5 + 0.25 * -5 * 5 - 3), abs(1 + 0.5 * -5 * 5 - 4)]

@@ -18,7 +18,7 @@ import numpy as np
 from learner.checkpoint import Checkpoint, CheckpointStore
 
 root, again, keep = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}  # audit events; the process is killed at the n-th
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}  # audit events; the n-th kills the process
 logging.disable(logging.NOTSET)
 warnings = []
 logging.getLogger("qfleet.checkpoint").addFilter(lambda record: warnings.append(record.getMessage()) or True)

@@ -91,7 +91,7 @@ def test_only_the_first_batch_sets_the_background_of_every_network(rng):
 
 @pytest.mark.parametrize("changes", [{}, {"target_tau": 0.5}, {"double": False}, {"precision": "bfloat16"}])
 def test_targets_prepared_after_a_restore_use_the_restored_weights(rng, changes):
-    """A concurrent updater with a restored state prepares the targets that an updater that is not concurrent computes."""
+    """With a restored state a concurrent updater prepares the targets that a non-concurrent one computes."""
     config = UpdateConfig(learning_rate=1e-2, target_update_period=3, **changes)
     networks = lambda seed: (make_network(MLP, SMALL, 3, seed) for _ in range(2))  # noqa: E731
     old, new = Updater(config, *networks(1), CPU), Updater(config, *networks(9), CPU, concurrent=True)

@@ -13,7 +13,7 @@ from rl.types import EpisodeResult, ObservationSpec, Step
 
 
 class Clocks:
-    """Environments whose episodes last ``lengths`` [N] steps; the reward of environment i is 10^i, and action 1 adds 0.5."""
+    """Environments whose episodes last ``lengths`` [N] steps. Environment i has reward 10^i; action 1 adds 0.5."""
 
     actions, spec = 2, ObservationSpec((1,), "float32")
 

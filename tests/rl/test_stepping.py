@@ -26,7 +26,7 @@ def noop(observation):
 
 @pytest.mark.parametrize("env_id", ["qfleet-test/Countdown-v0", "qfleet-test/Truncated-v0"])
 def test_two_episodes_step_by_step(env_id):
-    """Observation [seed, t], reward t, end at t = 3. The successor is the true one; the next episode has the next seed."""
+    """Observation [seed, t], reward t, end at t = 3. Successors are the true ones; each episode has the next seed."""
     envs = make_environments(EnvConfig(id=env_id), 1)
     rows = [
         (*s.observation[0], *s.step.observation[0], s.is_first[0], s.ended[0], s.episode_return[0], s.length[0])
