@@ -122,7 +122,8 @@ def check_episode(episode: Any, where: str, first_action: int, actions: int) -> 
     if not steps or lengths != [steps] * 3 or len(episode.observations) != steps + 1:
         raise BadInput(
             f"{where}: the lengths of its arrays do not fit: {steps} rewards, "
-            f"{len(episode.observations)} observations, {lengths[0]} actions, {lengths[1]} terminations, {lengths[2]} truncations"
+            f"{len(episode.observations)} observations, {lengths[0]} actions, {lengths[1]} terminations, "
+            f"{lengths[2]} truncations"
         )
     if taken.shape != (steps,) or ((taken < first_action) | (taken >= first_action + actions)).any():
         last = first_action + actions - 1
