@@ -1,1 +1,1 @@
-"""Acting: actors, the conversion of their steps to segments, evaluators."""
+"""Actors, the conversion of their steps to segments, and evaluators."""

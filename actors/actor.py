@@ -1,4 +1,4 @@
-"""An actor: plays a batch of environments, writes its experience to replay, and pulls newer weights."""
+"""An actor: steps a batch of environments, writes segments to replay, and loads newer weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
 from rl.exploration import Exploration
-from rl.networks import QNetwork, for_acting, values
+from rl.networks import QNetwork, prepare_for_acting, q_values
 from rl.parameters import load_weights
 from rl.policies import epsilon_greedy
 from rl.ports import SegmentSink, WeightSource
@@ -30,18 +30,18 @@ class ActorConfig:
     """The actors."""
 
     count: int = 1
-    """Actor processes."""
+    """Number of actor processes."""
     environments: int = 16
-    """Environments an actor, stepped together with one forward pass."""
+    """Environments per actor; they are stepped together with one forward pass."""
     segment_items: int = 40
-    """Transitions a segment, the unit that is inserted into replay."""
+    """Transitions per segment, the unit that is inserted into replay."""
     weights_period: int = 4
     """Batched steps between checks for newer weights."""
     precision: Precision = "float32"
-    """Weights of actors and evaluator: float32, bfloat16 (convolutions of pixels only), or auto: bfloat16 for
-    these where the hardware has it."""
+    """Precision of the weights of actors and evaluator: float32, bfloat16, or auto: bfloat16 if the hardware supports
+    it. Only networks that convolve pixels use bfloat16."""
     nice: int = 5
-    """Added to the actors' niceness on a local Ray, so that they do not hold up the learner; 0: none."""
+    """Increase of the actors' niceness on a local Ray, so that the learner has priority on the CPU; 0: none."""
 
     on_resume: ClassVar[Rules] = rules(may="count environments segment_items weights_period precision nice")
 
@@ -51,13 +51,18 @@ class ActorConfig:
 
 
 class Actor:
-    """N environments, a copy of the networks, and a sink for the experience.
+    """Steps N environments, writes segments to ``sink`` and loads newer weights from ``weights``.
 
         actor = Actor(config, env, returns, double, networks, exploration, sink, weights, seed, index)
-        actor.run(should_stop)  # or `step`, as often as wanted
+        actor.run(should_stop)  # or: actor.step() repeatedly
         actor.close()
 
-    ``index`` is its number among all actors; ``base_steps``, the agent steps of all actors before this one began.
+    Args:
+        double: whether the learner uses Double DQN; the initial priorities then do too.
+        networks: (online, target). The actor changes them in place.
+        index: number of this actor among all actors, from 0.
+        base_steps: agent steps of all actors before this actor started. It also seeds the random numbers, so that a
+            restarted actor draws new ones.
     """
 
     def __init__(
@@ -76,12 +81,12 @@ class Actor:
     ) -> None:
         self.config = config
         self.environments = make_environments(env, config.environments)
-        self.online, self.target = (for_acting(n, config.precision) for n in networks)
+        self.online, self.target = (prepare_for_acting(n, config.precision) for n in networks)
         self._sink, self._weights = sink, weights
         self._exploration = exploration
-        self.version = 0  # of the weights held
-        self.agent_steps = 0  # of this actor in this run
-        self._fleet_steps = lambda: base_steps + self.agent_steps * config.count
+        self.version = 0  # of the loaded weights
+        self.agent_steps = 0  # of this actor since it started
+        self._total_steps = lambda: base_steps + self.agent_steps * config.count  # of all actors, estimated
         self._rng = np.random.default_rng([seed, index, 2, base_steps])  # new numbers after a restart or resume
         first_episodes = [((index + 1) << 40) + (i << 24) for i in range(config.environments)]
         self._adder = Adder(
@@ -92,36 +97,37 @@ class Actor:
             (self.online, self.target),
             double,
         )
-        self.finished: deque[EpisodeResult] = deque(maxlen=1_000)  # episodes since the last `take_episodes`
-        self._q: Float32  # [N, A], values by which the last actions were chosen
+        self._finished: deque[EpisodeResult] = deque(maxlen=1_000)  # episodes since the last `take_episodes`
+        self._q: Float32  # [N, A], the action values that chose the last actions
         self._steps = rollout(self.environments, self._act, SeedSequence(seed, 1000 + index, base_steps).draw)
         self._batched_steps = 0
 
     def _epsilons(self) -> Float64:
-        return self._exploration.epsilons(self._fleet_steps())
+        return self._exploration.epsilons(self._total_steps())
 
     def _act(self, observation: Array) -> Int64:
-        self._q = values(self.online, observation)
+        self._q = q_values(self.online, observation)
         return epsilon_greedy(self._q, self._epsilons(), self._rng)
 
     def step(self) -> int:
-        """Act once in every environment, write the segments that are complete, and now and then load newer weights.
+        """Step every environment once and write the segments that are complete. Load newer weights if it is time.
 
-        Returns the agent steps made, N. Blocks while replay has no room. Raises RunFault when replay is gone.
+        Returns the number of agent steps, N. Blocks while replay may not accept a segment. Raises RunFault if replay is
+        lost for good.
         """
         if self._batched_steps % self.config.weights_period == 0:
             self.pull_weights()
         self._batched_steps += 1
         acted = next(self._steps)
         segments = self._adder.add(acted, self._q, self.version)
-        self.finished.extend(result for _, result in acted.finished(self._epsilons()))
+        self._finished.extend(result for _, result in acted.finished_episodes(self._epsilons()))
         self.agent_steps += self.environments.count
         for segment in segments:
             self._sink.write(segment)
         return self.environments.count
 
     def pull_weights(self) -> bool:
-        """Load newer weights where there are any; never waits. Returns whether there were."""
+        """Load newer weights if there are any. Returns whether there were. Never blocks."""
         publication = self._weights.poll()
         if publication is None:
             return False
@@ -132,19 +138,19 @@ class Actor:
         return True
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Call `step` until ``should_stop()`` is true. Raises RunFault when replay is gone."""
+        """Call `step` until ``should_stop()`` returns True. Raises RunFault if replay is lost for good."""
         while not should_stop():
             self.step()
 
     def take_episodes(self) -> list[EpisodeResult]:
-        """The episodes finished since the last call, at most the newest 1,000."""
-        taken = []
-        while self.finished:
-            taken.append(self.finished.popleft())
-        return taken
+        """Return the episodes that finished since the last call, at most the newest 1,000, and forget them."""
+        episodes = []
+        while self._finished:
+            episodes.append(self._finished.popleft())
+        return episodes
 
     def stats(self) -> Mapping[str, float]:
-        """The actor's agent steps and the version of its weights, by name."""
+        """The metrics ``agent_steps`` and ``weights_version``, by name."""
         return {"agent_steps": float(self.agent_steps), "weights_version": float(self.version)}
 
     def close(self) -> None:

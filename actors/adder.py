@@ -1,11 +1,12 @@
-"""From steps to segments with initial priorities: |TD error| as the learner computes it, with the actor's weights.
+"""From steps to segments with |TD errors|, from which replay computes the initial priorities (Horgan et al. 2018).
 
-    td = r_t + discount_t * q_target(s_t, argmax_a q(s_t, a)) - q(s_tm1, a_tm1)        (`rl.td`; Horgan et al. 2018)
+    td = r_t + discount_t * q_target(s_t, argmax_a q(s_t, a)) - q(s_tm1, a_tm1)
 
-q(s_tm1) was computed to act, and so was q(s_t), except for a segment's last frame: nobody has acted on it yet when the
-segment is cut.
+This is the TD error of the learner (`rl.td`), with the actor's weights. The actor already computed q(s_tm1) and q(s_t)
+to choose its actions, so they need no further forward pass. The last frame of a segment is the exception: the actor has
+not acted on it yet.
 
-Legend: N environments; a segment's S steps, S + 1 frames and M items; A actions.
+Shapes: N environments; S steps, S + 1 frames and M items of a segment; A actions.
 """
 
 from __future__ import annotations
@@ -13,28 +14,28 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rl.networks import QNetwork, values
+from rl.networks import QNetwork, q_values
 from rl.returns import ReturnConfig
 from rl.segments import SegmentBuilder, newest_frame, stack_frames
 from rl.stepping import ActorStep
 from rl.td import double_q_error
-from rl.types import Float32, ObservationSpec, Segment, UnratedSegment
+from rl.types import Float32, ObservationSpec, RawSegment, Segment
 
 
-class _SeenValues:
-    """Action values [A] of an episode's frames that were acted on, from the first that a later segment can hold."""
+class _EpisodeValues:
+    """The action values of the frames of one episode, as computed by the actor."""
 
     def __init__(self) -> None:
         self._first_step, self._q = 0, list[Float32]()
 
     def add(self, q: Float32) -> None:
-        """Store the values of the next frame, [A]."""
+        """Store the action values of the next frame, [A]."""
         self._q.append(q)
 
-    def of(self, segment: UnratedSegment) -> Float32:
-        """Values [S, A] of the frames of ``segment`` but its last one; no later frame may have been added.
+    def take(self, segment: RawSegment) -> Float32:
+        """The action values of all frames of ``segment`` except the last one, [S, A].
 
-        Values from before the segment are dropped.
+        Call this before values of later frames are added. Values of frames before the segment are dropped.
         """
         del self._q[: segment.first_step - self._first_step]
         self._first_step = segment.first_step
@@ -42,14 +43,17 @@ class _SeenValues:
 
 
 class Adder:
-    """Cuts the steps of N environments into segments, and computes the |TD error| of their items.
+    """Cuts the steps of N environments into segments and computes the |TD errors| of their items.
 
         adder = Adder(returns, spec, max_items, first_episodes, (online, target), double)
-        for acted in rollout(environments, act, seeds):  # act chose the actions by q
+        for acted in rollout(environments, act, seeds):  # act chooses the actions by the action values q
             segments = adder.add(acted, q, version)
 
-    ``networks`` (online, target) are those of the actor, which loads newer weights into them. ``double``: whether the
-    learner uses Double DQN.
+    Args:
+        max_items: items per segment.
+        first_episodes: for each environment, the id of its first episode.
+        networks: (online, target) of the actor. The actor loads newer weights into them.
+        double: whether the learner uses Double DQN.
     """
 
     def __init__(
@@ -64,25 +68,25 @@ class Adder:
         self._spec, self._double = spec, double
         self._online, self._target = networks
         self._builders = [SegmentBuilder(returns, spec, max_items, first) for first in first_episodes]
-        self._seen = [_SeenValues() for _ in first_episodes]
+        self._values = [_EpisodeValues() for _ in first_episodes]
 
     def add(self, acted: ActorStep, q: Float32, version: int) -> list[Segment]:
-        """Take a batched step, the values q [N, A] by which its actions were chosen, and the version of the weights.
+        """Add a batched step. Returns the segments that it completes.
 
-        Returns the segments that this step completes.
+        ``q`` [N, A] are the action values that chose the actions, and ``version`` is the version of their weights.
         """
         step = acted.step
         frames = newest_frame(step.observation, self._spec)
-        first_frames = newest_frame(acted.observation, self._spec) if acted.begins.any() else frames
-        action, reward = acted.action.tolist(), step.reward.tolist()  # whole columns at once: it is faster
+        first_frames = newest_frame(acted.observation, self._spec) if acted.is_first.any() else frames
+        action, reward = acted.action.tolist(), step.reward.tolist()  # faster than converting single elements
         terminated, truncated, lost_life = (x.tolist() for x in (step.terminated, step.truncated, step.lost_life))
         segments = []
         for i, builder in enumerate(self._builders):
-            if acted.begins[i]:
+            if acted.is_first[i]:
                 builder.begin(first_frames[i])
-                self._seen[i] = _SeenValues()
-            self._seen[i].add(q[i])
-            cut = builder.add(
+                self._values[i] = _EpisodeValues()
+            self._values[i].add(q[i])
+            segment = builder.add(
                 action=action[i],
                 reward=reward[i],
                 terminated=terminated[i],
@@ -91,22 +95,22 @@ class Adder:
                 version=version,
                 frame=frames[i],
             )
-            if cut is not None:
-                segments.append(cut.rated(self._td_abs(cut, self._seen[i].of(cut))))
+            if segment is not None:
+                segments.append(segment.with_td_errors(self._td_abs(segment, self._values[i].take(segment))))
         return segments
 
-    def _td_abs(self, segment: UnratedSegment, q: Float32) -> Float32:
-        """|TD error| [M] of the segment's items; q [S, A] are the online values of its frames but the last."""
+    def _td_abs(self, segment: RawSegment, q: Float32) -> Float32:
+        """|TD error| [M] of the segment's items; ``q`` [S, A] are the online values of all frames except the last."""
         start = segment.item_step.astype(np.int64)
         end = start + segment.item_length
         s_t = stack_frames(segment.frames, end, self._spec.stack)
-        q_t_value = q_t_selector = values(self._target, s_t)
+        q_t_value = q_t_selector = q_values(self._target, s_t)
         if self._double:
-            seen = end < len(q)  # else the item bootstraps from the last frame
+            known = end < len(q)  # the other items bootstrap from the last frame
             q_t_selector = np.empty_like(q_t_value)
-            q_t_selector[seen] = q[end[seen]]
-            if not seen.all():
-                q_t_selector[~seen] = values(self._online, s_t[~seen])
+            q_t_selector[known] = q[end[known]]
+            if not known.all():
+                q_t_selector[~known] = q_values(self._online, s_t[~known])
         td = double_q_error(
             torch.from_numpy(q[start]),
             torch.from_numpy(segment.actions[start].astype(np.int64)),

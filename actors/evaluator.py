@@ -1,4 +1,4 @@
-"""An evaluator, with environments and a network of its own."""
+"""The evaluator: plays evaluations with its own environments and its own network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
 from rl.evaluation import EvaluationConfig, EvaluationResult, evaluate
-from rl.networks import QNetwork, for_acting, values
+from rl.networks import QNetwork, prepare_for_acting, q_values
 from rl.parameters import load_weights
 from rl.policies import greedy
 from rl.ports import Weights
@@ -20,13 +20,14 @@ from rl.types import Array, Int64
 
 
 class Evaluator:
-    """Plays given weights greedily, but for the configured epsilon.
+    """Evaluates weights, epsilon-greedily with the configured epsilon.
 
         evaluator = Evaluator(config, env, network, precision, seed)
-        result = evaluator.evaluate(weights, episodes=30)  # new seeds at each call
-        result = evaluator.evaluate(weights, episodes=30, seed=1)  # these seeds
+        result = evaluator.evaluate(weights, episodes=30)  # new episodes in each call
+        result = evaluator.evaluate(weights, episodes=30, seed=1)  # the same episodes for the same seed
 
-    Its seeds are drawn from ``seed`` and ``start``.
+    The seeds of new episodes come from a generator with the seed (``seed``, ``start``). A resumed run passes another
+    ``start``, so that it does not repeat episodes.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class Evaluator:
         start: int = 0,
     ) -> None:
         self._config, self._env = config, env
-        self._network = for_acting(network, precision)
+        self._network = prepare_for_acting(network, precision)
         self._seeds = np.random.default_rng([seed, 7, start])
 
     def _act(self, observation: Array) -> Int64:
-        return greedy(values(self._network, observation))
+        return greedy(q_values(self._network, observation))
 
     def evaluate(
         self,
@@ -52,19 +53,19 @@ class Evaluator:
         seed: int | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> EvaluationResult:
-        """The result of ``episodes`` new episodes under ``weights``, with the seconds that they took.
+        """Play ``episodes`` episodes with ``weights`` and return the result, including the wall time.
 
-        An evaluation that ``should_stop`` ends holds the episodes finished so far. Raises ValueError when the weights
-        are those of another network.
+        ``should_stop`` is called before every step. If it returns True, the result has the episodes finished so far.
+        Raises ValueError if the weights belong to another network.
         """
         load_weights(self._network, weights)
         if seed is None:
             seed = int(self._seeds.integers(2**31))
-        began = time.monotonic()
+        start = time.monotonic()
         environments = make_environments(self._env, min(self._config.environments, episodes))
         try:
             c = self._config
             result = evaluate(self._act, environments, episodes, c.epsilon, seed, c.max_episode_steps, should_stop)
         finally:
             environments.close()
-        return replace(result, seconds=time.monotonic() - began)
+        return replace(result, seconds=time.monotonic() - start)

@@ -117,7 +117,7 @@ def pong_segments(items: int, n_step: int = 3, segment_items: int = 40, seed: in
         step = acted.step
         first, frames = (newest_frame(x, PONG_SPEC) for x in (acted.observation, step.observation))
         for i, builder in enumerate(builders):
-            if acted.begins[i]:
+            if acted.is_first[i]:
                 builder.begin(first[i])
             segment = builder.add(
                 action=int(acted.action[i]),
@@ -129,7 +129,7 @@ def pong_segments(items: int, n_step: int = 3, segment_items: int = 40, seed: in
                 frame=frames[i],
             )
             if segment is not None:
-                segments.append(segment.rated(np.ones(segment.items, np.float32)))
+                segments.append(segment.with_td_errors(np.ones(segment.items, np.float32)))
     environments.close()
     return segments
 

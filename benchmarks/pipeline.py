@@ -50,7 +50,7 @@ from rl.allocator import keep_freed_memory
 from rl.bounds import at_least
 from rl.envs.make import make_environments
 from rl.errors import BadInput, RunFault
-from rl.networks import NetworkConfig, for_acting, make_network, values
+from rl.networks import NetworkConfig, make_network, prepare_for_acting, q_values
 from rl.policies import epsilon_greedy
 from rl.ports import BatchSource
 from rl.precision import Precision, pick_dtype
@@ -221,10 +221,10 @@ def _measure_update_seconds(precision: Precision, threads: int, seconds: float) 
 def _measure_agent_step_seconds(precision: Precision, seconds: float) -> float:
     """CPU seconds (of all threads) of one agent step: environment and policy."""
     torch.set_num_threads(1)
-    network = for_acting(make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1), precision)
+    network = prepare_for_acting(make_network(NATURE, PONG_SPEC, PONG_ACTIONS, 1), precision)
     environments = make_environments(PONG, ENVIRONMENTS)
     rng = np.random.default_rng(1)
-    acting = rollout(environments, lambda s: epsilon_greedy(values(network, s), 0.1, rng), SeedSequence(1, 0).draw)
+    acting = rollout(environments, lambda s: epsilon_greedy(q_values(network, s), 0.1, rng), SeedSequence(1, 0).draw)
 
     def act() -> int:
         next(acting)

@@ -18,10 +18,10 @@ from gymnasium.envs.registration import WrapperSpec
 from classic.interface import Monitor
 from rl.bounds import at_least, between, require
 from rl.envs.config import EnvConfig
-from rl.envs.grid_states import MISSION, unpack
+from rl.envs.grid_states import MISSION_BYTES, unpack_grid
 from rl.envs.minari_files import NewDataset
 from rl.envs.spaces import AnyEnv
-from rl.envs.vector import single
+from rl.envs.vector import make_env
 from rl.errors import RunFault
 
 SAY_EVERY = 100  # episodes
@@ -60,7 +60,7 @@ def make_dataset(config: MakeDatasetConfig, monitor: Monitor) -> dict[str, Any]:
     dataset, path, env, episodes, steps, skipped, bytes, mean_return. Raises BadInput, also where the dataset is already
     there; RunFault when the bot solves none of GIVE_UP seeds in a row.
     """
-    env = single(EnvConfig(id=config.env), "table")
+    env = make_env(EnvConfig(id=config.env), "table")
     seed, skipped, in_a_row, returns = config.first_seed, 0, 0, []
     with _new_dataset(config, env) as dataset:
         while dataset.episodes < config.episodes:
@@ -95,7 +95,7 @@ def make_dataset(config: MakeDatasetConfig, monitor: Monitor) -> dict[str, Any]:
 
 def _new_dataset(config: MakeDatasetConfig, env: AnyEnv) -> NewDataset:
     """An empty dataset with the spaces and the description of the published ones. Raises BadInput."""
-    example = unpack(env.reset(seed=config.first_seed)[0])
+    example = unpack_grid(env.reset(seed=config.first_seed)[0])
     spec = replace(
         gym.spec(config.env),
         additional_wrappers=(WrapperSpec("FullyObsWrapper", "minigrid.wrappers:FullyObsWrapper", {}),),
@@ -103,7 +103,7 @@ def _new_dataset(config: MakeDatasetConfig, env: AnyEnv) -> NewDataset:
     space = gym.spaces.Dict(
         direction=gym.spaces.Discrete(4),
         image=gym.spaces.Box(0, 255, example.image.shape, np.uint8),
-        mission=gym.spaces.Text(MISSION, charset=string.ascii_letters + string.digits + " ,.'-"),
+        mission=gym.spaces.Text(MISSION_BYTES, charset=string.ascii_letters + string.digits + " ,.'-"),
     )
     return NewDataset(
         config.name,
@@ -129,7 +129,7 @@ def solved(env: AnyEnv, seed: int) -> Mapping[str, Any]:
     from minigrid.utils.baby_ai_bot import BabyAIBot
 
     observation, _ = env.reset(seed=seed)
-    observations, actions, rewards, done = [unpack(observation)], [], [], False
+    observations, actions, rewards, done = [unpack_grid(observation)], [], [], False
     action, terminated, truncated = None, False, False
     try:
         bot = BabyAIBot(env.unwrapped)
@@ -137,7 +137,7 @@ def solved(env: AnyEnv, seed: int) -> Mapping[str, Any]:
             action = bot.replan(action)
             observation, reward, terminated, truncated, _ = env.step(int(action))
             done = terminated or truncated
-            observations.append(unpack(observation))
+            observations.append(unpack_grid(observation))
             actions.append(int(action))
             rewards.append(float(reward))
     except Exception as error:  # the bot fails by assertions, missing keys and errors of its own

@@ -171,7 +171,7 @@ def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor)
         s, a, step, *_ = acted
         for i in range(count):
             replay.append(s[i], a[i], float(step.reward[i]), bool(step.terminated[i]), step.observation[i])
-        for _, result in acted.finished(epsilons=0.0):
+        for _, result in acted.finished_episodes(epsilons=0.0):
             monitor.episode(result)
         if len(figures) >= REPORT_PERIOD or (figures and t + count >= c.steps):
             _report(monitor, t + count, figures, c.reward_scale)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rl.envs.config import EnvConfig
-from rl.envs.registry import has_limit
+from rl.envs.registry import has_time_limit
 from rl.envs.spaces import SpaceKind
 from rl.evaluation import Policy
 from rl.policies import greedy
@@ -115,5 +115,7 @@ class Method:
         if env_id is None:
             return first
         own = (s for s in self.settings if s.env.id == env_id)
-        env = EnvConfig(id=env_id, max_episode_steps=0 if has_limit(env_id) else STEP_LIMITS.get(env_id, STEP_LIMIT))
+        env = EnvConfig(
+            id=env_id, max_episode_steps=0 if has_time_limit(env_id) else STEP_LIMITS.get(env_id, STEP_LIMIT)
+        )
         return next(own, Setting(env, self.elsewhere or first.config, first.episodes))

@@ -15,7 +15,7 @@ from gymnasium.envs.toy_text.taxi import TaxiEnv
 from rl.envs.config import EnvConfig
 from rl.envs.grid_worlds import GridWorld, WindyGridWorld
 from rl.envs.spaces import AnyEnv, SpaceKind
-from rl.envs.vector import observed, single
+from rl.envs.vector import make_env, observation_spec
 from rl.types import Array
 
 UP, RIGHT, DOWN, LEFT = "↑→↓←"
@@ -35,8 +35,8 @@ class Panel(NamedTuple):
 
 def panels(config: EnvConfig, takes: SpaceKind) -> list[Panel]:
     """The maps of an environment, [] where its states lie on none. Its values: `learned.values(panel.observations)`."""
-    env = single(config, takes)
-    dtype = observed(env.observation_space, takes).dtype
+    env = make_env(config, takes)
+    dtype = observation_spec(env.observation_space, takes).dtype
     try:
         found = next((draw(env.unwrapped) for kind, draw in MAPS.items() if isinstance(env.unwrapped, kind)), [])
     finally:
@@ -69,7 +69,7 @@ def _cliff(env: Any) -> list[Panel]:
 
 
 def _windy(env: Any) -> list[Panel]:
-    letters = np.char.replace(env.ground(), ".", "")
+    letters = np.char.replace(env.cell_letters(), ".", "")
     letters.flat[env.start], letters.flat[env.goal] = "S", "G"
     return _numbered("Windy grid", letters, (UP, RIGHT, DOWN, LEFT))
 

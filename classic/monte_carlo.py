@@ -17,7 +17,7 @@ from classic.steps import Step, episode, result, steps
 from classic.tables import QTable
 from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
-from rl.envs.vector import single
+from rl.envs.vector import make_env
 from rl.schedules import decayed
 from rl.types import Float64
 
@@ -81,7 +81,7 @@ def monte_carlo(config: MonteCarloConfig, env: EnvConfig, seed: int, monitor: Mo
 
     q(s, a) += alpha (G - q(s, a)), or 1 / n(s, a) in the place of alpha. Returns q [S, A] and its greedy policy.
     """
-    played_in = single(env, "table")
+    played_in = make_env(env, "table")
     assert isinstance(played_in.action_space, gym.spaces.Discrete)
     actions, rng = int(played_in.action_space.n), np.random.default_rng([seed, 0])
     averages, epsilon = _Averages(config, played_in.observation_space, actions), config.epsilon

@@ -30,7 +30,7 @@ from classic.value_iteration import check_model, exact_values, q_iteration, reac
 from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.spaces import AnyEnv
-from rl.envs.vector import single
+from rl.envs.vector import make_env
 from rl.policies import epsilon_greedy, greedy
 from rl.types import Array, EpisodeResult, Float64
 
@@ -111,7 +111,7 @@ class _Learner:
     def __init__(self, config: NStepConfig, env: EnvConfig, seed: int, way: Way, shape: tuple[int, int]) -> None:
         self.c, self.way, self.q = config, way, np.zeros(shape)
         self._rng = np.random.default_rng([seed, 0])
-        self.env = single(env, "table")
+        self.env = make_env(env, "table")
         self._stream = steps(self.env, self._act, seed)
 
     def _act(self, s: int) -> int:
@@ -158,7 +158,7 @@ def n_step(config: NStepConfig, env: EnvConfig, seed: int, monitor: Monitor) -> 
 
     Returns the table of the way that `keep` names, and the errors of all three. Raises BadInput without a true model.
     """
-    made = single(env, "table")
+    made = make_env(env, "table")
     truth = Truth(made, env.id, config.gamma)
     made.close()
     learners = {name: _Learner(config, env, seed, way, truth.model.rewards.shape) for name, way in WAYS.items()}

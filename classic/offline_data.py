@@ -15,9 +15,9 @@ import numpy as np
 from classic.tables import States
 from rl.envs.config import EnvConfig
 from rl.envs.grid_states import is_grid
-from rl.envs.minari_files import check_episode, open_dataset, played_on
+from rl.envs.minari_files import check_episode, env_config_of, open_dataset
 from rl.envs.spaces import AnyEnv, table_states
-from rl.envs.vector import single
+from rl.envs.vector import make_env
 from rl.errors import BadInput, BadSetting
 from rl.types import Array, Bool, Float64, Int64
 
@@ -83,7 +83,7 @@ def opened(name: str, env: EnvConfig) -> tuple[Any, gym.Space[Any], Callable[[An
             f"dataset {name} has observations {' '.join(str(data.observation_space).split())[:80]}: a table would see each "
             "state once; write the method fitted-q, or train DQN offline on it"
         )
-    played = single(env, "table")
+    played = make_env(env, "table")
     played.close()
     _check_fit(name, data, fitted[0], played)
     return data, *fitted
@@ -129,7 +129,7 @@ def _check_fit(name: str, data: Any, states: Any, env: AnyEnv) -> None:
     same = all(getattr(own, key, None) == getattr(states, key, None) for key in ("shape", "dtype", "n"))
     if same and data.action_space == its:
         return
-    source = played_on(data, name)
+    source = env_config_of(data, name)
     where = f"was played on {source.id}" if source else "names no environment"
     assert env.spec is not None
     raise BadSetting(

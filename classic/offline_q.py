@@ -26,8 +26,8 @@ from classic.offline_data import TableData, opened, read
 from classic.tables import UNKNOWN
 from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
-from rl.envs.grid_states import picture, unpack
-from rl.envs.vector import single
+from rl.envs.grid_states import draw_grid, unpack_grid
+from rl.envs.vector import make_env
 from rl.evaluation import Policy
 from rl.policies import epsilon_greedy_probabilities, greedy
 from rl.schedules import decayed
@@ -151,8 +151,8 @@ def extremes(data: TableData, q: Float64, count: int) -> tuple[dict[str, Array],
             for s in rows
         ]
         if data.grid and len(rows):
-            seen = [unpack(observation) for observation in data.states.observations(rows.tolist())]
-            pictures[name] = np.stack([picture(state) for state in seen])
+            seen = [unpack_grid(observation) for observation in data.states.observations(rows.tolist())]
+            pictures[name] = np.stack([draw_grid(state) for state in seen])
             where[name] = [{**at, "mission": state.mission} for at, state in zip(where[name], seen, strict=True)]
     return pictures, where
 
@@ -192,7 +192,7 @@ def on_training_seeds(policy: Policy, data: TableData, env: EnvConfig, most: int
         return {}
     acted_in = set(data.s_tm1.tolist())
     returns, visited, elsewhere = [], [], 0
-    environment = single(env, "table")
+    environment = make_env(env, "table")
     for k in chosen:
         total, rows = play(policy, environment, int(data.seeds[k] or 0), data.states.rows)
         returns.append(total)

@@ -123,7 +123,7 @@ def play(config: OnlineQConfig, learner: OnlineLearner, env: EnvConfig, seed: in
         acted = next(steps)
         s, a, step, *_ = acted
         yield Batch(s, a, step.reward, step.terminated, step.observation)
-        for _, result in acted.finished(epsilon):
+        for _, result in acted.finished_episodes(epsilon):
             monitor.episode(result)
     environments.close()
 

@@ -18,7 +18,7 @@ from classic.steps import Step, episode, result, steps
 from classic.value_iteration import Model, check_model, exact_values, q_iteration, reachable, true_model
 from rl.bounds import at_least, between, positive
 from rl.envs.config import EnvConfig
-from rl.envs.vector import single
+from rl.envs.vector import make_env
 from rl.policies import greedy
 from rl.types import Bool, Float64, Int64
 
@@ -109,7 +109,7 @@ Learn = Callable[[Values, Iterable[Step], float], list[Step]]
 
 
 def _predict(config: PredictionConfig, env: EnvConfig, seed: int, monitor: Monitor, learn: Learn) -> Learned:
-    played_in = single(env, "table")
+    played_in = make_env(env, "table")
     model = true_model(played_in, env.id)
     policy = given_policy(config.policy, model, config.gamma)
     exact, values = exact_values(model, policy, config.gamma), Values(len(policy), config.power)

@@ -21,7 +21,7 @@ from classic.interface import Learned, Method, Monitor, Setting, from_values
 from classic.tables import QTable
 from rl.bounds import at_least, between, positive, require
 from rl.envs.config import EnvConfig
-from rl.envs.vector import single
+from rl.envs.vector import make_env
 from rl.policies import epsilon_greedy, epsilon_greedy_probabilities, softmax, softmax_probabilities
 from rl.schedules import decayed
 from rl.types import Array, EpisodeResult, Float64
@@ -129,7 +129,7 @@ class _Learner:
         self, config: QLearningConfig, env: EnvConfig, seed: int, bootstrap: Bootstrap, tables: int, n: int
     ) -> None:
         self.c, self.bootstrap, self.n = config, bootstrap, n
-        self.env = single(env, "table")
+        self.env = make_env(env, "table")
         assert isinstance(self.env.action_space, gym.spaces.Discrete)
         self.first_action, actions = int(self.env.action_space.start), int(self.env.action_space.n)
         self.tables = [QTable(self.env.observation_space, actions, config.initial) for _ in range(tables)]

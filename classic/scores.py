@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from rl.envs.config import EnvConfig
-from rl.envs.grid_worlds import GridWorld, moved
+from rl.envs.grid_worlds import GridWorld, next_cell
 from rl.envs.spaces import SpaceKind
-from rl.envs.vector import single
+from rl.envs.vector import make_env
 from rl.evaluation import Policy
 from rl.stepping import SeedSequence
 
@@ -30,7 +30,7 @@ def pipes(policy: Policy, env: EnvConfig, episodes: int, seed: int) -> list[int]
 
     Without ``env.max_episode_steps`` an episode of a player without fault does not end.
     """
-    game, passed = single(env), []
+    game, passed = make_env(env), []
     for start in SeedSequence(seed, 0).draw(episodes):
         observation, _ = game.reset(seed=int(start))
         over = False
@@ -56,13 +56,13 @@ def shortest_paths(policy: Policy, takes: SpaceKind) -> float:
         return abs(cell // cols - goal // cols) + abs(cell % cols - goal % cols)
 
     nearer = {
-        (agent, goal): away(moved(agent, action, rows, cols), goal) < away(agent, goal)
+        (agent, goal): away(next_cell(agent, action, rows, cols), goal) < away(agent, goal)
         for (agent, goal), action in chosen.items()
     }
     found = 0
     for agent, goal in starts:
         while agent != goal and nearer[agent, goal]:
-            agent = moved(agent, chosen[agent, goal], rows, cols)
+            agent = next_cell(agent, chosen[agent, goal], rows, cols)
         found += agent == goal
     return found / len(starts)
 

@@ -20,7 +20,7 @@ from classic.steps import Step, episode, steps
 from rl.bounds import at_least, between, positive, require
 from rl.envs.config import EnvConfig
 from rl.envs.spaces import AnyEnv
-from rl.envs.vector import single
+from rl.envs.vector import make_env
 from rl.errors import BadSetting
 from rl.types import Array, Bool, Float64
 
@@ -79,13 +79,13 @@ def reachable(model: Model, policy: Float64, start: int) -> Bool:
 
 def check_numbered(config: Any, env: EnvConfig) -> None:
     """Raise BadInput unless the environment's states can be counted."""
-    with closing(single(env, "table")) as made:
+    with closing(make_env(env, "table")) as made:
         size(made, env.id)
 
 
 def check_model(config: Any, env: EnvConfig) -> None:
     """Raise BadInput unless the environment states its model."""
-    with closing(single(env, "table")) as made:
+    with closing(make_env(env, "table")) as made:
         true_model(made, env.id)
 
 
@@ -191,7 +191,7 @@ class _Planner:
 
     def __init__(self, config: PlanningConfig, env: EnvConfig, seed: int) -> None:
         self.c = config
-        self.envs = [single(env, "table") for _ in range(2)]
+        self.envs = [make_env(env, "table") for _ in range(2)]
         states, actions = size(self.envs[0], env.id)
         self.counts, self.q = Counts(states, actions), np.zeros((states, actions))
         rng = np.random.default_rng([seed, 0])

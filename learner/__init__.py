@@ -1,1 +1,1 @@
-"""Learning: updates, prefetching, publication, checkpoints."""
+"""The learner: updates, prefetching, publications and checkpoints."""

@@ -1,11 +1,11 @@
-"""Checkpoints: a directory for each save, complete once its MANIFEST.json exists; nothing is ever unpickled.
+"""Checkpoints: one directory per save. A save is complete once its MANIFEST.json exists. Nothing is unpickled.
 
     <root>/<step>/online.safetensors target.safetensors optimizer.safetensors state.json MANIFEST.json
 
-A second save of the same step is <step>-1, a third <step>-2: no save changes what an earlier one wrote. state.json has
-a format number. The manifest, written last, holds each file's SHA-256. Locally the directory is filled under a
-temporary name, synced and renamed: after a power cut either the old save or both are there. The root may be any fsspec
-URL (s3://..., gs://..., memory://...). Only one process at a time may write to it.
+A second save of the same step is named <step>-1, a third <step>-2, so a save never overwrites an earlier one.
+state.json has a format number. The manifest contains the SHA-256 of each file and is written last. On a local disk a
+save is written under a temporary name, synced and renamed: after a power cut either the old save is there, or both. The
+root may be any fsspec URL (s3://..., gs://..., memory://...).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from rl.types import Array
 log = logging.getLogger("qfleet.checkpoint")
 
 MANIFEST = "MANIFEST.json"
-SAVE = re.compile(r"(\d{12})(?:-(\d+))?")  # the name of a save
-# Keys of a checkpoint's state that were renamed after format 0, after format 1, ...
+SAVE_NAME = re.compile(r"(\d{12})(?:-(\d+))?")  # step, number of earlier saves of that step
+# {old name: new name} of the keys of state.json that were renamed after format 0, after format 1, ...
 RENAMED = ({"judge": "evaluation"}, {"rng": "replay"})
 
 
@@ -43,20 +43,20 @@ class DamagedCheckpoint(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint: groups of named arrays, and plain data (counters)."""
+    """The content of a checkpoint."""
 
-    arrays: Mapping[str, Mapping[str, Array]]
-    state: Mapping[str, Any]
+    arrays: Mapping[str, Mapping[str, Array]]  # named arrays by group; one .safetensors file for each group
+    state: Mapping[str, Any]  # counters and other data that fit into JSON
 
 
 class CheckpointStore:
-    """The checkpoints under one root.
+    """The checkpoints in the directory or at the URL ``root``. Saving deletes all but the ``keep`` newest.
 
-        store = CheckpointStore("runs/a/checkpoints")
+        store = CheckpointStore("runs/a/checkpoints", keep=3)
         store.save(step, checkpoint)
-        checkpoint = store.load_newest()  # None where there is none
+        checkpoint = store.load_newest()  # None if there is none
 
-    The newest ``keep`` of them are kept.
+    Only one process at a time may write to a root.
     """
 
     def __init__(self, root: str, keep: int = 3) -> None:
@@ -65,21 +65,21 @@ class CheckpointStore:
         self._local = "file" in _as_tuple(self.fs.protocol)
 
     def save(self, step: int, checkpoint: Checkpoint) -> str:
-        """Write a checkpoint under ``step``; returns its path.
+        """Write a checkpoint for ``step``. Returns its path.
 
-        Older saves beyond ``keep``, and those of the same step, are removed once this one is complete. Raises OSError
-        when it cannot be written.
+        Once it is complete, older saves beyond ``keep`` and other saves of the same step are deleted. Raises OSError if
+        the checkpoint cannot be written.
         """
-        name = self._fresh_name(step)
+        name = self._unused_name(step)
         folder = posixpath.join(self.path, f".{name}" if self._local else name)
-        if self.fs.exists(folder):  # left by a save that was killed
+        if self.fs.exists(folder):  # from a process that was killed during a save
             self.fs.rm(folder, recursive=True)
         self.fs.makedirs(folder)
         files = {f"{group}.safetensors": to_bytes(arrays) for group, arrays in checkpoint.arrays.items()}
         state = {FORMAT_KEY: len(RENAMED), **checkpoint.state}
         files["state.json"] = json.dumps(state, indent=1).encode()
         manifest = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
-        files[MANIFEST] = json.dumps({"sha256": manifest}, indent=1).encode()  # the last one
+        files[MANIFEST] = json.dumps({"sha256": manifest}, indent=1).encode()  # written last
         for file, data in files.items():
             self._write(posixpath.join(folder, file), data)
         final = posixpath.join(self.path, name)
@@ -87,25 +87,25 @@ class CheckpointStore:
             sync(Path(folder))
             os.rename(folder, final)
             sync(Path(self.path))
-        self._drop_others(step, name)
+        self._delete_others(step, name)
         return str(final)
 
     def steps(self) -> list[int]:
-        """Steps that have a complete save, oldest first."""
+        """The steps with a complete save, lowest first."""
         return sorted({step for step, _, _ in self._saves()})
 
     def load(self, step: int) -> Checkpoint:
-        """The newest save of ``step``.
+        """Load the newest save of ``step``.
 
-        Raises DamagedCheckpoint when it is missing or damaged, BadInput when a newer Qfleet wrote it.
+        Raises DamagedCheckpoint if it is missing or damaged, BadInput if a newer Qfleet wrote it.
         """
         names = [name for found, _, name in self._saves() if found == step]
         return self._load(posixpath.join(self.path, names[-1] if names else f"{step:012d}"))
 
     def load_newest(self) -> Checkpoint | None:
-        """The newest undamaged checkpoint, or None; damaged ones are skipped with a warning.
+        """Load the newest undamaged checkpoint, or return None if there is none. Logs a warning for damaged ones.
 
-        Raises BadInput when a newer Qfleet wrote it.
+        Raises BadInput if a newer Qfleet wrote it.
         """
         for _, _, name in reversed(self._saves()):
             try:
@@ -131,7 +131,7 @@ class CheckpointStore:
             raise DamagedCheckpoint(f"{folder}: {error}") from error
 
     def _names(self) -> list[str]:
-        """Names of all saves under the root, interrupted ones included."""
+        """The names of all entries in the root, including interrupted saves."""
         self.fs.invalidate_cache()
         if not self.fs.exists(self.path):
             return []
@@ -139,13 +139,13 @@ class CheckpointStore:
 
     def _saves(self) -> list[tuple[int, int, str]]:
         """(step, number of earlier saves of that step, name) of every complete save, oldest first."""
-        found = [(int(m[1]), int(m[2] or 0), m[0]) for m in map(SAVE.fullmatch, self._names()) if m]
+        found = [(int(m[1]), int(m[2] or 0), m[0]) for m in map(SAVE_NAME.fullmatch, self._names()) if m]
         return sorted(save for save in found if self.fs.exists(posixpath.join(self.path, save[2], MANIFEST)))
 
-    def _fresh_name(self, step: int) -> str:
-        """An unused name for a save of ``step``, which sorts after the other saves of that step."""
-        taken = [int(m[2] or 0) for m in map(SAVE.fullmatch, self._names()) if m and int(m[1]) == step]
-        return f"{step:012d}-{max(taken) + 1}" if taken else f"{step:012d}"
+    def _unused_name(self, step: int) -> str:
+        """A name for a new save of ``step``. It sorts after the other saves of that step."""
+        used = [int(m[2] or 0) for m in map(SAVE_NAME.fullmatch, self._names()) if m and int(m[1]) == step]
+        return f"{step:012d}-{max(used) + 1}" if used else f"{step:012d}"
 
     def _write(self, path: str, data: bytes) -> None:
         if self._local:
@@ -153,16 +153,19 @@ class CheckpointStore:
         else:
             self.fs.pipe_file(path, data)
 
-    def _drop_others(self, step: int, written: str) -> None:
-        """Remove all saves but ``written`` and the newest ones of other steps; interrupted saves go too."""
+    def _delete_others(self, step: int, written: str) -> None:
+        """Delete all saves except ``written`` and the newest saves of the ``keep`` - 1 newest other steps.
+
+        Interrupted saves are deleted too.
+        """
         newest = {number: name for number, _, name in self._saves() if number != step}
         kept = {written, *list(newest.values())[max(0, len(newest) - (self._keep - 1)) :]}
         for name in self._names():
-            if (SAVE.fullmatch(name) or name.startswith(".")) and name not in kept:
-                self._remove(name)
+            if (SAVE_NAME.fullmatch(name) or name.startswith(".")) and name not in kept:
+                self._delete(name)
 
-    def _remove(self, name: str) -> None:
-        """Remove a save, its manifest first: a save that is half removed then counts as none."""
+    def _delete(self, name: str) -> None:
+        """Delete a save. The manifest is deleted first, so that a partly deleted save is not complete."""
         folder = posixpath.join(self.path, name)
         if self.fs.exists(posixpath.join(folder, MANIFEST)):
             self.fs.rm_file(posixpath.join(folder, MANIFEST))

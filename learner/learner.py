@@ -1,7 +1,4 @@
-"""The learner: takes batches, makes updates, reports priorities, publishes weights and makes checkpoints.
-
-It starts no process and opens no socket.
-"""
+"""The learner: gets batches, makes updates, reports priorities and metrics, publishes weights and makes checkpoints."""
 
 from __future__ import annotations
 
@@ -32,18 +29,18 @@ class LearnerConfig(UpdateConfig):
     """The learner and its update rule."""
 
     batch_size: int = 32
-    """Items a batch."""
+    """Items per batch."""
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), or a torch device such as cpu, cuda, cuda:1, mps."""
     threads: int = 0
-    """Torch threads of each half of the update (targets, gradient step) on the CPU; 0: half the cores, at most 8 (in serial
-    mode, which makes the halves in turn: all of them)."""
+    """PyTorch threads on the CPU for each of the learner's two threads (targets, gradient steps); 0: half the cores, at
+    most 8 (in serial mode, which has one thread: all cores)."""
     publish_period: int = 20  # learner updates
-    """Learner updates between broadcasts of the weights."""
+    """Learner updates between publications of the weights."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints."""
     keep_checkpoints: int = 3
-    """Newest checkpoints that are kept."""
+    """Number of checkpoints to keep; older ones are deleted."""
     metrics_period: int = 100  # learner updates
     """Learner updates between reports of the loss and other metrics."""
 
@@ -63,25 +60,25 @@ class LearnerConfig(UpdateConfig):
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device that ``name`` means on this machine. Raises BadSetting when it is unknown or not available."""
+    """The torch device for the setting ``name``. Raises BadSetting if it is unknown or not available."""
     mps = torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        said = f"{name!r} is not a torch device: write auto, cpu, cuda or mps"
-        raise BadSetting(LearnerConfig, "device", said) from error
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps}.get(device.type, False)
-    if there and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        there = False
-    if not there:
-        raise BadSetting(LearnerConfig, "device", f"{name!r} is not on this machine: write auto, or cpu")
+        message = f"{name!r} is not a torch device: write auto, cpu, cuda or mps"
+        raise BadSetting(LearnerConfig, "device", message) from error
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps}.get(device.type, False)
+    if available and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        available = False
+    if not available:
+        raise BadSetting(LearnerConfig, "device", f"{name!r} is not available on this machine: write auto or cpu")
     return device
 
 
 def learner_threads(config: LearnerConfig) -> int:
-    """Torch threads of each half of the update: as configured, else half the cores up to 8 on the CPU, 1 with a GPU.
+    """PyTorch threads for each thread of the learner: as configured, else half the cores, at most 8; with a GPU 1.
 
     Raises BadSetting as `pick_device` does.
     """
@@ -93,13 +90,14 @@ def learner_threads(config: LearnerConfig) -> int:
 
 
 class Learner:
-    """Owns the updater and feeds it one batch at a time.
+    """Makes updates with batches from ``source``, publishes to ``weights`` and reports to ``metrics``.
 
         learner = Learner(config, network, spec, actions, source, weights, metrics, seed)
         learner.set_checkpoint(checkpoint)  # only on resume
-        learner.run(stopping)  # or `publisher.publish` once, and `step` as often as wanted; then `close`
+        learner.run(stopping)  # or: learner.publisher.publish(), then learner.step() repeatedly
+        learner.close()
 
-    ``threaded``: batches are prepared in a thread of their own. Raises BadSetting as `pick_device` does.
+    With ``threaded``, a background thread prepares the batches. Raises BadSetting as `pick_device` does.
     """
 
     def __init__(
@@ -125,19 +123,19 @@ class Learner:
         self._seconds_waiting = self._seconds_learning = 0.0
 
     def step(self, timeout: float = 1.0) -> bool:
-        """Make one update if a batch arrives within ``timeout`` seconds; returns whether it did.
+        """Make one update if a batch arrives within ``timeout`` seconds. Returns whether an update was made.
 
-        Raises RunFault when replay is gone or the run has diverged.
+        Raises RunFault if replay is lost for good or the run has diverged.
         """
         if self._batches is None:
             self._batches = (Prefetcher if self._threaded else SynchronousBatches)(self._source, self.updater.prepare)
-        began = time.perf_counter()
-        got = self._batches.get(timeout)
+        start = time.perf_counter()
+        prefetched = self._batches.get(timeout)
         ready = time.perf_counter()
-        self._seconds_waiting += ready - began
-        if got is None:
+        self._seconds_waiting += ready - start
+        if prefetched is None:
             return False
-        sampled, batch = got
+        sampled, batch = prefetched
         td_abs, metrics = self.updater.update(batch)
         self._source.update_priorities(sampled, td_abs_array(td_abs))
         self.publisher.maybe_publish()
@@ -147,7 +145,7 @@ class Learner:
         return True
 
     def run(self, stopping: threading.Event, on_tick: Callable[[], None] = lambda: None) -> None:
-        """Make updates until ``stopping`` is set; ``on_tick`` is called between them (for checkpoints, say).
+        """Publish once, then call `step` and ``on_tick`` in turn until ``stopping`` is set.
 
         Raises RunFault as `step` does.
         """
@@ -157,28 +155,31 @@ class Learner:
             on_tick()
 
     def report(self, values: Mapping[str, float] | None = None) -> None:
-        """Send the learner's metrics now, with ``values`` among them."""
-        busy = self._seconds_learning + self._seconds_waiting
+        """Report the learner's metrics and ``values`` now."""
+        total = self._seconds_learning + self._seconds_waiting
         self._metrics.report(
             {
                 **(values or {}),
                 "updates": self.updater.updates,
                 "target_syncs": self.updater.target_syncs,
                 "weights_version": self.publisher.version,
-                "learner_busy": self._seconds_learning / busy if busy else 0.0,
+                "learner_busy": self._seconds_learning / total if total else 0.0,
                 **{f"replay_{k}": v for k, v in self._source.stats().items()},
             }
         )
 
     def get_checkpoint(self, extra: Mapping[str, Any]) -> Checkpoint:
-        """Networks, optimizer and counters, with ``extra`` plain data of the caller's.
+        """A checkpoint of networks, optimizer and counters. ``extra`` is added to its state and must fit into JSON.
 
-        The learner draws no random numbers after it is made, so no generator is saved. Raises RunFault when a weight is
-        not finite: such a checkpoint would only preserve the divergence.
+        It contains no random state, because the learner draws no random numbers after its construction. Raises RunFault
+        if a weight is not finite, so that the run can be resumed from an earlier checkpoint.
         """
         arrays = self.updater.get_state()
         if not all(np.isfinite(x).all() for x in arrays["online"].values()):
-            raise RunFault("the learner has diverged: no checkpoint of weights that are not finite")
+            raise RunFault(
+                "the learner has diverged (a weight is not finite), so no checkpoint was written: resume from the last "
+                "one with a smaller learner.learning_rate"
+            )
         state = {
             "updates": self.updater.updates,
             "target_syncs": self.updater.target_syncs,
@@ -189,13 +190,13 @@ class Learner:
         return Checkpoint(arrays, state)
 
     def set_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Inverse of `get_checkpoint`. Raises ValueError when it is of another network or optimizer."""
+        """Restore a checkpoint. Raises ValueError if it belongs to another network or optimizer."""
         state = checkpoint.state
         self.updater.set_state(checkpoint.arrays, int(state["updates"]), int(state["target_syncs"]))
         self._source.set_state(state["replay"])
         self.publisher.version = int(state["weights_version"])
 
     def close(self) -> None:
-        """Stop prefetching; the batch source stays open."""
+        """Stop preparing batches. The batch source stays open."""
         if self._batches is not None:
             self._batches.close()

@@ -1,4 +1,4 @@
-"""The optimizers by name, and their state as named arrays."""
+"""Optimizers, and their state as named arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rl.types import Array
 
 OptimizerName = Literal["adam", "rmsprop"]
-STATE = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "rmsprop": {"step", "square_avg", "grad_avg"}}
+STATE_KEYS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "rmsprop": {"step", "square_avg", "grad_avg"}}
 
 
 def make_optimizer(
@@ -25,9 +25,9 @@ def make_optimizer(
 
 
 def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, Array]:
-    """A copy of the optimizer's state as arrays named ``INDEX.KEY``, by the parameter's index.
+    """A copy of the optimizer's state as arrays named ``INDEX.KEY``, such as "0.exp_avg" for the first parameter.
 
-    Each has its parameter's shape; counts of steps are scalars.
+    Each array has the shape of its parameter, except that ``INDEX.step`` is a scalar.
     """
     state = optimizer.state_dict()["state"]
     tensors = {f"{i}.{key}": value for i, own in state.items() for key, value in own.items()}
@@ -35,12 +35,12 @@ def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, Array]:
 
 
 def check_optimizer(name: str, arrays: Mapping[str, Array]) -> None:
-    """Raise ValueError when ``arrays``, from `optimizer_arrays`, belong to another optimizer than ``name``."""
-    kept = {key.split(".", 1)[1] for key in arrays}
-    made_by = next((other for other, keys in STATE.items() if kept == keys), "another optimizer")
-    if kept and made_by != name:
+    """Raise ValueError if ``arrays``, from `optimizer_arrays`, belong to another optimizer than ``name``."""
+    found = {key.split(".", 1)[1] for key in arrays}
+    owner = next((other for other, keys in STATE_KEYS.items() if found == keys), "another optimizer")
+    if found and owner != name:
         titles = {"adam": "Adam", "rmsprop": "RMSProp"}
-        raise ValueError(f"the optimizer's state is of {titles.get(made_by, made_by)}, not of {titles[name]}")
+        raise ValueError(f"the optimizer's state belongs to {titles.get(owner, owner)}, not to {titles[name]}")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Array], device: torch.device) -> None:
@@ -55,7 +55,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, arrays: Mapping[str, Array]
         if int(index) >= len(parameters):
             raise ValueError(f"optimizer: {name} belongs to another network, this one has {len(parameters)} parameters")
         tensor, parameter = torch.from_numpy(np.array(value)), parameters[int(index)]
-        # in the parameter's own memory order: a fused step reads both sequentially
+        # use the parameter's memory format, because a fused step reads both in order
         if tensor.shape == parameter.shape:
             tensor = torch.empty_like(parameter, device="cpu").copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor

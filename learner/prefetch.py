@@ -1,4 +1,4 @@
-"""A thread that decodes and copies the next batches while the learner trains on the last one."""
+"""Sampling and preparing the next batches in a thread while the learner makes updates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ Prepare = Callable[[SampledBatch], Batch]
 
 
 class Prefetcher:
-    """Batches of ``source``, each prepared by ``prepare`` in a thread of its own, up to ``depth`` ahead."""
+    """Samples batches from ``source`` and prepares them in a background thread.
+
+        batches = Prefetcher(source, updater.prepare)
+        prefetched = batches.get(timeout=1.0)  # (sampled, batch), or None
+        batches.close()
+
+    The queue holds up to ``depth`` prepared batches; the thread holds one more.
+    """
 
     def __init__(self, source: BatchSource, prepare: Prepare, depth: int = 2) -> None:
         self._source, self._prepare = source, prepare
@@ -31,11 +38,12 @@ class Prefetcher:
             while not self._stopping.is_set():
                 sampled = self._source.sample(timeout=0.5)
                 if sampled is not None:
-                    self._offer((sampled, self._prepare(sampled)))
-        except Exception as error:  # handed to the consumer
+                    self._enqueue((sampled, self._prepare(sampled)))
+        except Exception as error:  # raised by `get`
             self._failure = error
 
-    def _offer(self, item: Prefetched) -> None:
+    def _enqueue(self, item: Prefetched) -> None:
+        """Put ``item`` into the queue, unless `close` is called before there is room."""
         while not self._stopping.is_set():
             try:
                 return self._queue.put(item, timeout=0.5)
@@ -43,9 +51,9 @@ class Prefetcher:
                 continue
 
     def get(self, timeout: float) -> Prefetched | None:
-        """The next sampled batch and its prepared form, or None after ``timeout`` seconds.
+        """(sampled batch, prepared batch), or None if there is none within ``timeout`` seconds.
 
-        Raises RunFault when the source or ``prepare`` failed.
+        Raises RunFault if the source or ``prepare`` failed, after all earlier batches were returned.
         """
         try:
             return self._queue.get(timeout=timeout)
@@ -57,21 +65,21 @@ class Prefetcher:
             return None
 
     def close(self) -> None:
-        """Stop the thread; the source stays open."""
+        """Stop the thread. The source stays open."""
         self._stopping.set()
         self._thread.join(timeout=5.0)
 
 
 class SynchronousBatches:
-    """The same interface without a thread, for serial mode: a batch is drawn when it is asked for."""
+    """The interface of `Prefetcher` without a thread, for serial mode. `get` samples and prepares a batch."""
 
     def __init__(self, source: BatchSource, prepare: Prepare) -> None:
         self._source, self._prepare = source, prepare
 
     def get(self, timeout: float) -> Prefetched | None:
-        """The next sampled batch and its prepared form, or None when replay may not be sampled (yet).
+        """(sampled batch, prepared batch), or None if none may be sampled within ``timeout`` seconds.
 
-        ``timeout`` is in seconds. Raises RunFault when the source failed.
+        Raises RunFault if the source failed.
         """
         sampled = self._source.sample(timeout)
         return None if sampled is None else (sampled, self._prepare(sampled))

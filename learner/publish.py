@@ -1,4 +1,4 @@
-"""Publication of weights and target syncs."""
+"""Publishing weights and target syncs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from rl.ports import Publication, WeightSink
 
 
 class Publisher:
-    """Publishes the weights to act with every ``period`` updates, and the target network's when they changed since.
+    """Publishes the weights of the acting network every ``period`` updates.
 
-    ``version`` is the number of the last publication.
+    A publication includes the target network's weights if there was a target sync since the last publication, and when
+    it is the first one. ``version`` is the version of the last publication.
     """
 
     def __init__(self, updater: Updater, sink: WeightSink, period: int, version: int = 0) -> None:
@@ -24,9 +25,9 @@ class Publisher:
             self.publish()
 
     def publish(self) -> None:
-        """Publish now, under the next version."""
+        """Publish now, with the next version."""
         u = self._updater
         self.version += 1
         target = weights_of(u.target) if u.target_syncs != self._target_sent else None
         self._target_sent = u.target_syncs
-        self._sink.publish(Publication(self.version, u.updates, weights_of(u.acting), u.target_syncs, target))
+        self._sink.publish(Publication(self.version, u.updates, weights_of(u.acting_network), u.target_syncs, target))

@@ -1,8 +1,8 @@
-"""One DQN / Double-DQN update: a batch in, |TD errors| and metrics out (Mnih et al. 2015; van Hasselt et al. 2016).
+"""The update of DQN and Double DQN (Mnih et al. 2015, algorithm 1; van Hasselt et al. 2016, equation 4).
 
-    loss = mean_b w_b * l(td_b),   td_b by `rl.td`
+The loss has the importance weights w_b, the TD errors td_b from `rl.td`, and l the Huber or the squared loss:
 
-This holds the networks, the optimizer and the counts of one learner; it does not know where batches come from.
+    loss = mean_b w_b * l(td_b)
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from rl.bounds import at_least, between, positive
 from rl.errors import RunFault
 from rl.networks import QNetwork
 from rl.parameters import weights_of
-from rl.pixels import channels_last
+from rl.pixels import to_channels_last
 from rl.precision import Precision, pick_dtype
 from rl.resuming import Rules, rules
 from rl.schedules import linear
 from rl.types import Array, Float32, SampledBatch
 
-FREEZE_PERIOD = 4  # updates
+COPY_PERIOD = 4  # updates between renewals of the copies that `Updater.prepare` reads
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,31 @@ class UpdateConfig:
     """The update rule."""
 
     double: bool = True
-    """Double DQN: the online network selects, the target network values."""
+    """Double DQN: the online network selects the best next action, the target network gives its value."""
     loss: Literal["huber", "squared"] = "huber"
     """Loss of a TD error; huber is linear beyond 1."""
     optimizer: OptimizerName = "adam"
     """Adam, or RMSProp as in Mnih et al. 2015."""
     learning_rate: float = 2.5e-4
-    """Step size at the first update."""
+    """Learning rate at the first update."""
     learning_rate_end: float = 0.0
-    """Step size from update `learning_rate_updates` on."""
+    """Learning rate from update `learning_rate_updates` on."""
     learning_rate_updates: int = 0
-    """Learner updates in which the step size goes linearly to `learning_rate_end`; 0: it stays."""
+    """Learner updates over which the learning rate changes linearly to `learning_rate_end`; 0: it is constant."""
     optimizer_epsilon: float = 1e-5
     """Added to the denominator of Adam or RMSProp."""
     max_grad_norm: float = 10.0
-    """Gradients are scaled down to this global norm; 0: never."""
+    """Gradients are clipped to this global norm; 0: no clipping."""
     target_update_period: int = 500  # learner updates
-    """Learner updates between hard copies into the target network."""
+    """Learner updates between copies of the online network into the target network."""
     target_tau: float = 0.0
-    """Soft update instead: target += tau * (online - target) after every update; 0: hard copies."""
+    """Soft target update after every update: target += target_tau * (online - target); 0: copies instead."""
     average_tau: float = 0.0
-    """Act with, and evaluate, an average of the weights: average += average_tau * (online - average) after every update
-    (Polyak and Juditsky 1992); 0: the online network itself."""
+    """Act and evaluate with an exponential moving average of the weights (Polyak and Juditsky 1992). After each update:
+    average += average_tau * (online - average); 0: act and evaluate with the online network."""
     precision: Precision = "float32"
-    """Forward and backward passes: float32, bfloat16 by autocast (weights and optimizer stay float32), or auto: bfloat16
-    where the hardware has it."""
+    """Precision of forward and backward passes: float32, bfloat16 by autocast (weights and optimizer stay float32), or
+    auto: bfloat16 if the hardware supports it."""
 
     on_resume: ClassVar[Rules] = rules(
         may="loss learning_rate learning_rate_end learning_rate_updates optimizer_epsilon max_grad_norm "
@@ -83,54 +83,60 @@ class UpdateConfig:
         positive(self, "learning_rate", "optimizer_epsilon")
         at_least(self, 0, "learning_rate_end")
         at_least(self, 0, "learning_rate_updates", unit="learner updates")
-        at_least(self, 0, "max_grad_norm", zero="no bound")
+        at_least(self, 0, "max_grad_norm", zero="no clipping")
         at_least(self, 1, "target_update_period", unit="learner update")
         between(self, 0, 1, "target_tau", "average_tau")
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A `SampledBatch` as tensors on the learner's device; ``target`` [B] where it was computed ahead of the update."""
+    """A `SampledBatch` as tensors on the learner's device."""
 
-    s_tm1: Tensor
-    a_tm1: Tensor
-    r_t: Tensor
-    discount_t: Tensor
-    s_t: Tensor
-    weights: Tensor
-    target: Tensor | None = None
+    s_tm1: Tensor  # [B, *observation]
+    a_tm1: Tensor  # [B]
+    r_t: Tensor  # [B]
+    discount_t: Tensor  # [B]
+    s_t: Tensor  # [B, *observation]
+    weights: Tensor  # [B], importance weights
+    target: Tensor | None = None  # [B], if `Updater.prepare` computed it
 
 
-def _to(x: Array, device: torch.device) -> Tensor:
+def _to_device(x: Array, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(x if x.flags.writeable else x.copy())
     if device.type == "cuda":
-        dense = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # the two stacks are views of one buffer
+        # a new tensor, because s_tm1 and s_t may be views of one buffer
+        dense = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return dense.copy_(tensor).to(device, non_blocking=True)
     return tensor.to(device)
 
 
-class _Frozen:
-    """Copies of networks in ``dtype``. Hold ``lock`` while reading them."""
+class _NetworkCopies:
+    """Copies of networks in ``dtype``. Readers must hold ``lock``."""
 
     def __init__(self, networks: tuple[QNetwork, ...], dtype: torch.dtype) -> None:
         self.networks = tuple(copy.deepcopy(n).to(dtype).requires_grad_(False) for n in networks)
         self.lock = threading.Lock()
 
     def renew(self, networks: tuple[QNetwork, ...]) -> None:
-        """Copy the state of ``networks``; waits while another thread reads."""
+        """Copy the weights of ``networks``. Waits while another thread reads the copies."""
         with self.lock:
             for old, new in zip(self.networks, networks, strict=True):
                 old.load_state_dict(new.state_dict())
 
 
 class Updater:
-    """Online and target network, optimizer, and the number of updates made.
+    """The online network, the target network, the optimizer, and the number of updates made.
 
-    With ``concurrent`` the targets of a batch are computed in `prepare`, which another thread may call while `update`
-    makes a gradient step (decisions/0004). `prepare` then reads copies of the networks, renewed every FREEZE_PERIOD
-    updates and at each target sync. There are two sets of copies, one to read and one to renew, so that `update` waits
-    for a reader only when it began before the last renewal. Otherwise `update` computes the targets, with the current
-    weights.
+        updater = Updater(config, online, target, device)
+        td_abs, metrics = updater.update(updater.prepare(sampled))  # once for each batch
+
+    ``acting_network`` is the network to act with and to evaluate: the average if there is one, else the online network.
+
+    With ``concurrent``, `prepare` computes the targets, and another thread may call it while `update` makes a gradient
+    step (decisions/0004). `prepare` then reads copies of the networks, which are renewed every COPY_PERIOD updates and
+    at each target sync. There are two sets of copies, one to read and one to renew, so `update` waits only for a call
+    of `prepare` that began before the last renewal. Without ``concurrent``, `update` computes the targets with the
+    current weights.
     """
 
     def __init__(
@@ -139,76 +145,81 @@ class Updater:
         self.config, self.device = config, device
         self.online, self.target = online.to(device), target.to(device).requires_grad_(False)
         self.dtype = pick_dtype(config.precision, device)
-        # on a CPU float32 gains a sixth, bfloat16 nothing (converting its pixels into that order takes longer)
-        last = device.type == "cuda" or (device.type == "cpu" and self.dtype == torch.float32)
-        self._order = torch.channels_last if last else torch.contiguous_format
+        # On a CPU channels-last makes float32 a sixth faster. bfloat16 gains nothing: converting its pixels costs more.
+        channels_last = device.type == "cuda" or (device.type == "cpu" and self.dtype == torch.float32)
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         for network in (self.online, self.target):
-            network.to(memory_format=self._order)  # type: ignore[call-overload]
+            network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         self.target.load_state_dict(self.online.state_dict())
-        self.acting = self.online
+        self.acting_network = self.online
         if config.average_tau:
-            self.acting = copy.deepcopy(self.online).requires_grad_(False)
+            self.acting_network = copy.deepcopy(self.online).requires_grad_(False)
         self._average = get_ema_multi_avg_fn(1.0 - config.average_tau)
         self.optimizer = make_optimizer(
             config.optimizer, self.online.parameters(), config.learning_rate, config.optimizer_epsilon
         )
         self.updates = 0
         self.target_syncs = 0
-        self._to_center = self.online.background is not None  # on the first batch
-        # what `prepare` reads, and what is renewed next
-        self._frozen, self._spare = (self._copies() if concurrent else None for _ in range(2))
+        self._needs_background = self.online.background is not None  # the first batch sets it
+        # `prepare` reads the active copies, `_renew_copies` writes the spare ones
+        self._active_copies, self._spare_copies = (self._make_copies() if concurrent else None for _ in range(2))
 
     def prepare(self, sampled: SampledBatch) -> Batch:
-        """A `Batch` of ``sampled`` on the device, ready for `update`. The first one sets the background of pixels."""
-        t = sampled.transitions
-        s_tm1, s_t = self._observations(t.s_tm1), self._observations(t.s_t)
-        a_tm1, r_t, discount_t, weights = (_to(x, self.device) for x in (t.a_tm1, t.r_t, t.discount_t, sampled.weights))
-        batch = Batch(s_tm1, a_tm1, r_t, discount_t, s_t, weights)
-        if self._to_center:
-            self._center(s_tm1)
-        frozen = self._frozen
-        if frozen is None:
-            return batch
-        with frozen.lock:
-            return replace(batch, target=self._target(batch, *frozen.networks))
+        """Convert ``sampled`` to a `Batch` for `update`.
 
-    def _center(self, observations: Tensor) -> None:
-        """From now on subtract the median of ``observations`` [B, C, H, W] in every network; no update was made yet."""
+        If the networks subtract a background, the first call computes it from ``sampled``.
+        """
+        t = sampled.transitions
+        s_tm1, s_t = self._prepare_observations(t.s_tm1), self._prepare_observations(t.s_t)
+        a_tm1, r_t, discount_t, weights = (
+            _to_device(x, self.device) for x in (t.a_tm1, t.r_t, t.discount_t, sampled.weights)
+        )
+        batch = Batch(s_tm1, a_tm1, r_t, discount_t, s_t, weights)
+        if self._needs_background:
+            self._set_background(s_tm1)
+        copies = self._active_copies
+        if copies is None:
+            return batch
+        with copies.lock:
+            return replace(batch, target=self._compute_targets(batch, *copies.networks))
+
+    def _set_background(self, observations: Tensor) -> None:
+        """Make the median of ``observations`` [B, C, H, W] the background of every network. Call before any update."""
         background = observations.cpu().median(dim=0).values
-        copies = [network for frozen in (self._frozen, self._spare) if frozen for network in frozen.networks]
-        for network in (*self._named.values(), *copies):
+        copies = [n for copies in (self._active_copies, self._spare_copies) if copies for n in copies.networks]
+        for network in (*self._networks_by_name.values(), *copies):
             assert network.background is not None
             network.background.copy_(background)
-        self._to_center = False
+        self._needs_background = False
 
     @torch.no_grad()
-    def _target(self, batch: Batch, target: QNetwork, online: QNetwork | None = None) -> Tensor:
-        """r_t + discount_t * q_target(s_t, argmax_a q_online(s_t, a)), [B]; without ``online``, q_target selects too."""
+    def _compute_targets(self, batch: Batch, target: QNetwork, online: QNetwork | None = None) -> Tensor:
+        """r_t + discount_t * q_target(s_t, argmax_a q_online(s_t, a)), [B]. Without ``online``: argmax_a q_target."""
         with self._autocast():
             q_t_value = target(batch.s_t)
             q_t_selector = q_t_value if online is None else online(batch.s_t)
         return td.double_q_target(batch.r_t, batch.discount_t, q_t_value, q_t_selector)
 
-    def _observations(self, x: Array) -> Tensor:
-        """Observations as bytes for a GPU, and for networks that subtract a background.
+    def _prepare_observations(self, x: Array) -> Tensor:
+        """Copy observations to the device. On a CPU, also convert them to the network's dtype and memory format.
 
-        Other observations are converted to the network's dtype here, outside the gradient step.
+        This moves the conversion out of the gradient step. Observations keep their dtype on other devices, and for
+        networks that subtract a background.
         """
-        observations = _to(x, self.device)
+        observations = _to_device(x, self.device)
         if self.device.type == "cpu" and self.online.background is None:
-            last = self._order == torch.channels_last and observations.ndim == 4
-            return channels_last(observations, self.dtype) if last else observations.to(self.dtype)
+            channels_last = self._memory_format == torch.channels_last and observations.ndim == 4
+            return to_channels_last(observations, self.dtype) if channels_last else observations.to(self.dtype)
         return observations
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Make one gradient step on the loss above; returns |TD error| [B] and scalar tensors by name.
+        """Make one gradient step. Returns (|TD error| [B], metrics as scalar tensors by name: loss, grad_norm, q_mean).
 
-        Gradients are clipped by their global norm. Then the average of the weights (Polyak and Juditsky 1992) moves by
-        average_tau * (online - average), and the target network by a copy, or by target_tau * (online - target).
-        Nothing here waits for the device.
+        Gradients are clipped to the global norm ``max_grad_norm``. After the step the average and the target network
+        are updated as configured. This method does not wait for the device.
         """
         c = self.config
-        target = self._target(batch, *self._networks) if batch.target is None else batch.target
+        target = self._compute_targets(batch, *self._networks_for_targets) if batch.target is None else batch.target
         with self._autocast():
             q_tm1 = self.online(batch.s_tm1)
         error = td.td_error(q_tm1, batch.a_tm1, target)
@@ -219,37 +230,37 @@ class Updater:
         norm = nn.utils.clip_grad_norm_(self.online.parameters(), c.max_grad_norm or float("inf"))
         self._set_learning_rate()
         self.optimizer.step()
-        if self.acting is not self.online:
-            self._average(list(self.acting.parameters()), list(self.online.parameters()), self.updates)
+        if self.acting_network is not self.online:
+            self._average(list(self.acting_network.parameters()), list(self.online.parameters()), self.updates)
         self.updates += 1
         synced = self._sync_target()
-        if synced or self.updates % FREEZE_PERIOD == 0:
-            self._freeze()
+        if synced or self.updates % COPY_PERIOD == 0:
+            self._renew_copies()
         metrics = {"loss": loss.detach(), "grad_norm": norm, "q_mean": q_tm1.detach().mean()}
         return error.detach().abs(), metrics
 
     @property
-    def _networks(self) -> tuple[QNetwork, ...]:
-        """The networks that a target is computed from."""
+    def _networks_for_targets(self) -> tuple[QNetwork, ...]:
+        """The arguments of `_compute_targets` after the batch."""
         return (self.target, self.online) if self.config.double else (self.target,)
 
     @property
-    def _named(self) -> dict[str, QNetwork]:
-        """The networks by the name of their group in a state."""
-        average = {} if self.acting is self.online else {"average": self.acting}
+    def _networks_by_name(self) -> dict[str, QNetwork]:
+        """The networks by their name in `get_state`."""
+        average = {} if self.acting_network is self.online else {"average": self.acting_network}
         return {"online": self.online, "target": self.target, **average}
 
-    def _copies(self) -> _Frozen:
-        return _Frozen(self._networks, self.dtype)
+    def _make_copies(self) -> _NetworkCopies:
+        return _NetworkCopies(self._networks_for_targets, self.dtype)
 
-    def _freeze(self) -> None:
+    def _renew_copies(self) -> None:
         """Renew the copies that `prepare` reads."""
-        if self._spare is not None:
-            self._spare.renew(self._networks)
-            self._frozen, self._spare = self._spare, self._frozen
+        if self._spare_copies is not None:
+            self._spare_copies.renew(self._networks_for_targets)
+            self._active_copies, self._spare_copies = self._spare_copies, self._active_copies
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        # no cache: it belongs to the process, and the two halves run in two threads
+        # autocast's cache of casted weights is shared by the process, but `prepare` and `update` run in two threads
         enabled = self.dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
@@ -262,9 +273,9 @@ class Updater:
 
     @torch.no_grad()
     def _sync_target(self) -> bool:
-        """Update the target network where it is due; returns whether a full period has passed."""
+        """Update the target network if it is due. Returns whether ``updates`` is a multiple of the period."""
         tau, due = self.config.target_tau, self.updates % self.config.target_update_period == 0
-        self.target_syncs += due  # readers learn of a soft target at the same period
+        self.target_syncs += due  # with soft updates this makes the publisher send the target once per period
         if tau:
             for target, online in zip(self.target.parameters(), self.online.parameters(), strict=True):
                 target.lerp_(online, tau)
@@ -273,21 +284,21 @@ class Updater:
         return due
 
     def get_state(self) -> dict[str, dict[str, Array]]:
-        """The state as groups of named arrays: online, target, optimizer, and average where there is one."""
-        arrays = {name: weights_of(network) for name, network in self._named.items()}
+        """Named arrays in the groups "online", "target" and "optimizer", and "average" if there is an average."""
+        arrays = {name: weights_of(network) for name, network in self._networks_by_name.items()}
         return {**arrays, "optimizer": optimizer_arrays(self.optimizer)}
 
     def set_state(self, state: Mapping[str, Mapping[str, Array]], updates: int, target_syncs: int) -> None:
-        """Inverse of `get_state`, with the counts of updates and target syncs made.
+        """Restore a state from `get_state`, and the numbers of updates and target syncs made.
 
-        An average that ``state`` lacks begins at the online weights. Raises ValueError when the state is of another
-        network or optimizer.
+        If ``state`` has no average, the average starts at the online weights. Raises ValueError if the state belongs to
+        another network or optimizer.
         """
         groups = {"average": state["online"], **state} if "online" in state else state
-        if lacking := {*self._named, "optimizer"} - set(groups):
+        if lacking := {*self._networks_by_name, "optimizer"} - set(groups):
             raise ValueError(f"the state has no {', '.join(sorted(lacking))}")
         check_optimizer(self.config.optimizer, state["optimizer"])
-        for name, module in self._named.items():
+        for name, module in self._networks_by_name.items():
             try:
                 module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in groups[name].items()})
             except RuntimeError as error:
@@ -296,18 +307,18 @@ class Updater:
                 ) from error
         load_optimizer(self.optimizer, state["optimizer"], self.device)
         self.updates, self.target_syncs = updates, target_syncs
-        self._to_center = self._to_center and updates == 0
-        self._freeze()
+        self._needs_background = self._needs_background and updates == 0
+        self._renew_copies()
 
 
 def metric_values(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """The scalar tensors as floats; this waits for the device."""
+    """Scalar tensors as floats. Waits for the device."""
     return {name: float(x) for name, x in metrics.items()}
 
 
 def td_abs_array(td_abs: Tensor) -> Float32:
-    """|TD error|, float32 [B] on the CPU. Raises RunFault when one is not finite (the run has diverged)."""
+    """``td_abs`` as a numpy array, float32 [B]. Raises RunFault if a value is not finite: the run has diverged."""
     values = td_abs.float().cpu().numpy()
     if not np.isfinite(values).all():
-        raise RunFault("a TD error is not finite: the learner has diverged; write a smaller learning rate")
+        raise RunFault("the learner has diverged (a TD error is not finite): write a smaller learner.learning_rate")
     return values

@@ -18,7 +18,7 @@ from qfleet.run.signals import Signals
 from qfleet.run.stats import OnEpisode
 from rl.envs.make import describe
 from rl.errors import BadInput, BadSetting
-from rl.networks import make_network, values
+from rl.networks import make_network, q_values
 from rl.parameters import load_weights
 from rl.policies import epsilon_greedy
 from rl.types import Array, Int64
@@ -103,7 +103,7 @@ class Policy:
     def values(self, observations: Array) -> Array:
         """Action values [N, A] of observations [N, *observation]."""
         batch = np.ascontiguousarray(observations, dtype=self.spec.dtype)
-        return values(self.network, batch)
+        return q_values(self.network, batch)
 
     def act(self, observations: Array, epsilon: float = 0.0, seed: int | None = None) -> Int64:
         """Actions [N], from 0, for observations [N, *observation]: greedy, or random with probability ``epsilon``."""

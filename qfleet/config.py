@@ -160,7 +160,7 @@ def resized(config: TrainConfig, shards: int) -> TrainConfig:
 
 def dotted(error: BadInput) -> str:
     """The message of ``error``, with a setting by its path in config.yaml, such as `replay.selector.alpha`."""
-    return error.spelled_in(TrainConfig, str) if isinstance(error, BadSetting) else str(error)
+    return error.render_in(TrainConfig, str) if isinstance(error, BadSetting) else str(error)
 
 
 def _check_finite(config: Any, prefix: str) -> None:

@@ -1,1 +1,1 @@
-"""Pictures of run directories and of arrays."""
+"""Plots of run directories and of arrays."""

@@ -1,4 +1,4 @@
-"""Values as pictures: heat maps with the policy's arrows, surfaces over two numbers, states side by side."""
+"""Plots of values: heat maps with the actions of the policy, values over two variables, and pictures of states."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from rl.types import Array
 
 
 class Panel(NamedTuple):
-    """One heat map: for each cell a value (NaN where unknown), a sign and a label."""
+    """One heat map of R x C cells."""
 
     title: str
-    values: Array  # [R, C]
-    signs: Array  # [R, C] str, an arrow or a word
-    labels: Array  # [R, C] str, the cell's own letter
+    values: Array  # [R, C], NaN if unknown
+    symbols: Array  # [R, C] str, the greedy action as an arrow or a word
+    labels: Array  # [R, C] str, the letter of the cell
     row_names: Sequence[str] = ()
     column_names: Sequence[str] = ()
 
 
 def plot_values(panels: Sequence[Panel], title: str, to: Path) -> Path:
-    """Draw the cells' values as colour and number, and the greedy action as a sign, on one scale; returns ``to``."""
+    """Draw the panels side by side with one colour scale: values as colours and numbers, actions as symbols.
+
+    Returns ``to``. Raises OSError or ValueError if it cannot be written.
+    """
     rows, columns = panels[0].values.shape
     size = (max(4.5, columns * 0.8 * len(panels) + 1.4), max(3.0, rows * 0.8 + 1.0))
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
@@ -39,8 +42,8 @@ def plot_values(panels: Sequence[Panel], title: str, to: Path) -> Path:
         image = axis.imshow(panel.values, cmap=colours, vmin=low, vmax=high)
         for (r, c), value in np.ndenumerate(panel.values):
             ink = "white" if value <= low + 0.6 * (high - low) else "black"
-            sign = str(panel.signs[r, c])
-            axis.text(c, r, sign, ha="center", va="center", color=ink, fontsize=13 if len(sign) == 1 else 7)
+            symbol = str(panel.symbols[r, c])
+            axis.text(c, r, symbol, ha="center", va="center", color=ink, fontsize=13 if len(symbol) == 1 else 7)
             axis.text(
                 c,
                 r + 0.36,
@@ -62,16 +65,17 @@ def plot_values(panels: Sequence[Panel], title: str, to: Path) -> Path:
 def plot_surface(
     x: Array, y: Array, layers: Sequence[tuple[str, Array]], labels: tuple[str, str], title: str, to: Path
 ) -> Path:
-    """Draw each layer (name, values [Y, X]) as a coloured map over ``x`` [X] and ``y`` [Y]; returns ``to``.
+    """Draw each layer (name, values [Y, X]) as colours over ``x`` [X] and ``y`` [Y]; ``labels`` are those of x and y.
 
-    Integer values are actions: each has a colour of its own.
+    Integer values are actions; each action gets its own colour. Returns ``to``. Raises OSError or ValueError if it
+    cannot be written.
     """
     figure, axes = plt.subplots(1, len(layers), figsize=(5.2 * len(layers), 4.0), squeeze=False)
     for axis, (name, values) in zip(axes[0], layers, strict=True):
-        kinds = int(values.max()) + 1 if np.issubdtype(values.dtype, np.integer) else None  # actions, else numbers
-        colours = matplotlib.colormaps["viridis"].resampled(kinds) if kinds else "viridis"
+        actions = int(values.max()) + 1 if np.issubdtype(values.dtype, np.integer) else None  # None: not actions
+        colours = matplotlib.colormaps["viridis"].resampled(actions) if actions else "viridis"
         mesh = axis.pcolormesh(x, y, values, cmap=colours, shading="auto")
-        figure.colorbar(mesh, ax=axis, ticks=range(kinds) if kinds else None)
+        figure.colorbar(mesh, ax=axis, ticks=range(actions) if actions else None)
         axis.set_xlabel(labels[0])
         axis.set_ylabel(labels[1])
         axis.set_title(name, fontsize=9)
@@ -81,14 +85,17 @@ def plot_surface(
 
 
 def plot_states(rows: Sequence[tuple[str, Sequence[Array], Sequence[str]]], title: str, to: Path) -> Path:
-    """Draw pictures of states, each row (name, images [H, W, 3], captions) a line of them; returns ``to``."""
+    """Draw rows of pictures of states. Each row is (name, images [H, W, 3], captions of the images).
+
+    Returns ``to``. Raises OSError or ValueError if it cannot be written.
+    """
     columns = max(len(images) for _, images, _ in rows)
     size = (3.0 * columns, 3.6 * len(rows) + 0.4)
     figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.ravel():
         axis.axis("off")
-    for own, (name, images, captions) in zip(axes, rows, strict=True):
-        for axis, image, caption in zip(own, images, captions, strict=False):
+    for row_axes, (name, images, captions) in zip(axes, rows, strict=True):
+        for axis, image, caption in zip(row_axes, images, captions, strict=False):
             axis.imshow(image)
             axis.set_title(f"{name}\n{caption}", fontsize=8)
     figure.suptitle(title, fontsize=10)

@@ -1,1 +1,1 @@
-"""Mathematics and environments; imports no other part of Qfleet."""
+"""Returns, TD errors, networks, policies, evaluation and environments. Imports no other package of Qfleet."""

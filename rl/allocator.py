@@ -1,4 +1,4 @@
-"""Memory settings of a process that allocates and frees megabytes many times a second."""
+"""Allocator settings for a process that allocates and frees large buffers many times a second."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Make this process keep the memory that it frees for its next use. Does nothing where the C library is not glibc.
+    """Make glibc keep freed buffers of up to 32 MiB for reuse. Does nothing if the C library is not glibc.
 
-    By default glibc returns buffers of megabytes to the system when they are freed, and fetches the next ones page by
-    page. The change holds for buffers of up to 32 MiB. It affects the whole process, so the process's owner calls it.
+    By default glibc returns freed buffers of several megabytes to the operating system. Each new buffer then costs a
+    page fault per page. The setting affects the whole process: call this only from code that owns the process.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

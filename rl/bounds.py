@@ -1,6 +1,9 @@
-"""The bounds of a configuration's fields: each raises BadSetting with the field, its value and what to write instead.
+"""Checks of configuration fields, for use in ``__post_init__``.
 
-NaN and infinity satisfy none of these bounds.
+    at_least(self, 1, "batch_size", unit="items")
+    between(self, 0, 1, "epsilon", what="a probability")
+
+Each check raises BadSetting with the field, its value and what to write instead. NaN and infinity pass none of them.
 """
 
 from __future__ import annotations
@@ -11,16 +14,16 @@ from typing import Any
 from rl.errors import BadSetting
 
 
-def require(holds: bool, config: object, name: str, wanted: str) -> None:
-    """Raise BadSetting unless ``holds``; the message gives the value of field ``name`` and says to write ``wanted``."""
-    if not holds:
-        raise BadSetting(type(config), name, f"is {_shown(getattr(config, name))}: write {wanted}")
+def require(condition: bool, config: object, name: str, wanted: str) -> None:
+    """Raise BadSetting unless ``condition`` is true. The message is "NAME is VALUE: write WANTED"."""
+    if not condition:
+        raise BadSetting(type(config), name, f"is {_format(getattr(config, name))}: write {wanted}")
 
 
 def at_least(config: object, least: float, *names: str, unit: str = "", zero: str = "") -> None:
     """Raise BadSetting unless each of the fields ``names`` is at least ``least``.
 
-    ``unit`` goes into the message; so does ``zero``, which says what 0 means where 0 is the least.
+    The message contains ``unit``. If ``least`` is 0, it also contains ``zero``, the meaning of 0 ("no limit").
     """
     wanted = f"at least {least:g}" if least else f"0 ({zero}) or more" if zero else "0 or more"
     for name in names:
@@ -28,7 +31,7 @@ def at_least(config: object, least: float, *names: str, unit: str = "", zero: st
 
 
 def positive(config: object, *names: str, unit: str = "") -> None:
-    """Raise BadSetting unless each of the fields ``names`` is above 0; ``unit`` goes into the message."""
+    """Raise BadSetting unless each of the fields ``names`` is above 0. The message contains ``unit``."""
     for name in names:
         wanted = f"a positive number of {unit}" if unit else "a positive number"
         require(0 < getattr(config, name) < math.inf, config, name, wanted)
@@ -43,16 +46,16 @@ def between(
     above: bool = False,
     below: bool = False,
 ) -> None:
-    """Raise BadSetting unless each of the fields ``names`` lies from ``low`` to ``high``.
+    """Raise BadSetting unless each of the fields ``names`` is between ``low`` and ``high``, inclusive.
 
-    ``above`` excludes ``low`` itself, ``below`` excludes ``high``; ``what`` names the number in the message.
+    ``above`` excludes ``low``, ``below`` excludes ``high``. ``what`` describes the value in the message.
     """
     to = "and below" if above and below else "to below" if below else "to"
-    wanted = f"{what} {'above' if above else 'from'} {_shown(low)} {to} {_shown(high)}"
+    wanted = f"{what} {'above' if above else 'from'} {_format(low)} {to} {_format(high)}"
     for name in names:
         value = getattr(config, name)
-        holds = low <= value <= high and not (above and value == low) and not (below and value == high)
-        require(holds, config, name, wanted)
+        inside = low <= value <= high and not (above and value == low) and not (below and value == high)
+        require(inside, config, name, wanted)
 
 
 def layers(config: object, name: str, units: int = 1) -> None:
@@ -62,8 +65,8 @@ def layers(config: object, name: str, units: int = 1) -> None:
     require(bool(value) and min(value) >= units, config, name, wanted)
 
 
-def _shown(value: Any) -> str:
-    """A value as it would be written."""
+def _format(value: Any) -> str:
+    """Format a value the way a user would write it: 2.0 as "2", text in quotes."""
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else str(value)

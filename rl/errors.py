@@ -1,4 +1,4 @@
-"""The two kinds of errors that a user sees: bad input, and a fault at run time."""
+"""The two kinds of errors that a user sees: bad input, and a failure at run time."""
 
 from __future__ import annotations
 
@@ -7,67 +7,75 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 
-NAMED = re.compile(r"`(\w[\w.]*)(: [^`]+)?`")  # in a BadSetting's message: a field, or a field and the value to write
+FIELD_REFERENCE = re.compile(r"`(\w[\w.]*)(: [^`]+)?`")  # `field`, or `field: value`, in the message of a BadSetting
 
 
 class BadInput(Exception):
-    """A user's mistake, found before anything starts; one line: what, where, what to write instead (exit status 2)."""
+    """A user's mistake, found before anything starts (exit status 2).
+
+    The message is one line. It says what is wrong, where, and what to write instead.
+    """
 
 
 class BadSetting(BadInput):
-    """A bad value of a configuration's field, raised by code that does not know where the configuration is mounted.
+    """A bad value of a field of the configuration class ``owner``.
 
-    ``said`` is the rest of the line, after the field's name. In it, `field` stands for another field of the same class and
-    `field: value` for a value to write. Where the class is mounted, the names are spelled (`spelled_in`): as flags, or as
-    the paths of a file. Unspelled it reads as in Python: ``SelectorConfig.alpha is 2: write an exponent from 0 to 1``.
+        raise BadSetting(SelectorConfig, "alpha", "is 2: write an exponent from 0 to 1, or `kind: uniform`")
+
+    The code that raises it does not know which larger configuration contains ``owner``, so it writes bare field names:
+    `field` for another field of ``owner``, `field: value` for a value to write. The command line and the reader of
+    config.yaml replace them by flags and by full paths (`render_in`). ``str(error)`` is the message for Python code:
+    ``SelectorConfig.alpha is 2: ...``.
     """
 
-    def __init__(self, owner: type, field: str, said: str) -> None:
-        super().__init__(owner, field, said)
-        self.owner, self.field, self.said = owner, field, said
+    def __init__(self, owner: type, field: str, message: str) -> None:
+        super().__init__(owner, field, message)
+        self.owner, self.field, self.message = owner, field, message
 
     def __str__(self) -> str:
-        return f"{self.owner.__name__}.{self.spelled(str)}"
+        return f"{self.owner.__name__}.{self.render(str)}"
 
-    def spelled(self, spell: Callable[[str], str]) -> str:
-        """The message, with each field in it written as ``spell`` writes ``field`` or ``field: value``."""
+    def render(self, format_field: Callable[[str], str]) -> str:
+        """The message with every field reference replaced by ``format_field("field")`` or ``("field: value")``."""
         own = {f.name for f in dataclasses.fields(self.owner)}
 
-        def name(found: re.Match[str]) -> str:
-            return spell(found[1] + (found[2] or "")) if found[1].split(".")[0] in own else found[0]
+        def replace(found: re.Match[str]) -> str:
+            return format_field(found[1] + (found[2] or "")) if found[1].split(".")[0] in own else found[0]
 
-        return f"{spell(self.field)} {NAMED.sub(name, self.said)}"
+        return f"{format_field(self.field)} {FIELD_REFERENCE.sub(replace, self.message)}"
 
-    def spelled_in(self, root: type, spell: Callable[[str], str]) -> str:
-        """The message as the user of ``root`` reads it, the class in which this configuration is mounted.
+    def render_in(self, root: type, format_field: Callable[[str], str]) -> str:
+        """The message for a user of the configuration ``root``, which contains ``owner``.
 
-        ``spell`` gets the whole path of each field. Where ``root`` does not mount the configuration, it is `str(self)`.
+        ``format_field`` gets each field with its full path, such as "replay.selector.alpha". Returns ``str(self)`` if
+        ``root`` does not contain ``owner``.
         """
-        path = mounted(root, self.owner)
-        return str(self) if path is None else self.spelled(lambda name: spell(path + name))
+        path = config_path(root, self.owner)
+        return str(self) if path is None else self.render(lambda name: format_field(path + name))
 
 
 class RunFault(Exception):
-    """A fault at run time that the run could not recover from by itself (exit status 1)."""
+    """A failure at run time that the run could not recover from (exit status 1)."""
 
 
-def mounted(root: type, owner: type) -> str | None:
-    """The path of ``owner`` in ``root``, such as "replay.selector."; None where ``root`` does not hold it.
+def config_path(root: type, owner: type) -> str | None:
+    """The path from the configuration ``root`` to the nested ``owner``, such as "replay.selector.".
 
-    It is "" where ``root`` is that class. A class that is mounted twice is found at its first place.
+    Returns "" if ``root`` is ``owner`` or a subclass of it, and None if ``root`` does not contain ``owner``. If
+    ``root`` contains it twice, the first path is returned.
     """
     if issubclass(root, owner):
         return ""
     for f in dataclasses.fields(root) if dataclasses.is_dataclass(root) else ():
         if isinstance(f.default_factory, type) and dataclasses.is_dataclass(f.default_factory):
-            inner = mounted(f.default_factory, owner)
+            inner = config_path(f.default_factory, owner)
             if inner is not None:
                 return f"{f.name}.{inner}"
     return None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint naming the known word nearest to ``word``, or the first few known ones when none is near."""
+    """A hint for a message about an unknown ``word``: "did you mean 'X'?", or else "known: " and the first 8 words."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:

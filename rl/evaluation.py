@@ -1,4 +1,4 @@
-"""Evaluation of a policy: separate environments, raw undiscounted returns."""
+"""Evaluation of a policy by raw, undiscounted returns, in separate environments."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ class EvaluationConfig:
     """How and when a policy is evaluated."""
 
     episodes: int = 30
-    """Episodes of one evaluation."""
+    """Episodes of a full evaluation."""
     epsilon: float = 0.01
-    """Probability of a random action while evaluating."""
+    """Probability of a random action during an evaluation."""
     environments: int = 10
-    """Environments played side by side; each plays its share of the episodes."""
+    """Environments that are stepped together; each plays an equal share of the episodes."""
     period: int = 100_000
-    """Agent steps (offline: learner updates) between evaluations of `quick_episodes`; 0: only when training returns
-    of the greedy end (`greedy_below` of the exploration) reach the goal."""
+    """Agent steps (offline: learner updates) between evaluations; 0: evaluate only when the greedy return is near the
+    goal (`margin`)."""
     quick_episodes: int = 10
-    """Episodes of the periodic evaluations; those that could decide the run take `episodes`."""
+    """Episodes of a quick evaluation. One that reaches the goal is followed by a full evaluation."""
     max_episode_steps: int = MAX_EPISODE_STEPS
-    """Agent steps after which an episode of an evaluation is cut, with its return so far (Atari's own limit: 27,000)."""
+    """Agent steps after which an evaluation cuts an episode and counts its return so far (Atari protocol: 27,000)."""
     goal: float = 0.0
-    """Mean return at which the run is solved, confirmed by a second evaluation of fresh episodes."""
+    """Mean return that solves the run: a full evaluation and a second one with fresh episodes must both reach it."""
     margin: float = 0.0
-    """Training returns of the greedy end within this much of the goal call for an evaluation."""
+    """A quick evaluation starts when the greedy return is at least `goal` - `margin`. The greedy return is the mean
+    training return of the environments with an epsilon of at most `greedy_below`."""
     stop_when_solved: bool = True
     """End the run when it is solved."""
 
@@ -57,30 +58,30 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Returns and lengths of an evaluation's episodes."""
+    """The episodes of an evaluation."""
 
     episodes: tuple[EpisodeResult, ...]
-    seconds: float = 0.0
-    cut: int = 0  # episodes that the limit of agent steps ended
+    seconds: float = 0.0  # wall time
+    cut: int = 0  # number of episodes that were cut at the step limit
 
     @property
     def mean_return(self) -> float:
-        """Mean of the episodes' raw, undiscounted returns."""
+        """Mean of the raw, undiscounted returns of the episodes."""
         return float(np.mean([e.episode_return for e in self.episodes]))
 
     @property
     def std_return(self) -> float:
-        """Standard deviation of the episodes' returns (over all of them: divided by their number)."""
+        """Population standard deviation of the episodes' returns (divided by N, not N - 1)."""
         return float(np.std([e.episode_return for e in self.episodes]))
 
     @property
     def worst_return(self) -> float:
-        """The lowest return of an episode. Raises ValueError where there is no episode."""
+        """The lowest return of an episode. Raises ValueError if there is no episode."""
         return min(e.episode_return for e in self.episodes)
 
 
-def said_of_cut(result: EvaluationResult, max_steps: int) -> str:
-    """The end of a message about ``result``: how many episodes the step limit cut; empty where it cut none."""
+def describe_cut_episodes(result: EvaluationResult, max_steps: int) -> str:
+    """A text to append to a message: how many episodes were cut at ``max_steps``. Empty if none was."""
     if not result.cut:
         return ""
     cut = f"{result.cut} of {len(result.episodes)} episodes cut at {max_steps:,} steps"
@@ -98,10 +99,14 @@ def evaluate(
 ) -> EvaluationResult:
     """Play ``episodes`` episodes and return their results.
 
-    Each environment plays a fixed share, so that short episodes are not counted more often. ``policy`` maps
-    observations [N, *observation] to actions [N]. A fraction ``epsilon`` of the actions is uniformly random (0 where
-    actions are continuous). An episode is cut after ``max_steps`` agent steps. Same policy, environments and seed: same
-    result. ``should_stop`` is asked at every step; an evaluation that it ends returns the episodes finished so far.
+    Each environment plays a fixed share of the episodes. Otherwise environments with short episodes would finish more
+    of them and bias the mean. An episode is cut after ``max_steps`` agent steps. The result depends only on the policy,
+    the environments and ``seed``.
+
+    Args:
+        policy: maps observations [N, *observation] to actions [N].
+        epsilon: probability of a uniformly random action. Must be 0 if actions are continuous.
+        should_stop: called before every step. If it returns True, the episodes finished so far are returned.
     """
     count = environments.count
     rng = np.random.default_rng([seed, 1])
@@ -119,7 +124,7 @@ def evaluate(
     steps = rollout(environments, act, SeedSequence(seed, 0).draw, max_steps)
     while (quota > 0).any() and not should_stop():
         acted = next(steps)
-        for i, result in acted.finished(epsilon):
+        for i, result in acted.finished_episodes(epsilon):
             if quota[i] > 0:
                 results.append(result)
                 cut += not acted.step.done[i]

@@ -1,4 +1,4 @@
-"""How much to explore: schedules of epsilon over agent steps, or the Ape-X ladder over environments."""
+"""Epsilon of each environment: a schedule over agent steps, or the fixed epsilon ladder of Ape-X."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ExplorationConfig:
     """How actors explore."""
 
     kind: Literal["ladder", "linear", "piecewise"] = "ladder"
-    """ladder: one fixed epsilon an environment (Ape-X); linear, piecewise: one schedule for all of them."""
+    """ladder: a fixed epsilon for each environment (Ape-X); linear, piecewise: one schedule for all environments."""
     start: float = 1.0
     """linear: epsilon at agent step 0."""
     end: float = 0.01
@@ -27,13 +27,13 @@ class ExplorationConfig:
     steps: int = 50_000
     """linear: agent steps until `end` is reached."""
     knots: tuple[tuple[int, float], ...] = ((0, 1.0), (50_000, 0.1), (500_000, 0.01))
-    """piecewise: (agent step, epsilon) pairs, straight lines between them."""
+    """piecewise: (agent step, epsilon) pairs; epsilon is interpolated linearly between them."""
     ladder_epsilon: float = 0.4
-    """ladder: epsilon of the most exploring environment (Ape-X: 0.4)."""
+    """ladder: epsilon of the environment that explores most (Ape-X: 0.4)."""
     ladder_alpha: float = 7.0
-    """ladder: exponent range; environment i of N has epsilon^(1 + alpha * i / (N - 1)) (Ape-X: 7)."""
+    """ladder: environment i of N has the epsilon ladder_epsilon^(1 + ladder_alpha * i / (N - 1)) (Ape-X: 7)."""
     greedy_below: float = 0.05
-    """Environments with an epsilon of at most this are reported as the greedy end."""
+    """The greedy return is the mean training return of the environments with an epsilon of at most this."""
 
     on_resume: ClassVar[Rules] = rules(may="kind start end steps knots ladder_epsilon ladder_alpha greedy_below")
 
@@ -42,22 +42,28 @@ class ExplorationConfig:
         at_least(self, 1, "steps", unit="agent step")
         times = [k[0] for k in self.knots]
         if not times or times != sorted(set(times)):
-            raise BadSetting(type(self), "knots", "must be (agent step, epsilon) pairs at increasing steps")
+            message = (
+                f"has agent steps {times}: write at least one (agent step, epsilon) pair, in increasing order of steps"
+            )
+            raise BadSetting(type(self), "knots", message)
         epsilons = [k[1] for k in self.knots]
         if not all(0.0 <= epsilon <= 1.0 for epsilon in epsilons):
-            raise BadSetting(type(self), "knots", f"holds epsilons {epsilons}: write probabilities from 0 to 1")
+            raise BadSetting(type(self), "knots", f"has epsilons {epsilons}: write probabilities from 0 to 1")
 
 
 def ladder(epsilon: float, alpha: float, count: int) -> Float64:
-    """``[count]`` epsilons eps_i = eps^(1 + alpha * i / (count - 1)) (Horgan et al. 2018, Ape-X, section 4).
+    """The epsilon ladder eps_i = eps^(1 + alpha * i / (count - 1)), [count] (Horgan et al. 2018, Ape-X, section 4).
 
-    ``count`` is at least 2; environment 0 explores most.
+    ``count`` must be at least 2. Environment 0 explores most.
     """
     return np.asarray(epsilon ** (1.0 + alpha * np.arange(count) / (count - 1)), dtype=np.float64)
 
 
 class Exploration:
-    """Epsilons of ``count`` environments, the first of which is number ``offset`` of the ``total`` of all actors."""
+    """The epsilons of one actor's ``count`` environments.
+
+    They are the environments ``offset`` to ``offset + count - 1`` of the ``total`` environments of all actors.
+    """
 
     def __init__(self, config: ExplorationConfig, offset: int, count: int, total: int) -> None:
         self.config = config
@@ -67,9 +73,9 @@ class Exploration:
             self._fixed = ladder(config.ladder_epsilon, config.ladder_alpha, total)[offset : offset + count]
 
     def epsilons(self, agent_steps: int) -> Float64:
-        """Epsilons [count] after ``agent_steps`` agent steps of all actors together.
+        """The epsilons, [count], after ``agent_steps`` agent steps of all actors together.
 
-        A ladder over a single environment falls back to the `linear` schedule.
+        If all actors together have a single environment, the kind "ladder" uses the linear schedule.
         """
         if self.uses_ladder:
             return self._fixed

@@ -1,4 +1,4 @@
-"""Files that survive a power cut: written, synced and renamed into place."""
+"""Writing files that survive a power cut."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from pathlib import Path
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write ``data`` under a temporary name, fsync the file and rename it to ``path``. Raises OSError."""
-    aside = path.with_name(f".{path.name}")
-    with aside.open("wb") as file:
+    """Write ``data`` to a temporary file, fsync it and rename it to ``path``. Raises OSError.
+
+    The rename itself survives a power cut only after ``sync(path.parent)``.
+    """
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    temporary.replace(path)
 
 
 def sync(directory: Path) -> None:
     """Fsync ``directory``, so that renames in it survive a power cut. Raises OSError."""
-    handle = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)

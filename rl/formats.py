@@ -1,7 +1,7 @@
-"""Format numbers of files on disk: older formats are upgraded when they are read, newer ones rejected.
+"""Format numbers of files on disk: older formats are upgraded when they are read, newer ones are rejected.
 
-A file without a number has format 0, from before formats were numbered. Raise the number when the meaning of a file
-changes: for example when a key is renamed, or when an older reader would misread it.
+A file without a format number has format 0. Increment the number when a key is renamed, or when the content changes so
+that an older Qfleet would misread it.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from rl.errors import BadInput
 
 KEY = "format"
 
-Renamed = Sequence[Mapping[str, str]]  # [n]: the dotted keys that format n + 1 renamed, old -> new
+Renamed = Sequence[Mapping[str, str]]  # entry n: {old: new} for the dotted keys that were renamed in format n + 1
 
 
-def format_of(data: Any, known: int, where: str) -> int:
-    """The format number in ``data``, 0 where it has none.
+def format_of(data: Any, newest: int, where: str) -> int:
+    """The format number in ``data``, or 0 if there is none.
 
-    Raises BadInput, naming ``where``, when the number is above ``known``; ValueError when ``data`` is not a mapping or
-    the number is not an integer from 0 on.
+    ``where`` is the file's name for the message. Raises BadInput if the number is above ``newest``. Raises ValueError
+    if ``data`` is not a mapping or the number is not an integer of at least 0.
     """
     if not isinstance(data, Mapping):
-        raise ValueError(f"it holds {type(data).__name__}, not names with values")
+        raise ValueError(f"it contains a {type(data).__name__}, but must contain a mapping of names to values")
     number = data.get(KEY, 0)
     if type(number) is not int or number < 0:
-        raise ValueError(f"its {KEY} is {number!r}, not a number from 0 on")
-    if number > known:
+        raise ValueError(f"its {KEY} is {number!r}, but must be an integer of at least 0")
+    if number > newest:
         raise BadInput(
-            f"{where} is of format {number}, this Qfleet reads up to {known}: use the newer Qfleet that wrote it"
+            f"{where} has format {number}, but this Qfleet reads formats up to {newest}: use the Qfleet that wrote it"
         )
     return number
 
 
 def upgraded(data: Any, renamed: Renamed, where: str) -> dict[str, Any]:
-    """A copy of ``data``, of any format up to ``len(renamed)``, under today's keys and without its format number.
+    """A deep copy of ``data`` with all renamed keys replaced by their current names, without the format number.
 
-    Raises BadInput and ValueError as `format_of` does.
+    ``data`` may have any format up to ``len(renamed)``. Raises BadInput and ValueError as `format_of` does.
     """
     number = format_of(data, len(renamed), where)
-    found = {key: copy.deepcopy(value) for key, value in data.items() if key != KEY}
+    result = {key: copy.deepcopy(value) for key, value in data.items() if key != KEY}
     for step in renamed[number:]:
         for old, new in step.items():
-            _move(found, old.split("."), new.split("."))
-    return found
+            _move(result, old.split("."), new.split("."))
+    return result
 
 
 def _move(data: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> None:
-    """Move the value at the path ``old``, where there is one, to ``new``; never over another that is there.
+    """Move the value at the path ``old`` to ``new``. Does nothing if ``old`` is missing or ``new`` exists.
 
-    Under the same parent it keeps its place in the order.
+    A key that keeps its parent also keeps its position among the keys.
     """
-    source, target = _inner(data, old[:-1]), _inner(data, new[:-1])
+    source, target = _mapping_at(data, old[:-1]), _mapping_at(data, new[:-1])
     if source is None or target is None or old[-1] not in source or new[-1] in target:
         return
     if old[:-1] != new[:-1]:
@@ -64,8 +64,8 @@ def _move(data: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> None:
     source.update(items)
 
 
-def _inner(data: Any, path: Sequence[str]) -> dict[str, Any] | None:
-    """The mapping at ``path``; None where there is none."""
+def _mapping_at(data: Any, path: Sequence[str]) -> dict[str, Any] | None:
+    """The nested mapping at ``path``, or None if there is none."""
     for name in path:
         data = data.get(name) if isinstance(data, dict) else None
     return data if isinstance(data, dict) else None

@@ -1,4 +1,4 @@
-"""Q-networks: observations [B, *observation] (uint8 pixels or float32) -> action values float32 [B, A]."""
+"""Q-networks: from observations [B, *observation] (uint8 pixels or float32) to action values, float32 [B, A]."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class NetworkConfig:
     dueling: bool = True
     """Separate value and advantage heads (Wang et al. 2016)."""
     layer_norm: bool = False
-    """Normalise each layer before its ReLU, over all its units (Ba et al. 2016; for Q-learning Gallici et al. 2024, PQN)."""
+    """Normalize each layer before its ReLU, over all its units (Ba et al. 2016; in Q-learning: PQN, Gallici et al.
+    2024)."""
     center: bool = False
-    """Pixels only: subtract from each pixel its median over the learner's first batch. The background, which never moves, is
-    then zero: it counts for nothing (LeCun et al. 1998, Efficient BackProp, section 4.3) and costs a CPU little."""
+    """Pixels only: subtract from each pixel its median over the learner's first batch, the background (LeCun et al.
+    1998, Efficient BackProp, section 4.3). Pixels that do not change become zero, which also saves time on a CPU."""
 
     on_resume: ClassVar[Rules] = rules(stays="kind hidden dueling layer_norm center")
 
@@ -46,13 +47,13 @@ class DuelingHead(nn.Module):
 
     def __init__(self, features: int, hidden: int, actions: int, norm: bool = False) -> None:
         super().__init__()
-        self.body = nn.Linear(features, 2 * hidden)  # both streams in one product
-        self.norm = nn.GroupNorm(2, 2 * hidden) if norm else nn.Identity()  # each stream for itself
+        self.body = nn.Linear(features, 2 * hidden)  # both streams in one matrix product
+        self.norm = nn.GroupNorm(2, 2 * hidden) if norm else nn.Identity()  # each stream separately
         self.value = nn.Linear(hidden, 1)
         self.advantage = nn.Linear(hidden, actions)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Action values, float32 [B, A], of features [B, D]."""
+        """Action values, float32 [B, A], from features [B, D]."""
         v, a = torch.relu(self.norm(self.body(x))).chunk(2, dim=1)
         value: Tensor = self.value(v).float()
         advantage: Tensor = self.advantage(a).float()
@@ -60,10 +61,7 @@ class DuelingHead(nn.Module):
 
 
 class QNetwork(nn.Module):
-    """Action values [B, A] of observations [B, *observation]: torso, fully connected layers, plain or dueling head.
-
-    Pixels 0..255 are scaled to [0, 1] inside the network.
-    """
+    """A torso, fully connected layers, and a plain or dueling head. The network scales pixels 0..255 to [0, 1]."""
 
     def __init__(self, config: NetworkConfig, spec: ObservationSpec, actions: int) -> None:
         super().__init__()
@@ -87,34 +85,34 @@ class QNetwork(nn.Module):
 
     @property
     def background(self) -> Tensor | None:
-        """What is subtracted from pixels, uint8 [C, H, W]; None unless the configuration sets `center`."""
+        """The image that is subtracted from every observation, uint8 [C, H, W]. None unless `center` is set."""
         return getattr(self.torso[0], "background", None)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Action values, float32 [B, A], of observations [B, *observation] (uint8 pixels, or floats)."""
+        """Action values, float32 [B, A], of observations [B, *observation] (uint8 pixels or floats)."""
         return self.head(self.body(self.torso(observation))).float()  # type: ignore[no-any-return]
 
 
-def for_acting(network: QNetwork, precision: Precision) -> QNetwork:
-    """The same ``network``, changed in place for acting on the CPU: in evaluation mode and without gradients.
+def prepare_for_acting(network: QNetwork, precision: Precision) -> QNetwork:
+    """Put ``network`` into evaluation mode without gradients, for acting on the CPU. Returns the same network.
 
-    The weights of one that convolves pixels are converted to ``precision``, so that no step casts them; others to
-    float32.
+    If the network convolves pixels, its weights are converted to ``precision``, so that no step has to cast them.
+    Other networks use float32.
     """
     dtype = pick_dtype(precision, torch.device("cpu")) if network.convolves_pixels else torch.float32
     return network.eval().requires_grad_(False).to(dtype)
 
 
-def values(network: QNetwork, observation: Array) -> Float32:
-    """Action values, float32 [N, A], of observations [N, *observation]; numpy arrays, computed on the CPU."""
+def q_values(network: QNetwork, observation: Array) -> Float32:
+    """Action values, float32 [N, A], of observations [N, *observation]. Both are numpy arrays. Computed on the CPU."""
     with torch.inference_mode():
         return np.asarray(network(torch.from_numpy(observation)).numpy())
 
 
 def _layer(layer: nn.Linear | nn.Conv2d, norm: bool) -> list[nn.Module]:
-    """A layer and its ReLU, with its normalisation over all channels and positions (one group) where asked."""
+    """``layer`` and a ReLU. With ``norm``, a normalization over all channels and positions is between them."""
     units = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
-    relu = nn.ReLU(inplace=True)  # no gradient needs the values before the ReLU: half the memory traffic
+    relu = nn.ReLU(inplace=True)  # halves the memory traffic; no gradient needs the values before the ReLU
     return [layer, nn.GroupNorm(1, units), relu] if norm else [layer, relu]
 
 
@@ -134,23 +132,23 @@ def _torso(config: NetworkConfig, spec: ObservationSpec, background: Tensor | No
 
 
 def check_network(config: NetworkConfig, spec: ObservationSpec) -> None:
-    """Raise BadSetting when the configured network cannot take observations of ``spec``."""
+    """Raise BadSetting if the configured network cannot take observations of ``spec``."""
     if config.center and spec.dtype != "uint8":
-        said = f"is for pixels, the environment gives {spec.dtype}: write `center: false`"
-        raise BadSetting(NetworkConfig, "center", said)
+        message = f"needs uint8 pixels, but the environment's observations are {spec.dtype}: write `center: false`"
+        raise BadSetting(NetworkConfig, "center", message)
     if config.kind != "mlp" and (len(spec.shape) != 3 or min(spec.shape[1:]) < 36):
         raise BadSetting(
             NetworkConfig,
             "kind",
-            f"{config.kind!r} needs stacked frames of at least 36x36, the environment gives {spec.shape}: "
-            "write `kind: mlp`",
+            f"{config.kind!r} needs stacked frames of at least 36x36 pixels, but the environment's observations have "
+            f"the shape {spec.shape}: write `kind: mlp`",
         )
 
 
 def make_network(config: NetworkConfig, spec: ObservationSpec, actions: int, seed: int) -> QNetwork:
-    """A `QNetwork` for ``actions`` actions with weights drawn from ``seed``.
+    """A `QNetwork` for ``actions`` actions with random weights from ``seed``.
 
-    torch's global generator is left as it was.
+    The state of torch's global random generator is restored afterwards.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""State <-> safetensors: named arrays in one flat file; nothing is ever unpickled."""
+"""Weights as named arrays, and named arrays as the bytes of a .safetensors file. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from rl.types import Array
 
 
 def weights_of(module: nn.Module) -> dict[str, Array]:
-    """A copy of a module's parameters and buffers by name: numpy arrays of their shapes, on the CPU."""
+    """Copies of a module's parameters and buffers, by name, as numpy arrays."""
     return {name: np.array(x.detach().cpu().numpy()) for name, x in module.state_dict().items()}
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Array]) -> None:
-    """Copy the arrays of ``weights`` into ``module``. Raises ValueError naming the name or shape that does not fit."""
+    """Copy ``weights`` into the parameters and buffers of ``module``. Raises ValueError if names or shapes differ."""
     own = module.state_dict()
     if own.keys() != weights.keys():
-        raise ValueError(f"weights of another network: differing names {sorted(own.keys() ^ weights.keys())}")
+        raise ValueError(f"weights of another network: only one of them has {sorted(own.keys() ^ weights.keys())}")
     with torch.no_grad():
         for name, x in own.items():
             if tuple(x.shape) != weights[name].shape:
-                raise ValueError(f"weights of another network: {name} is {weights[name].shape}, not {tuple(x.shape)}")
+                raise ValueError(
+                    f"weights of another network: {name} has the shape {weights[name].shape}, not {tuple(x.shape)}"
+                )
             x.copy_(torch.from_numpy(np.array(weights[name])))
 
 
 def to_bytes(arrays: Mapping[str, Array]) -> bytes:
     """The content of a .safetensors file that holds the named arrays."""
-    # ascontiguousarray alone makes vectors of scalars
+    # ascontiguousarray turns scalars into vectors; reshape undoes that
     return save({name: np.ascontiguousarray(x).reshape(x.shape) for name, x in arrays.items()})
 
 
 def from_bytes(data: bytes) -> dict[str, Array]:
-    """The named arrays in the content of a .safetensors file. Raises ValueError when it is damaged."""
+    """The named arrays in the content of a .safetensors file. Raises ValueError if it is damaged."""
     try:
         return load(data)
     except Exception as error:  # safetensors raises its own type, which is not exported
-        raise ValueError(f"not a whole safetensors file: {error}") from error
+        raise ValueError(f"damaged safetensors file: {error}") from error

@@ -1,4 +1,4 @@
-"""The Protocols between the parts; actors and learner know these and never each other."""
+"""Protocols between the components. Actors and learner depend on these and not on each other."""
 
 from __future__ import annotations
 
@@ -13,98 +13,106 @@ Weights = Mapping[str, Array]
 
 @dataclass(frozen=True, eq=False)
 class Publication:
-    """One broadcast of the learner: its weights, and the target's when they changed since the reader's version."""
+    """One broadcast of the learner: the weights to act with, and the target network's weights if they changed."""
 
     version: int  # counts publications, from 1
-    updates: int  # learner updates behind these weights
+    updates: int  # learner updates made before this publication
     weights: Weights
     target_version: int  # counts target syncs
-    target_weights: Weights | None
+    target_weights: Weights | None  # None if the reader already has the weights of this target_version
 
 
 class SegmentSink(Protocol):
     """Where an actor writes its experience."""
 
     def write(self, segment: Segment) -> None:
-        """Take the segment; blocks while replay has no room for it. Raises RunFault when replay is gone."""
+        """Write a segment. Blocks while replay may not accept it. Raises RunFault if replay is lost for good."""
 
     def flush(self, timeout: float) -> None:
-        """Wait up to ``timeout`` seconds until everything written is acknowledged.
+        """Wait up to ``timeout`` seconds until every written segment is acknowledged.
 
-        Raises TimeoutError, saying what is still in flight, and RunFault when replay is gone.
+        Raises TimeoutError with what is still in flight, and RunFault if replay is lost for good.
         """
 
     def close(self) -> None:
-        """Release connections and threads; what is still in flight may be lost."""
+        """Release connections and threads. Segments that are still in flight may be lost; call `flush` first."""
 
 
 class BatchSource(Protocol):
     """Where the learner gets its batches."""
 
     def sample(self, timeout: float) -> SampledBatch | None:
-        """The next batch, or None when replay may not be sampled within ``timeout`` seconds.
+        """The next batch, or None if none may be sampled within ``timeout`` seconds.
 
-        Raises RunFault when replay is gone.
+        Raises RunFault if replay is lost for good.
         """
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:
-        """Report |TD error| [B] of a batch's items. Errors of items evicted in the meantime are dropped and counted."""
+        """Report |TD error| [B] of the items of a batch. Items evicted in the meantime are skipped and counted."""
 
     def stats(self) -> Mapping[str, float]:
-        """Counts of the replay as last seen, by name: stored, inserted and sampled items, ..."""
+        """The newest known counts of the replay by name: stored, inserted and sampled items, ..."""
 
     def get_state(self) -> Mapping[str, int]:
-        """The source's part of a checkpoint: ``drawn``, the batches returned so far."""
+        """The source's state for a checkpoint: ``drawn``, the number of batches returned so far."""
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Inverse of `get_state`: continue from there."""
+        """Restore a state from `get_state`."""
 
     def close(self) -> None:
         """Release connections and threads."""
 
 
 class WeightSource(Protocol):
-    """Where actors find newer weights."""
+    """Where actors get newer weights."""
 
     def poll(self) -> Publication | None:
-        """A publication newer than the last one returned, or None; never blocks."""
+        """A publication newer than the last one returned, or None if there is none yet. Never blocks."""
 
 
 class WeightSink(Protocol):
     """Where the learner publishes its weights."""
 
     def publish(self, publication: Publication) -> None:
-        """Hand ``publication`` over without waiting for its readers."""
+        """Publish without waiting for the readers."""
 
 
 class MetricSink(Protocol):
     """Where a component reports its metrics."""
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Take the newest value of each named metric."""
+        """Report the newest values of metrics, by name."""
 
 
 class Environments(Protocol):
-    """N environments that step together; ``actions`` is the number of actions, or of their dimensions where continuous.
+    """N environments that are stepped together.
 
-    Arrays that a method returned belong to the caller: they are never written again.
+        observation = environments.reset(seeds)
+        step = environments.step(actions)
+        if step.done.any():
+            observation = environments.restart(step.done, new_seeds)
+
+    A method never writes to an array that it returned before.
     """
 
-    count: int
-    actions: int
+    count: int  # N
+    actions: int  # number of actions, or dimensions of an action if actions are continuous
     spec: ObservationSpec
 
     def reset(self, seeds: Int64) -> Array:
-        """Begin an episode in every environment from seeds [N]; returns observations [N, *observation]."""
+        """Start an episode in every environment with ``seeds`` [N]; returns observations [N, *observation]."""
 
     def step(self, actions: Array) -> Step:
-        """Act with actions [N], or [N, D] where they are continuous; returns what followed, arrays [N, ...].
+        """Take ``actions`` [N], or [N, D] if they are continuous; returns the results of the step, arrays [N, ...].
 
-        An environment that is done must be restarted before it steps again.
+        An environment whose episode is done must be restarted before the next step.
         """
 
     def restart(self, mask: Bool, seeds: Int64) -> Array:
-        """Begin a new episode where ``mask`` [N], from seeds [sum(mask)]; returns all current observations [N, ...]."""
+        """Start a new episode where ``mask`` [N] is True, with ``seeds`` [sum(mask)].
+
+        Returns the current observations of all environments, [N, *observation].
+        """
 
     def close(self) -> None:
-        """Release the emulators."""
+        """Close the environments."""

@@ -1,13 +1,14 @@
-"""n-step returns: the one place where gamma is applied.
+"""n-step returns (Sutton & Barto 2018, section 7.1). No other module applies gamma.
 
 For item t of an episode with rewards R_{t+1}, R_{t+2}, ...:
 
     r_t        = sum_{k < m} gamma^k R_{t+1+k}
-    discount_t = gamma^m, or 0 where the episode terminated (or lost a life that counts) at step t + m
+    discount_t = gamma^m, or 0 if the episode terminated at step t + m
     s_t        = the observation after m steps
 
-with m = n, or fewer near an episode's end. A truncated episode bootstraps from its true last observation with the power
-of gamma of the steps that are there (Sutton & Barto 2018, section 7.1; Pardo et al. 2018 on time limits).
+m is n, or fewer if the episode ends before. With ``life_loss_terminates`` a lost life counts as a termination. A
+truncated episode bootstraps from its true last observation, with gamma^m for the m steps up to it (Pardo et al. 2018 on
+time limits).
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from rl.types import Array, Bool, Float32
 
 @dataclass(frozen=True)
 class ReturnConfig:
-    """How rewards become returns."""
+    """How n-step returns are computed from rewards."""
 
     n_step: int = 3
-    """Steps summed before bootstrapping."""
+    """Number of rewards that are summed before bootstrapping."""
     gamma: float = 0.99
-    """Discount an agent step."""
+    """Discount factor per agent step."""
     clip_reward: float = 0.0
-    """Clip training rewards to [-x, x]; 0 leaves them raw (Atari protocol: 1)."""
+    """Clip training rewards to [-x, x]; 0: no clipping (Atari protocol: 1)."""
     life_loss_terminates: bool = False
-    """A lost life zeroes the discount, without resetting the game."""
+    """A lost life ends the return as a termination would, but does not reset the game."""
 
     on_resume: ClassVar[Rules] = rules(
         n_step="restored transitions keep the returns of the old one",
@@ -49,19 +50,21 @@ class ReturnConfig:
 
 
 class NStep(NamedTuple):
-    """n-step targets of the items that start at steps 0..M-1."""
+    """n-step returns of the M items that start at steps 0..M-1."""
 
     r_t: Float32  # [M]
     discount_t: Float32  # [M]
-    length: Array  # [M] uint32, steps summed
+    length: Array  # [M] uint32, number of rewards summed
 
 
 def n_step_returns(rewards: Array, stops: Bool, items: int, n: int, gamma: float) -> NStep:
-    """`NStep` targets, [items] each, of the first ``items`` of S >= items consecutive steps, by the equations above.
+    """The n-step returns of the first ``items`` of S consecutive steps, by the equations above; S >= ``items``.
 
-    Rewards [S] are summed over at most ``n`` steps, no further than the last step given and no further than a stop.
-    ``stops`` [S] marks the steps after which nothing is bootstrapped (terminations, counted lives). Sutton & Barto
-    2018, 7.1.
+    A sum contains at most ``n`` rewards. It ends early after the last step, and after a step marked in ``stops``.
+
+    Args:
+        rewards: [S].
+        stops: bool [S], the steps after which nothing is bootstrapped: terminations, and lost lives if they count.
     """
     steps = len(rewards)
     r_t = np.zeros(items, dtype=np.float64)
@@ -81,12 +84,11 @@ def n_step_returns(rewards: Array, stops: Bool, items: int, n: int, gamma: float
     return NStep(r_t.astype(np.float32), discount.astype(np.float32), length)
 
 
-def targets(config: ReturnConfig, rewards: Array, terminated: Bool, lost_life: Bool, items: int) -> NStep:
-    """`n_step_returns` of the first ``items`` of S steps under ``config``.
+def n_step_targets(config: ReturnConfig, rewards: Array, terminated: Bool, lost_life: Bool, items: int) -> NStep:
+    """`n_step_returns` of the first ``items`` of S steps, with the clipping and the lost lives as configured.
 
-    Raw ``rewards`` [S] are clipped as configured. ``terminated`` [S] stops the sum; so does ``lost_life`` [S] where it
-    counts.
+    ``rewards`` (raw), ``terminated`` and ``lost_life`` are [S].
     """
-    training = np.clip(rewards, -config.clip_reward, config.clip_reward) if config.clip_reward else rewards
+    clipped = np.clip(rewards, -config.clip_reward, config.clip_reward) if config.clip_reward else rewards
     stops = terminated | (lost_life & config.life_loss_terminates)
-    return n_step_returns(training, stops, items, config.n_step, config.gamma)
+    return n_step_returns(clipped, stops, items, config.n_step, config.gamma)

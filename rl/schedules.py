@@ -8,15 +8,15 @@ import numpy as np
 
 
 def linear(start: float, end: float, steps: int, t: int) -> float:
-    """The value at ``t`` on the straight line from ``start`` at 0 to ``end`` at ``steps``, and ``end`` from there on."""
+    """Linear interpolation from ``start`` at t = 0 to ``end`` at t = ``steps``; ``end`` afterwards."""
     return float(start + (end - start) * min(max(t, 0) / steps, 1.0))
 
 
 def piecewise(knots: Sequence[tuple[int, float]], t: int) -> float:
-    """The value at ``t`` on straight lines between (t, value) ``knots``; the end values hold outside them."""
+    """Linear interpolation at ``t`` between (t, value) ``knots``; constant before the first and after the last."""
     return float(np.interp(t, [k[0] for k in knots], [k[1] for k in knots]))
 
 
 def decayed(start: float, end: float, factor: float, t: int) -> float:
-    """max(end, start * factor^t): geometric decay from ``start`` that stops at ``end``, and never rises to it."""
+    """Geometric decay max(end, start * factor^t). If ``start`` is below ``end``, the minimum is ``start`` instead."""
     return float(max(min(start, end), start * factor**t))

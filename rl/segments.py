@@ -1,8 +1,8 @@
-"""Segments: consecutive steps of one episode, cut for replay, and the stacks of frames in them.
+"""Segments: consecutive steps of one episode, the unit that is inserted into replay.
 
-A segment of M items holds, of its episode, the stack - 1 frames in front of its first item (fewer at the episode's start)
-and the n frames behind its last one. So an item's stack and its n-step successor are indices into the segment; segments of
-an episode overlap by n + stack - 1 frames; and no item crosses an episode's boundary.
+A segment of M items also holds the stack - 1 frames before its first item (fewer at the episode's start) and the n
+frames after its last item. So the segment contains the stack and the n-step successor of every item. Segments of an
+episode overlap by n + stack - 1 frames. No item crosses an episode boundary.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rl.returns import ReturnConfig, targets
-from rl.types import Array, ObservationSpec, UnratedSegment
+from rl.returns import ReturnConfig, n_step_targets
+from rl.types import Array, ObservationSpec, RawSegment
 
 
 def newest_frame(observation: Array, spec: ObservationSpec) -> Array:
-    """The frame that the last step added: observations [N, stack, *frame] -> frames [N, *frame].
+    """The newest frame of each stack: observations [N, stack, *frame] -> frames [N, *frame].
 
-    An unstacked observation is its own frame. Of a stack the frame is copied, so that keeping it does not keep the
-    stack.
+    With stack = 1 the observations themselves are returned. Otherwise the frames are copied, so that storing them does
+    not keep the whole stacks in memory.
     """
     return observation if spec.stack == 1 else observation[:, -1].copy()
 
 
 def stack_frames(frames: Array, newest: Array, stack: int) -> Array:
-    """Stacks [B, stack, *frame] of ``frames`` [F, *frame] that end at the indices ``newest`` [B]; zeros before index 0.
+    """Stacks [B, stack, *frame] whose newest frames are ``frames[newest]``; with stack = 1 [B, *frame].
 
-    With stack = 1 the frames themselves, [B, *frame].
+    ``frames`` is [F, *frame], ``newest`` holds B indices. Frames before index 0 are zeros.
     """
     if stack == 1:
         return np.asarray(frames[newest])
@@ -38,8 +38,8 @@ def stack_frames(frames: Array, newest: Array, stack: int) -> Array:
     return np.asarray(stacked)
 
 
-class _Taken(NamedTuple):
-    """A step that was taken."""
+class _BufferedStep(NamedTuple):
+    """One step of the episode, without its frames."""
 
     action: int
     reward: float
@@ -51,37 +51,38 @@ class _Taken(NamedTuple):
 
 @dataclass
 class _Buffer:
-    """The part of the running episode that later segments need. Step k leads from frame k to frame k + 1."""
+    """The part of the current episode that later segments need. Step k leads from frame k to frame k + 1."""
 
-    first_step: int = 0  # episode step of steps[0]
-    next_item: int = 0  # index into steps of the first item that is in no segment yet
+    first_step: int = 0  # number of steps[0] within the episode
+    next_item: int = 0  # index into steps: the first item that is not in a segment yet
     frames: list[Array] = field(default_factory=list)
-    steps: list[_Taken] = field(default_factory=list)
+    steps: list[_BufferedStep] = field(default_factory=list)
 
 
 class SegmentBuilder:
-    """Cuts one environment's episodes into segments of at most ``max_items`` + n - 1 items each.
+    """Cuts the episodes of one environment into segments of ``max_items`` items.
 
         builder.begin(first_frame)
         while not done:
-            segment = builder.add(action=..., reward=..., ..., frame=next_frame)  # None until one is complete
+            segment = builder.add(action=..., reward=..., ..., frame=next_frame)  # None unless one is complete
 
-    The step that terminates or truncates the episode is added too; then `begin` starts the next one. Frames [*frame]
-    are kept, not copied. Episodes are numbered from ``first_episode``.
+    Also add the last step of an episode, then call `begin` for the next episode. The last segment of an episode has up
+    to ``max_items`` + n - 1 items. The builder stores references to frames, not copies. Episodes are numbered from
+    ``first_episode``.
     """
 
     def __init__(self, config: ReturnConfig, spec: ObservationSpec, max_items: int, first_episode: int = 0) -> None:
         self._config = config
-        self._context = spec.stack - 1  # frames in front of an item's own
+        self._context = spec.stack - 1  # frames needed before an item's own frame
         self._max_items = max_items
         self._episode = first_episode - 1
         self._buffer = _Buffer()
 
     def begin(self, frame: Array, first_step: int = 0) -> None:
-        """Start an episode at its first frame [*frame]; an unfinished episode is dropped.
+        """Start an episode at its first frame [*frame]. The steps of an unfinished episode are dropped.
 
-        With ``first_step`` > 0 the steps before it are lost. The first stack - 1 steps then serve as context alone: an
-        item that started there would need frames that are missing.
+        ``first_step`` > 0 means that the beginning of the episode is missing. Items then start stack - 1 steps later,
+        because the stacks of earlier items would need missing frames.
         """
         self._episode += 1
         self._buffer = _Buffer(first_step, self._context if first_step else 0, [frame])
@@ -94,16 +95,16 @@ class SegmentBuilder:
         terminated: bool,
         truncated: bool,
         lost_life: bool,
-        version: int,  # of the weights acted on
-        frame: Array,  # that followed
-    ) -> UnratedSegment | None:
-        """Take one step and the frame [*frame] after it; returns the segment that the step completes, or None.
+        version: int,  # of the weights that chose the action
+        frame: Array,  # after the step
+    ) -> RawSegment | None:
+        """Add one step and the frame [*frame] after it. Returns the segment that this step completes, or None.
 
-        At the episode's end that is the rest of the episode. Otherwise an item waits for its n steps, so that a segment
-        is complete n - 1 steps after the step of its last item.
+        The last step of an episode completes a segment with all remaining items. Otherwise a segment is complete n - 1
+        steps after the step of its last item, because that item needs n rewards.
         """
         buffer = self._buffer
-        buffer.steps.append(_Taken(action, reward, terminated, truncated, lost_life, version))
+        buffer.steps.append(_BufferedStep(action, reward, terminated, truncated, lost_life, version))
         buffer.frames.append(frame)
         pending = len(buffer.steps) - buffer.next_item
         if terminated or truncated:
@@ -111,17 +112,17 @@ class SegmentBuilder:
         if pending - (self._config.n_step - 1) < self._max_items:
             return None
         segment = self._cut(self._max_items)
-        self._forget(buffer.next_item + self._max_items)
+        self._drop_before(buffer.next_item + self._max_items)
         return segment
 
-    def _cut(self, items: int) -> UnratedSegment:
-        """Everything in the buffer, with its next ``items`` items."""
+    def _cut(self, items: int) -> RawSegment:
+        """A segment of all steps in the buffer, with the next ``items`` items."""
         buffer, first = self._buffer, self._buffer.next_item
-        steps = _Taken._make(zip(*buffer.steps, strict=True))  # each field a column [S]
+        steps = _BufferedStep._make(zip(*buffer.steps, strict=True))  # each field is a column [S]
         rewards = np.asarray(steps.reward, np.float32)
         terminated, lost_life = (np.asarray(column, np.bool_) for column in (steps.terminated, steps.lost_life))
-        item = targets(self._config, rewards[first:], terminated[first:], lost_life[first:], items)
-        return UnratedSegment(
+        item = n_step_targets(self._config, rewards[first:], terminated[first:], lost_life[first:], items)
+        return RawSegment(
             episode_id=self._episode,
             first_step=buffer.first_step,
             frames=np.stack(buffer.frames),
@@ -137,8 +138,8 @@ class SegmentBuilder:
             discount_t=item.discount_t,
         )
 
-    def _forget(self, next_item: int) -> None:
-        """Drop what no later item needs: keep stack - 1 frames in front of the next item."""
+    def _drop_before(self, next_item: int) -> None:
+        """Drop the steps and frames that the items from ``next_item`` on do not need."""
         buffer = self._buffer
         drop = max(0, next_item - self._context)
         buffer.first_step += drop

@@ -1,7 +1,4 @@
-"""Stepping a batch of environments: the one loop of training, evaluation, recording and the classic family.
-
-Legend: N environments; ``observation`` [N, *observation] before the action, ``action`` [N] ([N, D] where continuous).
-"""
+"""Stepping a batch of N environments: the loop that training, evaluation, recording and the classic family share."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from rl.types import Array, Bool, EpisodeResult, Float64, Int64, Step
 
 
 class SeedSequence:
-    """A stream of episode seeds for a batch of environments, so that any episode can be replayed from its seed."""
+    """A stream of episode seeds. The same ``seed``, ``stream`` and ``start`` give the same seeds."""
 
     def __init__(self, seed: int, stream: int, start: int = 0) -> None:
         self._rng = np.random.default_rng([seed, stream, start])
@@ -26,20 +23,20 @@ class SeedSequence:
 
 
 class ActorStep(NamedTuple):
-    """One batched step: observations, actions, what followed, and the state of the episodes after it."""
+    """One batched step of N environments, and the state of their episodes after it."""
 
-    observation: Array
-    action: Array
-    step: Step  # its observation is the true successor, also where the episode ended
-    begins: Bool  # [N], whether ``observation`` is the first of an episode
-    ended: Bool  # [N], whether the episode is over: terminated, truncated, or cut by ``max_steps``
-    episode_return: Float64  # [N], raw rewards of the episode so far, undiscounted
+    observation: Array  # [N, *observation], before the action
+    action: Array  # [N], or [N, D] if continuous
+    step: Step  # the result; its observation is the true successor even if the episode ended
+    is_first: Bool  # [N], whether ``observation`` is the first of an episode
+    ended: Bool  # [N], whether the episode ended: terminated, truncated, or cut at ``max_steps``
+    episode_return: Float64  # [N], sum of the episode's raw rewards so far, undiscounted
     length: Int64  # [N], agent steps of the episode so far
 
-    def finished(self, epsilons: Array | float) -> Iterator[tuple[int, EpisodeResult]]:
-        """(environment's index, result) of each episode that ended at this step.
+    def finished_episodes(self, epsilons: Array | float) -> Iterator[tuple[int, EpisodeResult]]:
+        """Yield (index of the environment, result) for each episode that ended at this step.
 
-        ``epsilons`` that were acted with: [N], or one number for all.
+        ``epsilons`` are those that chose the actions, [N], or one number for all.
         """
         for i in np.flatnonzero(self.ended).tolist():
             epsilon = float(np.broadcast_to(epsilons, len(self.ended))[i])
@@ -53,24 +50,27 @@ def rollout(
     seeds: Callable[[int], Int64],
     max_steps: int | None = None,
 ) -> Iterator[ActorStep]:
-    """Step without end and yield each batched step.
+    """Step forever and yield each batched step.
 
-    ``act`` maps observations [N, *observation] to actions [N], or [N, D] where they are continuous. ``seeds(count)``
-    gives the seeds of ``count`` new episodes (`SeedSequence.draw`). An episode is cut after ``max_steps`` agent steps,
-    where given. An environment whose episode ended is restarted only when the next step is asked for, so that no reset
-    follows the last step taken. No array that was yielded is written again.
+    An environment whose episode ended is restarted when the next step is requested, so the last step is not followed
+    by a reset. Arrays that were yielded are never written to again.
+
+    Args:
+        act: maps observations [N, *observation] to actions [N], or [N, D] if they are continuous.
+        seeds: ``seeds(count)`` returns the seeds of ``count`` new episodes, for example `SeedSequence.draw`.
+        max_steps: agent steps after which an episode is cut; None: never.
     """
     count = environments.count
     observation = environments.reset(seeds(count))
-    begins = np.ones(count, np.bool_)
+    is_first = np.ones(count, np.bool_)
     returns, lengths = np.zeros(count), np.zeros(count, np.int64)
     while True:
         action = act(observation)
         step = environments.step(action)
         returns, lengths = returns + step.reward, lengths + 1
         ended = step.done if max_steps is None else step.done | (lengths >= max_steps)
-        yield ActorStep(observation, action, step, begins, ended, returns, lengths)
-        observation, begins = step.observation, ended
+        yield ActorStep(observation, action, step, is_first, ended, returns, lengths)
+        observation, is_first = step.observation, ended
         if ended.any():
             observation = environments.restart(ended, seeds(int(ended.sum())))
             returns, lengths = np.where(ended, 0.0, returns), np.where(ended, 0, lengths)

@@ -1,8 +1,8 @@
 """TD errors and losses, as pure functions of tensors.
 
-Legend: ``q_tm1`` [B, A] online values of s_tm1; ``a_tm1`` [B]; ``r_t``, ``discount_t`` [B]; ``q_t_value`` [B, A] target
-values of s_t; ``q_t_selector`` [B, A] online values of s_t; ``td`` [B] TD errors. No function here knows gamma: it is
-inside r_t and discount_t.
+Notation: ``q_tm1`` [B, A] action values of s_tm1 by the online network; ``a_tm1``, ``r_t``, ``discount_t`` [B];
+``q_t_value`` [B, A] action values of s_t by the target network; ``q_t_selector`` [B, A] those by the online network;
+``td`` [B] TD errors. r_t and discount_t already contain gamma.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def squared(td: Tensor) -> Tensor:
 def weighted_loss(losses: Tensor, weights: Tensor) -> Tensor:
     """mean_b weights_b * losses_b, a scalar tensor; losses and importance weights are [B].
 
-    Source: Schaul et al. 2016, section 3.4. The weights always multiply: under uniform sampling they are ones. Raises
-    ValueError unless both are [B].
+    Source: Schaul et al. 2016, section 3.4. Under uniform sampling all weights are 1. Raises ValueError unless both are
+    [B].
     """
     if losses.ndim != 1 or losses.shape != weights.shape:
         raise ValueError(f"losses {tuple(losses.shape)} and weights {tuple(weights.shape)} must both be [B]")
@@ -81,6 +81,7 @@ def weighted_loss(losses: Tensor, weights: Tensor) -> Tensor:
 
 
 def _check_columns(size: int, **columns: Tensor) -> None:
+    """Raise ValueError unless every tensor is [size]."""
     for name, x in columns.items():
         if x.shape != (size,):
             raise ValueError(f"{name} must be [B] = ({size},), got {tuple(x.shape)}")

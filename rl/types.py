@@ -1,8 +1,8 @@
-"""Data types shared by all parts.
+"""Data types shared by all components.
 
-Legend (Rainbow / DQN Zoo notation): ``s_tm1`` the observation acted on, ``a_tm1`` the action, ``r_t`` the n-step
-discounted reward that followed, ``discount_t`` gamma^n (0 after a termination), ``s_t`` the observation n steps later.
-Shapes are written ``[B, ...]``: B items of a batch, S steps of a segment, F = S + 1 frames, M items of a segment.
+Notation (as in DQN Zoo): ``s_tm1`` the observation before the action, ``a_tm1`` the action, ``r_t`` the sum of the n
+discounted rewards that followed, ``discount_t`` gamma^n (0 after a termination), ``s_t`` the observation n steps later.
+Shapes: B items of a batch, S steps of a segment, S + 1 frames of a segment, M items of a segment, N environments.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ Bool = npt.NDArray[np.bool_]
 
 
 class TransitionBatch(NamedTuple):
-    """A batch of n-step transitions; gamma is already inside ``r_t`` and ``discount_t``."""
+    """A batch of n-step transitions. ``r_t`` and ``discount_t`` already contain gamma."""
 
     s_tm1: Array  # [B, *observation]
     a_tm1: Int64  # [B]
     r_t: Float32  # [B]
-    discount_t: Float32  # [B], gamma^n, or 0 where the episode terminated inside the n steps
+    discount_t: Float32  # [B], gamma^n, or 0 if the episode terminated within the n steps
     s_t: Array  # [B, *observation]
 
 
 @dataclass(frozen=True, eq=False)
 class SampledBatch:
-    """What the learner trains on: transitions with the keys and weights that prioritized replay needs."""
+    """A batch from replay: transitions, the keys for updates of their priorities, and importance weights."""
 
     transitions: TransitionBatch
-    keys: UInt64  # [B], never used twice within a shard
+    keys: UInt64  # [B], unique within a shard and never used again
     shards: Int64  # [B], index of the shard that each key belongs to
     weights: Float32  # [B], importance weights in (0, 1]
 
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """Shape and type of one observation: ``stack`` frames of ``frame_shape``.
+    """Shape and dtype of one observation: ``stack`` frames of ``frame_shape``.
 
     With ``stack`` = 1 the observation is the frame itself. Otherwise it is ``[stack, *frame_shape]``, oldest frame
-    first, and frames before the episode's first are zeros.
+    first. Frames before the start of the episode are zeros.
     """
 
     frame_shape: tuple[int, ...]
@@ -66,22 +66,22 @@ class ObservationSpec:
 
 
 @dataclass(frozen=True, eq=False)
-class UnratedSegment:
-    """A segment whose items' |TD errors| are not known yet.
+class RawSegment:
+    """A segment before the |TD errors| of its items are computed (`with_td_errors`).
 
     Step j leads from frame j to frame j + 1. Item m starts at frame ``item_step[m]`` and bootstraps from frame
-    ``item_step[m] + item_length[m]``. Frames in front of the first item give its stack context.
+    ``item_step[m] + item_length[m]``. The frames before the first item are needed for its stack.
     """
 
     episode_id: int
-    first_step: int  # the episode's step number of step 0 of this segment
+    first_step: int  # number of this segment's step 0 within the episode
     frames: Array  # [S + 1, *frame]
     actions: npt.NDArray[np.int32]  # [S]
     rewards: Float32  # [S], raw
     terminated: Bool  # [S]
     truncated: Bool  # [S]
     lost_life: Bool  # [S]
-    versions: npt.NDArray[np.uint32]  # [S], version of the weights acted on
+    versions: npt.NDArray[np.uint32]  # [S], version of the weights that chose the action
     item_step: npt.NDArray[np.uint32]  # [M]
     item_length: npt.NDArray[np.uint32]  # [M], 1..n
     r_t: Float32  # [M]
@@ -92,16 +92,16 @@ class UnratedSegment:
         """Number of items, M."""
         return len(self.item_step)
 
-    def rated(self, td_abs: Float32) -> Segment:
-        """The same segment with |TD error| [M] of its items."""
+    def with_td_errors(self, td_abs: Float32) -> Segment:
+        """The same segment with the |TD errors| ``td_abs`` [M] of its items. The arrays are shared, not copied."""
         return Segment(**{**vars(self), "td_abs": td_abs})
 
 
 @dataclass(frozen=True, eq=False)
-class Segment(UnratedSegment):
+class Segment(RawSegment):
     """Consecutive steps of one episode, each frame stored once; the unit that is inserted into replay."""
 
-    td_abs: Float32  # [M], |TD error|, from which a shard makes the items' priorities
+    td_abs: Float32  # [M], |TD error|; the shard computes the priorities from it
 
 
 class EpisodeResult(NamedTuple):
@@ -114,7 +114,7 @@ class EpisodeResult(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one batched step returned; ``observation`` is the true successor even where the episode ended."""
+    """The result of one batched step. ``observation`` is the true successor even if the episode ended."""
 
     observation: Array  # [N, *observation]
     reward: Float32  # [N], raw

@@ -18,7 +18,7 @@ from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
 from rl.envs.recording import check_recording, record
 from rl.errors import BadInput
-from rl.evaluation import evaluate, said_of_cut
+from rl.evaluation import describe_cut_episodes, evaluate
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def eval_command(args: list[str]) -> int:
     print(
         f"{config.env.id}, {policy.which} weights, epsilon {c.epsilon:g}: mean return {result.mean_return:.2f} "
         f"(standard deviation {result.std_return:.2f}, worst {result.worst_return:g}) over {c.episodes} episodes"
-        f"{said_of_cut(result, longest)}"
+        f"{describe_cut_episodes(result, longest)}"
     )
     if videos is not None:
         files = record(policy.act, config.env, videos, 1, c.epsilon, c.seed, max_steps=longest)

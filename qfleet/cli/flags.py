@@ -46,8 +46,8 @@ def as_flags(cls: type, renamed: Renamed | None = None) -> Iterator[None]:
     except BadSetting as error:
         own = (renamed or {}).get(error.owner)
         if own is None:
-            raise BadInput(error.spelled_in(cls, flag)) from error
-        raise BadInput(error.spelled(lambda name: _renamed_flag(name, own))) from error
+            raise BadInput(error.render_in(cls, flag)) from error
+        raise BadInput(error.render(lambda name: _renamed_flag(name, own))) from error
 
 
 def flag(path: str) -> str:

@@ -19,7 +19,7 @@ from qfleet.run.progress import Progress, duration
 from qfleet.run.scheduler import Candidate, EvaluationScheduler, Kind
 from qfleet.run.stats import OnEpisode, RunStats
 from rl.envs.make import frames_per_step
-from rl.evaluation import EvaluationResult, said_of_cut
+from rl.evaluation import EvaluationResult, describe_cut_episodes
 from rl.exploration import Exploration
 
 LOG_PERIOD = 10.0  # seconds between rows of metrics.csv
@@ -133,7 +133,7 @@ class Run:
                 "seconds": result.seconds,
             }
         )
-        cut = said_of_cut(result, self.config.evaluation.max_episode_steps)
+        cut = describe_cut_episodes(result, self.config.evaluation.max_episode_steps)
         self.progress.note(
             f"[{duration(self.stats.wall_seconds)}] evaluation ({kind}) after {candidate.agent_steps:,} steps, "
             f"{candidate.updates:,} updates: mean return {result.mean_return:.2f} over {len(result.episodes)} episodes "

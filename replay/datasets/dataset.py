@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from rl.envs.config import EnvConfig
-from rl.envs.minari_files import check_episode, open_dataset, played_on
+from rl.envs.minari_files import check_episode, env_config_of, open_dataset
 from rl.errors import BadInput, BadSetting
 from rl.returns import ReturnConfig
 from rl.segments import SegmentBuilder
@@ -45,7 +45,7 @@ class Dataset:
 
         Raises BadInput if this version of Qfleet cannot read the environment's settings.
         """
-        return played_on(self._data, self.name)
+        return env_config_of(self._data, self.name)
 
     def spec(self, wanted: ObservationSpec, where: str) -> ObservationSpec:
         """Return the spec under which this dataset's observations can be used for ``wanted``.
@@ -106,7 +106,7 @@ class Dataset:
                 frame=frames[t + 1],
             )
             if segment is not None:
-                yield segment.rated(np.ones(segment.items, np.float32))
+                yield segment.with_td_errors(np.ones(segment.items, np.float32))
 
 
 def _lost_lives(infos: dict[str, Any], steps: int) -> Array | None:

@@ -1,4 +1,4 @@
-"""Atari through ale-py's C++ vector environment, under the design's protocol."""
+"""Atari games through the C++ vector environment of ale-py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ gym.register_envs(ale_py)
 
 
 def atari_game(env_id: str) -> str | None:
-    """ale-py's name of the game behind a Gymnasium id (``ALE/Pong-v5`` -> ``pong``), or None if it is not Atari."""
+    """The name of the game in ale-py for a Gymnasium id (``ALE/Pong-v5`` -> ``pong``). None if it is not Atari."""
     spec = gym.registry.get(env_id)
     if spec is None or not str(spec.entry_point).startswith("ale_py"):
         return None
@@ -25,16 +25,16 @@ def atari_game(env_id: str) -> str | None:
 
 
 class AtariEnvironments:
-    """`Environments` under the design's Atari protocol, with observations uint8 [N, 4, size, size].
+    """`Environments` for Atari, with observations uint8 [N, 4, size, size].
 
-    Frame skip 4, maximum of the last 2 frames, 84x84 grey, stack 4, no-op starts, minimal actions, raw rewards. Raises
-    BadSetting where there is no such game.
+    The protocol: frame skip 4, maximum over the last 2 frames, grey frames of 84x84 pixels, stacks of 4, no-op starts,
+    the minimal action set, raw rewards. Raises BadSetting if there is no such game.
     """
 
     def __init__(self, config: EnvConfig, count: int, threads: int = 1) -> None:
         game = atari_game(config.id)
         if game is None or roms.get_rom_path(game) is None:
-            raise BadSetting(EnvConfig, "id", f"{config.id!r} has no Atari ROM")
+            raise BadSetting(EnvConfig, "id", f"{config.id!r} is not a game with a ROM in ale-py: write another id")
         self._env = AtariVectorEnv(
             game,
             count,
@@ -57,23 +57,20 @@ class AtariEnvironments:
         self._lives = np.zeros(count, dtype=np.int32)
 
     def reset(self, seeds: Int64) -> Array:
-        """`Environments.reset`: returns observations uint8 [N, 4, size, size] of new episodes from seeds [N]."""
+        """See `Environments.reset`. Returns observations, uint8 [N, 4, size, size]."""
         observation, info = self._env.reset(seed=np.asarray(seeds, dtype=np.int32))
         self._lives = info["lives"].copy()
         return np.asarray(observation)
 
     def step(self, actions: Array) -> Step:
-        """`Environments.step` with actions [N]; returns a `Step` with raw rewards [N] and the lives lost in it [N]."""
+        """See `Environments.step`. The rewards are raw; ``lost_life`` [N] says where a life was lost in this step."""
         observation, reward, terminated, truncated, info = self._env.step(actions)
         lost = info["lives"] < self._lives
         self._lives = info["lives"].copy()
         return Step(observation, np.asarray(reward, np.float32), terminated, truncated, lost)
 
     def restart(self, mask: Bool, seeds: Int64) -> Array:
-        """`Environments.restart` where ``mask`` [N], from seeds [sum(mask)].
-
-        Returns all observations, uint8 [N, 4, size, size].
-        """
+        """See `Environments.restart`. Returns all observations, uint8 [N, 4, size, size]."""
         observation, info = self._env.reset(seed=np.asarray(seeds, dtype=np.int32), options={"reset_mask": mask})
         self._lives = info["lives"].copy()
         return np.asarray(observation)

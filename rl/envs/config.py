@@ -1,4 +1,4 @@
-"""Which environment, under which protocol: plain settings."""
+"""The configuration of the environment."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from rl.bounds import at_least, between
 from rl.errors import BadSetting
 from rl.resuming import Rules, rules
 
-ATARI_FRAME_SKIP = 4  # frames an agent step
-
-
-ATARI_STACK = 4  # frames an observation
+ATARI_FRAME_SKIP = 4  # emulator frames per agent step
+ATARI_STACK = 4  # frames per observation
 
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Which environment, under which protocol."""
+    """The environment and its settings."""
 
     id: str = "PongNoFrameskip-v4"
-    """Any Gymnasium id with a Discrete action space and a Box or Discrete observation; Atari ids get the Atari protocol."""
+    """Any Gymnasium id with a Discrete action space and a Box or Discrete observation space. Atari ids get the usual
+    preprocessing: frame skip 4, grey frames, stacks of 4."""
     sticky: float = 0.0
     """Atari: probability that the last action is repeated (0.25 for the ALE/...-v5 protocol)."""
     noop_max: int = 30
-    """Atari: up to this many no-ops at the start of an episode."""
+    """Atari: highest number of no-op actions at the start of an episode."""
     max_frames: int = 108_000
-    """Atari: frames until an episode is truncated (4 frames an agent step)."""
+    """Atari: emulator frames after which an episode is truncated (4 frames per agent step)."""
     size: int = 84
-    """Atari: side of the square grey frame, pixels."""
+    """Atari: side of the square grey frame, in pixels."""
     kwargs: str = "{}"
-    """Not Atari: arguments of the environment's constructor, a JSON object such as '{"is_slippery": false}'."""
+    """Not Atari: keyword arguments of the environment's constructor, as a JSON object like '{"is_slippery": false}'."""
     max_episode_steps: int = 0
-    """Not Atari: agent steps until an episode is truncated; 0: as registered."""
+    """Not Atari: agent steps after which an episode is truncated; 0: the limit registered in Gymnasium."""
 
     on_resume: ClassVar[Rules] = rules(stays="id sticky noop_max max_frames size kwargs max_episode_steps")
 
@@ -42,14 +41,14 @@ class EnvConfig:
         at_least(self, 0, "noop_max", unit="no-ops")
         at_least(self, ATARI_FRAME_SKIP, "max_frames", unit="frames")
         at_least(self, 36, "size", unit="pixels")
-        at_least(self, 0, "max_episode_steps", unit="agent steps", zero="as registered")
+        at_least(self, 0, "max_episode_steps", unit="agent steps", zero="the limit registered in Gymnasium")
         kwargs_of(self.kwargs)
 
 
 def kwargs_of(text: str) -> dict[str, Any]:
-    """The arguments of an environment's constructor that the JSON object ``text`` holds.
+    """Parse ``text``, a JSON object with keyword arguments of an environment's constructor.
 
-    Raises BadSetting when it is no JSON object, or names an argument that has a setting of its own.
+    Raises BadSetting if it is not a JSON object, or if it contains render_mode or max_episode_steps.
     """
     try:
         kwargs = json.loads(text)
@@ -57,8 +56,8 @@ def kwargs_of(text: str) -> dict[str, Any]:
         kwargs = None
     if not isinstance(kwargs, dict):
         raise BadSetting(EnvConfig, "kwargs", f"is {text!r}: write a JSON object, such as '{{\"is_slippery\": false}}'")
-    taken = sorted({"render_mode", "max_episode_steps"} & set(kwargs))
-    if taken:
-        said = f"names {taken[0]}: leave it out (the length of episodes is `max_episode_steps`)"
-        raise BadSetting(EnvConfig, "kwargs", said)
+    reserved = sorted({"render_mode", "max_episode_steps"} & set(kwargs))
+    if reserved:
+        message = f"contains {reserved[0]}: leave it out (write `max_episode_steps` to limit the length of episodes)"
+        raise BadSetting(EnvConfig, "kwargs", message)
     return kwargs

@@ -1,6 +1,6 @@
-"""Two small grid worlds: their states can be counted and their values solved for exactly.
+"""Two grid worlds, small enough to compute their values exactly.
 
-Cells are numbered row by row from 0; row 0 is the top one. Both register with Gymnasium when this file is imported.
+Cells are numbered row by row from 0; row 0 is at the top. Importing this module registers both with Gymnasium.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from gymnasium import spaces
 from rl.types import Array
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # up, right, down, left, as (rows, columns)
-CELL = 48  # pixels a cell's side, in pictures
-LINE = (170, 170, 170)
+CELL = 48  # side of a cell in pictures, in pixels
+LINE = (170, 170, 170)  # colour of the lines between cells
 COLOURS = {".": (244, 244, 240), "1": (222, 233, 245), "2": (196, 215, 238), "G": (92, 168, 104), "A": (205, 92, 60)}
 
 
-def moved(cell: int, action: int, rows: int, cols: int, wind: int = 0) -> int:
-    """The cell that ``action``, an index into MOVES, leads to from ``cell``, and ``wind`` rows further up.
+def next_cell(cell: int, action: int, rows: int, cols: int, wind: int = 0) -> int:
+    """The cell after ``action``, an index into MOVES, from ``cell``. The wind moves the agent ``wind`` rows up.
 
-    The walls stop a move.
+    Walls stop the agent.
     """
     row, col = divmod(cell, cols)
     down, right = MOVES[action]
@@ -31,9 +31,9 @@ def moved(cell: int, action: int, rows: int, cols: int, wind: int = 0) -> int:
 
 
 class Grid(gym.Env[Any, Any]):
-    """Common part of both worlds: the agent's cell, the goal's cell, and a picture of them."""
+    """The base class of both worlds: the cells of agent and goal, and their rendering."""
 
-    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}  # noqa: RUF012 (Gymnasium's own form)
+    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}  # noqa: RUF012 (Gymnasium's convention)
     rows: int
     cols: int
     agent: int
@@ -43,13 +43,16 @@ class Grid(gym.Env[Any, Any]):
         self.render_mode = render_mode
         self.action_space = spaces.Discrete(len(MOVES))
 
-    def ground(self) -> Array:
-        """A letter for each cell [rows, cols], before agent and goal are drawn."""
+    def cell_letters(self) -> Array:
+        """The letter of each cell, str [rows, cols], without agent and goal."""
         return np.full((self.rows, self.cols), ".")
 
     def render(self) -> Any:
-        """The picture [rows * CELL, cols * CELL, 3] uint8, or lines of text: A the agent, G the goal, 1 and 2 the wind."""
-        letters = self.ground()
+        """``rgb_array``: a picture, uint8 [rows * CELL, cols * CELL, 3]. ``ansi``: lines of text.
+
+        The letters are A for the agent, G for the goal, and 1 and 2 for the wind.
+        """
+        letters = self.cell_letters()
         letters.flat[self.goal] = "G"
         letters.flat[self.agent] = "A"
         if self.render_mode == "ansi":
@@ -61,11 +64,10 @@ class Grid(gym.Env[Any, Any]):
 
 
 class GridWorld(Grid):
-    """The 4x4 grid: agent and goal start anywhere, never on the same cell.
+    """A 4x4 grid with random, different start cells of agent and goal.
 
-    Observations: [2, 4, 4] int8, all 0 but for a 1 in the agent's channel and a 1 in the goal's. A step is worth -1, the
-    step onto the goal ``goal_reward`` instead, and it terminates. ``reset(options={"agent": cell, "goal": cell})`` fixes
-    either or both; raises ValueError unless they are two cells of the grid.
+    Observations: int8 [2, 4, 4], zeros except for a 1 in channel 0 at the agent and a 1 in channel 1 at the goal. Every
+    step has reward -1, except that the step onto the goal has reward ``goal_reward`` and terminates the episode.
     """
 
     rows, cols = 4, 4
@@ -85,8 +87,8 @@ class GridWorld(Grid):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Start an episode; returns (observation int8 [2, 4, 4], empty info).
 
-        ``options`` may fix the agent's and the goal's cell. Raises ValueError unless they are two different cells of
-        the grid.
+        ``options={"agent": cell, "goal": cell}`` sets one or both start cells. Raises ValueError unless they are two
+        different cells of the grid.
         """
         super().reset(seed=seed)
         fixed, drawn = options or {}, self.np_random.permutation(self.rows * self.cols)
@@ -98,21 +100,22 @@ class GridWorld(Grid):
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Move the agent; returns (observation int8 [2, 4, 4], reward, terminated, False, empty info)."""
-        self.agent = moved(self.agent, int(action), self.rows, self.cols)
-        there = self.agent == self.goal
-        return self.observation(self.agent, self.goal), self.goal_reward if there else -1.0, there, False, {}
+        self.agent = next_cell(self.agent, int(action), self.rows, self.cols)
+        at_goal = self.agent == self.goal
+        return self.observation(self.agent, self.goal), self.goal_reward if at_goal else -1.0, at_goal, False, {}
 
 
 class WindyGridWorld(Grid):
-    """The windy grid world (Sutton & Barto 2018, Example 6.5): 7x10, with a wind that blows up.
+    """The windy grid world (Sutton & Barto 2018, Example 6.5): 7x10, with a wind that blows upwards.
 
-    The shortest path has 15 steps. Observations: the agent's cell, Discrete(70). Every step has reward -1; the goal
-    terminates. ``P[s][a]`` holds [(probability, s', reward, terminated)], as in Gymnasium's toy-text environments.
+    The shortest path has 15 steps. Observations: the agent's cell, Discrete(70). Every step has reward -1. Reaching the
+    goal terminates the episode. ``P[s][a]`` is a list of (probability, s', reward, terminated), as in Gymnasium's
+    toy-text environments.
     """
 
     rows, cols = 7, 10
-    wind = (0, 0, 0, 1, 1, 1, 2, 2, 1, 0)  # rows up, by the column that the step begins in
-    start, goal = 30, 37  # (3, 0) and (3, 7)
+    wind = (0, 0, 0, 1, 1, 1, 2, 2, 1, 0)  # rows up, by the column that the step starts in
+    start, goal = 30, 37  # row 3, column 0 and row 3, column 7
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(render_mode)
@@ -123,13 +126,13 @@ class WindyGridWorld(Grid):
     def _outcome(self, cell: int, action: int) -> tuple[float, int, float, bool]:
         if cell == self.goal:
             return 1.0, cell, 0.0, True
-        successor = moved(cell, action, self.rows, self.cols, self.wind[cell % self.cols])
+        successor = next_cell(cell, action, self.rows, self.cols, self.wind[cell % self.cols])
         return 1.0, successor, -1.0, successor == self.goal
 
-    def ground(self) -> Array:
-        """A letter for each cell [7, 10]: the wind of its column, or a dot where there is none."""
-        blown = np.array([str(w) if w else "." for w in self.wind])
-        return np.tile(blown, (self.rows, 1))
+    def cell_letters(self) -> Array:
+        """The letter of each cell, str [7, 10]: the wind of its column, or a dot without wind."""
+        letters = np.array([str(w) if w else "." for w in self.wind])
+        return np.tile(letters, (self.rows, 1))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """Start in the start cell; returns (cell, empty info)."""

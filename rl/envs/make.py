@@ -1,7 +1,7 @@
-"""Environments in batches behind one interface: Atari through ale-py's vector environment, the rest through Gymnasium.
+"""Batches of environments behind one interface: Atari through ale-py's vector environment, the rest through Gymnasium.
 
-Both follow one rule: `step` returns the true observation after the action, also where the episode ends there, and a new
-episode begins only through `restart`, which is not a step. So nothing that a reset returns can become a transition.
+`step` returns the true observation after the action, even if the episode ended. A new episode starts only in `restart`,
+which is not a step. So the first observation of an episode never becomes the successor of a transition.
 """
 
 from __future__ import annotations
@@ -14,36 +14,37 @@ import gymnasium as gym
 from rl.envs.atari import AtariEnvironments, atari_game
 from rl.envs.config import ATARI_FRAME_SKIP, ATARI_STACK, EnvConfig
 from rl.envs.spaces import AnyEnv, SpaceKind
-from rl.envs.vector import GymnasiumEnvironments, single
+from rl.envs.vector import GymnasiumEnvironments, make_env
 from rl.errors import BadSetting
 from rl.ports import Environments
 from rl.types import ObservationSpec
 
 
 def check_env(config: EnvConfig, takes: SpaceKind = "network") -> None:
-    """Raise BadInput unless `make_environments` could make this environment."""
+    """Raise BadInput if `make_environments` cannot create this environment with spaces for ``takes``."""
     if takes == "network" and atari_game(config.id) is not None and (config.kwargs != "{}" or config.max_episode_steps):
-        said = "and `max_episode_steps` are not for Atari: write `max_frames`, or leave them out"
-        raise BadSetting(EnvConfig, "kwargs", said)
+        message = "and `max_episode_steps` do not apply to Atari: leave them out; `max_frames` limits an episode"
+        raise BadSetting(EnvConfig, "kwargs", message)
     if takes != "network" or atari_game(config.id) is None:
-        single(config, takes).close()
+        make_env(config, takes).close()
 
 
 def make_environments(config: EnvConfig, count: int, threads: int = 1, takes: SpaceKind = "network") -> Environments:
-    """``count`` environments behind one interface, with spaces that suit ``takes``.
+    """``count`` environments with the spaces that ``takes`` needs (`make_env_by_id`).
 
-    ``threads`` is the number of emulator threads (Atari only). Raises BadInput when the environment cannot be made.
+    ``threads`` is the number of emulator threads (Atari only). Raises BadInput if the environment cannot be created.
     """
     if takes == "network" and atari_game(config.id) is not None:
         return AtariEnvironments(config, count, threads)
-    return GymnasiumEnvironments(lambda: single(config, takes), count, takes)
+    return GymnasiumEnvironments(lambda: make_env(config, takes), count, takes)
 
 
 @functools.cache
 def describe(config: EnvConfig) -> tuple[ObservationSpec, int]:
-    """The observation's spec and the number of actions of an environment.
+    """(spec of an observation, number of actions) of an environment.
 
-    The environment is made once per process to find them out. Raises BadInput when it cannot be made.
+    The first call for a configuration creates the environment; the result is cached. Raises BadInput if it cannot be
+    created.
     """
     env = make_environments(config, 1)
     env.close()
@@ -51,20 +52,21 @@ def describe(config: EnvConfig) -> tuple[ObservationSpec, int]:
 
 
 def frames_per_step(config: EnvConfig) -> int:
-    """Frames of the emulator in an agent step: 4 on Atari, 1 elsewhere."""
+    """Emulator frames per agent step: 4 for Atari, 1 for other environments."""
     return ATARI_FRAME_SKIP if atari_game(config.id) is not None else 1
 
 
 def make_rendered(config: EnvConfig, takes: SpaceKind = "network") -> AnyEnv:
-    """One environment under the same protocol through Gymnasium's wrappers, with ``rgb_array`` rendering for videos.
+    """One Gymnasium environment with ``rgb_array`` rendering, for videos.
 
-    Raises BadInput when it cannot be made.
+    Its observations are those of `make_environments`; Atari uses Gymnasium's wrappers. Raises BadInput if it cannot be
+    created.
     """
     if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame complains where there is no screen
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # without a display pygame needs this driver
     game = atari_game(config.id)
     if game is None:
-        return single(config, takes, render_mode="rgb_array")
+        return make_env(config, takes, render_mode="rgb_array")
     env = gym.make(
         config.id,
         frameskip=1,

@@ -1,4 +1,4 @@
-"""Videos of a policy, through Gymnasium's recording wrapper."""
+"""Recording videos of a policy with Gymnasium's recording wrapper."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rl.evaluation import MAX_EPISODE_STEPS, Policy
 from rl.stepping import rollout
 from rl.types import Array
 
-GIF_SECONDS, GIF_SIDE, GIF_FPS = 20.0, 240, 12  # at most; pixels, frames/s
+GIF_SECONDS, GIF_SIDE, GIF_FPS = 20.0, 240, 12  # upper limits: seconds, pixels, frames/s
 
 
 def record(
@@ -31,10 +31,15 @@ def record(
     gif: bool = False,
     max_steps: int = MAX_EPISODE_STEPS,
 ) -> list[Path]:
-    """Play episodes and write an mp4 of each into ``folder``, with ``gif`` a GIF beside it. Returns the files.
+    """Play ``episodes`` episodes and write an mp4 of each into ``folder``. With ``gif``, also write GIFs.
 
-    An episode has at most ``max_steps`` agent steps. ``act`` maps observations [1, ...] to actions [1], or [1, D] where
-    they are continuous (``epsilon`` then does not apply). Raises BadInput when the environment cannot be recorded.
+    Returns the paths of all mp4 files in ``folder``, and of their GIFs. Raises BadInput if the environment cannot be
+    recorded.
+
+    Args:
+        act: maps observations [1, *observation] to actions [1], or [1, D] if they are continuous.
+        epsilon: probability of a random action. Has no effect if actions are continuous.
+        max_steps: agent steps after which an episode is cut.
     """
     check_recording(config, takes)
 
@@ -42,44 +47,44 @@ def record(
         env = make_rendered(config, takes)
         return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
 
-    environments, rng, first = GymnasiumEnvironments(make, 1, takes), np.random.default_rng(seed), itertools.count(seed)
+    environments, rng, seeds = GymnasiumEnvironments(make, 1, takes), np.random.default_rng(seed), itertools.count(seed)
 
-    def mostly(observation: Array) -> Array:
+    def act_epsilon_greedy(observation: Array) -> Array:
         action: Array = act(observation)
         if takes != "continuous" and rng.random() < epsilon:
             action = np.array([rng.integers(environments.actions)])
         return action
 
-    steps = rollout(environments, mostly, lambda _: np.array([next(first)]), max_steps)
+    steps = rollout(environments, act_epsilon_greedy, lambda _: np.array([next(seeds)]), max_steps)
     while episodes > 0:
         episodes -= int(next(steps).ended[0])
     environments.close()
     files = sorted(folder.glob("*.mp4"))
-    return files + [_gif(file) for file in files] if gif else files
+    return files + [_write_gif(file) for file in files] if gif else files
 
 
 def check_recording(config: EnvConfig, takes: SpaceKind = "network") -> None:
-    """Raise BadInput, saying what is missing, when the environment cannot be drawn or draws nothing."""
+    """Raise BadInput with the reason if the environment cannot be rendered as pictures."""
     env = make_rendered(config, takes)
     try:
         env.reset(seed=0)
         picture = env.render()
-    except Exception as error:  # whatever a renderer misses: a package, a library, a screen
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise BadSetting(EnvConfig, "id", f"{config.id!r} cannot be drawn: {said}") from error
+    except Exception as error:  # renderers raise different errors if a package, a library or a display is missing
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadSetting(EnvConfig, "id", f"{config.id!r} cannot be rendered: {reason}") from error
     finally:
         env.close()
     if picture is None:
-        raise BadSetting(EnvConfig, "id", f"{config.id!r} draws no pictures")
+        raise BadSetting(EnvConfig, "id", f"{config.id!r} cannot be recorded: its render() returns no picture")
 
 
-def _gif(video: Path) -> Path:
-    """The same pictures as a GIF beside the mp4, its beginning, and not too large for a page."""
+def _write_gif(video: Path) -> Path:
+    """Write the beginning of ``video`` as a small GIF next to it; returns the GIF's path."""
     from moviepy import VideoFileClip
 
     to = video.with_suffix(".gif")
     with VideoFileClip(str(video)) as clip:
-        shown = clip.subclipped(0, min(clip.duration, GIF_SECONDS))
-        shown = shown.resized(GIF_SIDE / max(clip.size)) if max(clip.size) > GIF_SIDE else shown
-        shown.write_gif(str(to), fps=min(clip.fps, GIF_FPS), logger=None)
+        short = clip.subclipped(0, min(clip.duration, GIF_SECONDS))
+        short = short.resized(GIF_SIDE / max(clip.size)) if max(clip.size) > GIF_SIDE else short
+        short.write_gif(str(to), fps=min(clip.fps, GIF_FPS), logger=None)
     return to

@@ -1,4 +1,4 @@
-"""The known environments: Gymnasium's, Qfleet's, and those of packages that register theirs when they are imported."""
+"""The known environments: Gymnasium's, Qfleet's, and those of packages that register them on import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rl.errors import BadInput
 gym.register_envs(bias_example)
 gym.register_envs(grid_worlds)
 
-# Packages that register environments when they are imported, by how their ids begin, and the extra that brings them.
+# {prefix of the ids: (package that registers them on import, extra of Qfleet that installs the package)}
 PROVIDERS = {
     "FlappyBird": ("flappy_bird_gymnasium", "classic"),
     "MiniGrid-": ("minigrid", "classic"),
@@ -21,12 +21,12 @@ PROVIDERS = {
 
 
 def known_ids() -> list[str]:
-    """The ids in Gymnasium's registry, without the environments that are written in JAX."""
+    """The ids in Gymnasium's registry, except the environments that need JAX."""
     return [k for k in gym.registry if not re.match(r"(phys2d|tabular)/", k)]
 
 
 def register(env_id: str) -> None:
-    """Import the package that registers ``env_id``, where one is known; raises BadInput when it is not installed."""
+    """Import the package in PROVIDERS that registers ``env_id``, if any. Raises BadInput if it is not installed."""
     for prefix, (package, extra) in PROVIDERS.items():
         if env_id.startswith(prefix) and env_id not in gym.registry:
             try:
@@ -37,10 +37,10 @@ def register(env_id: str) -> None:
                 ) from error
 
 
-def has_limit(env_id: str) -> bool:
-    """Whether an environment truncates its episodes by itself; False for an unknown id.
+def has_time_limit(env_id: str) -> bool:
+    """Whether the environment is registered with a limit of steps per episode. False for an unknown id.
 
-    Raises BadInput when the package that registers it is not installed.
+    Raises BadInput if the package that registers it is not installed.
     """
     register(env_id)
     spec = gym.registry.get(env_id)

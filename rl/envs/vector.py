@@ -1,4 +1,4 @@
-"""Any Gymnasium environment, in batches."""
+"""Batches of Gymnasium environments."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl.envs.config import EnvConfig
-from rl.envs.spaces import AnyEnv, SpaceKind, make_single
+from rl.envs.spaces import AnyEnv, SpaceKind, make_env_by_id
 from rl.types import Array, Bool, Int64, ObservationSpec, Step
 
 
 class GymnasiumEnvironments:
     """`Environments` of ``count`` Gymnasium environments.
 
-    ``make`` makes one of them, with spaces that suit ``takes`` (`single`).
+    ``make`` creates one of them, with the spaces that ``takes`` needs (`make_env`).
     """
 
     def __init__(self, make: Callable[[], AnyEnv], count: int, takes: SpaceKind = "network") -> None:
@@ -25,24 +25,21 @@ class GymnasiumEnvironments:
             [make] * count,
             autoreset_mode=AutoresetMode.DISABLED,
             observation_mode="same",
-            copy=True,  # it reuses one buffer for observations; those returned must not change
+            copy=True,  # the environment reuses its buffer, but returned observations must not change
         )
         self.count = count
-        self.spec = observed(self._env.single_observation_space, takes)
+        self.spec = observation_spec(self._env.single_observation_space, takes)
         action = self._env.single_action_space
         self.actions = int(action.n) if isinstance(action, gym.spaces.Discrete) else int(np.prod(action.shape or ()))
         self._first_action = int(action.start) if isinstance(action, gym.spaces.Discrete) else 0
 
     def reset(self, seeds: Int64) -> Array:
-        """`Environments.reset`: returns observations [N, *observation] of new episodes from seeds [N]."""
+        """See `Environments.reset`."""
         observation, _ = self._env.reset(seed=[int(s) for s in seeds])
         return np.asarray(observation, self.spec.dtype)
 
     def step(self, actions: Array) -> Step:
-        """`Environments.step` with actions [N] counted from 0, or [N, D] where continuous; returns a `Step`.
-
-        No life is ever lost in it.
-        """
+        """See `Environments.step`. Discrete actions count from 0. ``lost_life`` is always False."""
         observation, reward, terminated, truncated, _ = self._env.step(actions + self._first_action)
         no_lives = np.zeros(self.count, dtype=np.bool_)
         return Step(
@@ -54,14 +51,11 @@ class GymnasiumEnvironments:
         )
 
     def restart(self, mask: Bool, seeds: Int64) -> Array:
-        """`Environments.restart` where ``mask`` [N], from seeds [sum(mask)].
-
-        Returns all observations, [N, *observation].
-        """
-        where: list[int | None] = [None] * self.count
+        """See `Environments.restart`."""
+        seed_of: list[int | None] = [None] * self.count
         for env, seed in zip(np.flatnonzero(mask), seeds, strict=True):
-            where[env] = int(seed)
-        observation, _ = self._env.reset(seed=where, options={"reset_mask": mask})
+            seed_of[env] = int(seed)
+        observation, _ = self._env.reset(seed=seed_of, options={"reset_mask": mask})
         return np.asarray(observation, self.spec.dtype)
 
     def close(self) -> None:
@@ -69,18 +63,18 @@ class GymnasiumEnvironments:
         self._env.close()
 
 
-def observed(space: gym.Space[Any], takes: SpaceKind) -> ObservationSpec:
-    """The spec of the observations that a method gets from environments of ``space``.
+def observation_spec(space: gym.Space[Any], takes: SpaceKind) -> ObservationSpec:
+    """The spec of the observations of environments with the observation space ``space``.
 
-    A network gets pixels (uint8) or float32; a table gets observations in their own type.
+    A table gets observations in their own dtype. Other methods get uint8 (pixels) or float32.
     """
-    kept = takes == "table" or space.dtype == np.uint8
-    return ObservationSpec(tuple(space.shape or ()), str(space.dtype) if kept else "float32")
+    keeps_dtype = takes == "table" or space.dtype == np.uint8
+    return ObservationSpec(tuple(space.shape or ()), str(space.dtype) if keeps_dtype else "float32")
 
 
-def single(config: EnvConfig, takes: SpaceKind = "network", **more: Any) -> AnyEnv:
-    """One Gymnasium environment as configured, its spaces as ``takes`` needs them; ``more`` goes to its constructor.
+def make_env(config: EnvConfig, takes: SpaceKind = "network", **more: Any) -> AnyEnv:
+    """One Gymnasium environment as configured, with the spaces that ``takes`` needs (`make_env_by_id`).
 
-    Raises BadInput.
+    ``more`` are further arguments of its constructor. Raises BadInput if it cannot be created or does not fit.
     """
-    return make_single(config.id, takes, config.kwargs, config.max_episode_steps, **more)
+    return make_env_by_id(config.id, takes, config.kwargs, config.max_episode_steps, **more)

@@ -1,4 +1,4 @@
-"""An actor with a place to keep what it writes."""
+"""An actor for tests, with a sink that keeps its segments."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rl.returns import ReturnConfig
 MLP = NetworkConfig(kind="mlp", hidden=(32,))
 
 
-class Keep:
-    """A `SegmentSink` that keeps what it is given."""
+class RecordingSink:
+    """A `SegmentSink` that keeps the segments in a list."""
 
     def __init__(self):
         self.segments = []
@@ -33,12 +33,12 @@ class Keep:
 
 
 def make_actor(double=True, environments=3, env_id="CartPole-v1", segment_items=12, n_step=3):
-    """An actor whose two networks differ, its sink, and where its weights come from."""
+    """(actor whose online and target network differ, its sink, the source of its weights)."""
     config = replace(cartpole().actors, environments=environments, segment_items=segment_items)
     env = EnvConfig(id=env_id)
     spec, actions = describe(env)
     networks = (make_network(MLP, spec, actions, seed=1), make_network(MLP, spec, actions, seed=2))
-    sink, weights = Keep(), LocalWeights()
+    sink, weights = RecordingSink(), LocalWeights()
     explore = Exploration(cartpole().exploration, 0, environments, environments)
     returns = ReturnConfig(n_step=n_step)
     actor = Actor(config, env, returns, double, networks, explore, sink, weights.reader(), seed=1, index=0)

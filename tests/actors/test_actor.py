@@ -1,4 +1,4 @@
-"""The actor: what it plays is what it writes; it counts, and takes newer weights."""
+"""The actor: it writes the steps that it plays, counts them, and loads newer weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rl.stepping import SeedSequence
 from tests.actors.players import make_actor
 
 
-def test_an_actor_stores_each_step_of_each_episode_once_and_counts_them():
+def test_an_actor_writes_each_step_of_each_episode_once_and_counts_them():
     actor, sink, _ = make_actor(environments=2)
     for _ in range(200):
         actor.step()
@@ -32,7 +32,7 @@ def test_an_actor_stores_each_step_of_each_episode_once_and_counts_them():
     assert len(ended) == len(episodes)
 
 
-def test_an_episode_says_which_epsilon_its_last_action_was_taken_with():
+def test_an_episode_result_has_the_epsilon_of_its_last_action():
     actor, _, _ = make_actor(environments=3)
     schedule, found = Exploration(cartpole().exploration, 0, 3, 3), 0
     for k in range(150):
@@ -46,8 +46,8 @@ def test_an_episode_says_which_epsilon_its_last_action_was_taken_with():
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "PongNoFrameskip-v4"])
-def test_frames_in_a_segment_are_those_that_the_game_shows(env_id):
-    """Two environments, played again from their seeds by the actions that the segments hold: each frame kept as it was."""
+def test_the_frames_in_segments_are_those_of_the_game(env_id):
+    """Two environments are played again with the same seeds and actions; every frame must equal the stored one."""
     actor, sink, _ = make_actor(environments=2, env_id=env_id, segment_items=8)
     for _ in range(30):
         actor.step()
@@ -74,7 +74,7 @@ def test_frames_in_a_segment_are_those_that_the_game_shows(env_id):
     again.close()
 
 
-def test_an_actor_takes_newer_weights_and_target():
+def test_an_actor_loads_newer_weights_and_target_weights():
     actor, sink, weights = make_actor()
     new = {k: np.full(v.shape, 0.5, np.float32) for k, v in actor.online.state_dict().items()}
     weights.publish(Publication(1, 10, new, 0, new))

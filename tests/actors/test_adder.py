@@ -1,4 +1,4 @@
-"""The adder: initial priorities are the learner's own TD errors, with the weights that the actor holds."""
+"""The adder: its TD errors are those that the learner would compute with the actor's weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.actors.players import make_actor
 
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "PongNoFrameskip-v4"])
-def test_initial_priorities_are_the_learners_td_error(double, env_id):
-    """Recomputed item by item from the frames, ends of episodes included."""
+def test_the_td_errors_of_segments_are_those_of_the_learner(double, env_id):
+    """The errors of all items, including those at the end of an episode, are recomputed from the frames."""
     pong = env_id.startswith("Pong")
     actor, sink, _ = make_actor(double, env_id=env_id)
     for _ in range(40 if pong else 150):
@@ -47,19 +47,19 @@ def test_initial_priorities_are_the_learners_td_error(double, env_id):
 
 
 class Times(torch.nn.Module):
-    """q(s) = factors * s for observations of one number, and a record of the observations."""
+    """q(s) = factors * s for observations of one number. ``calls`` records the observations of each forward pass."""
 
     def __init__(self, *factors):
         super().__init__()
-        self.factors, self.asked = torch.tensor(factors), []
+        self.factors, self.calls = torch.tensor(factors), []
 
     def forward(self, x):
-        self.asked.append(x.ravel().tolist())
+        self.calls.append(x.ravel().tolist())
         return x * self.factors
 
 
 def steps(frames, last_is_terminal):
-    """One environment that shows ``frames`` one after another and pays 1 a step."""
+    """The steps of one environment with the observations ``frames`` and a reward of 1 per step."""
     for k, (before, after) in enumerate(itertools.pairwise(frames)):
         end, no = np.array([k == len(frames) - 2]), np.zeros(1, np.bool_)
         terminated, truncated = (end, no) if last_is_terminal else (no, end)
@@ -68,7 +68,8 @@ def steps(frames, last_is_terminal):
         yield ActorStep(seen, np.zeros(1, np.int64), step, np.array([k == 0]), end, np.ones(1), np.ones(1, np.int64))
 
 
-def rated(last_is_terminal, double):
+def build_segments(last_is_terminal, double):
+    """(segments of an episode with frames 1 to 5, online network, target network)."""
     online, target = Times(1.0, 2.0), Times(10.0, -5.0)
     spec, returns = ObservationSpec((1,), "float32"), ReturnConfig(n_step=2, gamma=0.5)
     adder, segments = Adder(returns, spec, 2, [0], (online, target), double), []
@@ -78,30 +79,31 @@ def rated(last_is_terminal, double):
     return segments, online, target
 
 
-def test_errors_written_out():
-    """Frames 1..5, n = 2, gamma 0.5, action 0 always; q(s) = [s, 2s], q_target(s) = [10s, -5s]: double takes action 1."""
-    (first, second), online, target = rated(last_is_terminal=False, double=True)
+def test_td_errors_of_double_dqn():
+    """n = 2, gamma 0.5, action 0 in every step; q(s) = [s, 2s], q_target(s) = [10s, -5s]: Double DQN selects 1."""
+    (first, second), online, target = build_segments(last_is_terminal=False, double=True)
     assert first.td_abs.tolist() == [abs(1 + 0.5 + 0.25 * -5 * 3 - 1), abs(1 + 0.5 + 0.25 * -5 * 4 - 2)]
     assert second.td_abs.tolist() == [abs(1 + 0.5 + 0.25 * -5 * 5 - 3), abs(1 + 0.5 * -5 * 5 - 4)]
-    assert online.asked == [[4.0], [5.0, 5.0]]  # the last frame alone, once for each item: the rest were acted on
-    assert target.asked == [[3.0, 4.0], [5.0, 5.0]]
+    # the online network computes only the last frame, once for each item; the actor has computed the others
+    assert online.calls == [[4.0], [5.0, 5.0]]
+    assert target.calls == [[3.0, 4.0], [5.0, 5.0]]
     assert first.versions.tolist() == [3, 3, 3]
 
 
-def test_without_double_the_target_chooses_and_the_online_network_is_not_asked():
-    (first, second), online, _ = rated(last_is_terminal=False, double=False)
+def test_without_double_the_target_network_selects_and_the_online_network_is_not_called():
+    (first, second), online, _ = build_segments(last_is_terminal=False, double=False)
     assert first.td_abs.tolist() == [abs(1 + 0.5 + 0.25 * 10 * 3 - 1), abs(1 + 0.5 + 0.25 * 10 * 4 - 2)]
     assert second.td_abs.tolist() == [abs(1 + 0.5 + 0.25 * 10 * 5 - 3), abs(1 + 0.5 * 10 * 5 - 4)]
-    assert online.asked == []
+    assert online.calls == []
 
 
 def test_a_termination_does_not_bootstrap():
-    (_, second), _, _ = rated(last_is_terminal=True, double=True)
+    (_, second), _, _ = build_segments(last_is_terminal=True, double=True)
     assert second.td_abs.tolist() == [abs(1 + 0.5 - 3), abs(1 - 4)]
 
 
-def test_values_belong_to_the_frames_of_their_own_episode():
-    """An episode of one step behind another: its values are its own."""
+def test_action_values_of_one_episode_are_not_used_for_the_next():
+    """An episode of two steps is followed by an episode of one step."""
     online, target = Times(1.0, 2.0), Times(0.0, 0.0)
     adder = Adder(
         ReturnConfig(n_step=1, gamma=0.5), ObservationSpec((1,), "float32"), 5, [0], (online, target), double=True

@@ -1,4 +1,4 @@
-"""The evaluator: fresh episodes each time, of the weights that it is given."""
+"""The evaluator: new episodes in each call, played with the given weights."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def evaluator(seed=1, start=0):
     return Evaluator(config, ENV, network, "float32", seed, start), weights_of(network)
 
 
-def test_each_evaluation_plays_fresh_episodes_and_a_given_seed_the_same_ones():
+def test_each_call_plays_new_episodes_unless_the_seed_is_given():
     player, weights = evaluator()
     first, second = player.evaluate(weights, 6), player.evaluate(weights, 6)
     assert first.episodes != second.episodes
     assert player.evaluate(weights, 6, seed=5).episodes == player.evaluate(weights, 6, seed=5).episodes
     assert evaluator()[0].evaluate(weights, 6).episodes == first.episodes
-    assert evaluator(start=100)[0].evaluate(weights, 6).episodes != first.episodes  # a resumed run plays others
+    assert evaluator(start=100)[0].evaluate(weights, 6).episodes != first.episodes  # as in a resumed run
     assert first.seconds > 0.0
 
 
-def test_the_weights_that_are_given_are_those_that_act():
+def test_the_given_weights_are_used():
     player, weights = evaluator()
     before = player.evaluate(weights, 4, seed=3)
     flat = {name: np.zeros_like(x) for name, x in weights.items()}

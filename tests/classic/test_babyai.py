@@ -12,9 +12,9 @@ from classic.interface import RecordingMonitor
 from classic.offline_data import read
 from classic.offline_q import OfflineQConfig, offline_q
 from rl.envs.config import EnvConfig
-from rl.envs.grid_states import is_grid, pack, picture, unpack
+from rl.envs.grid_states import draw_grid, is_grid, pack_grid, unpack_grid
 from rl.envs.minari_files import NewDataset, open_dataset
-from rl.envs.vector import single
+from rl.envs.vector import make_env
 from rl.errors import BadInput, RunFault
 from tests.classic.offline_datasets import CLIFF, learn
 
@@ -69,7 +69,7 @@ def test_the_bots_dataset_keeps_seeds_and_observations(pickup):
     first, _ = env.reset(seed=3 + 7)
     assert (episodes[7].observations["image"][0] == first["image"]).all()
     assert episodes[7].observations["mission"][0] == first["mission"]
-    with pytest.raises(BadInput, match="already there"):
+    with pytest.raises(BadInput, match="already exists"):
         make_dataset(MakeDatasetConfig(episodes=1), RecordingMonitor())
 
 
@@ -77,7 +77,7 @@ def test_in_the_states_of_highest_value_the_target_can_be_picked_up(learned, pic
     data = open_dataset(pickup[0])
     for at in learned.figures["highest"][:2]:
         observed = data[at["episode"]].observations
-        state = unpack(pack({key: column[at["step"]] for key, column in observed.items()}))
+        state = unpack_grid(pack_grid({key: column[at["step"]] for key, column in observed.items()}))
         *_, colour, kind = state.mission.split()
         assert state.ahead[:2] == (OBJECT_TO_IDX[kind], COLOR_TO_IDX[colour])
         assert (at["action"], at["mission"]) == (PICK_UP, state.mission)
@@ -85,7 +85,7 @@ def test_in_the_states_of_highest_value_the_target_can_be_picked_up(learned, pic
     assert learned.arrays["highest"].shape == learned.arrays["lowest"].shape == shape
     first = learned.figures["highest"][0]
     own = {key: column[first["step"]] for key, column in data[first["episode"]].observations.items()}
-    assert (learned.arrays["highest"][0] == picture(unpack(pack(own)))).all()
+    assert (learned.arrays["highest"][0] == draw_grid(unpack_grid(pack_grid(own)))).all()
     assert learned.figures["value_max"] == first["value"] > learned.figures["lowest"][0]["value"] > 0
 
 
@@ -151,7 +151,7 @@ def test_a_dataset_of_another_environment_names_its_own(pickup):
         ({"episodes": 0}, "episodes is 0"),
         ({"first_seed": -1}, "first_seed is -1"),
         ({"env": "BabyAI-Nothing-v0"}, "not a Gymnasium environment"),
-        ({"to": "pickup"}, "must end in its version"),
+        ({"to": "pickup"}, "must end in a version"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(settings, match):
@@ -187,9 +187,9 @@ def test_a_level_beyond_the_bot_ends_with_a_fault_and_leaves_nothing(tmp_path, m
 
 def test_partial_observations_are_named(tmp_path):
     """The same shape as the whole grid's, but no agent in it."""
-    env = single(EnvConfig(id="MiniGrid-Empty-6x6-v0"), "table")
+    env = make_env(EnvConfig(id="MiniGrid-Empty-6x6-v0"), "table")
     state, _ = env.reset(seed=0)
-    grid = unpack(state)
+    grid = unpack_grid(state)
     space = gym.spaces.Dict(
         direction=gym.spaces.Discrete(4),
         image=gym.spaces.Box(0, 255, grid.image.shape, np.uint8),

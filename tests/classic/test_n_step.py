@@ -12,7 +12,7 @@ from classic.n_step import WAYS, NStepConfig, Taken, Truth, n_step, reachable, u
 from classic.steps import Step
 from classic.value_iteration import true_model
 from rl.envs.config import EnvConfig
-from rl.envs.vector import single
+from rl.envs.vector import make_env
 from rl.errors import BadInput
 
 CLIFF = EnvConfig(id="CliffWalking-v1", max_episode_steps=200)
@@ -66,7 +66,7 @@ def test_a_heavy_weight_goes_no_further_than_the_target():
 
 
 def test_the_truth_of_the_cliff():
-    env = single(CLIFF, "table")
+    env = make_env(CLIFF, "table")
     truth = Truth(env, CLIFF.id, 0.9)
     model = true_model(env, CLIFF.id)
     assert truth.v[36] == pytest.approx(-sum(0.9**k for k in range(13)))  # 13 steps along the edge

@@ -149,8 +149,8 @@ BOX = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 ONE = [([0, 1], [0], [1.0], "terminated")]
 BAD = {
     "missing": (lambda d: "qfleet/none-v0", "export a run's replay, or make one"),
-    "no version": (lambda d: "pickup", "must end in its version"),
-    "empty": (lambda d: write(d, []), "is empty"),
+    "no version": (lambda d: "pickup", "must end in a version"),
+    "empty": (lambda d: write(d, []), "has no episodes"),
     "floats": (
         lambda d: write(d, [(np.eye(2), [0], [1.0], "terminated")], space=BOX),
         "fitted-q, or train DQN offline",
@@ -162,7 +162,7 @@ BAD = {
     "other states": (lambda d: write(d, ONE, states=7), "names no environment.*write another one"),
     "other actions": (lambda d: write(d, ONE, action_space=gym.spaces.Discrete(2)), "'CliffWalking-v1' has"),
     "beyond its space": (lambda d: write(d, [([0, 50], [0], [1.0], "terminated")]), "cannot be read"),
-    "action outside": (lambda d: write(d, [([0, 1], [9], [1.0], "terminated")]), "an action lies outside"),
+    "action outside": (lambda d: write(d, [([0, 1], [9], [1.0], "terminated")]), "an action is outside"),
     "nan": (lambda d: write(d, [([0, 1], [0], [np.nan], "terminated")]), "not finite"),
 }
 

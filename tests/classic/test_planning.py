@@ -26,7 +26,7 @@ from classic.value_iteration import (
     value_iteration,
 )
 from rl.envs.config import EnvConfig
-from rl.envs.vector import single
+from rl.envs.vector import make_env
 from rl.errors import BadInput
 
 LAKE = EnvConfig(id="FrozenLake-v1")
@@ -55,7 +55,7 @@ def policy_iteration(outcomes, gamma):
 
 
 def model_and_optimum(env_id, gamma):
-    env = single(EnvConfig(id=env_id), "table")
+    env = make_env(EnvConfig(id=env_id), "table")
     return true_model(env, env_id), policy_iteration(env.unwrapped.P, gamma)
 
 
@@ -99,7 +99,7 @@ def test_the_model_holds_the_means_of_what_was_counted():
 
 
 def test_a_counted_model_comes_near_the_true_one():
-    env = single(LAKE, "table")
+    env = make_env(LAKE, "table")
     model = true_model(env, LAKE.id)
     rng, counts = np.random.default_rng(1), Counts(16, 4)
     counts.add(islice(steps(env, lambda _: int(rng.integers(4)), 1), 60_000))
@@ -111,7 +111,7 @@ def test_a_counted_model_comes_near_the_true_one():
 
 def test_q_learning_comes_near_the_exact_values():
     pond = EnvConfig(id="FrozenLake-v1", kwargs='{"desc": ["SFF", "FFG"]}')
-    q = policy_iteration(single(pond, "table").unwrapped.P, 0.9)
+    q = policy_iteration(make_env(pond, "table").unwrapped.P, 0.9)
     config = QLearningConfig(episodes=4_000, gamma=0.9, behaviour="random", alpha=0.1, alpha_end=0.001)
     off = q_learning(config, pond, 1, RecordingMonitor()).arrays["q"] - q
     assert np.abs(off).max() < 0.05
@@ -182,4 +182,4 @@ def test_an_environment_that_cannot_be_counted_or_states_no_model_is_refused():
     with pytest.raises(BadInput, match="a model counts every"):
         learn_v(PlanningConfig(), EnvConfig(id="qfleet/GridWorld-v0"), 1, RecordingMonitor())
     with pytest.raises(BadInput, match="does not state its model"):
-        true_model(single(EnvConfig(id="Blackjack-v1"), "table"), "Blackjack-v1")
+        true_model(make_env(EnvConfig(id="Blackjack-v1"), "table"), "Blackjack-v1")

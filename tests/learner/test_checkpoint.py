@@ -1,4 +1,4 @@
-"""Checkpoints on disk and elsewhere: whole or not there, never unpickled."""
+"""Checkpoints on disk and at URLs: complete or not there, and never pickled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_checkpoints_round_trip_and_keep_the_newest(tmp_path, root):
     np.testing.assert_array_equal(loaded.arrays["optimizer"]["0.step"], arrays()["optimizer"]["0.step"], strict=True)
 
 
-def test_the_step_just_written_is_kept_whatever_its_number(tmp_path):
+def test_a_new_save_is_kept_even_if_its_step_is_lower(tmp_path):
     store = CheckpointStore(str(tmp_path), keep=1)
     store.save(300, Checkpoint(arrays(), {"updates": 300}))
     store.save(200, Checkpoint(arrays(), {"updates": 200}))

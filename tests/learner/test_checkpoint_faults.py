@@ -1,4 +1,4 @@
-"""Saves that are killed, at every step: what was whole before or what was being saved is there, and nothing is left over."""
+"""Saves that are killed at any moment: the old or the new checkpoint is complete, and the next save cleans up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 from learner.checkpoint import Checkpoint, CheckpointStore
 
 root, again, keep = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}  # raised before each, at the n-th of which it is killed
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}  # audit events; the n-th kills the process
 logging.disable(logging.NOTSET)
 warnings = []
 logging.getLogger("qfleet.checkpoint").addFilter(lambda record: warnings.append(record.getMessage()) or True)
@@ -63,24 +63,24 @@ print(*found)
 
 
 @pytest.mark.parametrize(
-    ("again", "keep"), [(5, 2), (6, 1), (6, 2)], ids=["the same step", "the next, kept alone", "both"]
+    ("again", "keep"), [(5, 2), (6, 1), (6, 2)], ids=["same step", "next step, keep 1", "next step, keep 2"]
 )
-def test_a_save_that_is_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path, again, keep):
+def test_a_save_that_is_killed_at_any_moment_leaves_a_complete_checkpoint(tmp_path, again, keep):
     words = [sys.executable, "-c", KILLED, str(tmp_path), str(again), str(keep)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     marks = done.stdout.split()
     assert len(marks) > 8
     assert (marks[0], marks[-1]) == ("1", "2")
-    assert marks == sorted(marks)  # from one moment on it is the new one
+    assert marks == sorted(marks)  # the old checkpoint up to some moment, then the new one
 
 
 class Died(BaseException):
-    """What a killed process does not catch."""
+    """Stands for the death of the process: no handler of Exception catches it."""
 
 
 @pytest.mark.parametrize("again", [5, 6])
-def test_a_save_to_a_url_that_breaks_off_is_never_loaded_and_cleaned_up(tmp_path, monkeypatch, caplog, again):
+def test_an_interrupted_save_to_a_url_is_never_loaded_and_is_cleaned_up(tmp_path, monkeypatch, caplog, again):
     def checkpoint(mark):
         return Checkpoint({"online": {"w": np.full(3, mark, np.float32)}}, {"mark": mark})
 
@@ -122,7 +122,7 @@ def test_a_save_to_a_url_that_breaks_off_is_never_loaded_and_cleaned_up(tmp_path
     assert "damaged" not in caplog.text
 
 
-def test_a_checkpoint_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
+def test_a_checkpoint_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
     import os
 
     synced, renamed = [], []

@@ -1,4 +1,4 @@
-"""The optimizers' steps written out, and their state as arrays."""
+"""Optimizers: their steps, with the arithmetic written out, and their state as arrays."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def step(optimizer, own, *gradients):
 
 
 def test_rmsprop_is_centred_with_decay_095():
-    """g 2: mean square 0.05 * 4, mean 0.05 * 2; w -= lr g / (sqrt(mean square - mean^2) + epsilon)."""
+    """For the gradient 2: mean square 0.05 * 4, mean 0.05 * 2; w -= lr g / (sqrt(mean square - mean^2) + epsilon)."""
     own = parameters([1.0])
     step(make_optimizer("rmsprop", own, 0.1, 0.01), own, [2.0])
     assert own[0].item() == pytest.approx(1.0 - 0.1 * 2.0 / ((0.05 * 4 - (0.05 * 2) ** 2) ** 0.5 + 0.01))
 
 
-def test_adams_first_step_is_the_learning_rate_whatever_the_gradient():
+def test_adams_first_step_has_the_size_of_the_learning_rate():
     own = parameters([1.0, 1.0])
     step(make_optimizer("adam", own, 0.1, 0.5), own, [2.0, -30.0])
     assert own[0].tolist() == pytest.approx([1.0 - 0.1 * 2 / (2 + 0.5), 1.0 + 0.1 * 30 / (30 + 0.5)], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_restored_state_goes_on_as_if_nothing_had_been(name):
+def test_a_restored_optimizer_makes_the_same_next_step(name):
     first = parameters([1.0, -1.0], [[0.5], [2.0]])
     optimizer = make_optimizer(name, first, 0.1, 1e-3)
     for k in range(3):
@@ -53,7 +53,7 @@ def test_a_restored_state_goes_on_as_if_nothing_had_been(name):
         assert torch.equal(one, other)
 
 
-def test_what_is_read_is_a_copy():
+def test_optimizer_arrays_are_copies():
     own = parameters([1.0])
     optimizer = make_optimizer("adam", own, 0.1, 1e-3)
     step(optimizer, own, [1.0])
@@ -66,9 +66,9 @@ def test_what_is_read_is_a_copy():
 
 @pytest.mark.parametrize(
     ("made", "wanted", "words"),
-    [("adam", "rmsprop", "is of Adam, not of RMSProp"), ("rmsprop", "adam", "is of RMSProp, not of Adam")],
+    [("adam", "rmsprop", "belongs to Adam, not to RMSProp"), ("rmsprop", "adam", "belongs to RMSProp, not to Adam")],
 )
-def test_the_state_of_another_optimizer_is_named(made, wanted, words):
+def test_the_state_of_another_optimizer_is_rejected(made, wanted, words):
     own = parameters([1.0])
     optimizer = make_optimizer(made, own, 0.1, 1e-3)
     step(optimizer, own, [1.0])
@@ -76,7 +76,7 @@ def test_the_state_of_another_optimizer_is_named(made, wanted, words):
         check_optimizer(wanted, optimizer_arrays(optimizer))
     with pytest.raises(ValueError, match="another optimizer"):
         check_optimizer(wanted, {"0.momentum": np.zeros(1)})
-    check_optimizer(wanted, {})  # before its first step it has none
+    check_optimizer(wanted, {})  # an optimizer has no state before its first step
 
 
 def test_the_state_of_a_larger_network_is_refused():

@@ -1,4 +1,4 @@
-"""Batches ahead of their use: in order, no more than asked for, and a fault that is handed over."""
+"""Prefetching: batches come in order, at most `depth` ahead, and failures are raised by `get`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rl.errors import RunFault
 
 
 class Numbers:
-    """A `BatchSource` of 0, 1, 2, ... that raises ``fault`` after ``last``; every third answer is that there is none yet."""
+    """A `BatchSource` of 0, 1, 2, ... that raises ``fault`` after ``last``. Every third call returns None."""
 
     def __init__(self, last=10**9, fault=None):
         self.asked, self._next, self._last, self._fault = 0, 0, last, fault
@@ -28,7 +28,7 @@ class Numbers:
 
 
 def settle(source):
-    """Calls of ``source`` once there are no more for a while."""
+    """Wait until ``source`` gets no more calls; returns the number of calls."""
     before = -1
     while before != source.asked:
         before = source.asked
@@ -43,18 +43,18 @@ def test_batches_come_in_order_and_prepared():
 
 
 @pytest.mark.parametrize("depth", [1, 4])
-def test_no_more_are_prepared_than_asked_for(depth):
+def test_at_most_depth_batches_are_prepared_ahead(depth):
     prepared = []
     batches = Prefetcher(Numbers(), prepared.append, depth)
     settle(batches._source)
-    assert len(prepared) == depth + 1  # one in the thread's hand
+    assert len(prepared) == depth + 1  # the thread holds one more than the queue
     batches.get(5.0)
     settle(batches._source)
     assert len(prepared) == depth + 2
     batches.close()
 
 
-def test_a_fault_of_the_source_is_raised_after_the_batches_before_it():
+def test_a_fault_of_the_source_is_raised_after_the_earlier_batches():
     batches = Prefetcher(Numbers(1, RunFault("replay is gone")), str)
     assert [batches.get(5.0)[0] for _ in range(2)] == [0, 1]
     with pytest.raises(RunFault, match="^replay is gone$"):
@@ -62,7 +62,7 @@ def test_a_fault_of_the_source_is_raised_after_the_batches_before_it():
     batches.close()
 
 
-def test_any_other_failure_is_a_fault_with_its_cause():
+def test_any_other_exception_becomes_a_run_fault_with_its_cause():
     batches = Prefetcher(Numbers(), lambda n: 1 // n)
     with pytest.raises(RunFault, match="preparing a batch failed: ZeroDivisionError") as caught:
         batches.get(5.0)
@@ -70,7 +70,7 @@ def test_any_other_failure_is_a_fault_with_its_cause():
     batches.close()
 
 
-def test_no_batch_in_time_is_none():
+def test_get_returns_none_after_the_timeout():
     class Never:
         def sample(self, timeout):
             time.sleep(0.01)
@@ -80,14 +80,14 @@ def test_no_batch_in_time_is_none():
     batches.close()
 
 
-def test_close_ends_the_thread_though_nobody_takes_its_batch():
+def test_close_ends_the_thread_even_if_the_queue_is_full():
     batches = Prefetcher(Numbers(), str, depth=1)
     settle(batches._source)
     batches.close()
     assert not [t for t in threading.enumerate() if t is batches._thread]
 
 
-def test_without_a_thread_a_batch_is_drawn_when_it_is_asked_for():
+def test_synchronous_batches_are_sampled_in_get():
     source = Numbers()
     batches = SynchronousBatches(source, str)
     assert source.asked == 0

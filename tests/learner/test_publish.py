@@ -1,4 +1,4 @@
-"""When weights are published, and with them the target's."""
+"""When the learner publishes weights, and when these include the target network's."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from rl.parameters import weights_of
 from tests.learner.updates import Sink, batch_of, updater
 
 
-def test_a_publication_holds_copies_of_what_was_learned_by_then(rng):
+def test_a_publication_holds_copies_of_the_weights(rng):
     own, sink = updater(), Sink()
     publisher = Publisher(own, sink, period=2)
-    before = weights_of(own.acting)
+    before = weights_of(own.acting_network)
     publisher.publish()
     own.update(own.prepare(batch_of(rng)))
     (first,) = sink.got
     assert (first.version, first.updates, first.target_version) == (1, 0, 0)
     for name, x in before.items():
         np.testing.assert_array_equal(first.weights[name], x)
-    assert any((x != before[name]).any() for name, x in weights_of(own.acting).items())
+    assert any((x != before[name]).any() for name, x in weights_of(own.acting_network).items())
 
 
-def test_the_target_travels_when_it_changed_and_first_of_all_after_a_resume(rng):
-    """The target is copied after every 5th update (tests/learner/updates.py); publications come every 2nd."""
+def test_the_target_is_published_if_it_changed_and_with_the_first_publication(rng):
+    """The target is synced after every 5th update (tests/learner/updates.py); every 2nd update is published."""
     own, sink = updater(), Sink()
     publisher = Publisher(own, sink, period=2, version=30)
     for _ in range(12):

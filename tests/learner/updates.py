@@ -1,4 +1,4 @@
-"""Batches, updaters and learners that many tests share."""
+"""Batches, updaters and learners for several tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def updater(config=None, network=MLP, spec=SMALL, seed=1):
 
 
 class Source:
-    """A `BatchSource` over given batches, for a learner without a replay."""
+    """A `BatchSource` of given batches. ``drawn`` counts all calls of `sample`."""
 
     def __init__(self, batches):
         self.batches, self.reported, self.drawn = list(batches), [], 0
@@ -62,6 +62,8 @@ class Source:
 
 
 class Sink:
+    """A `WeightSink` and `MetricSink` that keeps everything in ``got``."""
+
     def __init__(self):
         self.got = []
 

@@ -112,13 +112,13 @@ def test_keys_are_renamed_from_format_to_format():
 
 @pytest.mark.parametrize("data", [[], 3, None, {"format": "x"}, {"format": -1}, {"format": True}, {"format": 1.0}])
 def test_what_is_no_format_is_damage(data):
-    with pytest.raises(ValueError, match="not names with values|not a number from 0 on"):
+    with pytest.raises(ValueError, match="must contain a mapping of names|must be an integer of at least 0"):
         upgraded(data, (), "here")
 
 
 @pytest.mark.parametrize("text", ["format: x", "format: -1"])
 def test_a_config_of_no_format_is_refused(text):
-    with pytest.raises(BadInput, match=r"^here: its format is ('x'|-1), not a number from 0 on$"):
+    with pytest.raises(BadInput, match=r"^here: its format is ('x'|-1), but must be an integer of at least 0$"):
         from_yaml(text, "here")
 
 
@@ -174,7 +174,7 @@ def test_a_config_of_the_future_is_refused(run, capsys):
     assert cli.main(["eval", str(run)]) == 2
     assert (
         refused(capsys)
-        == f"qfleet: {file} is of format 3, this Qfleet reads up to 2: use the newer Qfleet that wrote it"
+        == f"qfleet: {file} has format 3, but this Qfleet reads formats up to 2: use the Qfleet that wrote it"
     )
 
 
@@ -184,10 +184,10 @@ def test_a_checkpoint_of_the_future_is_refused(run, capsys):
     folder = store.save(9999, Checkpoint(old.arrays, {**old.state, "format": 7}))
     assert cli.main(["eval", str(run), "--weights", "last"]) == 2
     assert refused(capsys) == (
-        f"qfleet: {folder}/state.json is of format 7, this Qfleet reads up to 2: use the newer Qfleet that wrote it"
+        f"qfleet: {folder}/state.json has format 7, but this Qfleet reads formats up to 2: use the Qfleet that wrote it"
     )
     assert cli.main(["train", "--resume", str(run), "--serial", "--replay.snapshot-minutes", "0"]) == 2
-    assert "state.json is of format 7" in refused(capsys)
+    assert "state.json has format 7" in refused(capsys)
 
 
 def test_a_snapshot_of_the_future_is_refused(run, tmp_path, capsys):
@@ -196,7 +196,7 @@ def test_a_snapshot_of_the_future_is_refused(run, tmp_path, capsys):
     assert cli.main(["replay", "export", str(run), "--to", str(tmp_path / "x-v0")]) == 2
     assert (
         refused(capsys)
-        == f"qfleet: {file} is of format 3, this Qfleet reads up to 1: use the newer Qfleet that wrote it"
+        == f"qfleet: {file} has format 3, but this Qfleet reads formats up to 1: use the Qfleet that wrote it"
     )
 
 

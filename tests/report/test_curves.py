@@ -1,4 +1,4 @@
-"""Learning curves of runs: which columns they come from, and what is no run."""
+"""Learning curves of runs: the columns that are drawn, and directories that are not runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write(folder, metrics, evaluations):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The axes of the last picture, which is not forgotten."""
+    """A function that returns the lines of the last picture, which is not closed."""
     kept = []
     monkeypatch.setattr(curves.plt, "close", kept.append)
     yield lambda: [[(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in a.lines] for a in kept[-1].axes]
@@ -43,7 +43,7 @@ def test_returns_over_minutes_and_over_agent_steps(tmp_path, drawn):
     assert evaluated_by_steps == ([150.0], [12.5])
 
 
-def test_where_nobody_acted_returns_are_over_updates(tmp_path, drawn):
+def test_returns_of_offline_runs_are_over_updates(tmp_path, drawn):
     run = write(tmp_path / "run", METRICS.format(0, 0), "wall_seconds,agent_steps,updates,mean_return\n90,0,15,12.5\n")
     plot_runs([run], tmp_path / "c.png")
     _, (training, evaluated) = drawn()
@@ -51,11 +51,11 @@ def test_where_nobody_acted_returns_are_over_updates(tmp_path, drawn):
     assert evaluated == ([15.0], [12.5])
 
 
-def test_a_run_that_has_only_begun_is_drawn(tmp_path):
+def test_a_run_without_rows_is_drawn(tmp_path):
     empty = write(tmp_path / "run", "", "")
     assert plot_runs([empty], tmp_path / "c.png").is_file()
 
 
-def test_what_is_no_run_is_named(tmp_path):
-    with pytest.raises(BadInput, match="holds no metrics.csv: write a run's directory"):
+def test_a_directory_that_is_not_a_run_is_rejected(tmp_path):
+    with pytest.raises(BadInput, match=r"is not a run's directory \(metrics.csv is missing\): write the directory"):
         plot_runs([tmp_path], tmp_path / "c.png")

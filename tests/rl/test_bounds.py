@@ -1,4 +1,4 @@
-"""Bounds of configurations: what they let through, the line they refuse with, and how its names are spelled."""
+"""Checks of configuration fields: which values pass, the message for the others, and the field names in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rl.bounds import at_least, between, layers, positive, require
-from rl.errors import BadSetting, mounted
+from rl.errors import BadSetting, config_path
 
 
 @dataclass(frozen=True)
@@ -48,37 +48,37 @@ CASES = [
 
 
 @pytest.mark.parametrize(("check", "good", "bad", "wanted"), CASES)
-def test_a_bound_lets_through_what_is_in_it_and_says_what_to_write_else(check, good, bad, wanted):
+def test_a_check_accepts_good_values_and_says_what_to_write_instead_of_bad_ones(check, good, bad, wanted):
     for value in good:
         check(Inner(value))
     for value in bad:
-        with pytest.raises(BadSetting) as refused:
+        with pytest.raises(BadSetting) as error:
             check(Inner(value))
-        assert str(refused.value).startswith("Inner.x is ")
-        assert str(refused.value).endswith(f": write {wanted}")
+        assert str(error.value).startswith("Inner.x is ")
+        assert str(error.value).endswith(f": write {wanted}")
 
 
 @pytest.mark.parametrize(
     ("value", "shown"), [(2.0, "2"), (0.1234567891, "0.1234567891"), (1e-6, "1e-06"), ("a b", "'a b'"), ((0,), "(0,)")]
 )
-def test_the_value_is_shown_as_it_would_be_written(value, shown):
-    with pytest.raises(BadSetting, match="x is ") as refused:
+def test_the_message_shows_the_value_as_a_user_would_write_it(value, shown):
+    with pytest.raises(BadSetting, match="x is ") as error:
         require(False, Inner(value), "x", "another")
-    assert str(refused.value) == f"Inner.x is {shown}: write another"
+    assert str(error.value) == f"Inner.x is {shown}: write another"
 
 
-def test_a_configuration_is_found_where_it_is_mounted():
-    assert mounted(Outer, Inner) == "middle.the_inner."
-    assert mounted(Outer, Middle) == "middle."
-    assert mounted(Outer, Outer) == ""
-    assert mounted(Middle, Outer) is None
+def test_config_path_finds_a_nested_configuration():
+    assert config_path(Outer, Inner) == "middle.the_inner."
+    assert config_path(Outer, Middle) == "middle."
+    assert config_path(Outer, Outer) == ""
+    assert config_path(Middle, Outer) is None
 
 
-def test_fields_are_spelled_by_the_place_and_nothing_else_is():
+def test_only_field_references_are_replaced_by_full_paths():
     error = BadSetting(Inner, "x", "is `1`, below `y`: write `other: false`, or less than `x`")
     assert str(error) == "Inner.x is `1`, below `y`: write other: false, or less than x"
-    assert error.spelled_in(Outer, lambda path: f"<{path}>") == (
+    assert error.render_in(Outer, lambda path: f"<{path}>") == (
         "<middle.the_inner.x> is `1`, below `y`: write <middle.the_inner.other: false>, or less than <middle.the_inner.x>"
     )
-    assert error.spelled_in(int, str) == str(error)
+    assert error.render_in(int, str) == str(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # Ray carries them

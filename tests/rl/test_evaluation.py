@@ -1,4 +1,4 @@
-"""Which episodes an evaluation counts: a fixed share an environment, cut at the limit, none when it is stopped."""
+"""Which episodes an evaluation counts: a fixed share per environment, episodes cut at the limit, no unfinished ones."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from rl.errors import BadInput
-from rl.evaluation import EvaluationConfig, EvaluationResult, evaluate, said_of_cut
+from rl.evaluation import EvaluationConfig, EvaluationResult, describe_cut_episodes, evaluate
 from rl.types import EpisodeResult, ObservationSpec, Step
 
 
 class Clocks:
-    """Environments whose episodes last ``lengths`` [N] steps; the reward of environment i is 10^i, and action 1 adds 0.5."""
+    """Environments whose episodes last ``lengths`` [N] steps. Environment i has reward 10^i; action 1 adds 0.5."""
 
     actions, spec = 2, ObservationSpec((1,), "float32")
 
@@ -48,7 +48,7 @@ def zeros(observations):
 
 
 def test_short_episodes_are_not_counted_more_often():
-    """7 episodes over 3 environments: 3, 2 and 2 of them, though the last one ends twelve in the time."""
+    """7 episodes over 3 environments: 3, 2 and 2, although the third environment could play 12 times as many."""
     result = evaluate(zeros, Clocks([12, 6, 1]), 7, 0.0, seed=1)
     assert Counter(e.episode_return for e in result.episodes) == {12 * 1.0: 3, 6 * 10.0: 2, 1 * 100.0: 2}
     assert result.mean_return == pytest.approx((3 * 12 + 2 * 60 + 2 * 100) / 7)
@@ -62,7 +62,7 @@ def test_fewer_episodes_than_environments():
 
 
 @pytest.mark.parametrize("ends", ["terminated", "truncated"])
-def test_a_truncated_episode_is_told_from_a_terminated_one(ends):
+def test_the_result_says_whether_the_episode_was_truncated(ends):
     (episode,) = evaluate(zeros, Clocks([3], ends), 1, 0.0, seed=1).episodes
     assert episode == EpisodeResult(3.0, 3, 0.0, ends == "truncated")
 
@@ -76,18 +76,18 @@ def test_an_episode_is_cut_at_the_limit_with_its_return_so_far():
         (7, 70.0, True),
     ]
     assert result.cut == 2
-    assert said_of_cut(result, 7).startswith("; 2 of 4 episodes cut at 7 steps")
-    assert said_of_cut(EvaluationResult(result.episodes), 7) == ""
+    assert describe_cut_episodes(result, 7).startswith("; 2 of 4 episodes cut at 7 steps")
+    assert describe_cut_episodes(EvaluationResult(result.episodes), 7) == ""
 
 
-def test_epsilon_of_the_actions_are_uniformly_random():
+def test_a_fraction_epsilon_of_the_actions_is_uniformly_random():
     steps = 20_000
     (episode,) = evaluate(zeros, Clocks([steps]), 1, 0.4, seed=1).episodes
     assert (episode.episode_return - steps) / 0.5 / steps == pytest.approx(0.4 / 2, abs=0.02)
     assert episode.epsilon == 0.4
 
 
-def test_one_seed_one_result_and_no_episode_seed_twice():
+def test_the_same_seed_gives_the_same_result_and_every_episode_has_its_own_seed():
     first, again, other = Clocks([3, 2]), Clocks([3, 2]), Clocks([3, 2])
     results = [evaluate(zeros, env, 6, 0.5, seed) for env, seed in ((first, 4), (again, 4), (other, 5))]
     assert results[0].episodes == results[1].episodes != results[2].episodes
@@ -95,7 +95,7 @@ def test_one_seed_one_result_and_no_episode_seed_twice():
     assert len(set(first.seeds)) == len(first.seeds)
 
 
-def test_a_stopped_evaluation_returns_what_has_ended():
+def test_a_stopped_evaluation_returns_the_episodes_finished_so_far():
     asked = iter([False] * 5 + [True])
     result = evaluate(zeros, Clocks([2, 4]), 100, 0.0, seed=1, should_stop=lambda: next(asked))
     assert sorted(e.length for e in result.episodes) == [2, 2, 4]  # after 5 steps

@@ -1,4 +1,4 @@
-"""The schedule or the ladder of an actor's environments."""
+"""The epsilons of an actor's environments: ladder or schedule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rl.errors import BadInput
 from rl.exploration import Exploration, ExplorationConfig, ladder
 
 
-def test_the_ladder_is_ape_x():
+def test_the_ladder_is_that_of_ape_x():
     got = ladder(0.4, 7.0, 8)
     assert got == pytest.approx([0.4 ** (1 + 7 * i / 7) for i in range(8)])
 
@@ -20,12 +20,12 @@ def test_actors_share_one_ladder():
     np.testing.assert_allclose(np.concatenate(parts), ladder(0.4, 7.0, 12))
 
 
-def test_a_ladder_of_one_is_the_schedule():
+def test_a_single_environment_uses_the_schedule_instead_of_the_ladder():
     one = Exploration(ExplorationConfig(kind="ladder", start=1.0, end=0.0, steps=10), 0, 1, 1)
     assert one.epsilons(5) == pytest.approx([0.5])
 
 
 @pytest.mark.parametrize("bad", [{"start": 1.5}, {"end": -0.1}, {"steps": 0}, {"knots": ((5, 1.0), (5, 0.0))}])
-def test_bad_settings_are_refused(bad):
+def test_bad_settings_are_rejected(bad):
     with pytest.raises(BadInput):
         ExplorationConfig(**bad)

@@ -1,4 +1,4 @@
-"""Networks: shapes, published sizes, the dueling head, normalisation, seeds."""
+"""Networks: shapes, published sizes, the dueling head, normalization, seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rl.errors import BadInput
-from rl.networks import DuelingHead, NetworkConfig, check_network, for_acting, make_network, values
+from rl.networks import DuelingHead, NetworkConfig, check_network, make_network, prepare_for_acting, q_values
 from rl.parameters import weights_of
 from rl.types import ObservationSpec
 from tests.conftest import SMALL
@@ -24,7 +24,7 @@ def test_networks_map_pixels_to_action_values(kind, dueling):
     q = network(x)
     assert q.shape == (5, 6)
     assert q.dtype == torch.float32
-    # pixels count as scaled to [0, 1]
+    # the network scales pixels to [0, 1]
     scaled = network.torso[1:](torch.nn.functional.conv2d(x / 255.0, network.torso[0].weight, network.torso[0].bias, 4))
     torch.testing.assert_close(network.head(scaled), q, rtol=1e-4, atol=1e-5)
 
@@ -45,19 +45,19 @@ def test_normalised_layers_have_mean_0_and_variance_1_before_their_relu(kind, du
 
 
 @pytest.mark.parametrize("kind", ["small", "mlp"])
-def test_a_centered_network_sees_pixels_less_their_background(kind):
+def test_a_centered_network_subtracts_the_background_from_pixels(kind):
     plain, centered = (make_network(NetworkConfig(kind, (32,), center=c), PIXELS, 6, 1) for c in (False, True))
     background = torch.randint(0, 256, (4, 84, 84), dtype=torch.uint8)
     centered.background.copy_(background)
     x = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
     expected = plain.head(plain.body(plain.torso(x.float() - background)))
     torch.testing.assert_close(centered(x), expected, rtol=1e-4, atol=1e-5)
-    acts = for_acting(centered, "bfloat16")
+    acts = prepare_for_acting(centered, "bfloat16")
     assert torch.equal(acts.background, background)
     torch.testing.assert_close(acts(x), expected, rtol=3e-2, atol=3e-2)
 
 
-def test_published_sizes():
+def test_networks_have_the_published_number_of_weights():
     count = lambda kind, hidden: sum(  # noqa: E731
         p.numel() for p in make_network(NetworkConfig(kind, (hidden,), False), PIXELS, 6, 1).parameters()
     )
@@ -72,14 +72,14 @@ def test_the_dueling_head_centres_its_advantages():
     torch.testing.assert_close(head(x).mean(dim=1, keepdim=True), head.value(v))
 
 
-def test_a_network_that_cannot_take_the_observations_is_refused():
+def test_a_network_that_cannot_take_the_observations_is_rejected():
     with pytest.raises(BadInput, match="mlp"):
         check_network(NetworkConfig(kind="nature"), SMALL)
-    with pytest.raises(BadInput, match="NetworkConfig.center is for pixels"):
+    with pytest.raises(BadInput, match="NetworkConfig.center needs uint8 pixels"):
         check_network(NetworkConfig(kind="mlp", center=True), SMALL)
 
 
-def test_one_seed_one_network_whatever_was_drawn_before():
+def test_the_weights_depend_on_the_seed_alone():
     torch.rand(7)
     a = weights_of(make_network(MLP, SMALL, 3, 5))
     b = weights_of(make_network(MLP, SMALL, 3, 5))
@@ -91,6 +91,6 @@ def test_only_convolutions_of_pixels_act_in_bfloat16():
     images = ObservationSpec((84, 84), "float32", 4)
     cases = [(PIXELS, "small", torch.bfloat16), (PIXELS, "mlp", torch.float32), (images, "small", torch.float32)]
     for spec, kind, dtype in (*cases, (SMALL, "mlp", torch.float32)):
-        network = for_acting(make_network(NetworkConfig(kind, (16,)), spec, 3, 1), "bfloat16")
+        network = prepare_for_acting(make_network(NetworkConfig(kind, (16,)), spec, 3, 1), "bfloat16")
         assert {p.dtype for p in network.parameters()} == {dtype}
-        assert values(network, np.zeros((2, *spec.shape), spec.dtype)).dtype == np.float32
+        assert q_values(network, np.zeros((2, *spec.shape), spec.dtype)).dtype == np.float32

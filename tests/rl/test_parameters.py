@@ -1,4 +1,4 @@
-"""A network's state as arrays and as a file's bytes, and what does not fit."""
+"""Weights as arrays and as the bytes of a file; weights that do not fit are rejected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def network(width=3):
     return torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.BatchNorm1d(width))  # with buffers too
 
 
-def test_bytes_give_the_arrays_back_whatever_their_shape_and_order(rng):
+def test_arrays_of_any_shape_and_memory_order_round_trip_through_bytes(rng):
     arrays = {
         "scalar": np.float32(3.0).reshape(()),
         "empty": np.zeros((0, 4), np.int64),
@@ -42,18 +42,18 @@ def test_weights_are_a_copy_and_load_with_their_buffers():
     assert not (weights_of(other)["0.weight"] == 7.0).any()
 
 
-def test_weights_of_another_network_are_named_and_change_nothing():
+def test_weights_of_another_network_are_rejected_and_change_nothing():
     own = network()
     before = weights_of(own)
-    with pytest.raises(ValueError, match=r"0.weight is \(4, 2\), not \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"0.weight has the shape \(4, 2\), not \(3, 2\)"):
         load_weights(own, weights_of(network(4)))
-    with pytest.raises(ValueError, match=r"differing names \['0.bias'\]"):
+    with pytest.raises(ValueError, match=r"only one of them has \['0.bias'\]"):
         load_weights(own, {name: x for name, x in before.items() if name != "0.bias"})
     for name, x in weights_of(own).items():
         np.testing.assert_array_equal(x, before[name])
 
 
 @pytest.mark.parametrize("damaged", [b"", b"x" * 40, to_bytes({"w": np.ones(9, np.float32)})[:-1]])
-def test_damaged_bytes_are_a_value_error(damaged):
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+def test_damaged_bytes_raise_a_value_error(damaged):
+    with pytest.raises(ValueError, match="damaged safetensors file"):
         from_bytes(damaged)

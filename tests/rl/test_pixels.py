@@ -1,4 +1,4 @@
-"""The first convolution of pixels: its blocks beside torch's convolution of the whole image."""
+"""The first convolution of pixels: its result equals torch's convolution of the whole image."""
 
 import pytest
 import torch
@@ -9,14 +9,14 @@ from rl.pixels import PixelConv, changed_blocks
 
 
 def _few_changes(shape, share, seed=0):
-    """Images of bytes, a background, and where blocks of 4x4 pixels differ from it: a share of them, and four corners."""
+    """(images, background, where blocks of 4x4 pixels differ). A share of the blocks differs, and the four corners."""
     g = torch.Generator().manual_seed(seed)
     batch, channels, rows, columns = shape
     background = torch.randint(0, 256, shape[1:], generator=g, dtype=torch.uint8)
     where = torch.rand((batch, rows // 4, columns // 4), generator=g) < share
     where[-1, [0, 0, -1, -1], [0, -1, 0, -1]] = True
-    other = torch.randint(1, 256, shape, generator=g, dtype=torch.uint8)  # added to bytes: never the same
-    # one pixel of one channel a block
+    other = torch.randint(1, 256, shape, generator=g, dtype=torch.uint8)  # not 0, so the sum modulo 256 always differs
+    # one pixel of one channel in each block
     pixel = torch.zeros(shape, dtype=torch.bool)
     for image, row, column in where.nonzero().tolist():
         channel, y, x = (int(torch.randint(0, n, (), generator=g)) for n in (channels, 4, 4))
@@ -52,9 +52,9 @@ def test_changed_blocks_are_those_with_a_pixel_that_differs(shape, share):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
-@pytest.mark.parametrize("dense", [0.0, 2.0])
-def test_blocks_and_whole_images_have_one_convolution_and_one_gradient(monkeypatch, shape, share, dense):
-    monkeypatch.setattr(rl.pixels, "DENSE", dense)  # the way taken: of whole images, of blocks
+@pytest.mark.parametrize("max_share", [0.0, 2.0])
+def test_blocks_and_whole_images_give_the_same_convolution_and_gradient(monkeypatch, shape, share, max_share):
+    monkeypatch.setattr(rl.pixels, "MAX_CHANGED_SHARE", max_share)  # 0: whole images, 2: blocks
     x, background, _ = _few_changes(shape, share)
     layer = _layer(background).to(memory_format=torch.channels_last)
     y, expected = layer(x), _whole(layer, x)
@@ -63,18 +63,20 @@ def test_blocks_and_whole_images_have_one_convolution_and_one_gradient(monkeypat
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
-def test_nothing_that_equals_the_background_is_multiplied(monkeypatch):
+def test_blocks_that_equal_the_background_are_not_multiplied(monkeypatch):
     x, background, where = _few_changes((6, 4, 84, 84), 0.05)
     layer, rows = _layer(background), []
-    monkeypatch.setattr(rl.pixels, "_blocks", lambda *a, of=rl.pixels._blocks: rows.append(of(*a)) or rows[-1])
+    monkeypatch.setattr(
+        rl.pixels, "_gather_blocks", lambda *a, of=rl.pixels._gather_blocks: rows.append(of(*a)) or rows[-1]
+    )
     layer(x)
     assert [len(r) for r in rows] == [int(where.sum())] * 2
     rows.clear()
-    layer(_few_changes((6, 4, 84, 84), 0.5)[0])  # many differ: the whole images
+    layer(_few_changes((6, 4, 84, 84), 0.5)[0])  # many blocks differ: whole images are convolved
     assert not rows
 
 
-def test_blocks_in_bfloat16():
+def test_blocks_are_convolved_in_bfloat16():
     x, background, _ = _few_changes((4, 4, 84, 84), 0.05)
     layer = _layer(background)
     with torch.autocast("cpu", torch.bfloat16):
@@ -96,7 +98,7 @@ def test_the_background_alone_gives_the_bias():
     torch.testing.assert_close(bias, torch.full_like(bias, 2 * 20 * 20))
 
 
-def test_bytes_at_any_place_in_memory():
+def test_images_with_any_strides_and_storage_offset():
     x, background, _ = _few_changes((3, 4, 84, 84), 0.05)
     layer = _layer(background)
     odd = torch.zeros(len(x), x[0].numel() + 1, dtype=torch.uint8)
@@ -112,7 +114,7 @@ def test_bytes_at_any_place_in_memory():
     torch.testing.assert_close(single(x[:, :1].to(memory_format=torch.channels_last)), single(x[:, :1].clone()))
 
 
-def test_sides_that_are_no_multiple_of_a_block():
+def test_sides_that_are_not_multiples_of_the_block():
     x = torch.randint(0, 256, (2, 4, 85, 90), dtype=torch.uint8)
     layer = _layer(x[0])
     torch.testing.assert_close(layer(x), _whole(layer, x), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""From action values to actions."""
+"""Policies: from action values to actions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from rl.policies import epsilon_greedy, epsilon_greedy_probabilities, greedy, softmax, softmax_probabilities
 
 
-def test_epsilon_greedy_explores_as_often_as_told():
+def test_epsilon_greedy_explores_with_probability_epsilon():
     rng = np.random.default_rng(0)
     q = np.tile(np.array([[0.0, 1.0, 0.0, 0.0]]), (40_000, 1))
     share = (epsilon_greedy(q, 0.2, rng) == 1).mean()
@@ -16,7 +16,7 @@ def test_epsilon_greedy_explores_as_often_as_told():
     assert (epsilon_greedy(q, 0.0, rng) == greedy(q)).all()
 
 
-def test_softmax_follows_its_probabilities():
+def test_softmax_draws_by_its_probabilities():
     rng = np.random.default_rng(0)
     q = np.tile(np.array([[0.0, np.log(3.0)]]), (20_000, 1))
     np.testing.assert_allclose(softmax_probabilities(q[:1], 1.0), [[0.25, 0.75]])
@@ -25,11 +25,11 @@ def test_softmax_follows_its_probabilities():
         softmax(q, 0.0, rng)
 
 
-def test_ties_go_to_the_first():
+def test_of_equal_values_the_first_action_is_taken():
     assert greedy(np.array([[2.0, 5.0, 5.0], [1.0, 1.0, 1.0], [-1.0, -3.0, -0.5]])).tolist() == [1, 0, 2]
 
 
-def test_each_environment_explores_by_its_own_epsilon():
+def test_each_environment_explores_with_its_own_epsilon():
     q, rng = np.tile(np.array([[0.0, 0.0, 1.0]]), (20_000, 1)), np.random.default_rng(0)
     epsilons = np.tile([0.0, 1.0], 10_000)
     actions = epsilon_greedy(q, epsilons, rng)
@@ -37,7 +37,7 @@ def test_each_environment_explores_by_its_own_epsilon():
     assert np.bincount(actions[1::2], minlength=3) / 10_000 == pytest.approx([1 / 3] * 3, abs=0.02)
 
 
-def test_epsilon_greedy_probabilities_are_written_out():
+def test_epsilon_greedy_probabilities():
     got = epsilon_greedy_probabilities(np.array([[0.0, 3.0], [4.0, 4.0]]), 0.2)
     np.testing.assert_allclose(got, [[0.1, 0.8 + 0.1], [0.8 + 0.1, 0.1]])
 

@@ -1,4 +1,4 @@
-"""Which floating point: asked for, or by what the processor multiplies."""
+"""The floating-point type: as configured, or by what the processor supports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from rl.precision import pick_dtype
 
 
-def test_auto_is_bfloat16_where_the_processor_multiplies_it():
+def test_auto_is_bfloat16_if_the_processor_supports_it():
     cpu, flags = torch.device("cpu"), Path("/proc/cpuinfo").read_text().split()
     native = "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags
     assert pick_dtype("auto", cpu) == (torch.bfloat16 if native else torch.float32)

@@ -1,11 +1,11 @@
-"""n-step returns, as tables with the arithmetic written out."""
+"""n-step returns: a table of expected values with the arithmetic written out."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from rl.returns import ReturnConfig, n_step_returns, targets
+from rl.returns import ReturnConfig, n_step_returns, n_step_targets
 
 G = 0.9
 #        rewards          stops                 n   expected r_t, discount_t, length of each item
@@ -35,7 +35,7 @@ TABLE = [
         [1 + G * 2, 2.0, 200 + G * 4, 4.0],
         [0.0, 0.0, G**2, G],
         [2, 1, 2, 1],
-        id="a counted life: the sum stops there, the next item starts afresh",
+        id="a lost life that counts: the sum stops there, and the next item starts a new one",
     ),
     pytest.param([5.0], [True], 4, [5.0], [0.0], [1], id="an episode of one step"),
     pytest.param([5.0], [False], 4, [5.0], [G], [1], id="one step, truncated"),
@@ -51,16 +51,16 @@ def test_n_step_returns(rewards, stops, n, r_t, discount_t, length):
     assert got.length.tolist() == length
 
 
-def test_rewards_are_clipped_where_asked_and_a_lost_life_stops_the_return_only_where_it_counts():
+def test_clipped_rewards_and_lost_lives_follow_the_configuration():
     rewards, terminated, lost = (
         np.array([1.0, 7.0, 2.0]),
         np.array([False, False, True]),
         np.array([True, False, False]),
     )
-    raw = targets(ReturnConfig(n_step=2, gamma=G), rewards, terminated, lost, 3)
+    raw = n_step_targets(ReturnConfig(n_step=2, gamma=G), rewards, terminated, lost, 3)
     np.testing.assert_allclose(raw.r_t, [1 + G * 7, 7 + G * 2, 2.0], rtol=1e-6)
     np.testing.assert_allclose(raw.discount_t, [G**2, 0.0, 0.0], rtol=1e-6)
     atari = ReturnConfig(n_step=2, gamma=G, clip_reward=1.0, life_loss_terminates=True)
-    clipped = targets(atari, rewards, terminated, lost, 3)
+    clipped = n_step_targets(atari, rewards, terminated, lost, 3)
     np.testing.assert_allclose(clipped.r_t, [1.0, 1 + G * 1, 1.0], rtol=1e-6)
     assert clipped.discount_t.tolist() == [0.0, 0.0, 0.0]

@@ -1,4 +1,4 @@
-"""Values over time, written out."""
+"""Schedules: expected values, written out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_piecewise_goes_through_its_knots():
     assert [piecewise(knots, t) for t in (-5, 0, 5, 10, 15, 30)] == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.25, 0.0])
 
 
-def test_before_its_beginning_a_line_has_its_first_value():
+def test_linear_has_its_first_value_before_step_0():
     assert linear(0.5, 1.0, 10, -3) == 0.5
 
 

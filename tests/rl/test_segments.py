@@ -1,4 +1,4 @@
-"""Segments, cut from small trajectories with their expected transitions."""
+"""Segments of small trajectories, compared with the expected transitions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ G = 0.9
 
 
 def play(builder: SegmentBuilder, episode: list[tuple[float, bool, bool, bool]], base: int):
-    """Feed one episode of (reward, terminated, truncated, lost_life); frame k of it is the number base + k."""
+    """The segments of one episode of (reward, terminated, truncated, lost_life); frame k is the number base + k."""
     segments = []
     builder.begin(np.array([base], np.float32))
     for k, (reward, terminated, truncated, lost) in enumerate(episode):
@@ -55,7 +55,7 @@ def steps(count, end="terminated", reward=1.0):
 
 @pytest.mark.parametrize("stack", [1, 4])
 @pytest.mark.parametrize("max_items", [1, 2, 3, 5, 50])
-def test_segments_hold_every_transition_once_whatever_their_length(stack, max_items):
+def test_segments_of_any_length_hold_every_transition_once(stack, max_items):
     spec = ObservationSpec((1,), "float32", stack)
     builder = SegmentBuilder(ReturnConfig(n_step=3, gamma=G), spec, max_items)
     got = []
@@ -70,7 +70,7 @@ def test_segments_hold_every_transition_once_whatever_their_length(stack, max_it
     assert got == expected
 
 
-def test_stacks_are_zero_before_the_episode_and_whole_after_a_cut():
+def test_stacks_are_zero_before_the_episode_and_complete_in_later_segments():
     spec = ObservationSpec((1,), "float32", 4)
     builder = SegmentBuilder(ReturnConfig(n_step=1, gamma=G), spec, max_items=3)
     segments = play(builder, steps(6), base=10)
@@ -103,14 +103,14 @@ def test_each_step_keeps_its_own_fields():
     assert (s.episode_id, s.first_step) == (0, 0)
 
 
-def test_a_segment_is_rated_with_the_errors_of_its_items():
+def test_with_td_errors_adds_the_errors_and_keeps_the_rest():
     builder = SegmentBuilder(ReturnConfig(n_step=1, gamma=G), ObservationSpec((1,), "float32"), max_items=10)
     (cut,) = play(builder, steps(2), base=0)
     td_abs = np.array([0.5, 2.0], np.float32)
-    rated = cut.rated(td_abs)
-    assert rated.td_abs is td_abs
-    assert rated.frames is cut.frames
-    assert rated.items == 2
+    segment = cut.with_td_errors(td_abs)
+    assert segment.td_abs is td_abs
+    assert segment.frames is cut.frames
+    assert segment.items == 2
 
 
 def test_rewards_are_clipped_in_training_and_raw_in_the_segment():
@@ -130,7 +130,7 @@ def test_a_lost_life_stops_the_return_only_where_it_counts():
         np.testing.assert_allclose(segment.discount_t, expected, rtol=1e-6)
 
 
-def test_the_newest_frame_of_a_stack_is_kept_without_the_stack():
+def test_the_newest_frame_of_a_stack_is_a_copy():
     stacks = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
     newest = newest_frame(stacks, ObservationSpec((3,), "uint8", 4))
     assert newest.tolist() == [[9, 10, 11], [21, 22, 23]]

@@ -1,4 +1,4 @@
-"""The stepping loop: what it yields, when it restarts, and with which seeds."""
+"""The stepping loop: what it yields, when it restarts environments, and with which seeds."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def noop(observation):
 
 @pytest.mark.parametrize("env_id", ["qfleet-test/Countdown-v0", "qfleet-test/Truncated-v0"])
 def test_two_episodes_step_by_step(env_id):
-    """Observation [seed, t], reward t, over at t = 3; the successor is the true one, the next episode has the next seed."""
+    """Observation [seed, t], reward t, end at t = 3. Successors are the true ones; each episode has the next seed."""
     envs = make_environments(EnvConfig(id=env_id), 1)
     rows = [
-        (*s.observation[0], *s.step.observation[0], s.begins[0], s.ended[0], s.episode_return[0], s.length[0])
+        (*s.observation[0], *s.step.observation[0], s.is_first[0], s.ended[0], s.episode_return[0], s.length[0])
         for s in itertools.islice(rollout(envs, noop, counted()), 4)
     ]
     envs.close()
@@ -41,8 +41,8 @@ def test_two_episodes_step_by_step(env_id):
     ]
 
 
-def test_what_was_yielded_stays_as_it_was():
-    """Two environments, one of which is cut and restarted alone."""
+def test_yielded_arrays_are_not_written_to_again():
+    """Two environments whose episodes end at different times."""
     envs = make_environments(EnvConfig(id="CartPole-v1"), 2)
     rng = np.random.default_rng(1)
     steps = list(itertools.islice(rollout(envs, lambda s: rng.integers(0, 2, len(s)), SeedSequence(1, 0).draw), 60))
@@ -52,7 +52,7 @@ def test_what_was_yielded_stays_as_it_was():
         same = ~before.ended
         np.testing.assert_array_equal(before.step.observation[same], after.observation[same])
         assert (before.step.observation[~same] != after.observation[~same]).any(axis=1).all()
-        np.testing.assert_array_equal(after.begins, before.ended)
+        np.testing.assert_array_equal(after.is_first, before.ended)
         np.testing.assert_array_equal(after.length, np.where(before.ended, 0, before.length) + 1)
         np.testing.assert_array_equal(after.episode_return, after.length)  # CartPole pays 1 a step
 
@@ -61,23 +61,23 @@ def test_an_episode_is_cut_at_max_steps_and_counts_as_truncated():
     envs = make_environments(EnvConfig(id="qfleet-test/Countdown-v0"), 2)
     first, second, third = itertools.islice(rollout(envs, noop, counted(), max_steps=2), 3)
     envs.close()
-    assert list(first.finished(0.5)) == []
+    assert list(first.finished_episodes(0.5)) == []
     assert second.ended.tolist() == [True, True]
     assert not second.step.done.any()
     epsilons = np.array([0.25, 0.5])
-    assert list(second.finished(epsilons)) == [
+    assert list(second.finished_episodes(epsilons)) == [
         (0, EpisodeResult(1 + 2, 2, 0.25, truncated=True)),
         (1, EpisodeResult(1 + 2, 2, 0.5, truncated=True)),
     ]
     assert third.observation.tolist() == [[12, 0], [13, 0]]
 
 
-def test_a_termination_is_no_truncation():
+def test_terminated_episodes_are_not_reported_as_truncated():
     for env_id, truncated in (("qfleet-test/Countdown-v0", False), ("qfleet-test/Truncated-v0", True)):
         envs = make_environments(EnvConfig(id=env_id), 1)
         *_, last = itertools.islice(rollout(envs, noop, counted()), 3)
         envs.close()
-        assert list(last.finished(0.0)) == [(0, EpisodeResult(1 + 2 + 3, 3, 0.0, truncated))]
+        assert list(last.finished_episodes(0.0)) == [(0, EpisodeResult(1 + 2 + 3, 3, 0.0, truncated))]
 
 
 def test_no_environment_is_restarted_after_the_last_step():
@@ -97,8 +97,8 @@ def test_no_environment_is_restarted_after_the_last_step():
     envs.close()
 
 
-def test_seeds_are_streams_of_their_own():
-    """The same for the same seed, stream and start, however many are drawn at a time."""
+def test_seeds_depend_on_seed_stream_and_start_alone():
+    """Not on how many are drawn at a time."""
     seeds = SeedSequence(1, 2)
     first = [*seeds.draw(3), *seeds.draw(4)]
     assert SeedSequence(1, 2).draw(7).tolist() == first

@@ -1,4 +1,4 @@
-"""Golden TD errors, written out."""
+"""TD errors and losses: expected values, written out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_q_learning_error_takes_the_maximum():
     torch.testing.assert_close(error, torch.tensor(expected))
 
 
-def test_double_q_error_selects_online_and_values_with_the_target():
+def test_double_q_error_selects_with_the_online_and_evaluates_with_the_target_network():
     error = td.double_q_error(Q_TM1, A_TM1, R_T, DISCOUNT_T, Q_T_VALUE, Q_T_SELECTOR)
     expected = [0.5 + 0.9 * 10 - 1.0, -1.0 + 0.9**3 * -5 - 4.0, 2.0 - 5.0]
     torch.testing.assert_close(error, torch.tensor(expected))
@@ -44,8 +44,8 @@ def test_squared():
 
 
 @pytest.mark.parametrize("loss", [td.huber, td.squared])
-def test_importance_weights_multiply_gradients_in_either_loss(loss):
-    for size in (0.3, 5.0):  # inside and outside huber's quadratic part
+def test_importance_weights_multiply_the_gradients_of_both_losses(loss):
+    for size in (0.3, 5.0):  # inside and outside the quadratic part of huber
         error = torch.tensor([size, size], requires_grad=True)
         td.weighted_loss(loss(error), torch.tensor([1.0, 0.25])).backward()
         torch.testing.assert_close(error.grad[1], 0.25 * error.grad[0])
@@ -63,7 +63,7 @@ def test_importance_weights_multiply_gradients_in_either_loss(loss):
         ("r_t", R_T.to(torch.int64)),
     ],
 )
-def test_wrong_shapes_and_dtypes_are_refused(name, value):
+def test_wrong_shapes_and_dtypes_are_rejected(name, value):
     arguments = dict(
         q_tm1=Q_TM1, a_tm1=A_TM1, r_t=R_T, discount_t=DISCOUNT_T, q_t_value=Q_T_VALUE, q_t_selector=Q_T_VALUE
     )

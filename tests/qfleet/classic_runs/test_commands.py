@@ -64,7 +64,7 @@ def test_seeds_that_are_done_are_kept_and_other_settings_are_refused(capsys, tmp
     status, _, err = run(capsys, "q-learning", "--env", "CliffWalking-v1", "--run-dir", folder, "--no-video")
     assert status == 2
     assert "holds a run of other settings" in err
-    for text, complaint in (("format: 1\n", "is of format 1"), ("- 1\n", "is damaged"), ("a: [", "is damaged")):
+    for text, complaint in (("format: 1\n", "has format 1"), ("- 1\n", "is damaged"), ("a: [", "is damaged")):
         config.write_text(text)
         status, _, err = run(capsys, "q-learning", "--env", "CliffWalking-v1", "--run-dir", folder, "--no-video")
         assert (status, len(err.splitlines())) == (2, 1)
@@ -91,7 +91,7 @@ def test_the_list_names_every_method_and_its_environments(capsys):
         (("q-learning", "--seeds", "1", "1"), "write one or more different numbers"),
         (("q-learning", "--final-episodes", "0"), "--final-episodes is 0: write a number from 1 to 100000000"),
         (("q-learning", "--env-kwargs", "slippery"), "write a JSON object"),
-        (("q-learning", "--env-kwargs", '{"slippery": 1}'), "cannot be made"),
+        (("q-learning", "--env-kwargs", '{"slippery": 1}'), "cannot be created"),
         (("value-iteration", "--env", "qfleet/GridWorld-v0"), "a model counts every (s, a, s')"),
         (("td0", "--env", "Blackjack-v1"), "does not state its model"),
         (("n-step", "--env", "qfleet/GridWorld-v0"), "does not state its model"),
@@ -103,11 +103,11 @@ def test_the_list_names_every_method_and_its_environments(capsys):
         (("neural-fitted-q", "--save-dataset", "no/where.npz"), "its directory is not there"),
         (("fitted-q", "--env", "Pendulum-v1"), "needs a Discrete action space"),
         (("offline-q", "--dataset", "./nothing-v0"), "there is no dataset ./nothing-v0 at"),
-        (("continuous", "--env", "CartPole-v1"), "for Discrete actions write dqn or q-learning"),
+        (("continuous", "--env", "CartPole-v1"), "for Discrete actions use dqn or q-learning"),
         (("continuous", "--maximizer", "sgd"), "invalid choice 'sgd'"),
         (("make-dataset", "--env", "CartPole-v1"), "the bot plays BabyAI's levels alone"),
-        (("q-learning", "--env-kwargs", '{"map_name": "9x9"}'), "cannot be made: KeyError"),
-        (("q-learning", "--env-kwargs", '{"max_episode_steps": 5}'), "the length of episodes is --max-episode-steps"),
+        (("q-learning", "--env-kwargs", '{"map_name": "9x9"}'), "cannot be created: KeyError"),
+        (("q-learning", "--env-kwargs", '{"max_episode_steps": 5}'), "write --max-episode-steps to limit the length"),
         (("q-learning", "--env", "ALE/Pong-v5"), "a table needs Discrete ones"),
         (("dqn", "--preset", "pong"), "--preset pong does not suit CartPole-v1"),
         (("fitted-q", "--save-dataset", "x.npz", "--seeds", "1", "2"), "--save-dataset is one file"),

@@ -123,11 +123,11 @@ CASES = {
     ),
     "a limit among the arguments in train": (
         ["train", "cartpole", "--env.kwargs", '{"max_episode_steps": 9}'],
-        "--env.kwargs names max_episode_steps: leave it out (the length of episodes is --env.max-episode-steps)",
+        "--env.kwargs contains max_episode_steps: leave it out (write --env.max-episode-steps to limit the length of",
     ),
     "a limit among the arguments in classic": (
         ["classic", "q-learning", "--env-kwargs", '{"max_episode_steps": 9}'],
-        "--env-kwargs names max_episode_steps: leave it out (the length of episodes is --max-episode-steps)",
+        "--env-kwargs contains max_episode_steps: leave it out (write --max-episode-steps to limit the length of",
     ),
     "a certificate without a key in train": (
         ["train", "cartpole", "--replay.security.certificate", "a.pem"],
@@ -254,7 +254,7 @@ def test_a_config_file_with_a_wrong_word_names_the_right_one(tmp_path):
             "hidden: [1]",
             "network.layer_norm needs layers of at least 2 units: write a larger network.hid",
         ),
-        ("kwargs: '{}'", "kwargs: '{\"max_episode_steps\": 9}'", "the length of episodes is env.max_episode_steps"),
+        ("kwargs: '{}'", "kwargs: '{\"max_episode_steps\": 9}'", "write env.max_episode_steps to limit the length"),
         ("  - - 0\n    - 1.0\n", "  - - 0\n", "exploration: knots holds [0]: expected 2 values"),
         ("batch_size: 64", "batch_size: 65537", "learner.batch_size is 65537: write at most 65536"),
     ],

@@ -44,11 +44,11 @@ def examples(tmp_path, run):
 
 BAD = {
     "no such dataset": (["train", "--offline", "qfleet/pongg-v0"], "there is no dataset qfleet/pongg-v0"),
-    "no version": (["train", "--offline", "qfleet/pong"], "end in its version"),
+    "no version": (["train", "--offline", "qfleet/pong"], "end in a version"),
     "a directory without data": (["train", "--offline", "HERE/here-v0"], "cannot be read"),
     "continuous actions": (["train", "--offline", "push-v0"], "Discrete action space"),
     "dict observations": (["train", "--offline", "dict-v0"], "Box space"),
-    "empty": (["train", "--offline", "empty-v0"], "is empty"),
+    "empty": (["train", "--offline", "empty-v0"], "has no episodes"),
     "no environment": (["train", "--offline", "nameless-v0"], "--env.id is not given"),
     "an environment that is not here": (
         ["train", "--offline", "nowhere-v0"],
@@ -64,8 +64,8 @@ BAD = {
     ),
     "negative updates": (["train", "cartpole", "--max-updates", "-1"], "--max-updates is -1"),
     "export of nothing": (["replay", "export", "HERE/bare", "--to", "x-v0"], "no snapshot"),
-    "export to no name": (["replay", "export", "RUN", "--to", "x"], "end in its version"),
-    "export onto another": (["replay", "export", "RUN", "--to", "many-v0"], "already there"),
+    "export to no name": (["replay", "export", "RUN", "--to", "x"], "end in a version"),
+    "export onto another": (["replay", "export", "RUN", "--to", "many-v0"], "already exists"),
     "export as something else": (
         ["replay", "export", "RUN", "--to", "x-v0", "--env", "Acrobot-v1"],
         "Acrobot-v1 gives",

@@ -42,7 +42,7 @@ def eval_of(run, *words, without=""):
 
 
 def test_a_video_that_cannot_be_drawn_is_refused_before_anything_is_played(places):
-    said = "qfleet: env.id 'CartPole-v1' cannot be drawn: pygame is not installed, run `pip install"
+    said = "qfleet: env.id 'CartPole-v1' cannot be rendered: pygame is not installed, run `pip install"
     status, out, err = eval_of(places["RUN"], "--video", without="pygame")
     assert (status, out, len(err.splitlines())) == (2, "", 1), err
     assert err.startswith(said)

@@ -41,7 +41,7 @@ def test_a_group_has_its_flags_alone(capsys):
     flags = [line.split()[0] for line in out.splitlines() if line.startswith("  --")]
     assert all(flag.startswith("--learner.") for flag in flags)
     assert len(flags) == len(dataclasses.fields(preset("cartpole").learner))
-    assert "--learner.batch-size 64\n      Items a batch." in out
+    assert "--learner.batch-size 64\n      Items per batch." in out
     assert "one of: huber, squared" in out
     assert "--max-minutes" in told(capsys, "--help", "run")
 

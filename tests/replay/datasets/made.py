@@ -39,7 +39,7 @@ def add_step(builder, **step):
     """Add a step; returns a list with the segment that it completes, with |TD error| 1, or an empty list."""
     step = {"reward": 1.0, "terminated": False, "truncated": False, "lost_life": False, "version": 0} | step
     cut = builder.add(**step)
-    return [cut.rated(np.ones(cut.items, np.float32))] if cut else []
+    return [cut.with_td_errors(np.ones(cut.items, np.float32))] if cut else []
 
 
 def write_dataset(name, observations, actions, episodes, env_spec=None):

@@ -51,8 +51,8 @@ def test_single_frames_are_stacked_and_whole_stacks_are_kept():
     ("changes", "words"),
     [
         ({"rewards": np.array([1.0, np.nan, 1.0])}, "not finite"),
-        ({"terminations": np.array([True, False, False])}, "after its end at step 0"),
-        ({"actions": np.array([0, 1, 2])}, "outside the 2"),
+        ({"terminations": np.array([True, False, False])}, "step 0 ends the episode, but more"),
+        ({"actions": np.array([0, 1, 2])}, "outside the dataset.s action space, 0 to 1"),
         ({"observations": np.zeros((3, 4))}, "3 observations"),
     ],
 )

@@ -56,7 +56,7 @@ def test_an_incompatible_snapshot_is_rejected_with_an_explanation(tmp_path, rng)
         Snapshots(tmp_path, new_shard(capacity=3))
     file = tmp_path / MANIFEST
     file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(BadInput, match="format 2, this Qfleet reads up to 1"):
+    with pytest.raises(BadInput, match="format 2, but this Qfleet reads formats up to 1"):
         Snapshots(tmp_path, new_shard())
 
 

@@ -1,4 +1,4 @@
-"""An environment whose episodes are known step by step: ``qfleet-test/Countdown-v0`` and ``qfleet-test/Truncated-v0``."""
+"""An environment with predictable episodes: ``qfleet-test/Countdown-v0`` and ``qfleet-test/Truncated-v0``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Countdown(gym.Env):
-    """Observation [episode's seed, t]; terminates or truncates after `length` steps; reward t."""
+    """Observation [seed of the episode, t], reward t; terminates or truncates after ``length`` steps."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Discrete(3, start=1)

@@ -1,4 +1,4 @@
-"""Our own grid worlds: Gymnasium's checker, every start, walls, wind, and what they look like."""
+"""The two grid worlds: Gymnasium's checker, all start cells, walls, wind and rendering."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ STARTS = [(agent, goal) for agent in range(16) for goal in range(16) if agent !=
 
 
 @pytest.mark.parametrize("env_id", ["qfleet/GridWorld-v0", "qfleet/WindyGridWorld-v0"])
-def test_gymnasium_finds_nothing_wrong(env_id):
+def test_gymnasiums_checker_passes(env_id):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gym.make(env_id).unwrapped)
 
 
-def test_every_start_can_be_fixed_and_one_step_after_another_reaches_the_goal():
+def test_every_start_can_be_set_and_the_shortest_path_reaches_the_goal():
     env = GridWorld(goal_reward=5.0)
     for agent, goal in STARTS:
         seen, _ = env.reset(options={"agent": agent, "goal": goal})
@@ -37,22 +37,22 @@ def test_every_start_can_be_fixed_and_one_step_after_another_reaches_the_goal():
         assert [int(channel.argmax()) for channel in steps[-1][0]] == [goal, goal]
 
 
-def test_agent_and_goal_start_anywhere_but_never_together():
+def test_agent_and_goal_start_in_any_two_different_cells():
     env = GridWorld()
     env.reset(seed=1)
-    met = {tuple(int(channel.argmax()) for channel in env.reset()[0]) for _ in range(3_000)}
-    assert met == set(STARTS)
+    found = {tuple(int(channel.argmax()) for channel in env.reset()[0]) for _ in range(3_000)}
+    assert found == set(STARTS)
     fixed = {tuple(int(c.argmax()) for c in env.reset(options={"goal": 3})[0]) for _ in range(300)}
     assert fixed == {(agent, 3) for agent in range(16) if agent != 3}
 
 
 @pytest.mark.parametrize("options", [{"agent": 4, "goal": 4}, {"agent": 16}, {"goal": -1}])
-def test_a_start_that_cannot_be_is_refused(options):
+def test_an_impossible_start_is_rejected(options):
     with pytest.raises(ValueError, match="two different cells from 0 to 15"):
         GridWorld().reset(seed=0, options=options)
 
 
-def test_walls_clip_and_the_time_limit_truncates():
+def test_walls_stop_the_agent_and_the_time_limit_truncates():
     env = gym.make("qfleet/GridWorld-v0")
     env.reset(options={"agent": 0, "goal": 15})
     for step in range(100):
@@ -72,7 +72,7 @@ def test_walls_clip_and_the_time_limit_truncates():
         ((4, 8), LEFT, (3, 7)),  # the goal
     ],
 )
-def test_the_wind_blows_up(cell, action, successor):
+def test_the_wind_blows_upwards(cell, action, successor):
     env = WindyGridWorld()
     env.reset()
     env.agent = cell[0] * 10 + cell[1]

@@ -1,4 +1,4 @@
-"""Environments: frames and rewards equal Gymnasium's own wrappers, and no reset ever becomes a step."""
+"""Environments: frames and rewards equal those of Gymnasium's wrappers, and a reset never becomes a step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.rl.envs import countdown  # noqa: F401, registers it
 
 
 @pytest.mark.parametrize("env_id", ["qfleet-test/Countdown-v0", "qfleet-test/Truncated-v0"])
-def test_the_last_observation_is_the_true_one_and_a_restart_is_no_step(env_id):
+def test_the_last_observation_is_the_true_one_and_a_restart_is_not_a_step(env_id):
     envs = make_environments(EnvConfig(id=env_id), 2)
     observation = envs.reset(np.array([10, 20]))
     assert observation.tolist() == [[10, 0], [20, 0]]
@@ -66,7 +66,7 @@ def test_atari_equals_gymnasiums_wrappers(env_id, rng):
     envs.close()
 
 
-def test_a_lost_life_is_seen_and_does_not_end_the_game(rng):
+def test_a_lost_life_is_reported_and_does_not_end_the_game(rng):
     envs = make_environments(EnvConfig(id="BreakoutNoFrameskip-v4"), 1)
     envs.reset(np.array([1]))
     lost = 0
@@ -80,7 +80,7 @@ def test_a_lost_life_is_seen_and_does_not_end_the_game(rng):
     envs.close()
 
 
-def test_atari_restarts_only_the_masked_with_their_seeds(rng):
+def test_atari_restarts_only_the_masked_environments_with_their_seeds(rng):
     envs = make_environments(EnvConfig(), 2)
     first = envs.reset(np.array([3, 4])).copy()
     for _ in range(10):
@@ -116,7 +116,7 @@ def test_discrete_observations_become_one_hot():
     envs.close()
 
 
-def test_names_of_games():
+def test_atari_game_maps_an_id_to_the_name_of_the_game():
     assert atari_game("ALE/Pong-v5") == "pong"
     assert atari_game("PongNoFrameskip-v4") == "pong"
     assert atari_game("CartPole-v1") is None
@@ -130,12 +130,12 @@ def test_names_of_games():
         ("Blackjack-v1", "Box or Discrete"),
     ],
 )
-def test_what_q_learning_cannot_take_is_refused(env_id, words):
+def test_unsuitable_environments_are_rejected(env_id, words):
     with pytest.raises(BadInput, match=words):
         check_env(EnvConfig(id=env_id))
 
 
-def test_the_rendered_environment_gives_what_the_network_takes():
+def test_the_rendered_environment_has_the_observations_that_the_network_takes():
     for config in (EnvConfig(), EnvConfig(id="CartPole-v1")):
         env = make_rendered(config)
         observation, _ = env.reset(seed=1)
@@ -145,8 +145,8 @@ def test_the_rendered_environment_gives_what_the_network_takes():
 
 
 @pytest.mark.parametrize("env_id", ["PongNoFrameskip-v4", "CartPole-v1", "qfleet-test/Countdown-v0", "Taxi-v4"])
-def test_what_environments_returned_is_never_written_again(env_id, rng):
-    """Vector environments keep one buffer; two of them that end at different times would write into each other's past."""
+def test_returned_arrays_are_never_written_to_again(env_id, rng):
+    """Vector environments reuse one buffer, so a later step could overwrite an observation returned earlier."""
     envs = make_environments(EnvConfig(id=env_id), 2)
     returned = [envs.reset(np.array([1, 2]))]
     copies = [returned[0].copy()]
