@@ -1,4 +1,4 @@
-"""Tabular Q-learning, double Q-learning, SARSA, expected SARSA and n-step Q-learning: one loop, five bootstrap values.
+"""Tabular Q-learning, double Q-learning, SARSA, expected SARSA and n-step Q-learning: one loop.
 
     q(s, a) += alpha (target - q(s, a)),   target = r + gamma * bootstrap
 
