@@ -44,7 +44,7 @@ class MakeDatasetConfig:
 
     def __post_init__(self) -> None:
         level = re.fullmatch(r"BabyAI-.+-v\d+", self.env) is not None
-        require(level, self, "env", "a BabyAI level, such as BabyAI-Pickup-v0: the bot plays only these")
+        require(level, self, "env", "a BabyAI level, such as BabyAI-Pickup-v0; the bot plays no others")
         at_least(self, 1, "episodes")
         between(self, 0, 2**31 - 1, "first_seed")
 

@@ -43,8 +43,8 @@ def table_size(env: AnyEnv, env_id: str) -> tuple[int, int]:
         raise BadSetting(
             EnvConfig,
             "id",
-            f"{env_id!r} has observations {states}, but a model needs a few hundred Discrete states at most: write an "
-            "environment such as FrozenLake-v1, or the method q-learning, which needs no model",
+            f"{env_id!r} has observations {states}, but a model needs Discrete ones, with states^2 * actions at most "
+            f"{MAX_MODEL_ENTRIES:,}: write an environment such as FrozenLake-v1, or the method q-learning",
         )
     return int(states.n), int(actions.n)
 

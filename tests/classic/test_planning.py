@@ -183,7 +183,7 @@ def test_bad_settings_are_rejected(change, message):
 
 
 def test_an_environment_without_discrete_states_or_a_true_model_is_rejected():
-    with pytest.raises(BadInput, match="a model needs a few hundred Discrete states"):
+    with pytest.raises(BadInput, match="a model needs Discrete ones"):
         learn_by_value_iteration(PlanningConfig(), EnvConfig(id="qfleet/GridWorld-v0"), 1, RecordingMonitor())
     with pytest.raises(BadInput, match="has no table P"):
         true_model(single(EnvConfig(id="Blackjack-v1"), "table"), "Blackjack-v1")
