@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.classic_rows import ROWS
-from qfleet.classic_runs.log import EPISODES, PROGRESS, series, table
+from qfleet.classic_runs.log import EPISODES, PROGRESS, read_episodes, read_progress
 from report.learning import Curve, plot_compared, save
 from rl.parameters import from_bytes
 from rl.types import Array
@@ -55,7 +55,7 @@ def _seed_dirs(folder: Path, row: str) -> list[Path]:
 
 def _episode_curves(folder: Path, row: str, x: str, y: Callable[[Mapping[str, Array]], Array]) -> list[Curve]:
     """One curve per seed: ``y`` of the columns of episodes.csv over the column ``x``."""
-    tables = [table(seed / EPISODES) for seed in _seed_dirs(folder, row)]
+    tables = [read_episodes(seed / EPISODES) for seed in _seed_dirs(folder, row)]
     return [(columns[x], y(columns)) for columns in tables]
 
 
@@ -74,7 +74,9 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve:
 def _draw_prediction(folder: Path, to: Path) -> None:
     rows = {"Monte-Carlo": "mc-prediction", "TD(0)": "td0"}
     groups = {
-        f"{name}, {figure.replace('_', ' ')}": [series(seed / PROGRESS)[figure] for seed in _seed_dirs(folder, row)]
+        f"{name}, {figure.replace('_', ' ')}": [
+            read_progress(seed / PROGRESS)[figure] for seed in _seed_dirs(folder, row)
+        ]
         for name, row in rows.items()
         for figure in ("max_error", "rms_error")
     }

@@ -1,1 +1,1 @@
-"""Q-learning before DQN: from value iteration to fitted Q-iteration, and related methods."""
+"""The methods that lead to DQN, from value iteration on, and Q-learning offline and with continuous actions."""

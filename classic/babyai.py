@@ -1,6 +1,6 @@
-"""A dataset of BabyAI, played by MiniGrid's own bot: what `offline-q` learns from.
+"""Datasets of BabyAI levels, played by MiniGrid's bot, for `offline-q`.
 
-Minari publishes similar ones (`minigrid/BabyAI-Pickup/optimal-fullobs-v0`); this one needs no download.
+Minari publishes similar datasets, such as `minigrid/BabyAI-Pickup/optimal-fullobs-v0`; these need no download.
 """
 
 from __future__ import annotations
@@ -24,60 +24,62 @@ from rl.envs.spaces import AnyEnv
 from rl.envs.vector import make_env
 from rl.errors import RunFault
 
-SAY_EVERY = 100  # episodes
-GIVE_UP = 100  # seeds in a row that the bot could not solve
+NOTE_PERIOD = 100  # episodes between progress notes
+MAX_UNSOLVED = 100  # unsolved seeds in a row after which `make_dataset` fails
 
 
 @dataclass(frozen=True)
 class MakeDatasetConfig:
-    """Write a Minari dataset of BabyAI worlds, seen whole, that MiniGrid's bot solves."""
+    """Let MiniGrid's bot play a BabyAI level, and write its episodes as a Minari dataset, fully observed."""
 
     env: str = "BabyAI-Pickup-v0"
-    """Gymnasium id of a BabyAI level."""
+    """Gymnasium id of a BabyAI level, such as BabyAI-Pickup-v0."""
     episodes: int = 1_000
-    """Episodes of the dataset."""
+    """Number of episodes in the dataset."""
     first_seed: int = 0
-    """Seed of the first episode; each later one has the next that the bot solves."""
+    """Seed of the first episode; later episodes have the following seeds, except those that the bot cannot solve."""
     to: str = ""
-    """The dataset: a Minari id, or a directory such as ./pickup-v0; empty: qfleet/babyai-pickup-fullobs-v0, after env."""
+    """Dataset to write: a Minari id, or a directory such as ./pickup-v0; empty: qfleet/<level>-fullobs-v0, such as
+    qfleet/babyai-pickup-fullobs-v0."""
 
     def __post_init__(self) -> None:
         level = re.fullmatch(r"BabyAI-.+-v\d+", self.env) is not None
-        require(level, self, "env", "one such as BabyAI-Pickup-v0: the bot plays BabyAI's levels alone")
+        require(level, self, "env", "a BabyAI level, such as BabyAI-Pickup-v0; the bot plays no others")
         at_least(self, 1, "episodes")
         between(self, 0, 2**31 - 1, "first_seed")
 
     @property
     def name(self) -> str:
-        """The dataset's name: ``to``, or one after the environment."""
+        """The name of the dataset: `to`, or a name made from `env`."""
         return self.to or f"qfleet/{self.env.rpartition('-v')[0].lower()}-fullobs-v0"
 
 
 def make_dataset(config: MakeDatasetConfig, monitor: Monitor) -> dict[str, Any]:
-    """Write the dataset; each episode keeps its seed. Seeds that the bot does not solve are left out and counted.
+    """Play and write the dataset. Each episode has its seed; seeds that the bot cannot solve are skipped and counted.
 
-    Observations are MiniGrid's dict with the whole grid as ``image``, as in the published datasets. Returns the figures:
-    dataset, path, env, episodes, steps, skipped, bytes, mean_return. Raises BadInput, also where the dataset is already
-    there; RunFault when the bot solves none of GIVE_UP seeds in a row.
+    Observations are MiniGrid's dicts with the whole grid as ``image``, as in the published datasets. Returns a dict
+    with dataset, path, env, episodes, steps, skipped, bytes and mean_return. Raises BadInput if the environment cannot
+    be made or the dataset exists already, and RunFault if the bot solves none of MAX_UNSOLVED seeds in a row.
     """
     env = make_env(EnvConfig(id=config.env), "table")
     seed, skipped, in_a_row, returns = config.first_seed, 0, 0, []
     with _new_dataset(config, env) as dataset:
         while dataset.episodes < config.episodes:
             try:
-                episode = solved(env, seed)
+                episode = play_bot(env, seed)
             except Unsolved as error:
                 skipped, in_a_row = skipped + 1, in_a_row + 1
-                monitor.note(f"seed {seed} is left out: {error}")
-                if in_a_row == GIVE_UP:
+                monitor.note(f"seed {seed} is skipped: {error}")
+                if in_a_row == MAX_UNSOLVED:
                     raise RunFault(
-                        f"the bot solved none of {GIVE_UP} seeds in a row of {config.env}: {error}"
+                        f"the bot solved none of {MAX_UNSOLVED} seeds in a row of {config.env} "
+                        f"({error}): try another level"
                     ) from error
             else:
                 in_a_row = 0
                 dataset.add(seed=seed, **episode)
                 returns.append(float(np.sum(episode["rewards"])))
-                if dataset.episodes % SAY_EVERY == 0:
+                if dataset.episodes % NOTE_PERIOD == 0:
                     monitor.note(f"{dataset.episodes:,} of {config.episodes:,} episodes, {dataset.steps:,} steps")
             seed += 1
     env.close()
@@ -94,7 +96,7 @@ def make_dataset(config: MakeDatasetConfig, monitor: Monitor) -> dict[str, Any]:
 
 
 def _new_dataset(config: MakeDatasetConfig, env: AnyEnv) -> NewDataset:
-    """An empty dataset with the spaces and the description of the published ones. Raises BadInput."""
+    """Create an empty dataset with the spaces of the published ones. Raises BadInput if it exists already."""
     example = unpack_grid(env.reset(seed=config.first_seed)[0])
     spec = replace(
         gym.spec(config.env),
@@ -117,14 +119,14 @@ def _new_dataset(config: MakeDatasetConfig, env: AnyEnv) -> NewDataset:
 
 
 class Unsolved(Exception):
-    """The bot gave up, or its episode had no reward."""
+    """The bot failed, or its episode had no reward."""
 
 
-def solved(env: AnyEnv, seed: int) -> Mapping[str, Any]:
-    """The bot's episode of T steps from ``seed``, as keyword arguments of `NewDataset.add`. Raises Unsolved.
+def play_bot(env: AnyEnv, seed: int) -> Mapping[str, Any]:
+    """Let the bot play an episode of T steps from ``seed``; returns it as keyword arguments of `NewDataset.add`.
 
-    Actions int64 [T], rewards float64 [T], terminations and truncations bool [T]; observations: direction int64 [T +
-    1], image [T + 1, W, H, 3] and the missions.
+    Actions are int64 [T], rewards float64 [T], terminations and truncations bool [T]. Observations are direction, int64
+    [T + 1], image, [T + 1, W, H, 3], and mission, [T + 1] strings. Raises Unsolved if the bot does not solve the level.
     """
     from minigrid.utils.baby_ai_bot import BabyAIBot
 
@@ -140,8 +142,8 @@ def solved(env: AnyEnv, seed: int) -> Mapping[str, Any]:
             observations.append(unpack_grid(observation))
             actions.append(int(action))
             rewards.append(float(reward))
-    except Exception as error:  # the bot fails by assertions, missing keys and errors of its own
-        raise Unsolved(f"the bot gave up ({type(error).__name__}: {error})") from error
+    except Exception as error:  # the bot fails with AssertionError, KeyError and other exceptions
+        raise Unsolved(f"the bot failed ({type(error).__name__}: {error})") from error
     if sum(rewards) <= 0.0:
         raise Unsolved(f"the bot earned nothing in {len(rewards)} steps")
     ended = np.zeros((2, len(rewards)), np.bool_)

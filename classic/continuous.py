@@ -1,6 +1,6 @@
-"""Q-learning where actions are continuous: one loop, and three ways to find max_a q(s, a) (`classic.maximizers`).
+"""Q-learning with continuous actions: one training loop, and three ways to find max_a q(s, a) (`classic.maximizers`).
 
-Legend: ``s`` [B, O], ``a`` [B, D] in [-1, 1], ``r`` [B], ``s_next`` [B, O].
+Legend: ``s``, ``s_next`` [B, O] observations; ``a`` [B, D] actions, scaled to [-1, 1]; ``r`` [B] rewards.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ from rl.stepping import SeedSequence, rollout
 from rl.td import squared
 from rl.types import Array
 
-REPORT_PERIOD = 500  # gradient steps
-
-
+REPORT_PERIOD = 500  # gradient steps between reports of loss and q
 MAXIMIZERS = ("cem", "naf", "ddpg")
 
 
@@ -37,38 +35,38 @@ class ContinuousConfig:
     """Q-learning with continuous actions."""
 
     maximizer: Literal["cem", "naf", "ddpg"] = "ddpg"
-    """How max_a q(s, a) is found: cem searches, naf reads it off a quadratic q, ddpg trains a network to climb q."""
+    """How to find max_a q(s, a). cem: cross-entropy method; naf: a q that is quadratic in a; ddpg: an actor network."""
     steps: int = 15_000
-    """Agent steps of training, in all environments together."""
+    """Agent steps of training, over all environments."""
     environments: int = 10
-    """Environments that step together."""
+    """Number of parallel environments."""
     updates: int = 5
-    """Gradient steps after each step of all environments."""
+    """Gradient steps after each step of the batch of environments."""
     warm_up: int = 1_000
     """Agent steps with uniformly random actions before the first gradient step."""
     noise: float = 0.3
-    """Standard deviation of the normal noise on actions while learning; they lie in [-1, 1]."""
+    """Standard deviation of the Gaussian noise added to training actions, which are scaled to [-1, 1]."""
     gamma: float = 0.98
-    """Discount a step."""
+    """Discount factor."""
     reward_scale: float = 0.1
-    """Factor on rewards as q counts them: it starts near 0, and should not have far to go."""
-    # Else v sinks slowly, NAF's quadratic takes the difference meanwhile, and its mu is driven into tanh's flat ends.
+    """Factor on rewards in the targets. Choose it so that action values stay near 0, where q starts."""
+    # If v has far to fall, the quadratic term of NAF fits the difference meanwhile and drives mu to saturate tanh.
     batch: int = 128
-    """Transitions a gradient step."""
+    """Transitions per gradient step."""
     capacity: int = 100_000
-    """Transitions that the replay buffer keeps."""
+    """Transitions in the replay buffer."""
     learning_rate: float = 1e-3
-    """Adam's step size."""
+    """Learning rate of Adam."""
     tau: float = 0.01
-    """Share of the way that the target network goes towards the learned one after each gradient step."""
+    """Polyak averaging after each gradient step: target += tau * (online - target)."""
     hidden: tuple[int, ...] = (64, 64)
-    """Units of the layers of each network."""
+    """Units of the hidden layers of each network."""
     samples: int = 16
-    """Actions drawn at a time (cem alone)."""
+    """Candidate actions per iteration of the search (only cem)."""
     elites: int = 4
-    """Best actions that the next ones are drawn around (cem alone)."""
+    """Best candidates to which the next normal distribution is fitted (only cem)."""
     refinements: int = 2
-    """Times that new actions are drawn around the best; 0: the best of the first ones (cem alone)."""
+    """Iterations of the search after the first, uniform one; 0: random search (only cem)."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "environments", "updates", "warm_up", "batch", "capacity", "samples", "elites")
@@ -83,7 +81,10 @@ class ContinuousConfig:
 
 
 def make_maximizer(config: ContinuousConfig, observation: int, action: int, seed: int) -> Maximizer:
-    """A maximizer for O = ``observation`` and D = ``action`` numbers; its weights depend on ``seed`` alone."""
+    """Create the maximizer of ``config`` for observations [O = ``observation``] and actions [D = ``action``].
+
+    Its initial weights depend only on ``seed``; the global random state of torch does not change.
+    """
     c = config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -93,12 +94,15 @@ def make_maximizer(config: ContinuousConfig, observation: int, action: int, seed
 
 
 def td_target(r: Tensor, terminated: Tensor, maximum: Tensor, gamma: float) -> Tensor:
-    """r + gamma * (1 - terminated) * max_a q_target(s_next, a), all [B] (Watkins 1989). A truncated episode bootstraps."""
+    """Return r + gamma * (1 - terminated) * maximum, with maximum = max_a q_target(s_next, a); all are [B].
+
+    Watkins 1989. A truncated episode bootstraps.
+    """
     return r + gamma * torch.where(terminated, 0.0, maximum)
 
 
 class _Learner:
-    """A maximizer, its slow copy, and the step that brings q nearer to its target: the same for all three ways."""
+    """The online maximizer, its target network and the gradient step, which is the same for all three maximizers."""
 
     def __init__(self, config: ContinuousConfig, observation: int, action: int, seed: int) -> None:
         self.c = config
@@ -107,54 +111,56 @@ class _Learner:
         self.optimizer = torch.optim.Adam(self.online.parameters(), lr=config.learning_rate, fused=True)
 
     def update(self, batch: Batch) -> tuple[float, float]:
-        """One gradient step on the mean of td^2 / 2, td = target - q(s, a), and on the maximizer's own loss.
+        """Make one gradient step on the mean of td^2 / 2, with td = target - q(s, a), plus the actor's loss.
 
-        Returns the means of td^2 / 2 and of q(s, a).
+        Then moves the target network. Returns the means of td^2 / 2 and of q(s, a) over the batch.
         """
         s, a, r, terminated, s_next = (torch.from_numpy(x) for x in batch)
         with torch.no_grad():
-            target = td_target(self.c.reward_scale * r, terminated, self.target.maximum(s_next), self.c.gamma)
+            target = td_target(self.c.reward_scale * r, terminated, self.target.max_q(s_next), self.c.gamma)
         q = self.online.q(s, a)
         loss = squared(target - q).mean()
         self.optimizer.zero_grad()
-        (loss + self.online.own_loss(s)).backward()  # type: ignore[no-untyped-call]
+        (loss + self.online.actor_loss(s)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         with torch.no_grad():
-            for slow, fast in zip(self.target.parameters(), self.online.parameters(), strict=True):
-                slow.lerp_(fast, self.c.tau)
+            for target_weight, weight in zip(self.target.parameters(), self.online.parameters(), strict=True):
+                target_weight.lerp_(weight, self.c.tau)
         return loss.item(), q.mean().item()
 
     @torch.no_grad()
     def policy(self, observations: Array) -> Array:
-        """Greedy actions float32 [N, D] in [-1, 1] for observations [N, O]."""
-        return np.asarray(self.online.best(_tensor(observations)))
+        """Return greedy actions, float32 [N, D] in [-1, 1], of observations [N, O]."""
+        return np.asarray(self.online.best_action(_tensor(observations)))
 
     @torch.no_grad()
     def values(self, observations: Array) -> Array:
-        """max_a q(s, a) in units of unscaled reward: observations [N, O] -> float32 [N]."""
-        return np.asarray(self.online.maximum(_tensor(observations))) / self.c.reward_scale
+        """Return max_a q(s, a), float32 [N], of observations [N, O], in units of unscaled reward."""
+        return np.asarray(self.online.max_q(_tensor(observations))) / self.c.reward_scale
 
 
 def _tensor(observations: Array) -> Tensor:
     return torch.from_numpy(np.asarray(observations, np.float32))
 
 
-def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Act greedily with noise, store, sample, and move q towards r + gamma max_a q_target(s_next, a).
+def learn_continuous(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
+    """Deep Q-learning with replay and a target network, target r + gamma max_a q_target(s_next, a).
 
-    Sources: Kalashnikov et al. 2018 (cem), Gu et al. 2016 (naf), Lillicrap et al. 2016 (ddpg); the loop is the last
-    one's algorithm 1, with plain normal noise. Returns the greedy policy, without action values. Raises BadInput where
-    the environment's spaces do not fit, RunFault where q diverges.
+    The loop is algorithm 1 of Lillicrap et al. 2016 (ddpg), with Gaussian noise. The other two maximizers are those of
+    Kalashnikov et al. 2018 (cem) and Gu et al. 2016 (naf). Returns the greedy policy, without action values, and the
+    weights. Raises BadInput if the environment's spaces do not fit, and RunFault if q diverges.
     """
     c, environments = config, make_environments(env, config.environments, takes="continuous")
     shape, count, action = environments.spec.shape, environments.count, environments.actions
     if len(shape) != 1:
         environments.close()
-        said = f"{env.id!r} has observations of shape {shape}: write one with vectors, such as Pendulum-v1"
-        raise BadSetting(EnvConfig, "id", said)
+        message = (
+            f"{env.id!r} has observations of shape {shape}: write an environment with vectors, such as Pendulum-v1"
+        )
+        raise BadSetting(EnvConfig, "id", message)
     learner = _Learner(c, shape[0], action, seed)
     replay = ReplayBuffer(min(c.capacity, c.steps + count), shape, (action,), np.float32, np.float32)
-    rng, t = np.random.default_rng([seed, 0]), 0  # t: agent steps taken before the next one
+    rng, t = np.random.default_rng([seed, 0]), 0  # t: agent steps so far
 
     def act(s: Array) -> Array:
         if t < c.warm_up:
@@ -163,34 +169,34 @@ def learn(config: ContinuousConfig, env: EnvConfig, seed: int, monitor: Monitor)
         return np.asarray(np.clip(learner.policy(s) + noise, -1.0, 1.0))
 
     steps = rollout(environments, act, SeedSequence(seed, 1).draw)
-    figures: list[tuple[float, float]] = []  # of each gradient step since the last report
+    losses_and_values: list[tuple[float, float]] = []  # one pair per gradient step since the last report
     for t in range(0, c.steps, count):
         if t >= c.warm_up:
-            figures += [learner.update(replay.sample(rng, c.batch)) for _ in range(c.updates)]
+            losses_and_values += [learner.update(replay.sample(rng, c.batch)) for _ in range(c.updates)]
         acted = next(steps)
         s, a, step, *_ = acted
         for i in range(count):
             replay.append(s[i], a[i], float(step.reward[i]), bool(step.terminated[i]), step.observation[i])
         for _, result in acted.finished_episodes(epsilons=0.0):
             monitor.episode(result)
-        if len(figures) >= REPORT_PERIOD or (figures and t + count >= c.steps):
-            _report(monitor, t + count, figures, c.reward_scale)
-            figures = []
+        if len(losses_and_values) >= REPORT_PERIOD or (losses_and_values and t + count >= c.steps):
+            _report(monitor, t + count, losses_and_values, c.reward_scale)
+            losses_and_values = []
     environments.close()
-    return Learned(learner.policy, arrays={**weights_of(learner.online), **_surface(learner, env)})
+    return Learned(learner.policy, arrays={**weights_of(learner.online), **_pendulum_surface(learner, env)})
 
 
-def _report(monitor: Monitor, at: int, figures: Sequence[tuple[float, float]], scale: float) -> None:
-    loss, q = np.mean(figures, axis=0)
+def _report(monitor: Monitor, at: int, losses_and_values: Sequence[tuple[float, float]], scale: float) -> None:
+    loss, q = np.mean(losses_and_values, axis=0)
     if not np.isfinite(loss):
-        raise RunFault(f"q diverged within {at} agent steps: write a smaller `learning_rate` or `tau`")
+        raise RunFault(f"q diverged within {at:,} agent steps: lower `learning_rate` or `tau`")
     monitor.report(at, {"loss": float(loss), "q": float(q) / scale})
 
 
-def _surface(learner: _Learner, env: EnvConfig, points: int = 81) -> dict[str, Array]:
-    """For a picture of the pendulum: max_a q [R, C] and the greedy action [R, C] over velocities [R] and angles [C].
+def _pendulum_surface(learner: _Learner, env: EnvConfig, points: int = 81) -> dict[str, Array]:
+    """Return the arrays of the pendulum's picture: max_a q and greedy action, both [R, C], velocities [R], angles [C].
 
-    Velocities in rad/s, angles in rad with 0 upright; {} for other environments.
+    Velocities are in rad/s, angles in rad with 0 upright. Returns {} for other environments.
     """
     if not env.id.startswith("Pendulum-"):
         return {}
@@ -207,8 +213,8 @@ def _surface(learner: _Learner, env: EnvConfig, points: int = 81) -> dict[str, A
 
 METHODS = {
     "continuous": Method(
-        "continuous actions: search (cem), closed form (naf) or a learned maximizer (ddpg)",
-        learn,
+        "continuous actions: max_a q by search (cem), in closed form (naf) or by an actor network (ddpg)",
+        learn_continuous,
         "continuous",
         (Setting(EnvConfig(id="Pendulum-v1"), ContinuousConfig(), episodes=100),),
     ),

@@ -1,8 +1,10 @@
-"""Fitted Q-iteration: Q-learning as a sequence of regressions over one dataset (Ernst, Geurts & Wehenkel 2005, figure 1).
+"""Fitted Q-iteration: a sequence of regressions on one dataset (Ernst, Geurts & Wehenkel 2005, figure 1).
 
-    Q_1 is fitted to r,   Q_k+1 to r + gamma max_a Q_k(s', a),   r alone where s' is terminal
+    Q_1 is fitted to r;   Q_k+1 is fitted to r + gamma max_a Q_k(s', a), or to r if s' is terminal
 
-Legend: columns of the dataset as in `classic.dataset`; ``q`` [N, A]; ``target`` [N]. Q_k looks k steps ahead.
+Q_k approximates the optimal value over a horizon of k steps.
+
+Legend: the columns of a dataset as in `classic.dataset`; ``q`` [N, A]; ``target`` [N].
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from classic.dataset import Dataset, DatasetConfig, check, transitions
+from classic.dataset import Dataset, DatasetConfig, check_dataset, load_or_collect
 from classic.interface import ActionValues, Learned, Method, Monitor, Setting, from_values
 from classic.regressors import REGRESSORS, Regressor, make_regressor
 from rl.bounds import at_least, between
@@ -26,18 +28,18 @@ from rl.types import Array, Float64, Int64
 
 
 @dataclass(frozen=True)
-class BatchConfig(DatasetConfig):
-    """Learning from one dataset of random steps, an iteration at a time."""
+class FittedIterationConfig(DatasetConfig):
+    """Settings that fitted Q-iteration has with any regressor."""
 
     iterations: int = 30
-    """Regressions, each upon the values of the one before."""
+    """Iterations; each fits the regressor to the targets of the previous one."""
     gamma: float = 0.98
-    """Discount a step."""
+    """Discount factor."""
     evaluate_every: int = 3
-    """Iterations between evaluations of fresh episodes, of which the best one's values are kept; 0: no evaluation, the last
-    iteration's values are kept."""
+    """Iterations between evaluations. The values with the best evaluation are returned; 0: no evaluation, and the last
+    values are returned."""
     evaluation_episodes: int = 10
-    """Episodes of such an evaluation."""
+    """Episodes of each of these evaluations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,13 +49,13 @@ class BatchConfig(DatasetConfig):
 
 
 @dataclass(frozen=True)
-class FittedQConfig(BatchConfig):
-    """Fitted Q-iteration with a regressor of scikit-learn."""
+class FittedQConfig(FittedIterationConfig):
+    """Fitted Q-iteration with a scikit-learn regressor."""
 
     regressor: str = "extra-trees"
-    """k-nearest, linear, polynomial, tree, forest, extra-trees, or boosting."""
+    """Regressor: k-nearest, linear, polynomial, tree, forest, extra-trees or boosting."""
     jobs: int = 1
-    """Threads of k-nearest, forest and extra-trees (boosting obeys OMP_NUM_THREADS)."""
+    """Threads of k-nearest, forest and extra-trees. Boosting uses OMP_NUM_THREADS."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,90 +64,98 @@ class FittedQConfig(BatchConfig):
         at_least(self, 1, "jobs", unit="thread")
 
 
-class Model(Protocol):
-    """Action values that are fitted to targets; calls as `ActionValues`."""
+class QModel(Protocol):
+    """Action values that can be fitted to targets; callable as `ActionValues`."""
 
     def fit(self, s: Array, a: Int64, target: Float64) -> float:
         """Fit q(s, a) to the targets: s [N, *observation], a [N], target [N].
 
-        Returns R^2, the share of the targets' variance that is explained.
+        Returns R^2, the explained share of the targets' variance.
         """
 
     def __call__(self, s: Array) -> Array:
-        """q [N, A] of observations [N, *observation]."""
+        """Return q [N, A] of observations [N, *observation]."""
 
 
-def targets(data: Dataset, q_next: Array, gamma: float) -> Float64:
-    """r + gamma max_a q(s', a), r alone where terminated: q_next [N, A] -> [N] (Ernst et al. 2005, figure 1).
+def bellman_targets(data: Dataset, q_next: Array, gamma: float) -> Float64:
+    """Return r + gamma max_a q_next(a), or r where terminated: q_next [N, A] -> [N] (Ernst et al. 2005, figure 1).
 
-    A truncated step bootstraps as any other does.
+    ``q_next`` are the action values of ``data.s_next``. A truncated transition bootstraps like any other.
     """
     return data.r + gamma * np.where(data.terminated, 0.0, q_next.max(axis=1))
 
 
-def inputs(s: Array, a: Int64, actions: int) -> Array:
-    """A regressor's inputs for (s, a), float64 [N, D]: s flat, then a as 0 or 1, one-hot where there are more."""
+def regressor_inputs(s: Array, a: Int64, actions: int) -> Array:
+    """Return the inputs of a regressor for (s, a), float64 [N, D]: s flattened, then a.
+
+    Two actions are one column of 0 or 1; more are one-hot.
+    """
     columns = a[:, None] if actions == 2 else np.eye(actions)[a]
     return np.concatenate([s.reshape(len(s), -1), columns], axis=1, dtype=np.float64)
 
 
-class Regression:
-    """q(s, a) by a regressor over states and actions."""
+class RegressorModel:
+    """q(s, a) as a scikit-learn regressor with the inputs s and a."""
 
     def __init__(self, regressor: Regressor, actions: int) -> None:
         self._regressor, self._actions = regressor, actions
 
     def fit(self, s: Array, a: Int64, target: Float64) -> float:
         """Fit the regressor to ``target`` [N] at (s [N, *observation], a [N]); returns R^2."""
-        x = inputs(s, a, self._actions)
+        x = regressor_inputs(s, a, self._actions)
         self._regressor.fit(x, target)
         return float(self._regressor.score(x, target))
 
     def __call__(self, s: Array) -> Array:
-        """q [N, A] of observations [N, *observation]."""
+        """Return q [N, A] of observations [N, *observation]."""
         a = np.arange(self._actions).repeat(len(s))
-        every = inputs(np.concatenate([s] * self._actions), a, self._actions)
-        return self._regressor.predict(every).reshape(self._actions, -1).T
+        x = regressor_inputs(np.concatenate([s] * self._actions), a, self._actions)
+        return self._regressor.predict(x).reshape(self._actions, -1).T
 
 
-def iterate(config: BatchConfig, env: EnvConfig, seed: int, monitor: Monitor, model: Model, data: Dataset) -> Learned:
-    """Fit ``model`` again and again; returns the best of the iterations that were evaluated (the last, if none was).
+def run_iterations(
+    config: FittedIterationConfig, env: EnvConfig, seed: int, monitor: Monitor, model: QModel, data: Dataset
+) -> Learned:
+    """Fit ``model`` `iterations` times; returns the iteration with the best evaluation, the last if there is none.
 
-    Learning from a dataset takes no other steps in the environment than these evaluations.
+    Only the evaluations step the environment.
     """
-    draws = np.random.default_rng([seed, 2])
+    seed_rng = np.random.default_rng([seed, 2])
     best, best_return, best_at = model, -np.inf, config.iterations
     scores, evaluated = np.zeros(config.iterations), []
     target = data.r
     for k in range(1, config.iterations + 1):
         scores[k - 1] = model.fit(data.s, data.a, target)
-        figures = {"score": float(scores[k - 1])}
+        metrics = {"score": float(scores[k - 1])}
         if config.evaluate_every and k % config.evaluate_every == 0:
-            figures["mean_return"] = play(model, env, config.evaluation_episodes, int(draws.integers(2**31)))
-            evaluated.append((k, figures["mean_return"]))
-            if figures["mean_return"] > best_return:
-                best, best_return, best_at = copy.deepcopy(model), figures["mean_return"], k
-        monitor.report(k, figures)
+            metrics["mean_return"] = mean_greedy_return(
+                model, env, config.evaluation_episodes, int(seed_rng.integers(2**31))
+            )
+            evaluated.append((k, metrics["mean_return"]))
+            if metrics["mean_return"] > best_return:
+                best, best_return, best_at = copy.deepcopy(model), metrics["mean_return"], k
+        monitor.report(k, metrics)
         if k < config.iterations:
-            target = targets(data, model(data.s_next), config.gamma)
+            target = bellman_targets(data, model(data.s_next), config.gamma)
     arrays = {"score": scores, "evaluations": np.array(evaluated).reshape(-1, 2)}
     if env.id.startswith("CartPole-"):
-        arrays |= surface(best)
+        arrays |= cartpole_surface(best)
     return from_values(best, arrays, transitions=len(data), best_iteration=best_at, score=float(scores[best_at - 1]))
 
 
-def play(values: ActionValues, env: EnvConfig, episodes: int, seed: int) -> float:
-    """Mean undiscounted return of the greedy policy over ``episodes`` episodes."""
+def mean_greedy_return(values: ActionValues, env: EnvConfig, episodes: int, seed: int) -> float:
+    """Play ``episodes`` episodes with the greedy policy; return their mean undiscounted return."""
     environments = make_environments(env, min(episodes, 10))
     result = evaluate(lambda s: greedy(values(s)), environments, episodes, 0.0, seed)
     environments.close()
     return result.mean_return
 
 
-def surface(values: ActionValues, points: int = 61) -> dict[str, Array]:
-    """max_a q and the greedy action over CartPole's pole angle (rad) and angular velocity (rad/s), cart at rest at 0.
+def cartpole_surface(values: ActionValues, points: int = 61) -> dict[str, Array]:
+    """Return the arrays of CartPole's picture: max_a q and greedy action, both [R, C], velocities [R], angles [C].
 
-    Value and action are [velocity, angle], ``points`` each; the angles end where the pole counts as fallen.
+    The cart is at rest in the middle. R = C = ``points``. Angles are in rad, up to those at which an episode ends;
+    angular velocities in rad/s.
     """
     angle, velocity = np.linspace(-0.21, 0.21, points), np.linspace(-2.0, 2.0, points)
     s = np.zeros((points, points, 4), np.float32)
@@ -160,22 +170,22 @@ def surface(values: ActionValues, points: int = 61) -> dict[str, Array]:
 
 
 def fitted_q(config: FittedQConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Fitted Q-iteration by trees, neighbours or polynomials (Ernst, Geurts & Wehenkel 2005, figure 1).
+    """Fitted Q-iteration with a scikit-learn regressor (Ernst, Geurts & Wehenkel 2005, figure 1).
 
-    Raises BadInput where the dataset does not fit or scikit-learn is missing.
+    Raises BadInput if the dataset does not fit, or if scikit-learn is not installed.
     """
     _, actions = describe(env)
-    model = Regression(make_regressor(config.regressor, seed, config.jobs), actions)
-    data = transitions(config, env, seed)
-    return iterate(config, env, seed, monitor, model, data)
+    model = RegressorModel(make_regressor(config.regressor, seed, config.jobs), actions)
+    data = load_or_collect(config, env, seed)
+    return run_iterations(config, env, seed, monitor, model, data)
 
 
 METHODS = {
     "fitted-q": Method(
-        "a regression after another over one dataset of random steps",
+        "fitted Q-iteration: a sequence of regressions on one dataset of random steps",
         fitted_q,
         "network",
         (Setting(EnvConfig(id="CartPole-v1"), FittedQConfig(), episodes=10),),
-        check,
+        check_dataset,
     ),
 }

@@ -1,7 +1,12 @@
 """The interface of every classic method: its settings, the monitor that it reports to, and what it returns.
 
-Its core is `ActionValues`, observations [N, ...] -> q [N, A]. `rl.policies` turns q into greedy, epsilon-greedy or
-softmax actions; a table, a regressor and a network differ in nothing else.
+    method = METHODS["q-learning"]  # of classic.methods
+    setting = method.setting("FrozenLake-v1")
+    learned = method.learn(setting.config, setting.env, seed=1, monitor=RecordingMonitor())
+    actions = learned.policy(observations)  # [N, ...] -> [N]
+
+A table, a regressor and a network are all `ActionValues`: functions from observations [N, ...] to q [N, A].
+`rl.policies` turns q into greedy, epsilon-greedy or softmax actions.
 """
 
 from __future__ import annotations
@@ -18,34 +23,35 @@ from rl.evaluation import Policy
 from rl.policies import greedy
 from rl.types import Array, EpisodeResult
 
-STEP_LIMIT = 1_000  # of an episode, where the environment has none: a policy may go in circles for ever
+# Step limit for environments that have none: otherwise the episode of a policy that goes in circles never ends.
+STEP_LIMIT = 1_000
 STEP_LIMITS = {"CliffWalking-v1": 200, "CliffWalkingSlippery-v1": 200}
 
 ActionValues = Callable[[Array], Array]  # observations [N, ...] -> q [N, A]
 
 
 class Monitor(Protocol):
-    """Receives the reports of a method while it learns."""
+    """Receives the progress of a method while it learns."""
 
     @property
     def folder(self) -> Path | None:
-        """Directory where a method may keep more than what it returns; None: nowhere."""
+        """Directory for files that a method writes while it learns; None: it has no such directory."""
 
     def episode(self, result: EpisodeResult) -> None:
-        """An episode of training has ended."""
+        """Receive a training episode that has ended."""
 
-    def report(self, at: int, figures: Mapping[str, float]) -> None:
-        """Figures after ``at`` iterations, episodes or steps, whichever the method counts."""
+    def report(self, at: int, metrics: Mapping[str, float]) -> None:
+        """Receive metrics after ``at`` iterations, episodes or steps, whichever the method counts."""
 
     def note(self, text: str) -> None:
-        """A line of text for the user."""
+        """Show the user a line of text."""
 
-    def hand_over(self) -> None:
-        """Leave the screen to the method's own display."""
+    def release_display(self) -> None:
+        """Stop writing to the terminal, because the method has a display of its own."""
 
 
 class RecordingMonitor:
-    """A monitor that keeps what is reported."""
+    """A monitor that keeps all episodes and metrics in memory and shows nothing."""
 
     folder: Path | None = None
 
@@ -54,35 +60,33 @@ class RecordingMonitor:
         self.rows: list[tuple[int, dict[str, float]]] = []
 
     def episode(self, result: EpisodeResult) -> None:
-        """Keep the episode in `episodes`."""
+        """Append the episode to `episodes`."""
         self.episodes.append(result)
 
-    def report(self, at: int, figures: Mapping[str, float]) -> None:
-        """Keep (at, figures) in `rows`."""
-        self.rows.append((at, dict(figures)))
+    def report(self, at: int, metrics: Mapping[str, float]) -> None:
+        """Append (at, metrics) to `rows`."""
+        self.rows.append((at, dict(metrics)))
 
     def note(self, text: str) -> None:
-        """Drop the line."""
-        pass
+        """Ignore the line."""
 
-    def hand_over(self) -> None:
-        """Do nothing: there is no screen."""
-        pass
+    def release_display(self) -> None:
+        """Do nothing: this monitor has no display."""
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What a method learned: a policy, and the values, arrays and figures behind it."""
+    """The result of a method: its policy, action values, arrays to save and metrics."""
 
-    policy: Policy  # the greedy one: observations [N, ...] -> actions [N], or [N, D] where they are continuous
-    values: ActionValues | None = None  # q [N, A], where the method has action values
-    arrays: Mapping[str, Array] = field(default_factory=dict)  # kept as values.safetensors, and drawn
-    figures: Mapping[str, Any] = field(default_factory=dict)  # beside the return: errors, scores, counts
+    policy: Policy  # greedy, except in prediction: observations [N, ...] -> actions [N], or [N, D] if continuous
+    values: ActionValues | None = None  # None: the method has no action values
+    arrays: Mapping[str, Array] = field(default_factory=dict)  # saved in values.safetensors
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # other than the return
 
 
-def from_values(values: ActionValues, arrays: Mapping[str, Array], **figures: Any) -> Learned:
-    """What was learned as action values, observations [N, ...] -> q [N, A], with the greedy policy."""
-    return Learned(lambda observations: greedy(values(observations)), values, arrays, figures)
+def from_values(values: ActionValues, arrays: Mapping[str, Array], **metrics: Any) -> Learned:
+    """The result of a method that learned action values; its policy is greedy with respect to them."""
+    return Learned(lambda observations: greedy(values(observations)), values, arrays, metrics)
 
 
 @dataclass(frozen=True)
@@ -91,31 +95,31 @@ class Setting:
 
     env: EnvConfig
     config: Any
-    episodes: int = 1_000  # of the evaluation
+    episodes: int = 1_000  # of the final evaluation
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method of the family: how it learns, and the settings for its environments."""
+    """A classic method: its function, and its settings for some environments."""
 
-    about: str
+    about: str  # one line for `qfleet classic`
     learn: Callable[[Any, EnvConfig, int, Monitor], Learned]  # (config, env, seed, monitor)
-    takes: SpaceKind
+    takes: SpaceKind  # kind of environment that it can learn from
     settings: Sequence[Setting]
-    check: Callable[[Any, EnvConfig], None] = lambda config, env: None  # raises BadInput, before anything is started
-    elsewhere: Any = None  # the settings for environments without their own; None: those of the first one
-    headline: str = "mean_return"  # the figure that says how good it is
+    check: Callable[[Any, EnvConfig], None] = lambda config, env: None  # raises BadInput before learning starts
+    fallback: Any = None  # config for an environment not in `settings`; None: that of the first setting
+    headline: str = "mean_return"  # the metric that is printed first
 
     def setting(self, env_id: str | None) -> Setting:
-        """The settings for an environment: its own, or else the common ones and a step limit where it has none.
+        """The settings for an environment; ``env_id`` None: for the method's first environment.
 
-        ``env_id`` None: the settings for the method's first environment.
+        An environment that is not in `settings` gets the fallback config, and a step limit if it has none of its own.
         """
         first = self.settings[0]
         if env_id is None:
             return first
-        own = (s for s in self.settings if s.env.id == env_id)
+        matching = (s for s in self.settings if s.env.id == env_id)
         env = EnvConfig(
             id=env_id, max_episode_steps=0 if has_time_limit(env_id) else STEP_LIMITS.get(env_id, STEP_LIMIT)
         )
-        return next(own, Setting(env, self.elsewhere or first.config, first.episodes))
+        return next(matching, Setting(env, self.fallback or first.config, first.episodes))

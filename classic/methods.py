@@ -1,4 +1,4 @@
-"""Every classic method by its name on the command line."""
+"""All classic methods, by their names on the command line (`dqn` is added by `qfleet.cli.classic`)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""Neural fitted Q-iteration: the regressor is a network (Riedmiller 2005).
+"""Neural fitted Q-iteration: fitted Q-iteration with a network as regressor (Riedmiller 2005).
 
-Legend as in `classic.fitted_q`. The network gives q of every action at once, [N, A]; an iteration fits q(s, a) of the
-action taken, starting from the weights of the iteration before. Riedmiller trains by Rprop over the whole dataset;
-minibatches and Adam are faster. Their step size falls to almost nothing within each iteration: two actions differ so
-little in value that the noise of the last gradient steps would decide between them. As in DQN with its target network,
-the targets stand still during an iteration.
+The network maps a state to q of all actions, [N, A]. Each iteration fits q(s, a) of the action taken and starts from
+the weights of the previous iteration. The targets are fixed during an iteration, as with the target network of DQN.
+
+Riedmiller trains with Rprop on the whole dataset; here Adam on minibatches, which is faster. The learning rate falls to
+a hundredth within each iteration: the values of two actions differ so little that the noise of the last gradient steps
+would otherwise decide which one is greedy.
+
+Legend: as in `classic.fitted_q`.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from classic.dataset import Dataset, check, transitions
-from classic.fitted_q import BatchConfig, iterate
+from classic.dataset import Dataset, check_dataset, load_or_collect
+from classic.fitted_q import FittedIterationConfig, run_iterations
 from classic.interface import Learned, Method, Monitor, Setting
 from rl.bounds import at_least, layers, positive
 from rl.envs.config import EnvConfig
@@ -25,30 +28,30 @@ from rl.schedules import linear
 from rl.td import squared, td_error, weighted_loss
 from rl.types import Array, Float64, Int64, ObservationSpec
 
-ROWS = 10_000  # of a pass that needs no gradient
+ROWS = 10_000  # observations per forward pass without gradients
 
 
 @dataclass(frozen=True)
-class NeuralFittedQConfig(BatchConfig):
+class NeuralFittedQConfig(FittedIterationConfig):
     """Fitted Q-iteration with a network."""
 
     steps: int = 100_000
-    """Uniformly random steps collected before learning begins."""
+    """Steps with uniformly random actions, collected before learning starts."""
     iterations: int = 20
-    """Regressions, each upon the values of the one before."""
+    """Iterations; each fits the network to the targets of the previous one."""
     gamma: float = 0.95
-    """Discount a step."""
+    """Discount factor."""
     evaluate_every: int = 1
-    """Iterations between evaluations of fresh episodes, of which the best one's values are kept; 0: no evaluation, the last
-    iteration's values are kept."""
+    """Iterations between evaluations. The values with the best evaluation are returned; 0: no evaluation, and the last
+    values are returned."""
     hidden: tuple[int, ...] = (64, 64)
-    """Units of the fully connected layers."""
+    """Units of the hidden layers."""
     epochs: int = 2
-    """Passes over the dataset in an iteration."""
+    """Passes over the dataset per iteration."""
     batch: int = 512
-    """Transitions a gradient step."""
+    """Transitions per gradient step."""
     learning_rate: float = 1e-3
-    """Adam's step size at the start of each iteration; it falls to a hundredth of it, on a straight line."""
+    """Learning rate of Adam at the start of each iteration, within which it falls linearly to a hundredth."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,8 +60,8 @@ class NeuralFittedQConfig(BatchConfig):
         positive(self, "learning_rate")
 
 
-class Network:
-    """q by a network of observations, each divided by its standard deviation over the dataset."""
+class NetworkModel:
+    """q(s, a) as a network. Each number of an observation is divided by its standard deviation over the dataset."""
 
     def __init__(self, config: NeuralFittedQConfig, data: Dataset, actions: int, seed: int) -> None:
         self._c = config
@@ -73,7 +76,7 @@ class Network:
         return torch.from_numpy(s / self._scale)
 
     def fit(self, s: Array, a: Int64, target: Float64) -> float:
-        """Minimise the mean of (target - q(s, a))^2 / 2 over s [N, *observation], a [N], target [N]; returns R^2."""
+        """Minimize the mean of (target - q(s, a))^2 / 2 over s [N, *observation], a [N], target [N]; returns R^2."""
         x, a_tm1, y = self._scaled(s), torch.from_numpy(a), torch.from_numpy(target.astype(np.float32))
         batches = [
             rows
@@ -88,26 +91,24 @@ class Network:
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
-        rest = target - self(s)[np.arange(len(a)), a]
+        residual = target - self(s)[np.arange(len(a)), a]
         variance = float(((target - target.mean()) ** 2).sum())
-        return (
-            float(1.0 - (rest**2).sum() / variance) if variance > 0.0 else 0.0
-        )  # one target for all: nothing to explain
+        return float(1.0 - (residual**2).sum() / variance) if variance > 0.0 else 0.0
 
     @torch.no_grad()
     def __call__(self, s: Array) -> Array:
-        """q float32 [N, A] of observations [N, *observation]."""
+        """Return q, float32 [N, A], of observations [N, *observation]."""
         return np.concatenate([self._network(x).numpy() for x in self._scaled(s).split(ROWS)])
 
 
 def neural_fitted_q(config: NeuralFittedQConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Fitted Q-iteration by a network that keeps its weights between iterations (after Riedmiller 2005).
+    """Neural fitted Q-iteration (Riedmiller 2005), with Adam on minibatches instead of Rprop.
 
-    Raises BadInput where the dataset does not fit.
+    Raises BadInput if the dataset does not fit.
     """
     _, actions = describe(env)
-    data = transitions(config, env, seed)
-    return iterate(config, env, seed, monitor, Network(config, data, actions, seed), data)
+    data = load_or_collect(config, env, seed)
+    return run_iterations(config, env, seed, monitor, NetworkModel(config, data, actions, seed), data)
 
 
 METHODS = {
@@ -116,6 +117,6 @@ METHODS = {
         neural_fitted_q,
         "network",
         (Setting(EnvConfig(id="CartPole-v1"), NeuralFittedQConfig(), episodes=10),),
-        check,
+        check_dataset,
     ),
 }

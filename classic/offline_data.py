@@ -1,6 +1,10 @@
-"""A Minari dataset for a table: the row of each state, and every transition between them.
+"""A Minari dataset as arrays for tabular learning.
 
-Legend: T transitions, E episodes, S rows of the table (some may be of states that the data never show).
+    data = read_tabular("qfleet/babyai-pickup-fullobs-v0", EnvConfig(id="BabyAI-Pickup-v0"))
+    data.s_tm1, data.a_tm1, data.r_t, data.s_t  # all [T]
+
+Legend: T transitions; E episodes; S rows of the table, which may include states that the dataset never visits;
+``s_tm1``, ``a_tm1``, ``r_t``, ``s_t`` as in `rl.types`.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from classic.tables import States
+from classic.tables import StateIndex
 from rl.envs.config import EnvConfig
 from rl.envs.grid_states import is_grid
 from rl.envs.minari_files import check_episode, env_config_of, open_dataset
@@ -23,24 +27,24 @@ from rl.types import Array, Bool, Float64, Int64
 
 
 @dataclass(frozen=True)
-class TableData:
-    """A dataset as `read` returns it."""
+class TabularDataset:
+    """A dataset in which states are rows of a table."""
 
-    states: States
-    grid: bool  # whether the states are MiniGrid's worlds
+    states: StateIndex
+    is_minigrid: bool  # whether the states are MiniGrid worlds
     actions: int  # A
     s_tm1: Int64  # [T]
     a_tm1: Int64  # [T], from 0
     r_t: Float64  # [T]
     terminated: Bool  # [T]
-    s_t: Int64  # [T], of the true last observation where an episode ends
-    observed: Int64  # [T + E], the row of each observation, an episode after the other
-    lengths: Int64  # [E], steps
-    seeds: tuple[int | None, ...]  # of each episode, where the dataset keeps them
+    s_t: Int64  # [T], at the end of an episode the row of its last observation
+    observed: Int64  # [T + E], the row of each observation, episode after episode
+    lengths: Int64  # [E], in steps
+    seeds: tuple[int | None, ...]  # [E], None for episodes without a seed
 
     @property
     def episode_of(self) -> Int64:
-        """The episode of each observation, [T + E]."""
+        """The index of each observation's episode, [T + E]."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths + 1)
 
     @property
@@ -51,7 +55,7 @@ class TableData:
 
     @property
     def returns(self) -> Float64:
-        """Each episode's undiscounted return, [E]."""
+        """The undiscounted return of each episode, [E]."""
         totals: Float64 = np.add.reduceat(self.r_t, np.cumsum(self.lengths) - self.lengths)
         return totals
 
@@ -63,7 +67,7 @@ class TableData:
 
     @property
     def first_seen(self) -> Int64:
-        """Episode and step at which each state was seen first, [S, 2]; -1 where it never was."""
+        """The episode and the step at which each state first occurs, [S, 2]; -1 if it never occurs."""
         found = np.full((self.states.count, 2), -1, np.int64)
         rows, at = np.unique(self.observed, return_index=True)
         step = np.concatenate([np.arange(length + 1) for length in self.lengths])
@@ -71,17 +75,18 @@ class TableData:
         return found
 
 
-def opened(name: str, env: EnvConfig) -> tuple[Any, gym.Space[Any], Callable[[Any], Any]]:
-    """(dataset, space of its states, function from an observation to a state).
+def open_tabular(name: str, env: EnvConfig) -> tuple[Any, gym.Space[Any], Callable[[Any], Any]]:
+    """Open a dataset; return it, the space of its states, and a function from its observations to these states.
 
-    Raises BadInput unless the dataset suits a table and ``env``.
+    Raises BadInput if the dataset does not exist, if its observations do not suit a table, or if its spaces are not
+    those of ``env``.
     """
     data = open_dataset(name)
     fitted = table_states(data.observation_space)
     if fitted is None:
         raise BadInput(
-            f"dataset {name} has observations {' '.join(str(data.observation_space).split())[:80]}: a table would see each "
-            "state once; write the method fitted-q, or train DQN offline on it"
+            f"dataset {name} has observations {' '.join(str(data.observation_space).split())[:80]}, which do not suit "
+            "a table, because no state would occur twice: write the method fitted-q, or train DQN offline on it"
         )
     played = make_env(env, "table")
     played.close()
@@ -89,62 +94,63 @@ def opened(name: str, env: EnvConfig) -> tuple[Any, gym.Space[Any], Callable[[An
     return data, *fitted
 
 
-def read(name: str, env: EnvConfig) -> TableData:
-    """Read a whole dataset. Raises BadInput unless its states suit a table and are those of ``env``."""
-    data, space, state = opened(name, env)
+def read_tabular(name: str, env: EnvConfig) -> TabularDataset:
+    """Read a whole dataset into memory. Raises BadInput as `open_tabular` does, and if the dataset is damaged."""
+    data, space, state = open_tabular(name, env)
     actions = data.action_space
-    states, first, metadata = States(space), int(actions.start), data.storage.get_episode_metadata
+    states, first, metadata = StateIndex(space), int(actions.start), data.storage.get_episode_metadata
     rows: list[list[int]] = []
     columns: list[tuple[Array, Array, Array]] = []
     try:
-        seeds = tuple(kept.get("seed") for kept in metadata(data.episode_indices))
+        seeds = tuple(of_episode.get("seed") for of_episode in metadata(data.episode_indices))
         for index, episode in enumerate(data.iterate_episodes()):
-            observations = [state(o) for o in _steps(episode.observations)]
+            observations = [state(o) for o in _unbatch(episode.observations)]
             check_episode(
                 replace(episode, observations=observations), f"dataset {name}, episode {index}", first, int(actions.n)
             )
-            rows.append([states.row(o) for o in observations])
+            rows.append([states.add(o) for o in observations])
             columns.append((np.asarray(episode.actions) - first, episode.rewards, episode.terminations))
     except (OSError, KeyError, ValueError) as error:
         raise BadInput(f"dataset {name} cannot be read: {' '.join(str(error).split())}") from error
     a_tm1, r_t, terminated = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return TableData(
+    return TabularDataset(
         states,
         is_grid(data.observation_space),
         int(actions.n),
-        np.concatenate([own[:-1] for own in rows]),
+        np.concatenate([of_episode[:-1] for of_episode in rows]),
         a_tm1.astype(np.int64),
         r_t.astype(np.float64),
         terminated.astype(np.bool_),
-        np.concatenate([own[1:] for own in rows]),
+        np.concatenate([of_episode[1:] for of_episode in rows]),
         np.concatenate(rows),
-        np.array([len(own) - 1 for own in rows]),
+        np.array([len(of_episode) - 1 for of_episode in rows]),
         seeds,
     )
 
 
 def _check_fit(name: str, data: Any, states: Any, env: AnyEnv) -> None:
     """Raise BadInput unless the dataset has the environment's states and actions."""
-    own, its = env.observation_space, env.action_space
-    same = all(getattr(own, key, None) == getattr(states, key, None) for key in ("shape", "dtype", "n"))
-    if same and data.action_space == its:
+    env_states, env_actions = env.observation_space, env.action_space
+    same = all(getattr(env_states, key, None) == getattr(states, key, None) for key in ("shape", "dtype", "n"))
+    if same and data.action_space == env_actions:
         return
     source = env_config_of(data, name)
-    where = f"was played on {source.id}" if source else "names no environment"
+    origin = f"collected on {source.id}" if source else "of an unknown environment"
     assert env.spec is not None
     raise BadSetting(
         EnvConfig,
         "id",
-        f"{env.spec.id!r} has states {own} and actions {its}, dataset {name} ({where}) has {states} and "
-        f"{data.action_space}: write {f'`id: {source.id}`' if source else 'another one'}, or another dataset",
+        f"is {env.spec.id!r}, which has states {env_states} and actions {env_actions}, but dataset {name} "
+        f"({origin}) has {states} and {data.action_space}: write "
+        f"{f'`id: {source.id}`' if source else 'another environment'}, or another dataset",
     )
 
 
-def _steps(observations: Any) -> list[Any]:
-    """An episode's observations one by one: columns of dicts and tuples taken apart."""
+def _unbatch(observations: Any) -> list[Any]:
+    """Split the stacked observations of an episode into a list, also inside dicts and tuples."""
     if isinstance(observations, dict):
-        columns = [_steps(column) for column in observations.values()]
+        columns = [_unbatch(column) for column in observations.values()]
         return [dict(zip(observations, values, strict=True)) for values in zip(*columns, strict=True)]
     if isinstance(observations, tuple):
-        return list(zip(*(_steps(column) for column in observations), strict=True))
+        return list(zip(*(_unbatch(column) for column in observations), strict=True))
     return list(observations)

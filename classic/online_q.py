@@ -1,10 +1,11 @@
-"""Deep Q-learning without what made DQN work, and with it: no replay and no target network, unless asked for.
+"""Online deep Q-learning, with a replay buffer and a target network as options.
 
     w <- w + alpha (r + gamma max_a' q(s', a'; w) - q(s, a; w)) grad q(s, a; w)
 
-at every step, from that step alone (Sutton & Barto 2018, 11.1, and the deadly triad of 11.3). Two things make it swing:
-consecutive steps resemble each other, so that the network forgets what it saw before them; and each update moves its own
-target. DQN (Mnih et al. 2015) answers the first by ``replay`` and the second by ``target_period``.
+This is semi-gradient Q-learning (Sutton & Barto 2018, section 11.1): one update from each step. It is unstable, for two
+reasons (section 11.3, the deadly triad). Consecutive steps are correlated, so that the network forgets earlier ones.
+And each update changes the targets of the next. DQN (Mnih et al. 2015) replays old steps for the first (``replay``),
+and keeps a target network for the second (``target_period``).
 """
 
 from __future__ import annotations
@@ -36,28 +37,28 @@ REPORT_PERIOD = 1_000  # steps between reports of the loss
 
 @dataclass(frozen=True)
 class OnlineQConfig:
-    """One step of the environment, one gradient step."""
+    """Deep Q-learning with one gradient step after each step; replay buffer and target network are options."""
 
     steps: int = 40_000
-    """Steps of training."""
+    """Agent steps of training."""
     gamma: float = 0.95
-    """Discount a step."""
+    """Discount factor."""
     epsilon_end: float = 0.1
-    """Probability of a random action that epsilon falls to, on a straight line from 1."""
+    """Epsilon after its linear decay from 1."""
     epsilon_steps: int = 20_000
-    """Steps in which epsilon falls."""
+    """Agent steps over which epsilon decays."""
     hidden: tuple[int, ...] = (128, 128)
-    """Units of the fully connected layers."""
+    """Units of the hidden layers."""
     learning_rate: float = 5e-4
-    """Adam's step size."""
+    """Learning rate of Adam."""
     loss: Literal["huber", "squared"] = "huber"
-    """Loss of a TD error; huber is linear beyond 1."""
+    """Loss of the TD error; huber is quadratic up to 1 and linear beyond."""
     replay: int = 0
-    """Transitions kept, of which `batch` are drawn for each gradient step; 0: it learns from the present step alone."""
+    """Transitions in the replay buffer; 0: no buffer, each gradient step uses only the latest transition."""
     batch: int = 32
-    """Transitions of a gradient step (with `replay` alone)."""
+    """Transitions per gradient step (only with a replay buffer)."""
     target_period: int = 0
-    """Gradient steps between copies into a network that computes the targets; 0: the network that learns computes them."""
+    """Gradient steps between copies of the weights to the target network; 0: no target network."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "epsilon_steps", "batch")
@@ -68,7 +69,7 @@ class OnlineQConfig:
 
 
 class OnlineLearner:
-    """A network, the network that computes its targets (itself, or a copy updated now and then), and their updates."""
+    """The online network, the target network (the same one, if `target_period` is 0) and the gradient step."""
 
     def __init__(self, config: OnlineQConfig, network: QNetwork) -> None:
         self.c, self.network = config, network
@@ -77,10 +78,7 @@ class OnlineLearner:
         self.updates = 0
 
     def update(self, batch: Batch) -> float:
-        """One gradient step on the mean loss of a batch of B transitions; returns that loss.
-
-        Only a termination stops the bootstrap.
-        """
+        """Make one gradient step on a batch; returns its mean loss. Truncated transitions bootstrap."""
         s, a, r, terminated, s_next = (torch.from_numpy(np.asarray(column)) for column in batch)
         discount = self.c.gamma * (1.0 - terminated.float())
         with torch.no_grad():
@@ -97,12 +95,12 @@ class OnlineLearner:
 
     @torch.no_grad()
     def values(self, s: Array) -> Array:
-        """q float32 [N, A] of observations [N, *observation]."""
+        """Return q, float32 [N, A], of observations [N, *observation]."""
         return np.asarray(self.network(torch.from_numpy(s)))
 
 
 def batches(config: OnlineQConfig, steps: Iterator[Batch], seed: int) -> Iterator[Batch]:
-    """The batch of each gradient step: the newest step itself, or `batch` of the last ``config.replay`` steps."""
+    """Yield one batch for each step: the step itself, or a sample from the replay buffer of `replay` transitions."""
     replay, rng = None, np.random.default_rng([seed, 1])
     for step in steps:
         if config.replay == 0:
@@ -114,9 +112,9 @@ def batches(config: OnlineQConfig, steps: Iterator[Batch], seed: int) -> Iterato
 
 
 def play(config: OnlineQConfig, learner: OnlineLearner, env: EnvConfig, seed: int, monitor: Monitor) -> Iterator[Batch]:
-    """``config.steps`` epsilon-greedy steps, each as a batch of one; reports every episode to the monitor."""
+    """Play `steps` epsilon-greedy steps; yield each as a batch of one, and report episodes to the monitor."""
     environments, rng = make_environments(env, 1), np.random.default_rng([seed, 2])
-    epsilon = 1.0  # of the next step
+    epsilon = 1.0
     steps = rollout(environments, lambda s: epsilon_greedy(learner.values(s), epsilon, rng), SeedSequence(seed, 0).draw)
     for t in range(config.steps):
         epsilon = linear(1.0, config.epsilon_end, config.epsilon_steps, t)
@@ -129,19 +127,21 @@ def play(config: OnlineQConfig, learner: OnlineLearner, env: EnvConfig, seed: in
 
 
 def online_q(config: OnlineQConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Semi-gradient Q-learning with a network (Sutton & Barto 2018, 11.1); replay and target network are options.
+    """Semi-gradient Q-learning with a network (Sutton & Barto 2018, section 11.1).
 
-    Returns q and its greedy policy. Raises RunFault where the loss is no longer finite.
+    Returns q and its greedy policy. Raises RunFault if q diverges.
     """
-    made = make_environments(env, 1)
-    made.close()
-    network = make_network(NetworkConfig("mlp", config.hidden, dueling=False), made.spec, made.actions, seed)
+    environments = make_environments(env, 1)  # only for the spaces: `play` makes its own
+    environments.close()
+    network = make_network(
+        NetworkConfig("mlp", config.hidden, dueling=False), environments.spec, environments.actions, seed
+    )
     learner = OnlineLearner(config, network)
     losses: list[float] = []
     for batch in batches(config, play(config, learner, env, seed, monitor), seed):
         losses.append(learner.update(batch))
         if not np.isfinite(losses[-1]):
-            raise RunFault(f"q diverged after {len(losses):,} steps: write a lower `learning_rate`")
+            raise RunFault(f"q diverged after {len(losses):,} steps: lower `learning_rate`")
         if len(losses) % REPORT_PERIOD == 0:
             monitor.report(len(losses), {"loss": float(np.mean(losses[-REPORT_PERIOD:]))})
     return from_values(learner.values, {"loss": np.array(losses)}, updates=learner.updates)
@@ -149,7 +149,7 @@ def online_q(config: OnlineQConfig, env: EnvConfig, seed: int, monitor: Monitor)
 
 METHODS = {
     "online-q": Method(
-        "deep Q-learning without replay and target network: why DQN has both",
+        "online deep Q-learning; replay buffer and target network are options",
         online_q,
         "network",
         (

@@ -1,10 +1,12 @@
-"""Tabular Q-learning and its siblings: the same loop, with another value of the successor.
-
-Legend: ``q`` [S, A]; ``behaviour`` is the policy that acts while learning, ``a_next`` the action that it takes in the
-successor. Every rule moves q(s, a) towards a target by the step size alpha; a terminal state does not bootstrap, a
-truncated episode does:
+"""Tabular Q-learning, double Q-learning, SARSA, expected SARSA and n-step Q-learning: one loop.
 
     q(s, a) += alpha (target - q(s, a)),   target = r + gamma * bootstrap
+
+The methods differ in ``bootstrap``, the value of the next state. It is 0 for a terminal state; a truncated episode
+bootstraps.
+
+Legend: ``q`` [S, A]; ``behaviour`` the policy that acts during learning (the behaviour policy); ``a_next`` the action
+that it chooses in the next state.
 """
 
 from __future__ import annotations
@@ -29,93 +31,102 @@ from rl.types import Array, EpisodeResult, Float64
 
 @dataclass(frozen=True)
 class QLearningConfig:
-    """Tabular temporal-difference control."""
+    """Tabular temporal-difference control: Q-learning, double Q-learning, SARSA, expected SARSA, n-step Q-learning."""
 
     episodes: int = 10_000
     """Episodes of training."""
     gamma: float = 0.99
-    """Discount a step."""
+    """Discount factor."""
     alpha: float = 0.1
-    """Step size at the first episode."""
+    """Step size in the first episode."""
     alpha_end: float = 0.01
-    """Step size that alpha falls to, on a straight line over the episodes."""
+    """Step size to which alpha falls linearly over the episodes."""
     epsilon: float = 1.0
     """Probability of a random action in the first episode."""
     epsilon_end: float = 0.05
-    """Probability of a random action that epsilon never falls below."""
+    """Lower bound of epsilon."""
     epsilon_decay: float = 0.999
-    """Factor on epsilon after each episode; 1: constant."""
+    """Factor by which epsilon is multiplied after each episode; 1: constant."""
     behaviour: Literal["epsilon-greedy", "softmax", "random"] = "epsilon-greedy"
-    """Who acts while learning; random: every action uniformly; Q-learning learns the greedy policy all the same."""
+    """Policy that acts during learning (the behaviour policy); random: uniformly random actions."""
     temperature: float = 1.0
-    """Units of value that softmax tells apart: the lower, the greedier."""
+    """Temperature of softmax, in units of action value; lower is greedier (only with softmax)."""
     initial: float = 0.0
-    """Value of what was never tried; above the true ones it makes exploring greedy."""
+    """Initial action value; one above the true values (optimistic) makes a greedy policy explore."""
     n_step: int = 3
-    """Steps of reward before bootstrapping (n-step-q alone)."""
+    """Rewards in the target before it bootstraps (only n-step-q)."""
 
     def __post_init__(self) -> None:
         between(self, 0, 1, "gamma", "alpha", "alpha_end", "epsilon", "epsilon_end", "epsilon_decay")
-        require(bool(np.isfinite(self.initial)), self, "initial", "a finite value")
+        require(bool(np.isfinite(self.initial)), self, "initial", "a finite number")
         positive(self, "temperature")
         at_least(self, 1, "episodes", "n_step")
 
     def epsilon_at(self, episode: int) -> float:
-        """Probability of a random action in an episode, counted from 0."""
+        """Return the epsilon of an episode; the first is 0."""
         if self.behaviour == "random":
             return 1.0
         return decayed(self.epsilon, self.epsilon_end, self.epsilon_decay, episode)
 
     def alpha_at(self, episode: int) -> float:
-        """Step size in an episode, counted from 0."""
+        """Return the step size of an episode; the first is 0."""
         return self.alpha + min(self.alpha_end - self.alpha, 0.0) * episode / self.episodes
 
 
 @dataclass(frozen=True)
-class Behaviour:
-    """The policy that acts, by action values [A] of one state: epsilon-greedy, or softmax with a temperature."""
+class BehaviourPolicy:
+    """The policy that acts during learning: epsilon-greedy, or softmax if it has a temperature.
+
+    Sutton & Barto 2018, section 5.5.
+    """
 
     epsilon: float
     temperature: float | None = None
 
     def act(self, q: Float64, rng: np.random.Generator) -> int:
-        """An action, from 0, by the action values q [A]."""
+        """Draw an action, counted from 0, from the action values q [A] of a state."""
         if self.temperature is not None:
             return int(softmax(q[None], self.temperature, rng)[0])
         return int(epsilon_greedy(q[None], self.epsilon, rng)[0])
 
     def probabilities(self, q: Float64) -> Float64:
-        """The probability of each action, [A], by the action values q [A]."""
+        """Return the probability of each action, [A], given the action values q [A] of a state."""
         if self.temperature is not None:
             return softmax_probabilities(q[None], self.temperature).ravel()
         return epsilon_greedy_probabilities(q[None], self.epsilon).ravel()
 
 
-Bootstrap = Callable[
-    [Float64, Float64, int, Behaviour], float
-]  # (selector, value, a', behaviour) -> the successor's value
+# Value of the next state, given its q [A] in the table to update, its q [A] in the other table (the same table, if there
+# is only one), the next action and the behaviour policy.
+Bootstrap = Callable[[Float64, Float64, int, BehaviourPolicy], float]
 
 
-def greedy_value(selector: Float64, value: Float64, a_next: int, behaviour: Behaviour) -> float:
-    """value(argmax_a selector(a)), both [A]: max_a value(a) for one table (Watkins 1989); two: van Hasselt 2010."""
+def greedy_value(updated: Float64, other: Float64, a_next: int, behaviour: BehaviourPolicy) -> float:
+    """Return other(argmax_a updated(a)): Q-learning with one table (Watkins 1989), double Q-learning with two.
+
+    Sutton & Barto 2018, sections 6.5 and 6.7; van Hasselt 2010.
+    """
     del a_next, behaviour
-    return float(value[selector.argmax()])
+    return float(other[updated.argmax()])
 
 
-def taken_value(selector: Float64, value: Float64, a_next: int, behaviour: Behaviour) -> float:
-    """value(a') of the action that behaviour takes next, value [A]: SARSA (Sutton & Barto 2018, 6.4)."""
-    del selector, behaviour
-    return float(value[a_next])
+def next_action_value(updated: Float64, other: Float64, a_next: int, behaviour: BehaviourPolicy) -> float:
+    """Return the value of the next action: SARSA (Sutton & Barto 2018, section 6.4, equation 6.7)."""
+    del updated, behaviour
+    return float(other[a_next])
 
 
-def expected_value(selector: Float64, value: Float64, a_next: int, behaviour: Behaviour) -> float:
-    """sum_a pi(a) value(a) under the behaviour pi, value [A]: expected SARSA (Sutton & Barto 2018, 6.6)."""
+def expected_value(updated: Float64, other: Float64, a_next: int, behaviour: BehaviourPolicy) -> float:
+    """Return sum_a b(a) other(a), b the behaviour policy: expected SARSA.
+
+    Sutton & Barto 2018, section 6.6, equation 6.9.
+    """
     del a_next
-    return float(behaviour.probabilities(selector) @ value)
+    return float(behaviour.probabilities(updated) @ other)
 
 
 def n_step_target(rewards: Sequence[float], gamma: float, bootstrap: float) -> float:
-    """r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n bootstrap, of rewards [n] (Sutton & Barto 2018, 7.1)."""
+    """Return r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n bootstrap (Sutton & Barto 2018, equation 7.1)."""
     target = bootstrap
     for reward in reversed(rewards):
         target = reward + gamma * target
@@ -123,7 +134,7 @@ def n_step_target(rewards: Sequence[float], gamma: float, bootstrap: float) -> f
 
 
 class _Learner:
-    """One or two tables, and the loop that every rule shares."""
+    """One or two tables, and the loop that all methods share."""
 
     def __init__(
         self, config: QLearningConfig, env: EnvConfig, seed: int, bootstrap: Bootstrap, tables: int, n: int
@@ -136,23 +147,25 @@ class _Learner:
         self.rng = np.random.default_rng([seed, 0])
 
     def values(self, observations: Array) -> Array:
-        """The mean of the tables, q [N, A]."""
+        """Return the mean of the tables, q [N, A] of observations [N, ...]."""
         q: Array = np.mean([table(observations) for table in self.tables], axis=0)
         return q
 
-    def act(self, observation: Any, behaviour: Behaviour) -> int:
-        """An action of the behaviour by the mean of the tables."""
-        return behaviour.act(np.mean([table.values(observation) for table in self.tables], axis=0), self.rng)
+    def act(self, observation: Any, behaviour: BehaviourPolicy) -> int:
+        """Draw an action of the behaviour policy, given the mean of the tables."""
+        return behaviour.act(np.mean([table.row(observation) for table in self.tables], axis=0), self.rng)
 
     def episode(self, number: int, seed: int | None) -> EpisodeResult:
-        """Play one episode and learn from each of its steps."""
+        """Play one episode and update q once for each of its steps; returns the episode's result.
+
+        ``seed`` seeds the environment; None: it continues with its own random state.
+        """
         epsilon, alpha = self.c.epsilon_at(number), self.c.alpha_at(number)
-        behaviour = Behaviour(epsilon, self.c.temperature if self.c.behaviour == "softmax" else None)
+        behaviour = BehaviourPolicy(epsilon, self.c.temperature if self.c.behaviour == "softmax" else None)
         observation, _ = self.env.reset(seed=seed)
         action, total, length, done = self.act(observation, behaviour), 0.0, 0, False
-        window: deque[tuple[Any, int, float]] = (
-            deque()
-        )  # (observation, action, reward) of steps that wait for their target
+        # (observation, action, reward) of the steps whose update waits for more rewards
+        window: deque[tuple[Any, int, float]] = deque()
         while not done:
             successor, reward, terminated, truncated, _ = self.env.step(action + self.first_action)
             done = terminated or truncated
@@ -170,20 +183,23 @@ class _Learner:
         successor: Any,
         a_next: int,
         terminated: bool,
-        behaviour: Behaviour,
+        behaviour: BehaviourPolicy,
         alpha: float,
     ) -> None:
-        """Move q of the oldest step of ``window`` towards its target. Of two tables one is drawn at random to learn."""
-        learning, judging = self.tables[0], self.tables[-1]
-        if learning is not judging and self.rng.random() < 0.5:
-            learning, judging = judging, learning
+        """Update q(s, a) of the first step of ``window``; with two tables, in one that is chosen at random.
+
+        ``window`` has the latest steps (observation, action, reward), oldest first; ``successor`` is the observation
+        that follows them, and ``a_next`` the action in it.
+        """
+        updated, other = self.tables[0], self.tables[-1]
+        if updated is not other and self.rng.random() < 0.5:
+            updated, other = other, updated
         observation, action, _ = window[0]
         bootstrap = 0.0
         if not terminated:
-            selector, value = learning.values(successor), judging.values(successor)
-            bootstrap = self.bootstrap(selector, value, a_next, behaviour)
+            bootstrap = self.bootstrap(updated.row(successor), other.row(successor), a_next, behaviour)
         target = n_step_target([reward for *_, reward in window], self.c.gamma, bootstrap)
-        q = learning.values(observation)
+        q = updated.row(observation)
         q[action] += alpha * (target - q[action])
 
 
@@ -204,32 +220,42 @@ def _learn(
 
 
 def q_learning(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """q(s, a) += alpha (r + gamma max_a' q(s', a') - q(s, a)) (Watkins 1989; Sutton & Barto 2018, 6.5)."""
+    """q(s, a) += alpha (r + gamma max_a' q(s', a') - q(s, a)).
+
+    Watkins 1989; Sutton & Barto 2018, section 6.5, equation 6.8.
+    """
     return _learn(config, env, seed, monitor, greedy_value)
 
 
 def double_q_learning(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
     """q1(s, a) += alpha (r + gamma q2(s', argmax_a' q1(s', a')) - q1(s, a)), or with q1 and q2 exchanged, at random.
 
-    van Hasselt 2010; Sutton & Barto 2018, 6.7. Acts and evaluates by the mean of the two tables.
+    van Hasselt 2010; Sutton & Barto 2018, section 6.7, equation 6.10. The behaviour policy and the returned values use
+    the mean of the two tables.
     """
     return _learn(config, env, seed, monitor, greedy_value, tables=2)
 
 
 def sarsa(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """q(s, a) += alpha (r + gamma q(s', a') - q(s, a)), a' as taken (Rummery & Niranjan 1994)."""
-    return _learn(config, env, seed, monitor, taken_value)
+    """q(s, a) += alpha (r + gamma q(s', a') - q(s, a)), with the action a' that is taken next.
+
+    Rummery & Niranjan 1994; Sutton & Barto 2018, section 6.4, equation 6.7.
+    """
+    return _learn(config, env, seed, monitor, next_action_value)
 
 
 def expected_sarsa(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """q(s, a) += alpha (r + gamma sum_a' pi(a'|s') q(s', a') - q(s, a)) (van Seijen et al. 2009)."""
+    """q(s, a) += alpha (r + gamma sum_a' pi(a'|s') q(s', a') - q(s, a)), pi the behaviour policy.
+
+    van Seijen et al. 2009; Sutton & Barto 2018, section 6.6, equation 6.9.
+    """
     return _learn(config, env, seed, monitor, expected_value)
 
 
 def n_step_q(config: QLearningConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
-    """Q-learning with n = ``n_step`` rewards before it bootstraps, uncorrected, as in n-step DQN (Hessel et al. 2018).
+    """Q-learning with the target of ``n_step`` rewards, without off-policy correction, as in n-step DQN.
 
-    G = r_1 + ... + gamma^(n-1) r_n + gamma^n max_a q(s_n, a).
+    Hessel et al. 2018. The target is G = r_1 + ... + gamma^(n-1) r_n + gamma^n max_a q(s_n, a).
     """
     return _learn(config, env, seed, monitor, greedy_value, n=config.n_step)
 
@@ -238,8 +264,8 @@ CLIFF_CONTROL = QLearningConfig(
     episodes=1_000, gamma=1.0, alpha=0.5, alpha_end=0.05, epsilon=0.1, epsilon_end=0.1, epsilon_decay=1.0
 )
 CLIFF = (Setting(EnvConfig(id="CliffWalking-v1", max_episode_steps=200), CLIFF_CONTROL, episodes=10),)
-CLIFF_DOUBLE = replace(CLIFF[0], config=replace(CLIFF_CONTROL, episodes=3_000))  # half of the steps for each table
-# Sutton & Barto 2018, figure 6.5: how often a method goes left, where it never should
+CLIFF_DOUBLE = replace(CLIFF[0], config=replace(CLIFF_CONTROL, episodes=3_000))  # each table gets half of the updates
+# Sutton & Barto 2018, example 6.7 and figure 6.5: how often a method goes left, which is never optimal
 BIAS = Setting(
     EnvConfig(id="qfleet/MaximizationBias-v0"),
     QLearningConfig(300, gamma=1.0, alpha=0.1, alpha_end=0.1, epsilon=0.1, epsilon_end=0.1, epsilon_decay=1.0),
@@ -259,8 +285,10 @@ METHODS = {
             BIAS,
         ),
     ),
-    "double-q-learning": Method("two tables against overestimation", double_q_learning, "table", (CLIFF_DOUBLE, BIAS)),
-    "sarsa": Method("on-policy: values of the policy that explores", sarsa, "table", CLIFF),
-    "expected-sarsa": Method("SARSA without the luck of the next action", expected_sarsa, "table", CLIFF),
-    "n-step-q": Method("Q-learning over several steps of reward", n_step_q, "table", CLIFF),
+    "double-q-learning": Method(
+        "double Q-learning: two tables reduce overestimation", double_q_learning, "table", (CLIFF_DOUBLE, BIAS)
+    ),
+    "sarsa": Method("on-policy TD control: values of the epsilon-greedy policy", sarsa, "table", CLIFF),
+    "expected-sarsa": Method("SARSA with the expectation over the next action", expected_sarsa, "table", CLIFF),
+    "n-step-q": Method("Q-learning with n-step targets", n_step_q, "table", CLIFF),
 }

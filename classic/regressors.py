@@ -1,7 +1,6 @@
-"""Scikit-learn's regressors by name, for fitted Q-iteration: inputs [N, D] to values [N].
+"""Scikit-learn regressors by name, for fitted Q-iteration.
 
-The distance, the powers and the penalty of some depend on the inputs' units, so those regressors scale each input to a
-standard deviation of 1; trees do not need it.
+k-nearest and polynomial depend on the units of the inputs (distances, penalty), so they standardize each input first.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from rl.types import Array
 
 
 class Regressor(Protocol):
-    """What scikit-learn calls a regressor."""
+    """The interface of scikit-learn's regressors."""
 
     def fit(self, x: Array, y: Array) -> Any:
-        """Fit y [N] at x [N, D], from scratch."""
+        """Fit y [N] at x [N, D]; forgets earlier fits."""
 
     def predict(self, x: Array) -> Array:
-        """Values [N] at x [N, D]."""
+        """Return the predictions [N] at x [N, D]."""
 
     def score(self, x: Array, y: Array) -> float:
-        """R^2 = 1 - sum (y - predict(x))^2 / sum (y - mean y)^2 of x [N, D] and y [N]; 1 is a perfect fit."""
+        """Return R^2 = 1 - sum (y - predict(x))^2 / sum (y - mean y)^2 for x [N, D], y [N]; 1 is a perfect fit."""
 
 
 def _nearest_neighbours(seed: int, jobs: int) -> Regressor:
@@ -74,7 +73,7 @@ def _boosting(seed: int, jobs: int) -> Regressor:
     )
 
 
-REGRESSORS: dict[str, Callable[[int, int], Regressor]] = {
+REGRESSORS: dict[str, Callable[[int, int], Regressor]] = {  # functions of (seed, jobs)
     "k-nearest": _nearest_neighbours,
     "linear": _linear,
     "polynomial": _polynomial,
@@ -86,7 +85,10 @@ REGRESSORS: dict[str, Callable[[int, int], Regressor]] = {
 
 
 def make_regressor(name: str, seed: int, jobs: int) -> Regressor:
-    """A regressor of REGRESSORS on ``jobs`` threads. Raises BadInput where scikit-learn is not installed."""
+    """Create a regressor by its name in REGRESSORS; it uses ``jobs`` threads.
+
+    Raises BadInput if scikit-learn is not installed.
+    """
     try:
         return REGRESSORS[name](seed, jobs)
     except ImportError as error:

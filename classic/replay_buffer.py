@@ -1,7 +1,7 @@
-"""Experience replay in one process: a ring of single transitions, drawn uniformly (Lin 1992; Mnih et al. 2015).
+"""A replay buffer in memory: single transitions, sampled uniformly (Lin 1992; Mnih et al. 2015).
 
-Legend: ``s`` [B, *observation], ``a`` [B, *action], ``r`` [B] raw, ``terminated`` [B], ``s_next`` [B, *observation], the
-true successor also where an episode was truncated.
+Legend: ``s``, ``s_next`` [B, *observation]; ``a`` [B, *action]; ``r`` [B] raw rewards; ``terminated`` [B]. ``s_next``
+is the observation that follows, also at the end of an episode, where it is the last observation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rl.types import Array, Bool, Float32
 
 
 class Batch(NamedTuple):
-    """Transitions; only a termination stops the bootstrap, so a truncation is not kept."""
+    """A batch of transitions. It has no ``truncated``, because a truncated transition bootstraps like any other."""
 
     s: Array  # [B, *observation]
     a: Array  # [B, *action]
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 
 class ReplayBuffer:
-    """The last ``capacity`` transitions."""
+    """A ring buffer of the last ``capacity`` transitions."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class ReplayBuffer:
         )
 
     def append(self, s: Array, a: Array, r: float, terminated: bool, s_next: Array) -> None:
-        """Copy one transition (s, s_next [*observation], a [*action]) over the oldest once the ring is full."""
+        """Copy a transition into the buffer, over the oldest if it is full; s, s_next [*observation], a [*action]."""
         for column, value in zip(self._columns, (s, a, r, terminated, s_next), strict=True):
             column[self._next] = value
         capacity = len(self._columns.r)
         self._next, self.size = (self._next + 1) % capacity, min(self.size + 1, capacity)
 
     def sample(self, rng: np.random.Generator, batch: int) -> Batch:
-        """``batch`` transitions, uniformly and with replacement. Raises ValueError while there is none."""
+        """Sample ``batch`` transitions uniformly, with replacement. Raises ValueError if the buffer is empty."""
         rows = rng.integers(0, self.size, batch)
         return Batch._make(column[rows] for column in self._columns)

@@ -1,12 +1,12 @@
-"""Figures beside the return: FlappyBird's pipes, and shortest paths in the 4x4 grid.
+"""Scores other than the return: pipes passed in FlappyBird, and shortest paths in the 4x4 grid world.
 
-FlappyBird-v0 (flappy-bird-gymnasium, Kubovcik 2023, without its lidar) rewards +0.1 a step, +1 instead where a pipe is
-passed, -0.5 where the bird touches the top and -1 where it dies. The first pipe is passed at step 61, each other one 36
-to 42 steps after the last, so that an episode of P pipes has fewer than 61 + 42 P steps and
+FlappyBird-v0 (flappy-bird-gymnasium, Kubovcik 2023, without its lidar) gives a reward of +0.1 for a step, or instead +1
+for passing a pipe, -0.5 for touching the top and -1 for dying. The first pipe is passed at step 61, and each further
+one 36 to 42 steps after the last. An episode with P pipes therefore has fewer than 61 + 42 P steps, and
 
     return <= 0.1 * (60 + 42 P - P) + P = 6 + 5.1 P.
 
-A mean return of at least 6 + 5.1 P thus proves a mean of at least P pipes, however the episodes ended.
+So a mean return of at least 6 + 5.1 P implies a mean of at least P pipes, however the episodes end.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ PIPES_EPISODES = 20
 
 
 def pipes(policy: Policy, env: EnvConfig, episodes: int, seed: int) -> list[int]:
-    """Pipes passed in each of ``episodes`` episodes under ``policy``, by the game's own count, ``info["score"]``.
+    """Play ``episodes`` episodes; return the pipes passed in each, from the game's own count ``info["score"]``.
 
-    Without ``env.max_episode_steps`` an episode of a player without fault does not end.
+    Set ``env.max_episode_steps``: without it, an episode of a perfect policy never ends.
     """
     game, passed = make_env(env), []
     for start in SeedSequence(seed, 0).draw(episodes):
@@ -44,7 +44,7 @@ def pipes(policy: Policy, env: EnvConfig, episodes: int, seed: int) -> list[int]
 
 
 def shortest_paths(policy: Policy, takes: SpaceKind) -> float:
-    """Share of the 240 starts (agent, goal) of the 4x4 grid from which ``policy`` takes a shortest path."""
+    """Return the share of the 240 starts (agent, goal) of the 4x4 grid from which ``policy`` takes a shortest path."""
     rows, cols = GridWorld.rows, GridWorld.cols
     starts = [(agent, goal) for agent in range(rows * cols) for goal in range(rows * cols) if agent != goal]
     actions = policy(
@@ -52,23 +52,23 @@ def shortest_paths(policy: Policy, takes: SpaceKind) -> float:
     )
     chosen = dict(zip(starts, actions.tolist(), strict=True))
 
-    def away(cell: int, goal: int) -> int:
+    def distance(cell: int, goal: int) -> int:
         return abs(cell // cols - goal // cols) + abs(cell % cols - goal % cols)
 
-    nearer = {
-        (agent, goal): away(next_cell(agent, action, rows, cols), goal) < away(agent, goal)
+    is_closer = {
+        (agent, goal): distance(next_cell(agent, action, rows, cols), goal) < distance(agent, goal)
         for (agent, goal), action in chosen.items()
     }
     found = 0
     for agent, goal in starts:
-        while agent != goal and nearer[agent, goal]:
+        while agent != goal and is_closer[agent, goal]:
             agent = next_cell(agent, chosen[agent, goal], rows, cols)
         found += agent == goal
     return found / len(starts)
 
 
 def scores(policy: Policy, env: EnvConfig, takes: SpaceKind, seed: int) -> dict[str, Any]:
-    """The figures of ``env`` beside the return: pipes and worst_pipes, shortest_paths, or none."""
+    """Return the scores of an environment, by name: pipes and worst_pipes, shortest_paths, or {}."""
     if env.id.startswith("FlappyBird"):
         passed = pipes(policy, env, PIPES_EPISODES, seed)
         return {"pipes": float(np.mean(passed)), "worst_pipes": min(passed)}

@@ -1,6 +1,12 @@
-"""Play as a stream of single steps, for the methods that need no batches.
+"""One environment as a stream of single steps, for the tabular methods.
 
-Legend: ``s`` an observation, ``a`` an action from 0, ``s_next`` the true successor, also where the episode ends there.
+    stream = play_steps(env, act, seed)
+    for _ in range(100):
+        played = list(next_episode(stream))
+        result = episode_result(played, epsilon)
+
+Legend: ``s`` an observation; ``a`` an action, counted from 0; ``s_next`` the observation that follows, also at the end
+of an episode, where it is the last observation and not the first of the next episode.
 """
 
 from __future__ import annotations
@@ -25,8 +31,11 @@ class Step(NamedTuple):
     truncated: bool
 
 
-def steps(env: AnyEnv, act: Callable[[Any], int], seed: int) -> Iterator[Step]:
-    """An endless stream of steps, episode after episode; the environment is seeded once."""
+def play_steps(env: AnyEnv, act: Callable[[Any], int], seed: int) -> Iterator[Step]:
+    """Play episode after episode and yield every step, without end; the environment is seeded once.
+
+    ``act`` maps an observation to an action, counted from 0.
+    """
     space = env.action_space
     assert isinstance(space, gym.spaces.Discrete)
     s, _ = env.reset(seed=seed)
@@ -37,14 +46,14 @@ def steps(env: AnyEnv, act: Callable[[Any], int], seed: int) -> Iterator[Step]:
         s = env.reset()[0] if terminated or truncated else s_next
 
 
-def episode(stream: Iterator[Step]) -> Iterator[Step]:
-    """The stream's steps to the end of the episode."""
+def next_episode(stream: Iterator[Step]) -> Iterator[Step]:
+    """Yield the steps of the stream up to the end of the current episode."""
     for step in stream:
         yield step
         if step.terminated or step.truncated:
             return
 
 
-def result(played: Sequence[Step], epsilon: float) -> EpisodeResult:
-    """An episode's undiscounted return, its length in steps, its epsilon, and whether it was truncated."""
+def episode_result(played: Sequence[Step], epsilon: float) -> EpisodeResult:
+    """Summarize the steps of an episode: undiscounted return, length, epsilon, and whether it was truncated."""
     return EpisodeResult(sum(step.reward for step in played), len(played), epsilon, played[-1].truncated)

@@ -1,1 +1,1 @@
-"""Runs of the classic methods: seeds, logs, pictures."""
+"""Runs of the classic methods: learning with several seeds, logs, pictures."""

@@ -1,4 +1,4 @@
-"""The last of the classic methods: the distributed learner in serial mode."""
+"""DQN as the last of the classic methods: the distributed learner in serial mode."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rl.errors import BadInput, BadSetting
 
 @dataclass(frozen=True)
 class DqnConfig:
-    """DQN with every part in one process, with a preset's settings."""
+    """DQN with the settings of a preset, in serial mode: actors, replay and learner in one process."""
 
     preset: str = "generic"
-    """Preset whose settings it takes."""
+    """Preset with the settings of the run, such as cartpole."""
     max_steps: int = 0
-    """Agent steps after which the run ends, solved or not; 0: as the preset says."""
+    """Agent steps after which the run ends, solved or not; 0: as in the preset."""
 
     def __post_init__(self) -> None:
         preset(self.preset)
@@ -37,29 +37,30 @@ def check_preset(config: DqnConfig, env: EnvConfig) -> None:
     try:
         check(replace(base, env=env))
     except BadInput as error:
-        said = f"{config.preset} does not suit {env.id}: write another preset, or the environment {base.env.id}"
-        raise BadSetting(DqnConfig, "preset", said) from error
+        message = f"{config.preset} does not suit {env.id}: write another preset, or the environment {base.env.id}"
+        raise BadSetting(DqnConfig, "preset", message) from error
 
 
 def dqn(config: DqnConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
     """Double DQN with prioritized n-step replay (Mnih et al. 2015, van Hasselt et al. 2016), in serial mode.
 
-    y = R^(n) + gamma^n Q(s', argmax_a' Q(s', a'; w); w-), w- the target network's weights. Returns the run's best
-    policy (q [N, A]). Raises what `train` raises, and SystemExit after a signal.
+    The target is y = R^(n) + gamma^n Q(s', argmax_a' Q(s', a'; w); w-) with the weights w- of the target network.
+    Returns the policy and values of the run's best evaluation. Raises what `train` raises, and SystemExit after a
+    signal.
     """
-    monitor.hand_over()
+    monitor.release_display()
     base = preset(config.preset)
     settings = replace(base, env=env, seed=seed, max_steps=config.max_steps or base.max_steps)
     with contextlib.ExitStack() as stack:
         folder = monitor.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run = folder / "run"
-        shutil.rmtree(run, ignore_errors=True)  # left by a seed that was stopped, which begins anew
+        shutil.rmtree(run, ignore_errors=True)  # left by an interrupted attempt: a seed cannot resume
         summary = train(settings, run_dir=run, serial=True, on_episode=monitor.episode)
         if summary["interrupted_by"]:
             raise SystemExit(128 + summary["interrupted_by"])
         policy = load_policy(run)
-    figures = {name: summary[name] for name in ("solved", "agent_steps", "updates")}
-    return Learned(lambda observations: policy.act(observations), policy.values, {}, figures)
+    metrics = {name: summary[name] for name in ("solved", "agent_steps", "updates")}
+    return Learned(lambda observations: policy.act(observations), policy.values, {}, metrics)
 
 
 def _setting(name: str, episodes: int) -> Setting:
@@ -73,6 +74,6 @@ METHODS = {
         "network",
         (_setting("cartpole", 100), _setting("flappybird", 20)),
         check_preset,
-        elsewhere=DqnConfig(),
+        fallback=DqnConfig(),
     ),
 }

@@ -13,7 +13,7 @@ import numpy as np
 from classic.interface import Learned, Method, Setting
 from classic.scores import scores
 from qfleet.classic_runs.log import ClassicLog
-from qfleet.classic_runs.pictures import draw
+from qfleet.classic_runs.pictures import draw_pictures
 from qfleet.run.directory import SUMMARY, RunDir, versions
 from rl.envs.make import make_environments
 from rl.envs.recording import record
@@ -21,13 +21,13 @@ from rl.errors import RunFault
 from rl.evaluation import evaluate
 from rl.parameters import to_bytes
 
-TEST_SEED = 1_000_003  # of the evaluation's episodes, none of which training has played
-SIDE_BY_SIDE = 100  # environments of an evaluation at most
+TEST_SEED = 1_000_003  # added to the seed for the evaluation, so that its episodes are not those of training
+MAX_ENVIRONMENTS = 100  # parallel environments of an evaluation, at most
 
 
 @dataclass(frozen=True)
 class Job:
-    """A method to learn with its settings, and the directory of its results."""
+    """A method with its settings, and the directory for its results."""
 
     name: str
     method: Method
@@ -45,7 +45,7 @@ class Job:
         return self.folder / f"seed-{seed}"
 
     def summary(self, seed: int) -> dict[str, Any] | None:
-        """The summary of a seed that is done; None where it is not, or where it cannot be read."""
+        """The content of a finished seed's summary.json; None if the file does not exist or cannot be read."""
         try:
             return RunDir(self.seed_folder(seed)).read_json(SUMMARY)
         except (OSError, ValueError):
@@ -53,9 +53,9 @@ class Job:
 
 
 def learn_seed(job: Job, seed: int) -> dict[str, Any]:
-    """Learn and evaluate with one seed; returns the content of its summary.json, which is written last.
+    """Learn with one seed, evaluate, and write all files of `job.seed_folder(seed)`; summary.json is the last.
 
-    Raises RunFault where the directory cannot be written, and what the method raises.
+    Returns the content of summary.json. Raises RunFault if the directory cannot be written, and what the method raises.
     """
     folder = job.seed_folder(seed)
     try:
@@ -63,18 +63,18 @@ def learn_seed(job: Job, seed: int) -> dict[str, Any]:
     except OSError as error:
         raise RunFault(f"{folder} cannot be written: {error.strerror}") from error
     log = ClassicLog(folder, f"{job.title}, seed {seed}", int(getattr(job.setting.config, "episodes", 0)))
-    began, cpu = time.monotonic(), time.process_time()
+    start_time, cpu = time.monotonic(), time.process_time()
     try:
         learned = job.method.learn(job.setting.config, job.setting.env, seed, log)
-        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
-        figures = _evaluated(job, learned, seed)
-        figures |= {**scores(learned.policy, job.setting.env, job.method.takes, TEST_SEED + seed), **learned.figures}
-        log.evaluation(figures["mean_return"])
+        seconds, cpu = time.monotonic() - start_time, time.process_time() - cpu
+        metrics = _evaluate(job, learned, seed)
+        metrics |= {**scores(learned.policy, job.setting.env, job.method.takes, TEST_SEED + seed), **learned.metrics}
+        log.evaluation(metrics["mean_return"])
     finally:
         log.close()
     if learned.arrays:
         (folder / "values.safetensors").write_bytes(to_bytes({k: np.asarray(v) for k, v in learned.arrays.items()}))
-    draw(learned, job.setting.env, job.method.takes, folder, f"{job.title}, seed {seed}")
+    draw_pictures(learned, job.setting.env, job.method.takes, folder, f"{job.title}, seed {seed}")
     if job.video:
         record(learned.policy, job.setting.env, folder / "videos", 1, 0.0, seed, job.method.takes, gif=True)
     summary = {
@@ -84,20 +84,19 @@ def learn_seed(job: Job, seed: int) -> dict[str, Any]:
         "wall_seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
         "agent_steps": log.agent_steps,
-        **figures,
+        **metrics,
         "versions": versions(),
     }
-    summary = {
-        name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in summary.items()
-    }  # JSON
+    # JSON has no NaN or infinity
+    summary = {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in summary.items()}
     RunDir(folder).write_json(SUMMARY, summary)
     return summary
 
 
-def _evaluated(job: Job, learned: Learned, seed: int) -> dict[str, Any]:
-    """Undiscounted returns of the policy (greedy, except in prediction) over episodes that training has not played."""
+def _evaluate(job: Job, learned: Learned, seed: int) -> dict[str, Any]:
+    """Evaluate the policy on episodes that training has not played; returns statistics of the undiscounted return."""
     episodes = job.setting.episodes
-    environments = make_environments(job.setting.env, min(episodes, SIDE_BY_SIDE), takes=job.method.takes)
+    environments = make_environments(job.setting.env, min(episodes, MAX_ENVIRONMENTS), takes=job.method.takes)
     try:
         result = evaluate(learned.policy, environments, episodes, 0.0, TEST_SEED + seed)
     finally:

@@ -1,4 +1,4 @@
-"""`qfleet classic METHOD`: the methods before DQN."""
+"""`qfleet classic METHOD`: the methods that lead to DQN."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from classic.babyai import MakeDatasetConfig, make_dataset
 from classic.interface import Method, RecordingMonitor, Setting
 from classic.methods import METHODS as CLASSIC
 from qfleet.classic_runs import dqn as classic_dqn
-from qfleet.classic_runs.pictures import draw_seeds
+from qfleet.classic_runs.pictures import draw_learning_curves
 from qfleet.classic_runs.seeds import Job, learn_seed
 from qfleet.cli.flags import as_flags, parse, value_of
 from qfleet.run.directory import CONFIG, SUMMARY, RunDir
@@ -34,55 +34,62 @@ from rl.formats import Renamed, upgraded
 
 MAKE_DATASET = "make-dataset"
 MAX_SEED = 2**30
-ENV_FLAGS = {"id": "env", "kwargs": "env_kwargs", "max_episode_steps": "max_episode_steps"}  # EnvConfig's fields here
-# {old name: new name} of the fields of a classic run's config.yaml that were renamed after format 0, 1, ...
+ENV_FLAGS = {
+    "id": "env",
+    "kwargs": "env_kwargs",
+    "max_episode_steps": "max_episode_steps",
+}  # field of EnvConfig -> flag
+# Renamed fields of a classic run's config.yaml: for each format 0, 1, ... a dict {old name: new name}.
 RENAMED: Renamed = ()
 METHODS: dict[str, Method] = {**CLASSIC, **classic_dqn.METHODS}
 
 
 @dataclass(frozen=True)
 class ClassicCommand:
-    """Learn, evaluate, draw and record."""
+    """The flags that all methods have."""
 
     env: str = ""
-    """Gymnasium id."""
+    """Gymnasium id of the environment."""
     env_kwargs: str = "{}"
-    """Arguments of the environment's constructor, a JSON object such as '{"is_slippery": false}'."""
+    """Keyword arguments for gymnasium.make, a JSON object such as '{"is_slippery": false}'."""
     max_episode_steps: int = 0
-    """Agent steps until an episode is truncated; 0: as registered."""
+    """Steps after which an episode is truncated; 0: the limit with which the environment is registered."""
     seeds: tuple[int, ...] = (1,)
-    """Seeds to learn with, one after the other."""
+    """Seeds; the method learns once with each of them."""
     final_episodes: int = 1_000
-    """Episodes that the greedy policy is evaluated on after learning."""
+    """Episodes of the evaluation after learning."""
     run_dir: str | None = None
-    """Directory of all that is kept, a fresh dated one under runs/ by default; seeds done there are not done again."""
+    """Directory for all results; None: a new one under runs/. Seeds that are finished there are not repeated."""
     video: bool = True
-    """Record an episode of the first seed's greedy policy, as mp4 and gif."""
+    """Record an episode of the greedy policy of the first seed, as mp4 and gif."""
     threads: int = 1
-    """Threads of torch in this process."""
+    """Threads of PyTorch."""
     json: bool = False
-    """The last line of output is a JSON object with the figures."""
+    """Print a JSON object with the metrics as the last line of output."""
 
     def check(self) -> None:
-        """Raise BadSetting. Not in `__post_init__`: a command also inherits that of the method's own settings."""
+        """Raise BadSetting if a flag has a bad value.
+
+        This is not in `__post_init__`, because each command inherits the `__post_init__` of its method's config.
+        """
         between(self, 1, 10**8, "final_episodes")
         between(self, 1, 256, "threads")
         seeds = self.seeds
-        different = bool(seeds) and len(set(seeds)) == len(seeds) and min(seeds) >= 0 and max(seeds) <= MAX_SEED
-        require(different, self, "seeds", "one or more different numbers from 0, as in --seeds 1 2")
+        is_valid = bool(seeds) and len(set(seeds)) == len(seeds) and min(seeds) >= 0 and max(seeds) <= MAX_SEED
+        require(is_valid, self, "seeds", f"one or more different numbers from 0 to {MAX_SEED:,}, as in --seeds 1 2")
         if len(seeds) > 1 and getattr(self, "save_dataset", None):
-            raise BadSetting(type(self), "save_dataset", "is one file: write one seed")
+            raise BadSetting(type(self), "save_dataset", "saves the transitions of one seed: write only one seed")
 
 
 @dataclass(frozen=True)
 class MakeDatasetCommand(MakeDatasetConfig):
-    """Write a Minari dataset of BabyAI worlds, seen whole, that MiniGrid's bot solves."""
+    """Let MiniGrid's bot play a BabyAI level, and write its episodes as a Minari dataset, fully observed."""
 
     json: bool = False
-    """The last line of output is a JSON object with the figures."""
+    """Print a JSON object with the metrics as the last line of output."""
 
 
-class _Spoken(RecordingMonitor):
+class _PrintingMonitor(RecordingMonitor):
     """A monitor that prints its notes to standard error."""
 
     def note(self, text: str) -> None:
@@ -106,7 +113,7 @@ def classic_command(args: list[str]) -> int:
 
 
 def _run(name: str, method: Method, command: Any) -> int:
-    """Check the settings, learn, and print the outcome; returns the exit status."""
+    """Check the settings, learn with all seeds, and print the summary; returns the exit status."""
     setting = _setting(command, method)
     check_env(setting.env, method.takes)
     method.check(setting.config, setting.env)
@@ -114,21 +121,21 @@ def _run(name: str, method: Method, command: Any) -> int:
         _check_video(setting.env, method)
     torch.set_num_threads(command.threads)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    job = Job(name, method, setting, _folder(command, name), command.video)
-    directory = _claim(job)
+    job = Job(name, method, setting, _run_folder(command, name), command.video)
+    directory = _lock_directory(job)
     try:
-        summary = _learn(job, command.seeds)
+        summary = _learn_seeds(job, command.seeds)
     finally:
         directory.unlock()
     directory.write_json(SUMMARY, summary)
-    _say(summary, method.headline if method.headline in summary else "mean_return")
+    _print_summary(summary, method.headline if method.headline in summary else "mean_return")
     if command.json:
         print(json.dumps(summary))
     return 0
 
 
 def _check_video(env: EnvConfig, method: Method) -> None:
-    """Raise BadInput where the environment cannot be drawn."""
+    """Raise BadInput if the environment cannot be rendered."""
     try:
         with as_flags(EnvConfig, {EnvConfig: ENV_FLAGS}):
             check_recording(env, method.takes)
@@ -141,29 +148,38 @@ def make_dataset_command(args: list[str]) -> int:
     command = parse(MakeDatasetCommand, args, prog=f"qfleet classic {MAKE_DATASET}")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with as_flags(MakeDatasetCommand, {EnvConfig: {"id": "env"}}):
-        figures = make_dataset(command, _Spoken())
+        metrics = make_dataset(command, _PrintingMonitor())
     print(
-        f"{figures['dataset']}: {figures['episodes']:,} episodes, {figures['steps']:,} steps, mean return "
-        f"{figures['mean_return']:.4g}, {figures['bytes'] / 1e6:,.1f} MB in {figures['path']}"
+        f"{metrics['dataset']}: {metrics['episodes']:,} episodes, {metrics['steps']:,} steps, mean return "
+        f"{metrics['mean_return']:.4g}, {metrics['bytes'] / 1e6:,.1f} MB in {metrics['path']}"
     )
     if command.json:
-        print(json.dumps(figures))
+        print(json.dumps(metrics))
     return 0
 
 
 def overview() -> str:
-    """The usage text, with every method and its environments."""
-    lines = ["usage: qfleet classic METHOD [--env ID] [flags]; qfleet classic METHOD --help lists the flags", ""]
+    """Return the usage text: all methods and their environments."""
+    lines = [
+        "usage: qfleet classic METHOD [--env ID] [flags]",
+        "       qfleet classic METHOD --help              lists the flags of a method",
+        "",
+        "Each method has settings for the environments below its name; the first is the default.",
+        "",
+    ]
     for name, method in METHODS.items():
         envs = ", ".join(s.env.id for s in method.settings)
         lines.append(f"  {name:<18} {method.about}")
         lines.append(f"  {'':<18}   {envs}")
-    lines.append(f"  {MAKE_DATASET:<18} a Minari dataset of BabyAI, for offline-q")
+    lines.append(f"  {MAKE_DATASET:<18} writes a Minari dataset of a BabyAI level, for offline-q")
     return "\n".join(lines)
 
 
 def _parse(name: str, method: Method, args: list[str]) -> Any:
-    """The command with the method's own settings as flags; the defaults are those for the environment named."""
+    """Parse the flags: those of all methods, and the fields of the method's config.
+
+    The defaults are the method's settings for the environment of --env.
+    """
     setting = method.setting(value_of(args, "--env"))
     cls = dataclasses.make_dataclass(
         f"{type(setting.config).__name__}Command", [], bases=(ClassicCommand, type(setting.config)), frozen=True
@@ -183,26 +199,29 @@ def _parse(name: str, method: Method, args: list[str]) -> Any:
 
 
 def _setting(command: Any, method: Method) -> Setting:
-    """The environment and the method's settings, from the flags."""
+    """Return the environment and the method's config that the flags give."""
     env = EnvConfig(id=command.env, kwargs=command.env_kwargs, max_episode_steps=command.max_episode_steps)
     config_type = type(method.settings[0].config)
     config = config_type(**{f.name: getattr(command, f.name) for f in dataclasses.fields(config_type)})
     return Setting(env, config, command.final_episodes)
 
 
-def _folder(command: Any, name: str) -> Path:
+def _run_folder(command: Any, name: str) -> Path:
     if command.run_dir is not None:
         return Path(command.run_dir)
     env = command.env.split("/")[-1].lower()
     return Path("runs") / f"{name}-{env}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _claim(job: Job) -> RunDir:
-    """The run's directory, locked: a new one, or one of a run with the same settings. Raises BadInput."""
+def _lock_directory(job: Job) -> RunDir:
+    """Lock and return the run's directory, and write config.yaml into it.
+
+    Raises BadInput if the directory cannot be written, or has a run with other settings.
+    """
     settings = {FORMAT_KEY: len(RENAMED), "method": job.name, **dataclasses.asdict(job.setting)}
     text = yaml.safe_dump(settings, sort_keys=False)
     if str(job.folder) == ".":
-        raise BadInput("--run-dir is empty, or this very directory: write a directory of the run's own")
+        raise BadInput("--run-dir is the current directory: write a new directory, such as runs/example")
     if job.folder.exists() and not job.folder.is_dir():
         raise BadInput(f"--run-dir {job.folder} is a file: write a directory")
     try:
@@ -210,23 +229,25 @@ def _claim(job: Job) -> RunDir:
     except OSError as error:
         raise BadInput(f"--run-dir {job.folder} cannot be written: {error.strerror}") from error
     directory, config = RunDir(job.folder), job.folder / CONFIG
-    if config.is_file() and _settings_in(config) != upgraded(yaml.safe_load(text), RENAMED, str(config)):
-        raise BadInput(f"--run-dir {job.folder} holds a run of other settings: write another directory")
+    if config.is_file() and _read_settings(config) != upgraded(yaml.safe_load(text), RENAMED, str(config)):
+        raise BadInput(
+            f"--run-dir {job.folder} has a run with other settings (see its {CONFIG}): write another directory"
+        )
     directory.lock()
     directory.write(CONFIG, text)
     return directory
 
 
-def _settings_in(config: Path) -> dict[str, Any]:
-    """The settings in a config.yaml. Raises BadInput."""
+def _read_settings(config: Path) -> dict[str, Any]:
+    """Read the settings in a config.yaml. Raises BadInput if it is damaged or has a newer format."""
     try:
         return upgraded(yaml.safe_load(config.read_bytes()), RENAMED, str(config))
     except (ValueError, yaml.YAMLError) as error:
         raise BadInput(f"{config} is damaged ({' '.join(str(error).split())}): write another directory") from error
 
 
-def _learn(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
-    """Learn with every seed that is not done, and draw all seeds together; returns the summary over seeds."""
+def _learn_seeds(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
+    """Learn with each seed that is not finished, and draw the learning curves; returns the summary over seeds."""
     done = []
     for index, seed in enumerate(seeds):
         one = dataclasses.replace(job, video=job.video and index == 0)
@@ -234,19 +255,21 @@ def _learn(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
         done.append(summary)
         if len(seeds) > 1:
             print(
-                f"seed {seed}: mean return {summary['mean_return']:.4g} in {summary['wall_seconds']:.0f} s", flush=True
+                f"seed {seed}: mean return {summary['mean_return']:.4g}, learned in {summary['wall_seconds']:.0f} s",
+                flush=True,
             )
     try:
-        draw_seeds([job.seed_folder(seed) for seed in seeds], job.title, job.folder)
+        draw_learning_curves([job.seed_folder(seed) for seed in seeds], job.title, job.folder)
     except (OSError, ValueError) as error:
         raise RunFault(
-            f"{job.folder} holds a damaged episodes.csv or progress.csv ({error}): remove its seed's folder"
+            f"an episodes.csv or progress.csv in {job.folder} is damaged ({error}): remove the seed-... directory that "
+            "contains it, and run the command again"
         ) from error
-    return summed(job, done)
+    return summarize_seeds(job, done)
 
 
-def summed(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The summary over seeds: the mean of each figure, the worst seed's return, and each seed's figures as lists."""
+def summarize_seeds(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the summary over seeds: the mean of each metric, the worst mean return, and the metrics of each seed."""
     returns = [float(s["mean_return"]) for s in done]
     numbers = [
         k for k, v in done[0].items() if type(v) in (int, float) and k not in ("seed", "mean_return", "worst_return")
@@ -266,12 +289,16 @@ def summed(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _say(s: dict[str, Any], headline: str) -> None:
-    """Print the outcome in a line."""
+def _print_summary(s: dict[str, Any], headline: str) -> None:
+    """Print the summary in one line, with the metric ``headline`` first."""
+    episodes = f"{s['final_episodes']:,.0f} evaluation episodes"
     several = len(s["seeds"]) > 1
-    seeds = f"{len(s['seeds'])} seeds (worst {s['worst_return']:.4g})" if several else f"seed {s['seeds'][0]}"
+    if several:
+        over = f"over {len(s['seeds'])} seeds (worst {s['worst_return']:.4g}), {episodes} each"
+    else:
+        over = f"in {episodes} (seed {s['seeds'][0]})"
     first = "" if headline == "mean_return" else f"{headline.replace('_', ' ')} {s[headline]:.4g}; "
     print(
-        f"{s['method']} on {s['env']}: {first}mean return {s['mean_return']:.4g} over {seeds}, {s['final_episodes']:,.0f} "
-        f"fresh episodes each; learned in {s['wall_seconds']:.1f} s; everything is in {s['run_dir']}"
+        f"{s['method']} on {s['env']}: {first}mean return {s['mean_return']:.4g} {over}; learned in "
+        f"{s['wall_seconds']:.1f} s{' per seed' if several else ''}; results in {s['run_dir']}"
     )

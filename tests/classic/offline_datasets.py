@@ -1,4 +1,4 @@
-"""Datasets of a few episodes, and Q-learning from them."""
+"""Helpers: write datasets of a few episodes, and learn from them with `offline_q`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLIFF = EnvConfig(id="CliffWalking-v1")  # 48 states, 4 actions
 
 
 def write(name, episodes, states=48, space=None, action_space=None, seeds=None):
-    """A dataset of episodes [(states, actions, rewards, how it ends)]."""
+    """Write a dataset of episodes (states, actions, rewards, "terminated" or "truncated"); returns its name."""
     spaces = space or gym.spaces.Discrete(states), action_space or gym.spaces.Discrete(4)
     with NewDataset(name, *spaces, None, {}) as dataset:
         for k, (rows, actions, rewards, end) in enumerate(episodes):

@@ -1,4 +1,4 @@
-"""The bot's datasets of BabyAI's levels, and what is learned from them."""
+"""Datasets of BabyAI levels that the bot plays, and `offline_q` on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from classic import babyai
 from classic.babyai import MakeDatasetConfig, make_dataset
 from classic.interface import RecordingMonitor
-from classic.offline_data import read
+from classic.offline_data import read_tabular
 from classic.offline_q import OfflineQConfig, offline_q
 from rl.envs.config import EnvConfig
 from rl.envs.grid_states import draw_grid, is_grid, pack_grid, unpack_grid
@@ -39,7 +39,7 @@ def _datasets(root, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pickup(root):
-    """The name of a dataset that the bot played, and what `make_dataset` says of it."""
+    """The name of a dataset that the bot played, and the metrics that `make_dataset` returned."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(root))
         config = MakeDatasetConfig(episodes=EPISODES, first_seed=3)
@@ -54,16 +54,16 @@ def learned(root, pickup):
 
 
 def test_the_bots_dataset_keeps_seeds_and_observations(pickup):
-    name, figures = pickup
+    name, metrics = pickup
     assert name == "qfleet/babyai-pickup-fullobs-v0"
     data = open_dataset(name)
     assert is_grid(data.observation_space)
     kept = list(data.storage.get_episode_metadata(range(EPISODES)))
     assert [episode["seed"] for episode in kept] == list(range(3, 3 + EPISODES))
-    assert (figures["episodes"], figures["steps"], figures["skipped"]) == (EPISODES, data.total_steps, 0)
-    assert figures["bytes"] < data.total_steps * 22 * 22 * 3 / 2, "compressed"
+    assert (metrics["episodes"], metrics["steps"], metrics["skipped"]) == (EPISODES, data.total_steps, 0)
+    assert metrics["bytes"] < data.total_steps * 22 * 22 * 3 / 2, "compressed"
     episodes = list(data.iterate_episodes())
-    assert figures["mean_return"] == pytest.approx(np.mean([e.rewards.sum() for e in episodes]))
+    assert metrics["mean_return"] == pytest.approx(np.mean([e.rewards.sum() for e in episodes]))
     assert all(e.rewards.sum() > 0.5 and e.terminations[-1] and not e.truncations.any() for e in episodes)
     env = data.recover_environment()
     first, _ = env.reset(seed=3 + 7)
@@ -75,7 +75,7 @@ def test_the_bots_dataset_keeps_seeds_and_observations(pickup):
 
 def test_in_the_states_of_highest_value_the_target_can_be_picked_up(learned, pickup):
     data = open_dataset(pickup[0])
-    for at in learned.figures["highest"][:2]:
+    for at in learned.metrics["highest"][:2]:
         observed = data[at["episode"]].observations
         state = unpack_grid(pack_grid({key: column[at["step"]] for key, column in observed.items()}))
         *_, colour, kind = state.mission.split()
@@ -83,34 +83,34 @@ def test_in_the_states_of_highest_value_the_target_can_be_picked_up(learned, pic
         assert (at["action"], at["mission"]) == (PICK_UP, state.mission)
     shape = (4, 22 * 16, 22 * 16, 3)
     assert learned.arrays["highest"].shape == learned.arrays["lowest"].shape == shape
-    first = learned.figures["highest"][0]
+    first = learned.metrics["highest"][0]
     own = {key: column[first["step"]] for key, column in data[first["episode"]].observations.items()}
     assert (learned.arrays["highest"][0] == draw_grid(unpack_grid(pack_grid(own)))).all()
-    assert learned.figures["value_max"] == first["value"] > learned.figures["lowest"][0]["value"] > 0
+    assert learned.metrics["value_max"] == first["value"] > learned.metrics["lowest"][0]["value"] > 0
 
 
 def test_the_greedy_policy_solves_the_bots_levels_as_well_as_the_bot(learned, pickup):
-    figures = learned.figures
-    assert figures["training_data_return"] == pytest.approx(pickup[1]["mean_return"])
-    assert figures["training_return"] >= figures["training_data_return"]
-    assert (figures["training_episodes"], figures["training_unknown"], figures["training_other_starts"]) == (
+    metrics = learned.metrics
+    assert metrics["training_data_return"] == pytest.approx(pickup[1]["mean_return"])
+    assert metrics["training_return"] >= metrics["training_data_return"]
+    assert (metrics["training_episodes"], metrics["training_unknown"], metrics["training_other_starts"]) == (
         EPISODES,
         0,
         0,
     )
-    assert figures["max_change"] == 0.0
+    assert metrics["max_change"] == 0.0
 
 
-def test_twice_the_same_and_a_directory_is_as_good_as_an_id(learned, pickup, root):
+def test_learning_is_reproducible_and_a_directory_works_like_an_id(learned, pickup, root):
     settings = OfflineQConfig(dataset=str(root / pickup[0]), training_seeds=2)
     again = offline_q(settings, PICKUP, 2, RecordingMonitor())
     for name, array in learned.arrays.items():
         np.testing.assert_array_equal(array, again.arrays[name])
-    assert again.figures["training_episodes"] == 2
+    assert again.metrics["training_episodes"] == 2
 
 
-def test_a_dataset_that_minari_itself_wrote_is_read(pickup):
-    """As the published ones: Minari's own layout, another text space, its own seeds, nothing of ours in the metadata."""
+def test_a_dataset_written_by_minari_can_be_read(pickup):
+    """Like the published ones: the layout of Minari, another text space, other seeds, no metadata of Qfleet."""
     source = open_dataset(pickup[0])
     text = gym.spaces.Text(30, charset="abcdefghijklmnopqrstuvwxyz ")
     buffers = [
@@ -132,7 +132,7 @@ def test_a_dataset_that_minari_itself_wrote_is_read(pickup):
         action_space=source.action_space,
         observation_space=gym.spaces.Dict({**source.observation_space.spaces, "mission": text}),
     )
-    theirs, ours = read(name, PICKUP), read(pickup[0], PICKUP)
+    theirs, ours = read_tabular(name, PICKUP), read_tabular(pickup[0], PICKUP)
     assert theirs.seeds == (100, 101)
     for own, column in ((theirs.s_tm1, ours.s_tm1), (theirs.a_tm1, ours.a_tm1), (theirs.r_t, ours.r_t)):
         assert (own == column[: len(own)]).all()
@@ -140,7 +140,7 @@ def test_a_dataset_that_minari_itself_wrote_is_read(pickup):
 
 
 def test_a_dataset_of_another_environment_names_its_own(pickup):
-    with pytest.raises(BadInput, match=r"was played on BabyAI-Pickup-v0.* write id: BabyAI-Pickup-v0"):
+    with pytest.raises(BadInput, match=r"collected on BabyAI-Pickup-v0.* write id: BabyAI-Pickup-v0"):
         learn(pickup[0], CLIFF)
 
 
@@ -154,39 +154,39 @@ def test_a_dataset_of_another_environment_names_its_own(pickup):
         ({"to": "pickup"}, "must end in a version"),
     ],
 )
-def test_what_cannot_be_made_is_one_line(settings, match):
+def test_bad_input_raises_bad_input(settings, match):
     with pytest.raises(BadInput, match=match):
         make_dataset(MakeDatasetConfig(**settings), RecordingMonitor())
 
 
-def test_levels_that_the_bot_cannot_solve_are_left_out_and_said(tmp_path, monkeypatch):
-    said, solved = [], babyai.solved
+def test_seeds_that_the_bot_cannot_solve_are_skipped_with_a_note(tmp_path, monkeypatch):
+    notes, play_bot = [], babyai.play_bot
     monitor = RecordingMonitor()
-    monitor.note = said.append
+    monitor.note = notes.append
 
-    def unlucky(env, seed):
+    def fail_on_seed_1(env, seed):
         if seed == 1:
-            raise babyai.Unsolved("the bot gave up")
-        return solved(env, seed)
+            raise babyai.Unsolved("the bot failed")
+        return play_bot(env, seed)
 
-    monkeypatch.setattr(babyai, "solved", unlucky)
-    figures = make_dataset(MakeDatasetConfig(episodes=2, to=str(tmp_path / "a-v0")), monitor)
-    assert (figures["episodes"], figures["skipped"]) == (2, 1)
+    monkeypatch.setattr(babyai, "play_bot", fail_on_seed_1)
+    metrics = make_dataset(MakeDatasetConfig(episodes=2, to=str(tmp_path / "a-v0")), monitor)
+    assert (metrics["episodes"], metrics["skipped"]) == (2, 1)
     seeds = [e["seed"] for e in open_dataset(str(tmp_path / "a-v0")).storage.get_episode_metadata([0, 1])]
     assert seeds == [0, 2]
-    assert said == ["seed 1 is left out: the bot gave up"]
+    assert notes == ["seed 1 is skipped: the bot failed"]
 
 
-def test_a_level_beyond_the_bot_ends_with_a_fault_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(babyai, "GIVE_UP", 3)
+def test_a_level_that_the_bot_cannot_solve_raises_and_leaves_no_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(babyai, "MAX_UNSOLVED", 3)
     config = MakeDatasetConfig(env="BabyAI-KeyInBox-v0", episodes=1, to=str(tmp_path / "a-v0"))
-    with pytest.raises(RunFault, match=r"solved none of 3 seeds in a row of BabyAI-KeyInBox-v0: the bot gave up"):
+    with pytest.raises(RunFault, match=r"solved none of 3 seeds in a row of BabyAI-KeyInBox-v0 \(the bot failed"):
         make_dataset(config, RecordingMonitor())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_partial_observations_are_named(tmp_path):
-    """The same shape as the whole grid's, but no agent in it."""
+def test_partial_observations_are_rejected(tmp_path):
+    """They have the shape of the whole grid, but no agent in it."""
     env = make_env(EnvConfig(id="MiniGrid-Empty-6x6-v0"), "table")
     state, _ = env.reset(seed=0)
     grid = unpack_grid(state)

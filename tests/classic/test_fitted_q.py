@@ -1,4 +1,4 @@
-"""Fitted Q-iteration: targets written out, every regressor, datasets in files, and one small enough to solve."""
+"""Fitted Q-iteration: targets by hand, each regressor, dataset files, and a problem small enough to solve exactly."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from classic.dataset import COLUMNS, Dataset, check, collect, load, save
-from classic.fitted_q import FittedQConfig, Regression, fitted_q, inputs, iterate, surface, targets
+from classic.dataset import COLUMNS, Dataset, check_dataset, collect, load, save
+from classic.fitted_q import (
+    FittedQConfig,
+    RegressorModel,
+    bellman_targets,
+    cartpole_surface,
+    fitted_q,
+    regressor_inputs,
+    run_iterations,
+)
 from classic.interface import RecordingMonitor
-from classic.neural_fitted_q import Network, NeuralFittedQConfig, neural_fitted_q
+from classic.neural_fitted_q import NetworkModel, NeuralFittedQConfig, neural_fitted_q
 from classic.regressors import REGRESSORS, make_regressor
 from rl.envs.config import EnvConfig
 from rl.errors import BadInput
@@ -21,7 +29,7 @@ QUICK = FittedQConfig(steps=400, iterations=4, evaluate_every=2, evaluation_epis
 
 
 def chain(repeats: int = 1) -> Dataset:
-    """States 0 -> 1 -> 2 -> end by action 1, for 1, 2 and 4; action 0 stays, for 0. The stay in 2 is a truncated step."""
+    """States 0 -> 1 -> 2 -> end by action 1, with rewards 1, 2, 4; action 0 stays, with reward 0; in 2 it is truncated."""
     s, a = np.array([0.0, 1.0, 2.0, 0.0, 1.0, 2.0], np.float32), np.array([1, 1, 1, 0, 0, 0])
     columns = dict(
         s=s[:, None],
@@ -37,37 +45,37 @@ def chain(repeats: int = 1) -> Dataset:
 def test_targets_bootstrap_unless_terminated_also_where_truncated():
     q_next = np.array([[1.0, 5.0], [7.0, 3.0], [100.0, 100.0], [2.0, 1.0], [0.0, 6.0], [8.0, 9.0]])
     expected = [1 + 0.9 * 5, 2 + 0.9 * 7, 4, 0.9 * 2, 0.9 * 6, 0.9 * 9]
-    np.testing.assert_allclose(targets(chain(), q_next, 0.9), expected)
+    np.testing.assert_allclose(bellman_targets(chain(), q_next, 0.9), expected)
 
 
-def test_actions_are_one_column_of_two_and_one_hot_of_more():
+def test_two_actions_are_one_column_and_more_are_one_hot():
     s, a = np.array([[[5.0], [6.0]], [[7.0], [8.0]]]), np.array([1, 0])
-    np.testing.assert_array_equal(inputs(s, a, 2), [[5, 6, 1], [7, 8, 0]])
-    np.testing.assert_array_equal(inputs(s, a, 3), [[5, 6, 0, 1, 0], [7, 8, 1, 0, 0]])
+    np.testing.assert_array_equal(regressor_inputs(s, a, 2), [[5, 6, 1], [7, 8, 0]])
+    np.testing.assert_array_equal(regressor_inputs(s, a, 3), [[5, 6, 0, 1, 0], [7, 8, 1, 0, 0]])
 
 
-def test_a_tree_that_can_hold_every_pair_finds_the_true_values():
+def test_an_unlimited_tree_finds_the_exact_values():
     from sklearn.tree import DecisionTreeRegressor
 
     data, config = chain(), replace(QUICK, iterations=3, gamma=0.9, evaluate_every=0)
-    model, seen = Regression(DecisionTreeRegressor(random_state=0), 2), RecordingMonitor()
-    learned = iterate(config, EnvConfig(id="chain"), 1, seen, model, data)
+    model, seen = RegressorModel(DecisionTreeRegressor(random_state=0), 2), RecordingMonitor()
+    learned = run_iterations(config, EnvConfig(id="chain"), 1, seen, model, data)
     v0, v1, v2 = 1 + 0.9 * 2 + 0.9**2 * 4, 2 + 0.9 * 4, 4
     stays = [0.9 * (1 + 0.9 * 2), 0.9 * v1, 0.9 * v2]  # three iterations look three steps ahead
     np.testing.assert_allclose(learned.values(np.array([[0.0], [1.0], [2.0]])), np.stack([stays, [v0, v1, v2]], axis=1))
     assert [row["score"] for _, row in seen.rows] == [1.0, 1.0, 1.0]
-    assert learned.figures["best_iteration"] == 3
+    assert learned.metrics["best_iteration"] == 3
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", REGRESSORS)
-def test_every_regressor_runs_and_repeats_itself(name):
+def test_every_regressor_is_reproducible(name):
     data = collect(CARTPOLE, 300, seed=1)
     config = replace(QUICK, regressor=name, evaluate_every=0)
 
     def values():
-        model = Regression(make_regressor(name, 1, 1), 2)
-        return iterate(config, CARTPOLE, 1, RecordingMonitor(), model, data).values(data.s[:5])
+        model = RegressorModel(make_regressor(name, 1, 1), 2)
+        return run_iterations(config, CARTPOLE, 1, RecordingMonitor(), model, data).values(data.s[:5])
 
     q = values()
     assert q.shape == (5, 2)
@@ -75,39 +83,39 @@ def test_every_regressor_runs_and_repeats_itself(name):
     np.testing.assert_array_equal(q, values())
 
 
-def test_a_run_keeps_its_best_iteration_and_draws_its_surface():
+def test_the_best_iteration_is_returned_with_its_surface():
     seen = RecordingMonitor()
     learned = fitted_q(QUICK, CARTPOLE, 1, seen)
     evaluated = {k: row["mean_return"] for k, row in seen.rows if "mean_return" in row}
     assert list(evaluated) == [2, 4]
-    assert learned.figures["best_iteration"] == max(evaluated, key=evaluated.get)
+    assert learned.metrics["best_iteration"] == max(evaluated, key=evaluated.get)
     np.testing.assert_array_equal(learned.arrays["evaluations"], list(evaluated.items()))
     alone = fitted_q(
-        replace(QUICK, iterations=learned.figures["best_iteration"], evaluate_every=0), CARTPOLE, 1, RecordingMonitor()
+        replace(QUICK, iterations=learned.metrics["best_iteration"], evaluate_every=0), CARTPOLE, 1, RecordingMonitor()
     )
     some = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     np.testing.assert_array_equal(learned.values(some), alone.values(some))  # those of that iteration, not of the last
     q = learned.values(np.array([[0.0, 0.0, 0.21, -2.0]], np.float32))[0]
     assert learned.arrays["surface_value"][0, -1] == q.max()
     assert learned.arrays["surface_action"][0, -1] == q.argmax()
-    assert surface(learned.values, 5)["surface_value"].shape == (5, 5)
+    assert cartpole_surface(learned.values, 5)["surface_value"].shape == (5, 5)
 
 
-def test_more_than_two_actions_and_images_are_taken():
+def test_more_than_two_actions_and_images_are_accepted():
     env = EnvConfig(id="qfleet/GridWorld-v0")
     learned = fitted_q(replace(QUICK, steps=200), env, 1, RecordingMonitor())
     assert learned.policy(np.zeros((3, 2, 4, 4), np.float32)).shape == (3,)
     assert "surface_value" not in learned.arrays
 
 
-def test_a_network_fits_the_chain_and_repeats_itself():
+def test_a_network_fits_the_chain_and_is_reproducible():
     data = chain(repeats=10)
     config = NeuralFittedQConfig(iterations=5, epochs=20, batch=16, learning_rate=0.01, gamma=0.9, evaluate_every=0)
 
     def values():
-        network = Network(config, data, 2, seed=1)
-        learned = iterate(config, EnvConfig(id="chain"), 1, RecordingMonitor(), network, data)
-        return learned.values(np.array([[0.0], [1.0], [2.0]], np.float32)), learned.figures["score"]
+        network = NetworkModel(config, data, 2, seed=1)
+        learned = run_iterations(config, EnvConfig(id="chain"), 1, RecordingMonitor(), network, data)
+        return learned.values(np.array([[0.0], [1.0], [2.0]], np.float32)), learned.metrics["score"]
 
     q, score = values()
     np.testing.assert_allclose(q[:, 1], [1 + 0.9 * 2 + 0.9**2 * 4, 2 + 0.9 * 4, 4], atol=0.2)
@@ -117,10 +125,10 @@ def test_a_network_fits_the_chain_and_repeats_itself():
 
 def test_neural_fitted_q_runs_on_cartpole():
     config = NeuralFittedQConfig(steps=500, iterations=2, evaluate_every=2, evaluation_episodes=2)
-    assert neural_fitted_q(config, CARTPOLE, 1, RecordingMonitor()).figures["best_iteration"] == 2
+    assert neural_fitted_q(config, CARTPOLE, 1, RecordingMonitor()).metrics["best_iteration"] == 2
 
 
-def test_collected_steps_are_true_and_repeat_themselves():
+def test_collected_transitions_are_correct_and_reproducible():
     data = collect(replace(CARTPOLE, max_episode_steps=15), 500, seed=3)
     ends = data.terminated | data.truncated
     assert data.terminated.any()
@@ -133,7 +141,7 @@ def test_collected_steps_are_true_and_repeat_themselves():
         np.testing.assert_array_equal(getattr(data, name), getattr(again, name))
 
 
-def test_a_dataset_comes_back_from_its_file_and_is_learned_from(tmp_path):
+def test_a_dataset_is_saved_loaded_and_learned_from(tmp_path):
     file = str(tmp_path / "cartpole.npz")
     first = fitted_q(replace(QUICK, save_dataset=file), CARTPOLE, 1, RecordingMonitor())
     data = load(file, CARTPOLE)
@@ -150,52 +158,55 @@ def _columns(**changed):
 
 
 @pytest.mark.parametrize(
-    ("columns", "complaint"),
+    ("columns", "message"),
     [
-        (_columns(env_id=np.array("Acrobot-v1")), "wrong.npz is of: write id: Acrobot-v1"),
-        (_columns(s=np.zeros((40, 3), np.float32)), r"s is float32 \(40, 3\), CartPole-v1 has \(40, 4\)"),
+        (_columns(env_id=np.array("Acrobot-v1")), "wrong.npz is a dataset of Acrobot-v1: write id: Acrobot-v1"),
+        (
+            _columns(s=np.zeros((40, 3), np.float32)),
+            r"s is float32 of shape \(40, 3\), but CartPole-v1 needs shape \(40, 4\)",
+        ),
         (_columns(r=np.zeros(19)), "r is float64"),
-        (_columns(a=np.full(40, 2)), "a is not from 0 to 1"),
+        (_columns(a=np.full(40, 2)), "a has actions outside 0 to 1"),
         (_columns(a=np.zeros(40)), "a is float64"),
-        (_columns(a=np.zeros(0, np.int64)), "holds no transitions"),
-        (_columns(s=np.full((40, 4), np.nan, np.float32)), "not finite"),
-        ({"s": np.zeros((20, 4))}, "is no dataset of transitions"),
-        (_columns(s=np.array([None] * 20)), "is no dataset of transitions"),  # a pickle, which is not opened
+        (_columns(a=np.zeros(0, np.int64)), "has no transitions"),
+        (_columns(s=np.full((40, 4), np.nan, np.float32)), "has NaN or infinite numbers"),
+        ({"s": np.zeros((20, 4))}, "is not a dataset of transitions"),
+        (_columns(s=np.array([None] * 20)), "is not a dataset of transitions"),  # a pickle, which is not opened
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_in_a_line(tmp_path, columns, complaint):
+def test_a_file_that_does_not_fit_is_rejected(tmp_path, columns, message):
     file = tmp_path / "wrong.npz"
     np.savez(file, **columns)
-    with pytest.raises(BadInput, match=complaint) as caught:
+    with pytest.raises(BadInput, match=message) as caught:
         fitted_q(replace(QUICK, dataset=str(file)), CARTPOLE, 1, RecordingMonitor())
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_missing_damaged_or_cannot_be_written_are_refused(tmp_path):
-    with pytest.raises(BadInput, match="write save_dataset: "):
+def test_missing_damaged_and_unwritable_files_are_rejected(tmp_path):
+    with pytest.raises(BadInput, match="or save_dataset: "):
         load(str(tmp_path / "none.npz"), CARTPOLE)
     whole, damaged = tmp_path / "whole.npz", tmp_path / "damaged.npz"
     save(collect(CARTPOLE, 50, 1), str(whole))
     damaged.write_bytes(whole.read_bytes()[:-300])
-    with pytest.raises(BadInput, match="is no dataset"):
+    with pytest.raises(BadInput, match="is not a dataset"):
         load(str(damaged), CARTPOLE)
     np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(BadInput, match="is no dataset"):
+    with pytest.raises(BadInput, match="is not a dataset"):
         load(str(tmp_path / "one.npy"), CARTPOLE)
-    with pytest.raises(BadInput, match="directory is not there"):
-        check(replace(QUICK, save_dataset=str(tmp_path / "no" / "x.npz")), CARTPOLE)
+    with pytest.raises(BadInput, match="in a directory that does not exist"):
+        check_dataset(replace(QUICK, save_dataset=str(tmp_path / "no" / "x.npz")), CARTPOLE)
     save(collect(CARTPOLE, 29, 1), str(whole))
-    with pytest.raises(BadInput, match="holds 29 transitions: write one of at least 30"):
+    with pytest.raises(BadInput, match="has 29 transitions: write a file with at least 30"):
         load(str(whole), CARTPOLE)
 
 
-def test_spaces_that_do_not_fit_are_refused():
+def test_spaces_that_do_not_fit_are_rejected():
     with pytest.raises(BadInput, match="needs a Discrete action space"):
         fitted_q(QUICK, EnvConfig(id="Pendulum-v1"), 1, RecordingMonitor())
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("settings", "message"),
     [
         (dict(regressor="extratrees"), "did you mean 'extra-trees'"),
         (dict(steps=0), "steps is 0"),
@@ -206,18 +217,18 @@ def test_spaces_that_do_not_fit_are_refused():
         (dict(dataset="a.npz", save_dataset="b.npz"), "write the first"),
     ],
 )
-def test_bad_settings_are_refused(settings, complaint):
-    with pytest.raises(BadInput, match=complaint):
+def test_bad_settings_are_rejected(settings, message):
+    with pytest.raises(BadInput, match=message):
         FittedQConfig(**settings)
 
 
 @pytest.mark.parametrize("settings", [dict(hidden=()), dict(epochs=0), dict(batch=0), dict(learning_rate=0.0)])
-def test_bad_settings_of_the_network_are_refused(settings):
+def test_bad_settings_of_the_network_are_rejected(settings):
     with pytest.raises(BadInput, match=next(iter(settings))):
         NeuralFittedQConfig(**settings)
 
 
-def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+def test_without_scikit_learn_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.tree", None)
     with pytest.raises(BadInput, match=r"extra `classic`: pip install"):
         make_regressor("tree", 1, 1)

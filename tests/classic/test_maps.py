@@ -1,4 +1,4 @@
-"""Maps: every cell shows the state that lies there, and an arrow points where its action leads."""
+"""Maps: each cell has the right state, and each arrow points to where its action leads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_arrows_point_where_actions_lead(config):
         assert moves > rows * cols
 
 
-def test_labels_stand_in_their_cells():
+def test_labels_are_in_their_cells():
     lake, cliff, windy = (panels(WORLDS[i], "table")[0] for i in (0, 2, 3))
     assert "".join(lake.labels) == "SFFFFHFHFFFHHFFG"
     assert [cliff.labels[i] for i in (36, 37, 46, 47)] == ["S", "C", "C", "G"]
@@ -55,7 +55,7 @@ def test_labels_stand_in_their_cells():
     assert decoded == [[1, 2, 2, 1], [1, 2, 4, 1]]
 
 
-def test_the_grid_shows_one_goal_and_a_network_gets_what_it_takes():
+def test_the_grid_has_one_goal_and_observations_have_the_dtype_of_the_network():
     (panel,) = panels(EnvConfig(id="qfleet/GridWorld-v0"), "table")
     assert panel.observations.dtype == np.int8
     assert panel.observations[:, 0].reshape(16, 16).tolist() == np.eye(16).tolist()
@@ -65,7 +65,7 @@ def test_the_grid_shows_one_goal_and_a_network_gets_what_it_takes():
     assert lake.observations.tolist() == np.eye(16).tolist()
 
 
-def test_blackjack_lies_by_sum_and_card():
+def test_blackjack_has_rows_of_sums_and_columns_of_cards():
     without, with_ace = panels(EnvConfig(id="Blackjack-v1"), "table")
     assert (without.row_names[0], without.row_names[-1], without.column_names[0]) == ("21", "12", "A")
     assert without.observations[0] == np.ravel_multi_index((21, 1, 0), (32, 11, 2))
@@ -73,5 +73,5 @@ def test_blackjack_lies_by_sum_and_card():
     assert with_ace.observations[-1] == np.ravel_multi_index((12, 10, 1), (32, 11, 2))
 
 
-def test_what_lies_on_no_map_has_none():
+def test_other_environments_have_no_map():
     assert panels(EnvConfig(id="CartPole-v1"), "network") == []

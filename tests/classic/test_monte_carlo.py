@@ -1,4 +1,4 @@
-"""Monte-Carlo control and prediction, and TD(0): arithmetic, exact values, every start."""
+"""Monte Carlo control, Monte Carlo prediction and TD(0): arithmetic, exact values, every start state."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from classic.interface import RecordingMonitor
 from classic.methods import METHODS
-from classic.monte_carlo import MonteCarloConfig, _Averages, monte_carlo, returns
-from classic.prediction import PredictionConfig, Values, errors, mc_learn, sampled, td0_learn
+from classic.monte_carlo import MonteCarloConfig, _ReturnAverages, discounted_returns, monte_carlo
+from classic.prediction import PredictionConfig, StateValues, learn_monte_carlo, learn_td0, sample_actions, value_errors
 from classic.steps import Step
 from rl.envs.config import EnvConfig
 from rl.envs.grid_worlds import GridWorld
@@ -21,11 +21,13 @@ TERMINATED = [Step(0, 1, 1.0, 1, False, False), Step(1, 0, 2.0, 0, False, False)
 TRUNCATED = [*TERMINATED[:2], Step(0, 1, 200.0, 2, False, True)]
 
 
-def test_returns_accumulate_backwards():
-    assert returns([1.0, 2.0, 200.0], 0.9, 0.0).tolist() == pytest.approx(
+def test_discounted_returns():
+    assert discounted_returns([1.0, 2.0, 200.0], 0.9, 0.0).tolist() == pytest.approx(
         [1 + 0.9 * 2 + 0.9**2 * 200, 2 + 0.9 * 200, 200]
     )
-    assert returns([1.0, 2.0], 0.9, 10.0).tolist() == pytest.approx([1 + 0.9 * 2 + 0.9**2 * 10, 2 + 0.9 * 10])
+    assert discounted_returns([1.0, 2.0], 0.9, 10.0).tolist() == pytest.approx(
+        [1 + 0.9 * 2 + 0.9**2 * 10, 2 + 0.9 * 10]
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,14 +35,14 @@ def test_returns_accumulate_backwards():
     [
         ("mean", TERMINATED, (1 + 0.9 * 2 + 0.9**2 * 200 + 200) / 2),
         ("step-size", TERMINATED, 0.5 * (0.5 * (1 + 0.9 * 2 + 0.9**2 * 200)) + 0.5 * 200),
-        # cut short in state 2, whose greedy value is 7
+        # truncated in state 2, whose greedy value is 7
         ("mean", TRUNCATED, (1 + 0.9 * 2 + 0.9**2 * 200 + 0.9**3 * 7 + 200 + 0.9 * 7) / 2),
     ],
 )
-def test_every_visit_counts(average, played, expected):
+def test_every_visit_updates_q(average, played, expected):
     config = MonteCarloConfig(average=average, gamma=0.9, alpha=0.5)
-    averages = _Averages(config, gym.spaces.Discrete(3), 2)
-    averages.q.values(2)[:] = (5.0, 7.0)
+    averages = _ReturnAverages(config, gym.spaces.Discrete(3), 2)
+    averages.q.row(2)[:] = (5.0, 7.0)
     averages.learn(played)
     assert averages.q.q[0].tolist() == pytest.approx([0.0, expected])
 
@@ -57,7 +59,7 @@ def test_monte_carlo_finds_the_shortest_path_from_every_start():
             assert terminated
 
 
-def test_monte_carlo_learns_to_stick_on_twenty_and_again_alike():
+def test_monte_carlo_learns_to_stick_on_twenty_and_is_reproducible():
     config = replace(METHODS["monte-carlo"].setting("Blackjack-v1").config, episodes=15_000)
     monitors = [RecordingMonitor(), RecordingMonitor()]
     one, other = (monte_carlo(config, EnvConfig(id="Blackjack-v1"), 3, monitor) for monitor in monitors)
@@ -65,38 +67,38 @@ def test_monte_carlo_learns_to_stick_on_twenty_and_again_alike():
     assert monitors[0].episodes == monitors[1].episodes
     twenty = np.ravel_multi_index(np.array([(20, card, 0) for card in range(2, 11)]).T, (32, 11, 2))
     assert one.policy(twenty).tolist() == [0] * 9
-    assert np.mean([e.episode_return for e in monitors[0].episodes[-5_000:]]) > -0.2  # wild play: -0.39
+    assert np.mean([e.episode_return for e in monitors[0].episodes[-5_000:]]) > -0.2  # random play: -0.39
 
 
-def test_td0_moves_by_the_next_value_and_a_termination_is_worth_nothing():
-    values = Values(3, power=0.5)
+def test_td0_updates_by_hand():
+    values = StateValues(3, power=0.5)
     values.v[:] = (1.0, 2.0, 9.0)
-    assert td0_learn(values, iter(TERMINATED), 0.9) == TERMINATED
+    assert learn_td0(values, iter(TERMINATED), 0.9) == TERMINATED
     v0 = 1 + (1 + 0.9 * 2 - 1)  # n = 1: all the way
     v1 = 2 + 0.9 * v0
     assert values.v.tolist() == pytest.approx([v0 + 2**-0.5 * (200 - v0), v1, 9.0])
     assert values.visits.tolist() == [2, 1, 0]
-    cut = Values(3, power=1.0)
+    cut = StateValues(3, power=1.0)
     cut.v[:] = (1.0, 2.0, 9.0)
-    td0_learn(cut, iter(TRUNCATED[-1:]), 0.9)
+    learn_td0(cut, iter(TRUNCATED[-1:]), 0.9)
     assert cut.v[0] == pytest.approx(200 + 0.9 * 9)
 
 
-def test_monte_carlo_prediction_is_the_mean_return():
-    values = Values(3, power=1.0)
-    mc_learn(values, iter(TERMINATED), 0.9)
-    mc_learn(values, iter(TERMINATED[-1:]), 0.9)
+def test_monte_carlo_prediction_averages_returns():
+    values = StateValues(3, power=1.0)
+    learn_monte_carlo(values, iter(TERMINATED), 0.9)
+    learn_monte_carlo(values, iter(TERMINATED[-1:]), 0.9)
     assert values.v.tolist() == pytest.approx([(1 + 0.9 * 2 + 0.9**2 * 200 + 200 + 200) / 3, 2 + 0.9 * 200, 0.0])
-    cut = Values(3, power=1.0)
+    cut = StateValues(3, power=1.0)
     cut.v[2] = 7.0
-    mc_learn(cut, iter(TRUNCATED[-1:]), 0.9)
+    learn_monte_carlo(cut, iter(TRUNCATED[-1:]), 0.9)
     assert cut.v[0] == pytest.approx(200 + 0.9 * 7)
 
 
-def test_errors_are_of_the_states_that_count():
-    values = Values(3, power=1.0)
+def test_value_errors_ignore_unreachable_states():
+    values = StateValues(3, power=1.0)
     values.v[:] = (1.0, 2.0, 9.0)
-    assert errors(values.v, np.zeros(3), np.array([True, True, False])) == {
+    assert value_errors(values.v, np.zeros(3), np.array([True, True, False])) == {
         "max_error": 2.0,
         "rms_error": pytest.approx((5 / 2) ** 0.5),
     }
@@ -104,13 +106,13 @@ def test_errors_are_of_the_states_that_count():
 
 @pytest.mark.parametrize("method", ["mc-prediction", "td0"])
 @pytest.mark.parametrize(("policy", "episodes"), [("random", 8_000), ("optimal", 1_000)])
-def test_prediction_comes_near_the_exact_values_and_again_alike(method, policy, episodes):
+def test_prediction_approximates_the_exact_values_and_is_reproducible(method, policy, episodes):
     rung = METHODS[method]
     setting = rung.setting(None)
     config = replace(setting.config, policy=policy, episodes=episodes, tolerance=0.08)
     one = rung.learn(config, setting.env, 1, RecordingMonitor())
-    assert one.figures["solved"]
-    assert one.figures["rms_error"] < 0.03
+    assert one.metrics["solved"]
+    assert one.metrics["rms_error"] < 0.03
     assert one.arrays["v"][14] > 0.2
     short = replace(config, episodes=50)
     two, three = (rung.learn(short, setting.env, 1, RecordingMonitor()) for _ in range(2))
@@ -118,9 +120,9 @@ def test_prediction_comes_near_the_exact_values_and_again_alike(method, policy, 
     assert not np.array_equal(two.arrays["v"], rung.learn(short, setting.env, 2, RecordingMonitor()).arrays["v"])
 
 
-def test_actions_are_drawn_as_the_policy_says():
+def test_actions_are_sampled_with_the_probabilities_of_the_policy():
     policy = np.array([[0.0, 1.0, 0.0], [0.25, 0.0, 0.75]])
-    drawn = sampled(policy, np.array([0, 1] * 4_000), np.random.default_rng(1)).reshape(-1, 2)
+    drawn = sample_actions(policy, np.array([0, 1] * 4_000), np.random.default_rng(1)).reshape(-1, 2)
     assert set(drawn[:, 0]) == {1}
     assert np.bincount(drawn[:, 1], minlength=3) / 4_000 == pytest.approx([0.25, 0.0, 0.75], abs=0.03)
 
@@ -137,11 +139,11 @@ def test_actions_are_drawn_as_the_policy_says():
         (PredictionConfig, {"tolerance": 0.0}, "tolerance is 0: write a positive number"),
     ],
 )
-def test_bad_settings_are_refused(config, change, message):
+def test_bad_settings_are_rejected(config, change, message):
     with pytest.raises(BadInput, match=message):
         config(**change)
 
 
-def test_prediction_needs_a_world_that_states_its_model():
-    with pytest.raises(BadInput, match="does not state its model"):
+def test_prediction_needs_a_true_model():
+    with pytest.raises(BadInput, match="has no table P"):
         METHODS["td0"].learn(PredictionConfig(), EnvConfig(id="Blackjack-v1"), 1, RecordingMonitor())

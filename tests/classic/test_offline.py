@@ -1,4 +1,4 @@
-"""Q-learning from a dataset, in a table: values against value iteration, masked actions, bad input."""
+"""Offline tabular Q-learning: values against value iteration, untried actions, bad input."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from classic.interface import RecordingMonitor
-from classic.offline_data import read
-from classic.offline_q import OfflineQConfig, offline_q, taken_values
+from classic.offline_data import read_tabular
+from classic.offline_q import OfflineQConfig, mask_untried, offline_q
 from rl.envs.config import EnvConfig
 from rl.envs.minari_files import NewDataset
 from rl.errors import BadInput
@@ -24,7 +24,7 @@ def _datasets(tmp_path, monkeypatch):
 
 
 def random_episodes(rng, count=60, states=6, actions=3):
-    """Chance plays a random world with costs; half of the episodes end by a time limit."""
+    """Yield random episodes with mostly negative rewards; half of them are truncated."""
     for k in range(count):
         rows = rng.integers(0, states, rng.integers(2, 9))
         steps = len(rows) - 1
@@ -33,7 +33,7 @@ def random_episodes(rng, count=60, states=6, actions=3):
 
 
 def value_iteration(episodes, gamma):
-    """{(s, a): q} of the model that the episodes are, over the actions that they took, by dictionaries."""
+    """Return {(s, a): q} of the maximum-likelihood model of the episodes, over the actions that occur in them."""
     outcomes: dict = {}
     for rows, actions, rewards, end in episodes:
         for t, (s, a, r, s2) in enumerate(zip(rows, actions, rewards, rows[1:], strict=False)):
@@ -49,7 +49,7 @@ def value_iteration(episodes, gamma):
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
-def test_the_values_are_those_of_value_iteration_on_the_datas_own_model(tmp_path, rng, alpha):
+def test_the_values_equal_value_iteration_in_the_model_of_the_dataset(tmp_path, rng, alpha):
     episodes = list(random_episodes(rng))
     got = learn(write(str(tmp_path / "d-v0"), episodes), alpha=alpha, tolerance=1e-12, sweeps=5_000)
     expected = value_iteration(episodes, 0.9)
@@ -67,33 +67,33 @@ def test_a_terminal_state_does_not_bootstrap_and_a_truncated_one_does(tmp_path):
     assert q[2, 0] == pytest.approx(2)
 
 
-def test_no_action_is_chosen_because_nobody_tried_it(tmp_path):
-    """Two steps at a cost of 1 each: the zeros of what was never tried would look better, and worth 0 to the step before."""
+def test_untried_actions_are_not_chosen(tmp_path):
+    """All rewards are negative, so that the initial 0 of untried actions would look best, also in the targets."""
     costly = [([0, 1, 2], [3, 2], [-1.0, -1.0], "terminated"), ([0, 2], [1], [-5.0], "terminated")]
     got = learn(write(str(tmp_path / "d-v0"), costly))
     assert got.arrays["q"][0, 3] == pytest.approx(-1 + 0.9 * -1)
     assert got.policy(np.array([0, 1])).tolist() == [3, 2]
-    assert got.policy(np.array([2, 40])).tolist() == [0, 0], "no one acted there: the first action"
-    assert got.figures["value_max"] == pytest.approx(-1)
-    assert got.figures["states"] == 3
-    assert got.figures["states_seen_again"] == 2  # 0 and 2
-    assert got.figures["actions_per_state"] == pytest.approx((2 + 1) / 2)
-    assert got.figures["action_share"] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
-    assert got.figures["data_return"] == pytest.approx((-2 - 5) / 2)
+    assert got.policy(np.array([2, 40])).tolist() == [0, 0], "states without an action: the first action"
+    assert got.metrics["value_max"] == pytest.approx(-1)
+    assert got.metrics["states"] == 3
+    assert got.metrics["states_seen_again"] == 2  # 0 and 2
+    assert got.metrics["actions_per_state"] == pytest.approx((2 + 1) / 2)
+    assert got.metrics["action_share"] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
+    assert got.metrics["data_return"] == pytest.approx((-2 - 5) / 2)
     assert got.arrays["first_seen"][:4].tolist() == [[0, 0], [0, 1], [0, 2], [-1, -1]]
-    assert [at["value"] for at in got.figures["highest"]] == pytest.approx([-1, -1.9])
-    json.dumps(got.figures)
+    assert [at["value"] for at in got.metrics["highest"]] == pytest.approx([-1, -1.9])
+    json.dumps(got.metrics)
 
 
-def test_the_policy_table_never_prefers_what_the_data_never_did(tmp_path):
+def test_the_policy_table_does_not_prefer_untried_actions(tmp_path):
     name = write(str(tmp_path / "d-v0"), [([0, 12], [2], [-5.0], "terminated")])
     learned = learn(name, training_seeds=0, epsilon=0.4)
-    assert learned.arrays["q"][0].tolist() == [0, 0, -5, 0]  # the zeros would win
+    assert learned.arrays["q"][0].tolist() == [0, 0, -5, 0]  # the zeros are larger, but untried
     assert learned.arrays["policy"][0] == pytest.approx([0.1, 0.1, 0.7, 0.1])
 
 
 def test_the_policy_table_is_epsilon_greedy():
-    q = taken_values(np.array([[1.0, 3.0, 2.0, 0.0], [0.0] * 4]), np.array([[1, 1, 1, 0], [0] * 4]))
+    q = mask_untried(np.array([[1.0, 3.0, 2.0, 0.0], [0.0] * 4]), np.array([[1, 1, 1, 0], [0] * 4]))
     assert epsilon_greedy_probabilities(q, 0.1)[0] == pytest.approx([0.025, 0.9 + 0.025, 0.025, 0.025])
     assert epsilon_greedy_probabilities(q, 0.1)[1] == pytest.approx([0.9 + 0.025, 0.025, 0.025, 0.025])
     assert epsilon_greedy_probabilities(q, 0.0)[0].tolist() == [0, 1, 0, 0]
@@ -101,47 +101,47 @@ def test_the_policy_table_is_epsilon_greedy():
         assert epsilon_greedy_probabilities(q, epsilon).sum(axis=1) == pytest.approx([1, 1])
 
 
-def test_epsilon_is_fixed_or_falls_with_each_episode(tmp_path):
+def test_epsilon_is_constant_or_decays_with_each_episode(tmp_path):
     name = write(str(tmp_path / "d-v0"), [([0, 1], [2], [1.0], "terminated")] * 3)
     assert learn(name, epsilon=0.4).arrays["policy"][0] == pytest.approx([0.1, 0.1, 0.6 + 0.1, 0.1])
     falling = learn(name, epsilon=0.4, epsilon_decay=0.5)
-    assert falling.figures["epsilon"] == pytest.approx(0.4 * 0.5**3)
-    assert learn(name, epsilon=0.4, epsilon_decay=0.5, epsilon_end=0.2).figures["epsilon"] == pytest.approx(0.2)
+    assert falling.metrics["epsilon"] == pytest.approx(0.4 * 0.5**3)
+    assert learn(name, epsilon=0.4, epsilon_decay=0.5, epsilon_end=0.2).metrics["epsilon"] == pytest.approx(0.2)
 
 
-def test_sweeps_that_do_not_suffice_are_said(tmp_path):
-    said = []
+def test_too_few_sweeps_are_noted(tmp_path):
+    notes = []
     monitor = RecordingMonitor()
-    monitor.note = said.append
+    monitor.note = notes.append
     name = write(str(tmp_path / "d-v0"), [([0, 1, 0], [0, 0], [1.0, 1.0], "truncated")])
     offline_q(OfflineQConfig(dataset=name, sweeps=5), CLIFF, 1, monitor)
-    assert any("raise `sweeps`" in text for text in said)
-    assert any("no seeds" in text for text in said)
+    assert any("raise `sweeps`" in text for text in notes)
+    assert any("has no seeds" in text for text in notes)
     assert [at for at, _ in monitor.rows] == [1, 2, 3, 4, 5]
     assert monitor.rows[0][1]["max_change"] == pytest.approx(1.0)
     assert monitor.rows[1][1]["max_change"] == pytest.approx(0.99)
 
 
-def test_the_training_seeds_are_played_greedily(tmp_path):
-    """Cliff walking, the way round of 13 steps in the data: up, 11 to the right, down."""
+def test_the_greedy_policy_is_evaluated_on_the_seeds_of_the_dataset(tmp_path):
+    """The dataset has the optimal path of 13 steps on the cliff: up, 11 to the right, down."""
     rows, actions = [36, *range(24, 36), 47], [0] + [1] * 11 + [2]
     name = write(str(tmp_path / "d-v0"), [(rows, actions, [-1.0] * 13, "terminated")], seeds=[5])
-    figures = learn(name, EnvConfig(id="CliffWalking-v1", max_episode_steps=50)).figures
-    assert figures["training_return"] == figures["training_data_return"] == -13
-    assert (figures["training_episodes"], figures["training_unknown"], figures["training_other_starts"]) == (1, 0, 0)
+    metrics = learn(name, EnvConfig(id="CliffWalking-v1", max_episode_steps=50)).metrics
+    assert metrics["training_return"] == metrics["training_data_return"] == -13
+    assert (metrics["training_episodes"], metrics["training_unknown"], metrics["training_other_starts"]) == (1, 0, 0)
     elsewhere = write(str(tmp_path / "e-v0"), [([5, 6], [1], [-1.0], "terminated")], seeds=[5])
-    figures = learn(elsewhere, EnvConfig(id="CliffWalking-v1", max_episode_steps=50)).figures
-    assert (figures["training_unknown"], figures["training_other_starts"]) == (1, 1)
-    assert "training_return" not in learn(name, training_seeds=0).figures
+    metrics = learn(elsewhere, EnvConfig(id="CliffWalking-v1", max_episode_steps=50)).metrics
+    assert (metrics["training_unknown"], metrics["training_other_starts"]) == (1, 1)
+    assert "training_return" not in learn(name, training_seeds=0).metrics
 
 
-def test_actions_and_states_that_do_not_begin_at_0_are_counted_from_it(tmp_path):
+def test_tuple_states_are_numbered_from_0(tmp_path):
     spaces = gym.spaces.Tuple((gym.spaces.Discrete(2), gym.spaces.Discrete(24))), gym.spaces.Discrete(4, start=0)
     with NewDataset(str(tmp_path / "d-v0"), *spaces, None, {}) as dataset:
         columns = (np.array([0, 1]), np.array([3, 5]))
         ends = {"terminations": np.array([True]), "truncations": np.array([False])}
         dataset.add(columns, np.array([1.0]), actions=np.array([2]), infos={}, **ends)
-    data = read(str(tmp_path / "d-v0"), CLIFF)
+    data = read_tabular(str(tmp_path / "d-v0"), CLIFF)
     assert (data.s_tm1.tolist(), data.s_t.tolist(), data.a_tm1.tolist()) == ([3], [24 + 5], [2])
 
 
@@ -159,8 +159,8 @@ BAD = {
         lambda d: write(d, [([0, 1], np.zeros((1, 2)), [1.0], "terminated")], action_space=BOX),
         "Disc",
     ),
-    "other states": (lambda d: write(d, ONE, states=7), "names no environment.*write another one"),
-    "other actions": (lambda d: write(d, ONE, action_space=gym.spaces.Discrete(2)), "'CliffWalking-v1' has"),
+    "other states": (lambda d: write(d, ONE, states=7), "unknown environment.*write another environment"),
+    "other actions": (lambda d: write(d, ONE, action_space=gym.spaces.Discrete(2)), "is 'CliffWalking-v1', which has"),
     "beyond its space": (lambda d: write(d, [([0, 50], [0], [1.0], "terminated")]), "cannot be read"),
     "action outside": (lambda d: write(d, [([0, 1], [9], [1.0], "terminated")]), "an action is outside"),
     "nan": (lambda d: write(d, [([0, 1], [0], [np.nan], "terminated")]), "not finite"),
@@ -168,7 +168,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_dataset_that_does_not_fit_is_one_line(tmp_path, case):
+def test_a_dataset_that_does_not_fit_is_rejected_in_one_line(tmp_path, case):
     make, match = BAD[case]
     with pytest.raises(BadInput, match=match) as caught:
         learn(make(str(tmp_path / "d-v0")))
@@ -189,6 +189,6 @@ def test_a_dataset_that_does_not_fit_is_one_line(tmp_path, case):
         ("extremes", -1),
     ],
 )
-def test_settings_are_checked(field, value):
+def test_bad_settings_are_rejected(field, value):
     with pytest.raises(BadInput, match=f"{field} is {value:g}: write"):
         OfflineQConfig(**{field: value})

@@ -1,4 +1,4 @@
-"""Deep Q-learning without replay and target network: its update written out, and what the two options change."""
+"""Online deep Q-learning: its update by hand, and the effects of replay buffer and target network."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_an_update_is_the_semi_gradient_of_one_step(terminated, td):
     learner = OnlineLearner(OnlineQConfig(gamma=0.9, loss="squared"), linear_q())
     loss = learner.update(step(3.0, 0, 1.0, terminated, 4.0))
     assert loss == pytest.approx(td**2 / 2)
-    # d (td^2 / 2) / d w_0 = -td s: the target, in which w_1 stands, carries no gradient
+    # d (td^2 / 2) / d w_0 = -td s; the target, which contains w_1, has no gradient
     np.testing.assert_allclose(learner.network.weight.grad, [[-td * 3.0], [0.0]], rtol=1e-6)
 
 
-def test_the_target_network_stands_still_for_its_period():
+def test_the_target_network_is_copied_every_target_period():
     learner = OnlineLearner(OnlineQConfig(target_period=2), linear_q())
     before = learner.target.weight.clone()
     learner.update(step(3.0, 0, 1.0, False, 4.0))
@@ -58,7 +58,7 @@ def test_the_target_network_stands_still_for_its_period():
     assert online.target is online.network
 
 
-def test_replay_draws_among_the_last_steps_and_no_replay_takes_the_present_one():
+def test_replay_samples_from_the_last_steps_and_without_it_each_step_is_a_batch():
     steps = [step(float(i), 0, float(i), False, float(i + 1)) for i in range(20)]
     assert [b.r.tolist() for b in batches(OnlineQConfig(), iter(steps), 1)] == [[float(i)] for i in range(20)]
     drawn = [b.r for b in batches(OnlineQConfig(replay=5, batch=40), iter(steps), 1)]
@@ -67,7 +67,7 @@ def test_replay_draws_among_the_last_steps_and_no_replay_takes_the_present_one()
 
 
 @pytest.mark.parametrize("options", [{}, {"replay": 50}, {"target_period": 10}, {"replay": 50, "target_period": 10}])
-def test_all_four_combinations_run_and_repeat_themselves(options):
+def test_all_four_combinations_are_reproducible(options):
     def run():
         seen = RecordingMonitor()
         learned = online_q(replace(SHORT, **options), GRID, 3, seen)
@@ -81,7 +81,7 @@ def test_all_four_combinations_run_and_repeat_themselves(options):
     assert returns == returns_again
 
 
-def test_it_learns_a_lake_without_ice():
+def test_it_learns_a_deterministic_frozen_lake():
     lake = EnvConfig(id="FrozenLake-v1", kwargs='{"is_slippery": false, "desc": ["SFFG"]}')
     config = OnlineQConfig(steps=800, gamma=0.9, epsilon_steps=600, hidden=(16,), learning_rate=0.01)
     learned = online_q(config, lake, 1, RecordingMonitor())
@@ -90,7 +90,7 @@ def test_it_learns_a_lake_without_ice():
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("settings", "message"),
     [
         (dict(steps=0), "steps is 0"),
         (dict(epsilon_steps=0), "epsilon_steps is 0"),
@@ -101,13 +101,13 @@ def test_it_learns_a_lake_without_ice():
         (dict(learning_rate=0.0), "learning_rate is 0"),
     ],
 )
-def test_bad_settings_are_refused(settings, complaint):
-    with pytest.raises(BadInput, match=complaint):
+def test_bad_settings_are_rejected(settings, message):
+    with pytest.raises(BadInput, match=message):
         OnlineQConfig(**settings)
 
 
-class Cut(gym.Env):
-    """Reward 1 a step for ever in the one state there is, cut off by a time limit of one step."""
+class OneState(gym.Env):
+    """One state, reward 1 per step, no termination; a time limit truncates after one step."""
 
     observation_space = gym.spaces.Box(0.0, 1.0, (1,))
     action_space = gym.spaces.Discrete(2)
@@ -120,15 +120,17 @@ class Cut(gym.Env):
         return np.ones(1, np.float32), 1.0, False, False, {}
 
 
-gym.register("qfleet-test/Cut-v0", Cut, max_episode_steps=1)
+gym.register("qfleet-test/OneState-v0", OneState, max_episode_steps=1)
 
 
 def test_a_truncated_step_bootstraps_in_the_loop_too():
     config = OnlineQConfig(steps=1_500, gamma=0.5, hidden=(16,), learning_rate=3e-3)
-    q = online_q(config, EnvConfig(id="qfleet-test/Cut-v0"), 1, RecordingMonitor()).values(np.ones((1, 1), np.float32))
-    assert q.max() == pytest.approx(2.0, abs=0.1)  # 1 / (1 - 0.5); 1 if the cut were an end
+    q = online_q(config, EnvConfig(id="qfleet-test/OneState-v0"), 1, RecordingMonitor()).values(
+        np.ones((1, 1), np.float32)
+    )
+    assert q.max() == pytest.approx(2.0, abs=0.1)  # 1 / (1 - 0.5); it would be 1 if truncation stopped the bootstrap
 
 
-def test_a_run_that_diverges_says_so():
+def test_divergence_raises_run_fault():
     with pytest.raises(RunFault, match="diverged after"):
         online_q(replace(SHORT, learning_rate=1e30, loss="squared"), GRID, 1, RecordingMonitor())

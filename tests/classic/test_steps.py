@@ -1,4 +1,4 @@
-"""Play as a stream of steps: true successors, and both kinds of end."""
+"""Streams of steps: next observations, terminations and truncations."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import itertools
 import gymnasium as gym
 import pytest
 
-from classic.steps import Step, episode, result, steps
+from classic.steps import Step, episode_result, next_episode, play_steps
 from rl.types import EpisodeResult
 
 
 class Line(gym.Env):
-    """States 0, 1, 2, ...; the end by ``ends`` = (terminated, truncated) at state 2. Actions are numbered from 5."""
+    """States 0, 1, 2; an episode ends in 2 with ``ends`` = (terminated, truncated). Actions are numbered from 5."""
 
     observation_space, action_space = gym.spaces.Discrete(100), gym.spaces.Discrete(2, start=5)
 
@@ -32,19 +32,21 @@ class Line(gym.Env):
 
 
 @pytest.mark.parametrize("ends", [(True, False), (False, True), (True, True)])
-def test_the_successor_of_the_last_step_is_the_true_one(ends):
-    stream = steps(Line(*ends), lambda s: s % 2, seed=3)
+def test_the_last_step_has_the_last_observation_of_its_episode(ends):
+    stream = play_steps(Line(*ends), lambda s: s % 2, seed=3)
     first, second, third = itertools.islice(stream, 3)
     assert first == Step(0, 0, 1.0, 1, False, False)
-    assert second == Step(1, 1, 10.0 + 2, 2, ends[0], ends == (False, True))  # a termination is no truncation
+    assert second == Step(
+        1, 1, 10.0 + 2, 2, ends[0], ends == (False, True)
+    )  # terminated takes precedence over truncated
     assert third == first  # of the next episode
 
 
-def test_an_episode_is_the_stream_to_its_end_and_the_next_one_follows():
+def test_next_episode_yields_one_episode_after_the_other():
     env = Line(False, True)
-    stream = steps(env, lambda s: 0, seed=3)
+    stream = play_steps(env, lambda s: 0, seed=3)
     for _ in range(3):
-        played = list(episode(stream))
+        played = list(next_episode(stream))
         assert [step.s for step in played] == [0, 1]
-        assert result(played, 0.2) == EpisodeResult(1.0 + 2.0, 2, 0.2, True)
+        assert episode_result(played, 0.2) == EpisodeResult(1.0 + 2.0, 2, 0.2, True)
     assert env.seeds == [3, None, None]  # seeded once
