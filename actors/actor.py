@@ -27,21 +27,21 @@ from rl.types import Array, EpisodeResult, Float32, Float64, Int64
 
 @dataclass(frozen=True)
 class ActorConfig:
-    """The actors."""
+    """The actor processes."""
 
     count: int = 1
-    """Actor processes."""
+    """Number of actor processes."""
     environments: int = 16
-    """Environments an actor, stepped together with one forward pass."""
+    """Environments per actor, stepped together with one forward pass."""
     segment_items: int = 40
-    """Transitions a segment, the unit that is inserted into replay."""
+    """Transitions per segment, the unit that is inserted into replay."""
     weights_period: int = 4
-    """Batched steps between checks for newer weights."""
+    """Steps of all environments of the actor between checks for newer weights."""
     precision: Precision = "float32"
-    """Weights of actors and evaluator: float32, bfloat16 (convolutions of pixels only), or auto: bfloat16 for
-    these where the hardware has it."""
+    """Precision of the weights in actors and evaluator: float32; bfloat16, only for networks that convolve pixels;
+    auto: bfloat16 for those networks if the hardware supports it, else float32."""
     nice: int = 5
-    """Added to the actors' niceness on a local Ray, so that they do not hold up the learner; 0: none."""
+    """Niceness added to the actor processes on a local Ray, so that they do not slow the learner down; 0: none."""
 
     on_resume: ClassVar[Rules] = rules(may="count environments segment_items weights_period precision nice")
 

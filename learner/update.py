@@ -45,38 +45,38 @@ class UpdateConfig:
     """The update rule."""
 
     double: bool = True
-    """Double DQN: the online network selects, the target network values."""
+    """Double DQN (van Hasselt et al. 2016): the online network selects the action, the target network evaluates it."""
     loss: Literal["huber", "squared"] = "huber"
-    """Loss of a TD error; huber is linear beyond 1."""
+    """Loss of a TD error; huber is quadratic up to |TD error| = 1 and linear beyond."""
     optimizer: OptimizerName = "adam"
     """Adam, or RMSProp as in Mnih et al. 2015."""
     learning_rate: float = 2.5e-4
-    """Step size at the first update."""
+    """Learning rate at the first update."""
     learning_rate_end: float = 0.0
-    """Step size from update `learning_rate_updates` on."""
+    """Learning rate from update `learning_rate_updates` on."""
     learning_rate_updates: int = 0
-    """Learner updates in which the step size goes linearly to `learning_rate_end`; 0: it stays."""
+    """Learner updates over which the learning rate changes linearly to `learning_rate_end`; 0: it is constant."""
     optimizer_epsilon: float = 1e-5
     """Added to the denominator of Adam or RMSProp."""
     max_grad_norm: float = 10.0
-    """Gradients are scaled down to this global norm; 0: never."""
+    """Gradients are clipped to this global norm; 0: no clipping."""
     target_update_period: int = 500  # learner updates
-    """Learner updates between hard copies into the target network."""
+    """Learner updates between copies of the online network into the target network."""
     target_tau: float = 0.0
-    """Soft update instead: target += tau * (online - target) after every update; 0: hard copies."""
+    """Soft target updates instead of copies: target += tau * (online - target) after every update; 0: copies."""
     average_tau: float = 0.0
-    """Act with, and evaluate, an average of the weights: average += average_tau * (online - average) after every update
-    (Polyak and Juditsky 1992); 0: the online network itself."""
+    """Act and evaluate with a moving average of the weights: average += average_tau * (online - average) after every
+    update (Polyak and Juditsky 1992); 0: with the online network."""
     precision: Precision = "float32"
-    """Forward and backward passes: float32, bfloat16 by autocast (weights and optimizer stay float32), or auto: bfloat16
-    where the hardware has it."""
+    """Precision of forward and backward passes: float32; bfloat16 by autocast (weights and optimizer state stay
+    float32); auto: bfloat16 if the hardware supports it, else float32."""
 
     on_resume: ClassVar[Rules] = rules(
         may="loss learning_rate learning_rate_end learning_rate_updates optimizer_epsilon max_grad_norm "
         "target_update_period target_tau precision",
         stays="optimizer",
-        double="action values so far are of the old targets",
-        average_tau="from 0 on an average begins at the present weights; 0 drops it",
+        double="the network was trained on the old kind of target so far",
+        average_tau="a change from 0 starts the average at the current weights; a change to 0 drops the average",
     )
 
     def __post_init__(self) -> None:

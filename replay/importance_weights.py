@@ -19,9 +19,9 @@ class BetaConfig:
     start: float = 0.4
     """Exponent at the first batch."""
     end: float = 1.0
-    """Exponent from `batches` on."""
+    """Exponent from batch `batches` on."""
     batches: int = 200_000
-    """Batches sampled until `end` is reached."""
+    """Batches over which the exponent changes linearly from `start` to `end`."""
 
     on_resume: ClassVar[Rules] = rules(may="start end batches")
 

@@ -21,18 +21,18 @@ from rl.resuming import Rules, rules
 
 @dataclass(frozen=True)
 class LimiterConfig:
-    """When replay may be written and read."""
+    """The samples-per-insert limiter."""
 
     samples_per_insert: float = 8.0
-    """Items sampled an item inserted (batch size / agent steps an update); 0: only min_size limits."""
+    """Items sampled per item inserted (batch size / agent steps per update); 0: no ratio, only `min_size` applies."""
     min_size: int = 5_000
-    """Items that replay must hold before the first batch."""
+    """Items that replay must hold before the first batch is drawn."""
     slack: float = 4_000.0
-    """How far the samples may run ahead of or behind the ratio, in samples."""
+    """How far sampling may be ahead of or behind the ratio, in samples."""
 
     on_resume: ClassVar[Rules] = rules(
         may="min_size slack",
-        samples_per_insert="the ratio counts from here on; what was sampled before is not made up for",
+        samples_per_insert="the new ratio counts from here on; earlier samples and inserts do not count",
     )
 
     def __post_init__(self) -> None:

@@ -28,19 +28,19 @@ class SecurityConfig:
     """TLS and the token of the replay service. The files are at these paths on each machine with a part of it."""
 
     certificate: str = ""
-    """PEM file with this side's certificate: a shard's turns TLS on, a client's is for mutual TLS."""
+    """PEM file with a certificate. In a shard it turns TLS on; in a client it is for mutual TLS."""
     key: str = ""
-    """PEM file with the certificate's private key, without a password."""
+    """PEM file with the private key of `certificate`, without a password."""
     authority: str = ""
-    """PEM file with the certificates that signed the other side's; a client that has one uses TLS."""
+    """PEM file with the CA certificates that signed the other side's certificate; a client with this file uses TLS."""
     mutual: bool = False
-    """Shards reject clients without a certificate that the authority signed."""
+    """Mutual TLS: shards reject clients without a certificate signed by `authority`."""
     name: str = ""
-    """Name in the shards' certificate, where it is not the address that clients connect to."""
+    """Host name in the shards' certificate, if it differs from the address that clients connect to."""
     token_file: str = ""
-    """File with the token that clients show and shards ask for; empty: what QFLEET_TOKEN holds, if anything."""
+    """File with the token that clients send and shards require; empty: the variable QFLEET_TOKEN, if set."""
     require_token: bool = True
-    """A shard without a token listens on loopback alone."""
+    """Let a shard without a token listen on a loopback address only."""
 
     on_resume: ClassVar[Rules] = rules(may="certificate key authority mutual name token_file require_token")
 

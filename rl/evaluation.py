@@ -24,29 +24,30 @@ class EvaluationConfig:
     """How and when a policy is evaluated."""
 
     episodes: int = 30
-    """Episodes of one evaluation."""
+    """Episodes of a full evaluation."""
     epsilon: float = 0.01
     """Probability of a random action while evaluating."""
     environments: int = 10
-    """Environments played side by side; each plays its share of the episodes."""
+    """Environments stepped together; each plays an equal share of the episodes."""
     period: int = 100_000
-    """Agent steps (offline: learner updates) between evaluations of `quick_episodes`; 0: only when training returns
-    of the greedy end (`greedy_below` of the exploration) reach the goal."""
+    """Agent steps (offline: learner updates) between periodic evaluations; 0: evaluate only when the greedy return is
+    within `margin` of the goal."""
     quick_episodes: int = 10
-    """Episodes of the periodic evaluations; those that could decide the run take `episodes`."""
+    """Episodes of a quick evaluation; if it reaches the goal, a full one of the same weights follows."""
     max_episode_steps: int = MAX_EPISODE_STEPS
-    """Agent steps after which an episode of an evaluation is cut, with its return so far (Atari's own limit: 27,000)."""
+    """Agent steps after which an episode of an evaluation is cut off; its return so far counts (Atari: 27,000)."""
     goal: float = 0.0
-    """Mean return at which the run is solved, confirmed by a second evaluation of fresh episodes."""
+    """Mean return of a full evaluation at which the run is solved, if an evaluation of fresh episodes confirms it."""
     margin: float = 0.0
-    """Training returns of the greedy end within this much of the goal call for an evaluation."""
+    """A greedy return (mean training return where epsilon is at most `exploration.greedy_below`) within this much
+    of the goal starts an evaluation before it is due."""
     stop_when_solved: bool = True
     """End the run when it is solved."""
 
     on_resume: ClassVar[Rules] = rules(
         may="episodes environments period quick_episodes goal margin stop_when_solved",
-        epsilon="earlier evaluations, and the one that chose best/, were played with the old one",
-        max_episode_steps="earlier evaluations, and the one that chose best/, were played with the old one",
+        epsilon="earlier evaluations, among them the one that chose best/, used the old value",
+        max_episode_steps="earlier evaluations, among them the one that chose best/, used the old value",
     )
 
     def __post_init__(self) -> None:
@@ -79,8 +80,8 @@ class EvaluationResult:
         return min(e.episode_return for e in self.episodes)
 
 
-def said_of_cut(result: EvaluationResult, max_steps: int) -> str:
-    """The end of a message about ``result``: how many episodes the step limit cut; empty where it cut none."""
+def cut_episodes_note(result: EvaluationResult, max_steps: int) -> str:
+    """Text to append to a message about ``result``: how many episodes the step limit cut off; empty if none."""
     if not result.cut:
         return ""
     cut = f"{result.cut} of {len(result.episodes)} episodes cut at {max_steps:,} steps"

@@ -1,4 +1,4 @@
-"""`qfleet bench`: the benchmarks by name."""
+"""`qfleet bench`: runs a benchmark by name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from rl.errors import BadInput, nearest
 
 
 def bench_command(args: list[str]) -> int:
-    """Run `qfleet bench`; returns 0, or 1 where the benchmark did not pass. Raises BadInput, RunFault."""
+    """Run `qfleet bench`; returns 0, or 1 if the benchmark has a pass criterion and fails it. Raises BadInput, RunFault."""
     if not args or args[0] in ("-h", "--help"):
-        print(f"usage: qfleet bench NAME [flags]; NAME is one of: {', '.join(BENCHES)}")
+        print("usage: qfleet bench NAME [flags]; `qfleet bench NAME --help` lists the flags")
+        print(f"NAME is one of: {', '.join(BENCHES)}")
         return 0
     if args[0] not in BENCHES:
         raise BadInput(f"unknown benchmark {args[0]!r}: {nearest(args[0], BENCHES)}")

@@ -17,7 +17,7 @@ import ray
 
 from qfleet.cluster.faults import last_line
 from qfleet.cluster.shard_worker import ShardWorker
-from qfleet.config import TrainConfig, resized
+from qfleet.config import TrainConfig, with_shards
 from qfleet.run.directory import ScaleRequest
 from replay.security import Access
 from rl.envs.make import describe
@@ -109,7 +109,7 @@ class ReplayShards:
                 if request["shards"] == len(self.addresses):
                     self._settled = request
                     return ""
-                self.resized(request["shards"])
+                self.with_shards(request["shards"])
                 more = request["shards"] > len(self.addresses)
                 self._change = (self._join if more else self._leave)(board, learner, actors)
             next(self._change)
@@ -120,9 +120,9 @@ class ReplayShards:
             self.news = f"warning: the replay stays at {len(self.addresses)} shard(s): {last_line(error)}"
         return self.news
 
-    def resized(self, shards: int) -> TrainConfig:
+    def with_shards(self, shards: int) -> TrainConfig:
         """The configuration with ``shards`` shards of the same size. Raises BadInput where its rules forbid them."""
-        return resized(self._config, shards)
+        return with_shards(self._config, shards)
 
     def _join(self, board: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
         index = next(i for i in range(len(self.handles) + 1) if i not in self.handles)

@@ -93,7 +93,7 @@ class _Evaluation:
         elif self._play_call is not None and _ready(self._play_call):
             assert self._candidate is not None
             result = ray.get(self._play_call)
-            self._kind = follow = self._run.evaluated(kind, self._candidate, result)
+            self._kind = follow = self._run.record_evaluation(kind, self._candidate, result)
             self._play_call = None
             if follow is not None:
                 self._play_call = self._evaluator.evaluate.remote(self._run.scheduler.episodes(follow))
@@ -152,21 +152,21 @@ def _drive(run: Run, topology: Topology) -> None:
     poller, evaluation = _Poller(topology, run.progress.note), _Evaluation(run, topology.evaluator)
     saving: Any = None
     pinned: Any = None
-    while not run.finished():
+    while not run.is_finished():
         began = time.monotonic()
         for name, answer in poller.poll().items():
             _take(run, topology, name, answer)
         evaluation.advance()
-        if saving is None and run.save_due():
+        if saving is None and run.is_checkpoint_due():
             saving = topology.learner.checkpoint.remote(run.checkpoint_extra())
         if saving is not None and _ready(saving):
-            run.save(ray.get(saving))
+            run.save_checkpoint(ray.get(saving))
             saving = None
         run.tick()
         asked = ray.get(pinned) if pinned is not None and _ready(pinned) else None
         _resize(run, topology, asked)
         pinned = topology.board.set_status.remote(run.status(run.last_row))
-        while time.monotonic() - began < POLL_PERIOD and not run.finished():
+        while time.monotonic() - began < POLL_PERIOD and not run.is_finished():
             time.sleep(0.05)
 
 
@@ -177,7 +177,7 @@ def _resize(run: Run, topology: Topology, asked: ScaleRequest | None) -> None:
     shards = len(topology.shards.addresses)
     if news:
         run.progress.note(news)
-        run.config = topology.shards.resized(shards)  # which the next checkpoint holds
+        run.config = topology.shards.with_shards(shards)  # which the next checkpoint holds
         run.dir.write(CONFIG, to_yaml(run.config))
     answered: dict[str, Any] = {"scale_news": news, "scale_request": request} if news else {}
     if not topology.shards.changing:  # `qfleet scale` waits until all clients know the shards
@@ -204,13 +204,13 @@ def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> No
         clients = [topology.board, topology.learner, *topology.actors]
         topology.shards.moved(int(name.removeprefix("shard-")), answer["address"], clients)
     elif name == "learner":
-        run.stats.learned(answer)
+        run.stats.add_learner_report(answer)
     elif name.startswith("actor-"):
-        run.stats.actor(int(name.removeprefix("actor-")), answer["agent_steps"], answer["episodes"])
+        run.stats.add_actor_report(int(name.removeprefix("actor-")), answer["agent_steps"], answer["episodes"])
 
 
 def _check_min_size(config: TrainConfig, alive: int) -> None:
-    if config.surely_stored(alive) < config.replay.limiter.min_size:
+    if config.min_items_when_full(alive) < config.replay.limiter.min_size:
         raise RunFault(
             f"the {alive} replay shard(s) left cannot hold `replay.limiter.min_size` of {config.replay.limiter.min_size} "
             f"transitions: resume with a larger `replay.capacity` (now {config.replay.capacity} over all shards)"
@@ -225,7 +225,7 @@ def _finish(run: Run, topology: Topology) -> None:
         if not ended:  # a checkpoint now would be half an update
             raise TimeoutError("the learner did not end its last update within 20 s")
         run.stats.learner["updates"] = ray.get(topology.learner.poll.remote(), timeout=CALL_TIMEOUT)["updates"]
-        run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
+        run.save_checkpoint(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
     except (ray.exceptions.RayError, TimeoutError) as error:
         run.progress.note(f"warning: no last checkpoint: {first_line(error)}")
     shards = topology.shards.handles

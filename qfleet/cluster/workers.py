@@ -133,7 +133,7 @@ class LearnerWorker:
         self._sampler = Sampler(
             shards,
             spec,
-            config.limiter(),
+            config.make_limiter(),
             config.beta,
             config.replay.batches_ahead,
             config.replay.give_up_after,

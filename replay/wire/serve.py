@@ -29,36 +29,36 @@ class ServeConfig:
     """One replay shard, without Ray."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; one that other machines reach (0.0.0.0: all of this machine's) takes a token."""
+    """Address to listen on; one that other machines can reach needs a token. 0.0.0.0: all addresses of this machine."""
     port: int = 50051
     """Port to listen on; 0: a free one."""
     capacity: int = 200_000
-    """Transitions; the oldest go first."""
+    """Transitions that the shard can hold; when it is full, it evicts the oldest."""
     capacity_bytes: int = 0
-    """Bytes of memory for the content: compressed frames, what is kept of each step and segment, and the rows and
-    priorities of `capacity` transitions; the process itself takes some 300 MB more. 0: no bound."""
+    """Memory limit in bytes for the content: compressed frames, the data of each step and segment, and the rows and
+    priorities of `capacity` transitions. The process takes about 300 MB more. 0: no limit."""
     frame_shape: tuple[int, ...] = (84, 84)
     """Shape of one frame."""
     dtype: str = "uint8"
-    """Type of a frame's numbers, as numpy names it."""
+    """NumPy dtype of a frame: uint8 or float32."""
     stack: int = 4
-    """Frames of an observation; 1: the frame itself."""
+    """Frames per observation; 1: no stacking."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     """How items are drawn."""
     limited: bool = False
-    """Take items only against the insert credit that a sampler with a samples-per-insert ratio grants."""
+    """Accept items only up to the credit that a sampler with a samples-per-insert ratio grants."""
     insert_timeout: float = INSERT_TIMEOUT
-    """Seconds that a segment waits for credit before its stream is ended."""
+    """Seconds that a segment may wait for credit before the shard ends its stream."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
-    """TLS and the token."""
+    """TLS, and the token that authenticates clients."""
     limits: Limits = field(default_factory=Limits)
     """Resource limits of the server."""
     seed: int = 0
-    """Seed of the draws."""
+    """Random seed of the draws."""
     snapshots: str | None = None
-    """This shard's own directory for snapshots: restored at the start, written on request and at an orderly end."""
+    """Directory for this shard's snapshots: loaded at the start, written on request and at an orderly shutdown."""
     snapshot_minutes: float = 0.0
-    """Minutes between further snapshots; 0: none."""
+    """Minutes between periodic snapshots; 0: none."""
 
     def __post_init__(self) -> None:
         require(bool(self.host), self, "host", "an address of this machine, or 0.0.0.0 for all of them")

@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 
 from qfleet.cli import main as cli
-from qfleet.cli.datasets import origin_of
+from qfleet.cli.datasets import writer_name
 from replay.datasets.dataset import Dataset
 from replay.store.shard import MAX_WRITER
 from rl.envs.config import EnvConfig
@@ -52,7 +52,7 @@ def test_shards_of_another_kind_are_named(shards, capsys):
 @pytest.mark.parametrize("name", ["qfleet/pong-v0", "./" + "é" * 150, "./x" + "€" * 150, "./\udcff-v0"])
 def test_a_datasets_episodes_bear_as_much_of_its_name_as_a_shard_takes(name):
     """In bytes: no letter is cut in two, and a name that is no text is one all the same."""
-    origin = origin_of(name)
+    origin = writer_name(name)
     assert MAX_WRITER - 3 < len(origin.encode()) <= MAX_WRITER or len(name.encode(errors="replace")) < MAX_WRITER
     assert name.encode(errors="replace").decode().endswith(origin)
     assert origin

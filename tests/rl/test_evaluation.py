@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rl.errors import BadInput
-from rl.evaluation import EvaluationConfig, EvaluationResult, evaluate, said_of_cut
+from rl.evaluation import EvaluationConfig, EvaluationResult, cut_episodes_note, evaluate
 from rl.types import EpisodeResult, ObservationSpec, Step
 
 
@@ -76,8 +76,8 @@ def test_an_episode_is_cut_at_the_limit_with_its_return_so_far():
         (7, 70.0, True),
     ]
     assert result.cut == 2
-    assert said_of_cut(result, 7).startswith("; 2 of 4 episodes cut at 7 steps")
-    assert said_of_cut(EvaluationResult(result.episodes), 7) == ""
+    assert cut_episodes_note(result, 7).startswith("; 2 of 4 episodes cut at 7 steps")
+    assert cut_episodes_note(EvaluationResult(result.episodes), 7) == ""
 
 
 def test_epsilon_of_the_actions_are_uniformly_random():

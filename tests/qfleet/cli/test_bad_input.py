@@ -17,7 +17,7 @@ from tests.qfleet.configs import short
 
 CASES = {
     "unknown command": (["trian"], "'train'"),
-    "unknown preset": (["train", "pongg"], "'pong'? (any other environment goes by --env.id)"),
+    "unknown preset": (["train", "pongg"], "'pong'? (for another environment write --env.id)"),
     "unknown environment": (["train", "--env.id", "CartPol-v1"], "CartPole-v"),
     "unknown flag": (["train", "--actors.cuont", "3"], "--actors.count"),
     "unknown switch": (["train", "--learner.no-dubble"], "--learner.no-double"),
@@ -65,11 +65,11 @@ CASES = {
     ),
     "certificates that nobody checks": (
         ["train", "pong", "--replay.security.certificate", "a.pem", "--replay.security.key", "a.key"],
-        "go together",
+        "must be set together",
     ),
     "an epsilon above 1": (["train", "cartpole", "--exploration.knots", "0", "1.5"], "from 0 to 1"),
     "no time to start in": (["train", "cartpole", "--ready-timeout", "0"], "--ready-timeout is 0"),
-    "an empty run directory": (["train", "cartpole", "--run-dir", ""], "has an empty name"),
+    "an empty run directory": (["train", "cartpole", "--run-dir", ""], "is '' or '.'"),
     "a benchmark of nothing": (["bench", "replay", "--items", "0"], "--items is 0"),
     "a benchmark of no actors": (["bench", "actors", "--counts", "0"], "from 1 on"),
     "status of nothing": (["status", "NOWHERE"], "no directory here"),
@@ -77,9 +77,9 @@ CASES = {
     "a CNN on CartPole": (["train", "cartpole", "--network.kind", "nature"], "--network.kind mlp"),
     "no such device": (["train", "cartpole", "--learner.device", "cuda:7"], "cuda:7"),
     "no device at all": (["train", "cartpole", "--learner.device", "tpu9"], "tpu9"),
-    "resume of nothing": (["train", "--resume", "NOWHERE"], "no run's directory"),
+    "resume of nothing": (["train", "--resume", "NOWHERE"], "is not a directory"),
     "resume of an empty directory": (["train", "--resume", "EMPTY"], "config.yaml is missing"),
-    "resume without checkpoint": (["train", "--resume", "FRESH"], "no whole checkpoint"),
+    "resume without checkpoint": (["train", "--resume", "FRESH"], "no complete checkpoint"),
     "resume of another environment": (
         ["train", "--resume", "RUN", "--env.id", "Acrobot-v1"],
         "--env.id is 'Acrobot-v1', but",
@@ -88,12 +88,12 @@ CASES = {
         ["train", "--resume", "RUN", "--network.hidden", "32"],
         "--network.hidden is (32,), but",
     ),
-    "resume with a preset": (["train", "pong", "--resume", "RUN"], "leave 'pong' out"),
+    "resume with a preset": (["train", "pong", "--resume", "RUN"], "leave out 'pong'"),
     "run directory in use": (["train", "cartpole", "--run-dir", "RUN"], "already holds a run"),
     "run directory is a file": (["train", "cartpole", "--run-dir", "RUN/config.yaml"], "file"),
-    "serial on a cluster": (["train", "cartpole", "--serial", "--address", "auto"], "exclude"),
+    "serial on a cluster": (["train", "cartpole", "--serial", "--address", "auto"], "cannot be combined"),
     "address without a port": (["train", "cartpole", "--address", "nonsense"], "host:port"),
-    "eval of nothing": (["eval", "NOWHERE"], "no run's directory"),
+    "eval of nothing": (["eval", "NOWHERE"], "is not a directory"),
     "eval of another network": (["eval", "OTHER"], "another network"),
     "eval of no episodes": (["eval", "RUN", "--episodes", "0"], "--episodes"),
     "plot of nothing": (["plot", "NOWHERE"], "metrics.csv"),
@@ -173,7 +173,7 @@ CASES = {
     ),
     "snapshots of a serial run": (
         ["train", "cartpole", "--serial", "--replay.snapshot-minutes", "1"],
-        "neither serial nor --offline",
+        "needs a run on Ray, but this run is serial or --offline",
     ),
     "a shard of nothing": (["replay", "serve", "--capacity", "0"], "--capacity is 0"),
     "a shard without memory": (["replay", "serve", "--capacity-bytes", "1000"], "--capacity-bytes is 1000"),
@@ -230,7 +230,7 @@ def test_a_directory_is_trained_in_by_one_process_at_a_time(tmp_path, capsys):
 def test_flags_hold_for_an_atari_game_by_its_id(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr("qfleet.cli.train.train", lambda config, **_: seen.append(config) or {"interrupted_by": 2})
-    monkeypatch.setattr("qfleet.cli.train.say_summary", lambda summary: None)
+    monkeypatch.setattr("qfleet.cli.train.print_summary", lambda summary: None)
     assert cli.main(["train", "--env.id", "ALE/Pong-v5", "--env.sticky", "0.25", "--actors.count", "3"]) == 130
     (config,) = seen
     assert (config.env.id, config.env.sticky, config.actors.count) == ("ALE/Pong-v5", 0.25, 3)

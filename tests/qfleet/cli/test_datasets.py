@@ -50,7 +50,7 @@ BAD = {
     "no environment": (["train", "--offline", "nameless-v0"], "--env.id is not given"),
     "an environment that is not here": (
         ["train", "--offline", "nowhere-v0"],
-        "--env.id is not given, and that of dataset nowhere-v0 does not serve: env.id 'Nowhere-v9'",
+        "--env.id is not given, and that of dataset nowhere-v0 cannot be used: env.id 'Nowhere-v9'",
     ),
     "observations of another size": (["train", "--offline", "wide-v0"], "float32 9, CartPole-v1 has float32 4"),
     "another number of actions": (["train", "--offline", "many-v0"], "5 actions, CartPole-v1 has 2"),
@@ -58,7 +58,7 @@ BAD = {
     "no limit": (["train", "cartpole", "--offline", "nameless-v0", "--max-updates", "0"], "--max-updates"),
     "on a cluster": (
         ["train", "cartpole", "--offline", "nameless-v0", "--address", "auto"],
-        "--offline trains in this process, without Ray: leave the address out",
+        "--offline trains in this process, without Ray: leave out the address",
     ),
     "negative updates": (["train", "cartpole", "--max-updates", "-1"], "--max-updates is -1"),
     "export of nothing": (["replay", "export", "HERE/bare", "--to", "x-v0"], "no snapshot"),
