@@ -151,7 +151,7 @@ def _await_shards(c: ScaleCommand, status: Callable[[], dict[str, Any]], request
             )
         if time.monotonic() > deadline:
             raise RunFault(
-                f"{c.run} has {now['shards']} replay shard(s) after {c.timeout:g} s, not {c.shards}: allow a longer --timeout"
+                f"{c.run} has {now['shards']} replay shard(s) after {c.timeout:g} s, not {c.shards}: raise --timeout"
             )
         time.sleep(0.5)
     return now

@@ -43,7 +43,7 @@ def test_shards_join_and_leave_a_run(tmp_path):
         assert "2 replay shard(s)" in said("scale", run, "--shards", 2)[1]
         assert "shards: 2" in (run / "config.yaml").read_text()
         _, down = said("scale", run, "--shards", 1)
-        assert re.search(r"shard-1 has left, its [\d,]+ transitions moved", down + status()["scale_news"])
+        assert re.search(r"removed replay shard-1, moved its [\d,]+ transitions", down + status()["scale_news"])
         refused, words = said("scale", run, "--shards", 300)
         assert (refused, "slack" in words) == (2, True), words
         before = status()["updates"]

@@ -56,7 +56,7 @@ def test_a_slow_store_holds_nobody_up_and_a_held_target_is_sent_later():
 
 def test_a_store_that_takes_nothing_is_a_fault():
     store = ray.remote(SlowStore).remote()
-    sink = RayWeightSink(store, patience=0.2)
+    sink = RayWeightSink(store, timeout=0.2)
     store.sleep.remote(3.0)
     for version in (1, 2, 3):
         sink.publish(publication(version))

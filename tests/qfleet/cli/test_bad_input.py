@@ -72,7 +72,7 @@ CASES = {
     "an empty run directory": (["train", "cartpole", "--run-dir", ""], "is '' or '.'"),
     "a benchmark of nothing": (["bench", "replay", "--items", "0"], "--items is 0"),
     "a benchmark of no actors": (["bench", "actors", "--counts", "0"], "from 1 on"),
-    "status of nothing": (["status", "NOWHERE"], "no directory here"),
+    "status of nothing": (["status", "NOWHERE"], "neither a directory here"),
     "impossible ratio": (["train", "cartpole", "--replay.limiter.slack", "10"], "at least"),
     "a CNN on CartPole": (["train", "cartpole", "--network.kind", "nature"], "--network.kind mlp"),
     "no such device": (["train", "cartpole", "--learner.device", "cuda:7"], "cuda:7"),

@@ -61,7 +61,7 @@ BAD = {
         "--offline trains in this process, without Ray: leave out the address",
     ),
     "negative updates": (["train", "cartpole", "--max-updates", "-1"], "--max-updates is -1"),
-    "export of nothing": (["replay", "export", "HERE/bare", "--to", "x-v0"], "no snapshot"),
+    "export of nothing": (["replay", "export", "HERE/bare", "--to", "x-v0"], "no replay snapshot"),
     "export to no name": (["replay", "export", "RUN", "--to", "x"], "end in its version"),
     "export onto another": (["replay", "export", "RUN", "--to", "many-v0"], "already there"),
     "export as something else": (

@@ -70,7 +70,7 @@ def test_status_of_a_classic_run_is_rejected(run, capsys):
 
 
 def test_scale_waits_until_the_run_has_its_shards(run, capsys):
-    with driver(run, {"shards": 3, "scale_news": "replay shard-2 has joined"}):
+    with driver(run, {"shards": 3, "scale_news": "added replay shard-2"}):
         assert command("scale", run.path, "--shards", 3, "--json") == 0
     out = capsys.readouterr().out.splitlines()
     assert json.loads(out[-1]) == {"shards": 3}
@@ -88,9 +88,9 @@ def test_two_equal_requests_are_told_apart(run):
 
 
 def test_a_request_that_the_driver_rejects_fails_with_its_reason(run, capsys):
-    with driver(run, {"scale_news": "warning: the replay stays at 1 shard(s): no CPU is free"}):
+    with driver(run, {"scale_news": "warning: the run keeps 1 replay shard(s): no CPU is free"}):
         assert command("scale", run.path, "--shards", 2) == 1
-    assert capsys.readouterr().err == "qfleet: the replay stays at 1 shard(s): no CPU is free\n"
+    assert capsys.readouterr().err == "qfleet: the run keeps 1 replay shard(s): no CPU is free\n"
 
 
 def test_the_answer_to_another_request_is_ignored(run, capsys):
