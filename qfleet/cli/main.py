@@ -20,16 +20,16 @@ USAGE = """usage: qfleet COMMAND ...
   qfleet train [PRESET] [flags]   train a new run
   qfleet train --offline DATASET  train on a Minari dataset, without actors
   qfleet train --resume RUN       continue a run from its newest checkpoint
-  qfleet eval RUN [flags]         evaluate a run's policy: mean return of 30 episodes
+  qfleet eval RUN [flags]         evaluate a run's policy over 30 episodes
   qfleet status RUN               show the progress of a run
-  qfleet scale RUN --shards K     change the number of replay shards during a run
+  qfleet scale RUN --shards K     change the number of replay shards of a run
   qfleet plot RUN [RUN ...]       plot learning curves
-  qfleet classic METHOD [flags]   methods that preceded DQN; `qfleet classic` lists them
-  qfleet replay COMMAND ...       the replay service alone; `qfleet replay` lists commands
-  qfleet bench NAME [flags]       benchmarks; `qfleet bench` lists them
+  qfleet classic METHOD [flags]   methods before DQN: see `qfleet classic`
+  qfleet replay COMMAND ...       the replay service alone: see `qfleet replay`
+  qfleet bench NAME [flags]       benchmarks: see `qfleet bench`
 
 `qfleet COMMAND --help` lists the flags of a command.
-RUN is the directory of a run; for status and scale also its name in a cluster.
+RUN is a run's directory; for status and scale also its name in a cluster.
 presets: pong (default), cartpole, breakout, flappybird
 """
 

@@ -25,12 +25,12 @@ from rl.errors import BadInput, nearest
 
 USAGE = """usage: qfleet replay COMMAND ...
 
-  qfleet replay serve [flags]     run one shard, without Ray (clients: docs/replay.md)
+  qfleet replay serve [flags]     run one shard without Ray (see docs/replay.md)
   qfleet replay info ADDRESS ...  show the content and limiter of running shards
   qfleet replay snapshot ADDRESS ...
                                   make running shards write a snapshot now
   qfleet replay limit ADDRESS ... [--no-limited]
-                                  make inserts need credit, or (--no-limited) not
+                                  make inserts need credit; --no-limited: not
   qfleet replay drain ADDRESS ... --to ADDRESS ...
                                   move the content of shards into other shards
   qfleet replay export RUN --to DATASET
@@ -38,7 +38,7 @@ USAGE = """usage: qfleet replay COMMAND ...
   qfleet replay import DATASET --to ADDRESS [ADDRESS ...]
                                   insert a Minari dataset into running shards
 
-ADDRESS is host:port of a shard. `qfleet replay COMMAND --help` lists the flags.
+ADDRESS is host:port of a shard. `qfleet replay COMMAND --help` lists flags.
 """
 
 

@@ -45,9 +45,7 @@ class ShardWorker:
         self._access, self._directory = access, directory if snapshots else None
         self._news = str(snapshots.restored or "") if snapshots else ""  # message that the driver has not polled yet
         if restarted:
-            self._news = (
-                f"restarted at {self.address()}: {self._news or 'its content is lost, as there was no snapshot yet'}"
-            )
+            self._news = f"restarted at {self.address()}: {self._news or 'its content is lost, it had no snapshot yet'}"
         self._metrics = RayMetrics("shard", f"{run}/{index}")
 
     def address(self) -> str:

@@ -110,8 +110,10 @@ def _check_changes(changes: list[Change], where: str) -> None:
     """Raise BadSetting if a setting has changed that a resume must not change."""
     for change in changes:
         if change.rule == STAYS:
-            said = f"is {change.new!r}, but {where} was trained with {change.old!r}: leave it out, or start a new run"
-            raise BadSetting(TrainConfig, change.name, said)
+            message = (
+                f"is {change.new!r}, but {where} was trained with {change.old!r}: leave it out, or start a new run"
+            )
+            raise BadSetting(TrainConfig, change.name, message)
 
 
 def _check_checkpoint_fits(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:
@@ -124,5 +126,5 @@ def _check_checkpoint_fits(config: TrainConfig, checkpoint: Checkpoint, where: s
     try:
         check_optimizer(config.learner.optimizer, checkpoint.arrays["optimizer"])
     except ValueError as error:
-        said = f"is {config.learner.optimizer}, but in {where} {error}: leave it as it was"
-        raise BadSetting(TrainConfig, "learner.optimizer", said) from error
+        message = f"is {config.learner.optimizer}, but in {where} {error}: leave it as it was"
+        raise BadSetting(TrainConfig, "learner.optimizer", message) from error

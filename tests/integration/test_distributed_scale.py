@@ -56,4 +56,4 @@ def test_shards_join_and_leave_a_run(tmp_path):
     assert process.returncode == 130, output
     assert "Traceback" not in output
     over, words = said("scale", run, "--shards", 2)
-    assert (over, "not being trained" in words) == (2, True), words
+    assert (over, "not training on Ray" in words) == (2, True), words
