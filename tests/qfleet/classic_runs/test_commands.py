@@ -63,7 +63,7 @@ def test_seeds_that_are_done_are_kept_and_other_settings_are_refused(capsys, tmp
     assert len(both["each"]["mean_return"]) == 2
     status, _, err = run(capsys, "q-learning", "--env", "CliffWalking-v1", "--run-dir", folder, "--no-video")
     assert status == 2
-    assert "holds a run of other settings" in err
+    assert "holds a run with other settings" in err
     for text, complaint in (("format: 1\n", "is of format 1"), ("- 1\n", "is damaged"), ("a: [", "is damaged")):
         config.write_text(text)
         status, _, err = run(capsys, "q-learning", "--env", "CliffWalking-v1", "--run-dir", folder, "--no-video")
@@ -110,7 +110,7 @@ def test_the_list_names_every_method_and_its_environments(capsys):
         (("q-learning", "--env-kwargs", '{"max_episode_steps": 5}'), "the length of episodes is --max-episode-steps"),
         (("q-learning", "--env", "ALE/Pong-v5"), "a table needs Discrete ones"),
         (("dqn", "--preset", "pong"), "--preset pong does not suit CartPole-v1"),
-        (("fitted-q", "--save-dataset", "x.npz", "--seeds", "1", "2"), "--save-dataset is one file"),
+        (("fitted-q", "--save-dataset", "x.npz", "--seeds", "1", "2"), "--save-dataset writes one dataset"),
         (("online-q", "--learning-rate", "nan"), "--learning-rate is nan"),
         (("dqn", "--preset", "pung"), "unknown preset 'pung': did you mean 'pong'?"),
     ],
