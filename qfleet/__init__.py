@@ -30,7 +30,7 @@ _MODULES = {"TrainConfig": "qfleet.config", "preset": "qfleet.presets"}
 if not TYPE_CHECKING:  # a type checker would accept any name if it saw this __getattr__
 
     def __getattr__(name: str) -> Any:
-        """Import an exported name at its first use (PEP 562), so that `import qfleet` does not wait for torch or Ray."""
+        """Import an exported name at its first use (PEP 562), so that `import qfleet` does not import torch or Ray."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(_MODULES.get(name, "qfleet.api")), name)

@@ -35,11 +35,11 @@ def train(
 ) -> dict[str, Any]:
     """Train until the run is solved, reaches a limit, or is interrupted.
 
-    ``run_dir`` is the directory of a new run; by default it is created under runs/. ``resume`` is the directory of a run
-    to continue; ``config`` may then differ from the run's in the settings that docs/resume.md lists, and each difference
-    is printed and appended to config.history. ``serial`` trains in this process, without Ray. ``address`` joins a
-    running Ray ("auto", or host:port of its head) instead of starting a local one. ``on_episode`` is called with the
-    `EpisodeResult` of each finished training episode.
+    ``run_dir`` is the directory of a new run; by default it is created under runs/. ``resume`` is the directory of a
+    run to continue; ``config`` may then differ from the run's in the settings that docs/resume.md lists, and each
+    difference is printed and appended to config.history. ``serial`` trains in this process, without Ray. ``address``
+    joins a running Ray ("auto", or host:port of its head) instead of starting a local one. ``on_episode`` is called
+    with the `EpisodeResult` of each finished training episode.
 
     Returns the content of summary.json, and `interrupted_by`: the number of the signal that ended the run, or None.
     Raises BadInput before anything starts, and RunFault for an error at run time.
@@ -119,8 +119,8 @@ class Policy:
 def load_policy(run: str | Path, which: str = "best") -> Policy:
     """Load the policy of the run in the directory ``run``.
 
-    ``which`` is "best" (the weights with the best evaluation) or "last" (those of the newest checkpoint). While a run has
-    no best weights yet, "best" loads the last ones; `Policy.which` says which were loaded. Raises BadInput if the
+    ``which`` is "best" (the weights with the best evaluation) or "last" (those of the newest checkpoint). While a run
+    has no best weights yet, "best" loads the last ones; `Policy.which` says which were loaded. Raises BadInput if the
     directory holds no run or no complete checkpoint, or if its config.yaml does not fit the weights.
     """
     directory = RunDir.open(Path(run))

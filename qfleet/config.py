@@ -33,7 +33,7 @@ from rl.networks import NetworkConfig, check_network
 from rl.resuming import Rules, rules
 from rl.returns import ReturnConfig
 
-# Renamed fields of config.yaml, {old name: new name}; entry i holds those renamed after format i. Add new ones at the end.
+# Renamed fields of config.yaml, {old name: new name}; entry i holds those renamed after format i. Append new ones.
 RENAMED = ({"learner.prefetch": "learner.batches_ahead"}, {"learner.batches_ahead": "replay.batches_ahead"})
 
 
@@ -129,7 +129,7 @@ class TrainConfig:
 
     @property
     def max_segment_items(self) -> int:
-        """Items of the longest segment: an episode's last one also has the n - 1 items that waited for later rewards."""
+        """Items of the longest segment: an episode's last one also has n - 1 items that waited for later rewards."""
         return self.actors.segment_items + self.returns.n_step - 1
 
     def min_items_when_full(self, shards: int) -> int:

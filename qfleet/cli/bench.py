@@ -11,7 +11,7 @@ from rl.errors import BadInput, nearest
 
 
 def bench_command(args: list[str]) -> int:
-    """Run `qfleet bench`; returns 0, or 1 if the benchmark has a pass criterion and fails it. Raises BadInput, RunFault."""
+    """Run `qfleet bench`; returns 0, or 1 if the benchmark has a criterion and fails it. Raises BadInput, RunFault."""
     if not args or args[0] in ("-h", "--help"):
         print("usage: qfleet bench NAME [flags]; `qfleet bench NAME --help` lists the flags")
         print(f"NAME is one of: {', '.join(BENCHES)}")

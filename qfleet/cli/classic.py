@@ -68,7 +68,7 @@ class ClassicCommand:
     """The last line of output is a JSON object with the figures."""
 
     def check(self) -> None:
-        """Raise BadSetting for a bad value. It is not `__post_init__`: a subclass inherits that of the method's settings."""
+        """Raise BadSetting for a bad value. Not `__post_init__`: subclasses inherit that of the method's settings."""
         between(self, 1, 10**8, "final_episodes")
         between(self, 1, 256, "threads")
         seeds = self.seeds
@@ -254,7 +254,7 @@ def _learn(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def summarize(job: Job, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The summary over seeds: the mean of each figure, the lowest mean return, and in `each` the figures of all seeds."""
+    """The summary over seeds: the mean of each figure, the lowest mean return, and `each`: the figures of all seeds."""
     returns = [float(s["mean_return"]) for s in summaries]
     numbers = [
         k

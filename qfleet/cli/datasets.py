@@ -122,7 +122,7 @@ def export_command(args: list[str]) -> int:
 
 
 def _played_env(run: Path, env_id: str) -> EnvConfig | None:
-    """The environment of the episodes: ``env_id``, else the one in the run's configuration; None if there is neither."""
+    """The environment of the episodes: ``env_id``, else that of the run's configuration; None if there is neither."""
     if env_id:
         env = EnvConfig(id=env_id)
         with errors_name_flags(ExportCommand, {EnvConfig: {"id": "env"}}):
@@ -186,9 +186,7 @@ def import_command(args: list[str]) -> int:
     specs = [info.spec for info in infos]
     for address, spec in zip(c.to, specs, strict=True):
         if spec != specs[0]:
-            raise BadInput(
-                f"--to: {address} stores other observations than {c.to[0]}: write shards that store the same observations"
-            )
+            raise BadInput(f"--to: {address} stores other observations than {c.to[0]}: write shards of the same kind")
     if dataset.spec(specs[0], f"the shard at {c.to[0]}") != specs[0]:
         shape = " ".join(map(str, dataset.shape))
         raise BadInput(
@@ -197,7 +195,7 @@ def import_command(args: list[str]) -> int:
     capacity = sum(i.capacity for i in infos)
     if dataset.steps > capacity:
         print(
-            f"warning: the shards hold {capacity:,} of the dataset's {dataset.steps:,} steps and will evict the first ones",
+            f"warning: the shards hold {capacity:,} of the dataset's {dataset.steps:,} steps, and evict the first ones",
             file=sys.stderr,
         )
     done = {"items": 0, "segments": 0}

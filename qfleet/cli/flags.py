@@ -95,7 +95,7 @@ def flag_value(args: list[str], flag: str) -> str | None:
 
 
 def flag_names(cls: Any) -> list[str]:
-    """All flags of a command's dataclass, with both forms of booleans (--x, --no-x); nested fields have dotted names."""
+    """All flags of a command's dataclass, with both forms of a boolean (--x, --no-x); nested fields are dotted."""
 
     def walk(cls: Any, prefix: str) -> list[str]:
         found = []

@@ -39,7 +39,7 @@ class StatusCommand:
 
 @dataclass(frozen=True)
 class ScaleCommand:
-    """Change the number of replay shards of a run while it trains. The content of removed shards moves to the others."""
+    """Change the number of replay shards of a run while it trains. Removed shards move their content to the others."""
 
     run: tyro.conf.Positional[str]
     """The run's directory, or its name in the cluster at --address."""

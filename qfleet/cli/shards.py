@@ -53,7 +53,7 @@ class LimitCommand(ShardsCommand):
 
 @dataclass(frozen=True)
 class DrainCommand(ShardsCommand):
-    """Move the content of shards that no longer have writers into other shards. Nothing is lost if it is interrupted."""
+    """Move the content of shards without writers into other shards. Nothing is lost if the move is interrupted."""
 
     to: tuple[str, ...] = ()
     """host:port of each shard that receives the content."""
@@ -144,7 +144,7 @@ def snapshot_command(args: list[str]) -> int:
 
 
 def limit_command(args: list[str]) -> int:
-    """Run `qfleet replay limit`: set whether inserts need credit; returns the exit status. Raises BadInput, RunFault."""
+    """Run `qfleet replay limit`: set if inserts need credit; returns the exit status. Raises BadInput, RunFault."""
     c = parse(LimitCommand, args, prog="qfleet replay limit")
     figures = {}
     for address, info in _each(c, lambda connection: connection.set_limited(c.limited, c.timeout)):

@@ -1,1 +1,1 @@
-"""Distributed training on Ray: the processes of a run and the connections between them. No other package imports Ray."""
+"""Distributed training on Ray: the processes of a run and their connections. No other package imports Ray."""

@@ -23,7 +23,7 @@ class RunBoard:
         self._request: ScaleRequest = {}
 
     def set_status(self, status: dict[str, Any]) -> ScaleRequest:
-        """Store the status that `qfleet status` shows. Returns the last request of `qfleet scale`, {} if there was none."""
+        """Store the status that `qfleet status` shows. Returns the last request of `qfleet scale`, {} if none."""
         self._status = status
         return self._request
 
@@ -62,7 +62,7 @@ class RemoteBoard:
 
     @classmethod
     def of(cls, run: str, address: str) -> RemoteBoard:
-        """The board of the run called ``run`` in the Ray at ``address``. Raises BadInput if there is no such Ray or run."""
+        """The board of the run called ``run`` in the Ray at ``address``. Raises BadInput if either is missing."""
         try:
             join_ray(address, run)
         except BadInput as error:

@@ -9,7 +9,7 @@ from qfleet.run.latest_metrics import LatestMetrics
 
 
 class RayMetrics(LatestMetrics):
-    """`LatestMetrics` that also exports each metric as a gauge `qfleet_<component>_<name>` on Ray's metrics endpoint."""
+    """`LatestMetrics` that also exports each metric as the gauge `qfleet_<component>_<name>` of Ray's metrics."""
 
     def __init__(self, component: str, run: str) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ class ShardWorker:
         return self._server.address
 
     def poll(self) -> dict[str, Any]:
-        """The shard's counts (`bytes`: compressed frames), its address, and `news`: a new message for the user, or ""."""
+        """The shard's counts (`bytes`: compressed frames), its address, and `news`: a new message for the user or ""."""
         counts = self._server.counts()
         names = ("inserted", "sampled", "stored", "bytes", "dropped_updates")
         values = {name: int(getattr(counts, name)) for name in names}

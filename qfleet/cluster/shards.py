@@ -88,7 +88,7 @@ class ReplayShards:
             self._send_addresses(clients)
 
     def _send_addresses(self, clients: list[Any], without: int | None = None) -> list[Any]:
-        """Send all addresses, except that of shard ``without``, to ``clients``; returns Ray's references to the calls."""
+        """Send all addresses, except that of shard ``without``, to ``clients``; returns references to the calls."""
         addresses = [a for index, a in self.addresses.items() if index != without]
         return [client.set_shards.remote(addresses) for client in clients]
 
@@ -161,7 +161,7 @@ class ReplayShards:
 
 
 def _until(calls: list[Any], timeout: float, what: str) -> Iterator[None]:
-    """Yield until all calls have finished. Raises RunFault after ``timeout`` seconds, and re-raises errors of the calls.
+    """Yield until all calls have finished. Raises RunFault after ``timeout`` seconds; re-raises errors of the calls.
 
     ``what`` completes the message "waited 120 s for ...". The error of an actor that has died is ignored: when it
     restarts, it asks the board for the shards.

@@ -194,7 +194,7 @@ def _advance_scaling(run: Run, topology: Topology, board_request: ScaleRequest |
 
 
 def _handle_answer(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> None:
-    """Add a worker's answer to the totals. Raises RunFault if it reports a failure without which the run cannot continue."""
+    """Add a worker's answer to the totals. Raises RunFault if it reports a failure that ends the run."""
     failure = answer.pop("failure")
     if news := answer.pop("news", ""):
         run.progress.note(f"replay {name} {news}")
@@ -218,7 +218,7 @@ def _handle_answer(run: Run, topology: Topology, name: str, answer: dict[str, An
 
 
 def _check_min_size(config: TrainConfig, alive: int) -> None:
-    """Raise RunFault if ``alive`` shards may hold fewer items than `min_size`, so that the learner would wait forever."""
+    """Raise RunFault if ``alive`` shards may hold fewer items than `min_size`: the learner would wait forever."""
     if config.min_items_when_full(alive) < config.replay.limiter.min_size:
         raise RunFault(
             f"the remaining {alive} replay shard(s) cannot hold the {config.replay.limiter.min_size} transitions of "

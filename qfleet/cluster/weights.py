@@ -125,7 +125,7 @@ class RayWeightSource:
         return len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs)
 
     def await_first(self, timeout: float) -> None:
-        """Wait until a publication is on this node, so that `poll` returns it. Raises RunFault after ``timeout`` seconds."""
+        """Wait until `poll` can return a publication. Raises RunFault after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while not ((self._found is not None or self._query()) and self._has_arrived()):
             if time.monotonic() > deadline:

@@ -101,7 +101,7 @@ class ActorWorker:
         self._actor.run(self._loop.stopping.is_set)
 
     def poll(self) -> dict[str, Any]:
-        """A dict: `failure` (or None), `agent_steps` since the process started, `episodes` finished since the last poll."""
+        """`failure` (or None), `agent_steps` since the process started, and `episodes` finished since the last poll."""
         stats = dict(self._actor.stats())
         self._metrics.report(stats)
         return {"failure": self._loop.failure, "episodes": self._actor.take_episodes(), **stats}
@@ -172,7 +172,7 @@ class LearnerWorker:
             self._checkpoint_done.set()
 
     def poll(self) -> dict[str, Any]:
-        """A dict: `failure` (or None), `updates`, the newest metrics of the learner, and those of replay as `replay_...`."""
+        """`failure` (or None), `updates`, the newest metrics of the learner, and those of replay as `replay_...`."""
         updates = self._learner.updater.updates
         stats = {f"replay_{k}": v for k, v in self._sampler.stats().items()}
         return {"failure": self._loop.failure, **self._metrics.values, **stats, "updates": updates}

@@ -1,4 +1,4 @@
-"""The directory of a run: config.yaml, checkpoints/, best/, tensorboard/, metrics.csv, eval.csv, videos/, summary.json."""
+"""A run's directory: config.yaml, checkpoints/, best/, tensorboard/, metrics.csv, eval.csv, videos/, summary.json."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class RunDir:
 
 
 def checkpoint_config(checkpoint: Checkpoint) -> TrainConfig | None:
-    """The configuration that a checkpoint was made with; None if an older Qfleet wrote it without one. Raises BadInput."""
+    """The configuration in a checkpoint; None if an older Qfleet wrote it without one. Raises BadInput."""
     data = checkpoint.state.get("config")
     return None if data is None else from_data(data, "the checkpoint's config")
 

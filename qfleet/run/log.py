@@ -30,9 +30,9 @@ class RunLog:
         log.metrics(stats.row(epsilon_min))  # repeatedly; log.evaluation(row) after each evaluation
         log.close()
 
-    ``over`` is the x-axis in TensorBoard: "agent_steps", or "updates" of an offline run. ``resumed`` holds the agent_steps
-    and updates of the checkpoint that a resumed run starts from; rows beyond them are deleted, because the run repeats
-    that part.
+    ``over`` is the x-axis in TensorBoard: "agent_steps", or "updates" of an offline run. ``resumed`` holds the
+    agent_steps and updates of the checkpoint that a resumed run starts from; rows beyond them are deleted, because the
+    run repeats that part.
     """
 
     def __init__(self, folder: Path, over: str = "agent_steps", resumed: Mapping[str, int] | None = None) -> None:

@@ -22,9 +22,7 @@ from rl.evaluation import EvaluationConfig, EvaluationResult
 from rl.ports import Weights
 
 Kind = Literal["quick", "full", "confirm"]
-GREEDY_EPISODES = (
-    10  # nearly greedy training episodes that must finish before the greedy return may start an evaluation
-)
+GREEDY_EPISODES = 10  # new nearly greedy training episodes before the greedy return may start an evaluation
 
 
 @dataclass(frozen=True, eq=False)

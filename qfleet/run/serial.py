@@ -42,7 +42,7 @@ class LocalWeights:
 
 
 class LocalWeightSource:
-    """`WeightSource` of one actor. A publication includes target weights only if they are newer than the last polled."""
+    """`WeightSource` of one actor. A publication includes target weights only if they are newer than the last ones."""
 
     def __init__(self, weights: LocalWeights) -> None:
         self._weights = weights
