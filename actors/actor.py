@@ -27,21 +27,21 @@ from rl.types import Array, EpisodeResult, Float32, Float64, Int64
 
 @dataclass(frozen=True)
 class ActorConfig:
-    """The actors."""
+    """The actor processes."""
 
     count: int = 1
     """Number of actor processes."""
     environments: int = 16
-    """Environments per actor; they are stepped together with one forward pass."""
+    """Environments per actor, stepped together with one forward pass."""
     segment_items: int = 40
     """Transitions per segment, the unit that is inserted into replay."""
     weights_period: int = 4
-    """Batched steps between checks for newer weights."""
+    """Steps of all environments of the actor between checks for newer weights."""
     precision: Precision = "float32"
-    """Precision of the weights of actors and evaluator: float32, bfloat16, or auto: bfloat16 if the hardware supports
-    it. Only networks that convolve pixels use bfloat16."""
+    """Precision of the weights in actors and evaluator: float32; bfloat16, only for networks that convolve pixels;
+    auto: bfloat16 for those networks if the hardware supports it, else float32."""
     nice: int = 5
-    """Increase of the actors' niceness on a local Ray, so that the learner has priority on the CPU; 0: none."""
+    """Niceness added to the actor processes on a local Ray, so that they do not slow the learner down; 0: none."""
 
     on_resume: ClassVar[Rules] = rules(may="count environments segment_items weights_period precision nice")
 

@@ -33,14 +33,14 @@ class LearnerConfig(UpdateConfig):
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), or a torch device such as cpu, cuda, cuda:1, mps."""
     threads: int = 0
-    """PyTorch threads on the CPU for each of the learner's two threads (targets, gradient steps); 0: half the cores, at
-    most 8 (in serial mode, which has one thread: all cores)."""
+    """Torch threads on the CPU for each half of the update (targets, gradient step), which run at the same time;
+    0: half the cores, at most 8. In serial mode the halves run one after the other, and 0 means all cores."""
     publish_period: int = 20  # learner updates
     """Learner updates between publications of the weights."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints."""
     keep_checkpoints: int = 3
-    """Number of checkpoints to keep; older ones are deleted."""
+    """Number of checkpoints to keep, the newest ones."""
     metrics_period: int = 100  # learner updates
     """Learner updates between reports of the loss and other metrics."""
 
@@ -48,7 +48,7 @@ class LearnerConfig(UpdateConfig):
         **UpdateConfig.on_resume,
         **rules(
             may="device threads publish_period checkpoint_minutes keep_checkpoints metrics_period",
-            batch_size="schedules go on from the updates made so far, which were of the old size",
+            batch_size="schedules continue from the number of updates so far, although those used the old size",
         ),
     }
 

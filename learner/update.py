@@ -45,9 +45,9 @@ class UpdateConfig:
     """The update rule."""
 
     double: bool = True
-    """Double DQN: the online network selects the best next action, the target network gives its value."""
+    """Double DQN (van Hasselt et al. 2016): the online network selects the action, the target network evaluates it."""
     loss: Literal["huber", "squared"] = "huber"
-    """Loss of a TD error; huber is linear beyond 1."""
+    """Loss of a TD error; huber is quadratic up to |TD error| = 1 and linear beyond."""
     optimizer: OptimizerName = "adam"
     """Adam, or RMSProp as in Mnih et al. 2015."""
     learning_rate: float = 2.5e-4
@@ -63,20 +63,20 @@ class UpdateConfig:
     target_update_period: int = 500  # learner updates
     """Learner updates between copies of the online network into the target network."""
     target_tau: float = 0.0
-    """Soft target update after every update: target += target_tau * (online - target); 0: copies instead."""
+    """Soft target updates instead of copies: target += tau * (online - target) after every update; 0: copies."""
     average_tau: float = 0.0
-    """Act and evaluate with an exponential moving average of the weights (Polyak and Juditsky 1992). After each update:
-    average += average_tau * (online - average); 0: act and evaluate with the online network."""
+    """Act and evaluate with a moving average of the weights: average += average_tau * (online - average) after every
+    update (Polyak and Juditsky 1992); 0: with the online network."""
     precision: Precision = "float32"
-    """Precision of forward and backward passes: float32, bfloat16 by autocast (weights and optimizer stay float32), or
-    auto: bfloat16 if the hardware supports it."""
+    """Precision of forward and backward passes: float32; bfloat16 by autocast (weights and optimizer state stay
+    float32); auto: bfloat16 if the hardware supports it, else float32."""
 
     on_resume: ClassVar[Rules] = rules(
         may="loss learning_rate learning_rate_end learning_rate_updates optimizer_epsilon max_grad_norm "
         "target_update_period target_tau precision",
         stays="optimizer",
-        double="action values so far are of the old targets",
-        average_tau="from 0 on an average begins at the present weights; 0 drops it",
+        double="the network was trained on the old kind of target so far",
+        average_tau="a change from 0 starts the average at the current weights; a change to 0 drops the average",
     )
 
     def __post_init__(self) -> None:

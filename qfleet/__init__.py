@@ -1,15 +1,15 @@
-"""Qfleet: distributed deep Q-learning. Many actors play, a sharded replay stores, one learner learns.
+"""Qfleet: distributed deep Q-learning with many actors, a sharded replay service and one learner.
 
     import qfleet
 
     config = qfleet.preset("cartpole")
-    summary = qfleet.train(config, run_dir="runs/cartpole", serial=True)  # without serial: on a local Ray
+    summary = qfleet.train(config, run_dir="runs/cartpole", serial=True)  # serial=False: on a local Ray
     print(summary["solved"], summary["mean_return"])
 
     policy = qfleet.load_policy("runs/cartpole")
     actions = policy.act(observations)  # [N, *observation] -> [N]
 
-`TrainConfig` holds every setting, each of which is a flag of `qfleet train` too. docs/python.md says more.
+`TrainConfig` holds every setting; each is also a flag of `qfleet train`. See docs/python.md.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Policy", "TrainConfig", "load_policy", "preset", "train"]
 
-_HOMES = {"TrainConfig": "qfleet.config", "preset": "qfleet.presets"}
+_MODULES = {"TrainConfig": "qfleet.config", "preset": "qfleet.presets"}
 
 
-if not TYPE_CHECKING:  # to a type checker a name that is not there is a mistake
+if not TYPE_CHECKING:  # a type checker would accept any name if it saw this __getattr__
 
     def __getattr__(name: str) -> Any:
-        """Imported when asked for (PEP 562): whoever needs one of these does not wait for the rest, nor for Ray."""
+        """Import an exported name at its first use (PEP 562), so that `import qfleet` does not import torch or Ray."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(_HOMES.get(name, "qfleet.api")), name)
+        return getattr(importlib.import_module(_MODULES.get(name, "qfleet.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m qfleet`, as the command `qfleet`."""
+"""Makes `python -m qfleet` run the command `qfleet`."""
 
 from qfleet.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Qfleet from Python: `train` a configuration, `load_policy` of a run."""
+"""The Python API: `train` runs a configuration, `load_policy` loads the policy of a run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from learner.checkpoint import Checkpoint
-from qfleet.config import TrainConfig, check, dotted
+from qfleet.config import TrainConfig, check_config, message_with_paths
 from qfleet.run.directory import CONFIG, RunDir
-from qfleet.run.offline import fit
+from qfleet.run.offline import fit_replay_to_dataset
 from qfleet.run.resume import Change, resume_run
 from qfleet.run.run import Run
 from qfleet.run.serial import run_serial
@@ -33,24 +33,29 @@ def train(
     address: str | None = None,
     on_episode: OnEpisode | None = None,
 ) -> dict[str, Any]:
-    """Train; returns the content of summary.json, and `interrupted_by`: the number of the signal that ended it or None.
+    """Train until the run is solved, reaches a limit, or is interrupted.
 
-    ``on_episode`` is called with each training episode that ends. With ``resume``, ``config`` may differ from what the
-    run was made with where docs/resume.md allows it; each difference is printed and kept. Raises BadInput before
-    anything starts, RunFault for a fault at run time.
+    ``run_dir`` is the directory of a new run; by default it is created under runs/. ``resume`` is the directory of a
+    run to continue; ``config`` may then differ from the run's in the settings that docs/resume.md lists, and each
+    difference is printed and appended to config.history. ``serial`` trains in this process, without Ray. ``address``
+    joins a running Ray ("auto", or host:port of its head) instead of starting a local one. ``on_episode`` is called
+    with the `EpisodeResult` of each finished training episode.
+
+    Returns the content of summary.json, and `interrupted_by`: the number of the signal that ended the run, or None.
+    Raises BadInput before anything starts, and RunFault for an error at run time.
     """
-    check(config)
+    check_config(config)
     if config.offline:
-        config, serial = fit(config), True
+        config, serial = fit_replay_to_dataset(config), True
         if address is not None:
-            raise BadSetting(TrainConfig, "offline", "trains in this process, without Ray: leave the address out")
+            raise BadSetting(TrainConfig, "offline", "trains in this process, without Ray: leave out the address")
     if serial and config.replay.snapshot_minutes > 0:
-        said = "is for runs on Ray, neither serial nor `offline`: write `replay.snapshot_minutes: 0`"
-        raise BadSetting(TrainConfig, "replay.snapshot_minutes", said)
+        message = "needs a run on Ray, but this run is serial or `offline`: write `replay.snapshot_minutes: 0`"
+        raise BadSetting(TrainConfig, "replay.snapshot_minutes", message)
     if address is not None:
-        from qfleet.cluster.connect import resolve
+        from qfleet.cluster.connect import resolve_address
 
-        resolve(address)
+        resolve_address(address)  # raises BadInput if no Ray answers there
     resumed: Checkpoint | None = None
     changes: list[Change] = []
     if resume is not None:
@@ -61,15 +66,15 @@ def train(
     for change in changes:
         run.progress.note(str(change))
     try:
-        _go(run, serial, address)
+        _train_until_finished(run, serial, address)
     finally:
         summary = run.close()
         directory.unlock()
     return {**summary, "interrupted_by": run.interrupted_by}
 
 
-def _go(run: Run, serial: bool, address: str | None) -> None:
-    """Train until the run is finished; Ctrl-C and SIGTERM end it in order."""
+def _train_until_finished(run: Run, serial: bool, address: str | None) -> None:
+    """Train until the run is finished. Ctrl-C and SIGTERM end it after a last checkpoint."""
     signals = Signals(run)
     signals.catch()
     try:
@@ -84,13 +89,11 @@ def _go(run: Run, serial: bool, address: str | None) -> None:
 
 
 class Policy:
-    """A trained Q-network as a policy.
+    """A trained Q-network, greedy or epsilon-greedy.
 
-    Use:
-
-        policy = load_policy("runs/cartpole")
-        q = policy.values(observations)  # [N, *observation] -> [N, A]
-        actions = policy.act(observations)  # [N, *observation] -> [N]
+    policy = load_policy("runs/cartpole")
+    q = policy.values(observations)  # [N, *observation] -> [N, A]
+    actions = policy.act(observations)  # [N, *observation] -> [N]
     """
 
     def __init__(self, config: TrainConfig, checkpoint: Checkpoint, which: str) -> None:
@@ -101,35 +104,39 @@ class Policy:
         load_weights(self.network, checkpoint.arrays.get("average", checkpoint.arrays["online"]))
 
     def values(self, observations: Array) -> Array:
-        """Action values [N, A] of observations [N, *observation]."""
+        """Action values, float32 [N, A], of ``observations`` [N, *observation]."""
         batch = np.ascontiguousarray(observations, dtype=self.spec.dtype)
         return q_values(self.network, batch)
 
     def act(self, observations: Array, epsilon: float = 0.0, seed: int | None = None) -> Int64:
-        """Actions [N], from 0, for observations [N, *observation]: greedy, or random with probability ``epsilon``."""
+        """Actions, int64 [N], for ``observations`` [N, *observation]: random with probability ``epsilon``, else greedy.
+
+        ``seed`` seeds the random actions; None: unpredictable ones.
+        """
         return epsilon_greedy(self.values(observations), epsilon, np.random.default_rng(seed))
 
 
 def load_policy(run: str | Path, which: str = "best") -> Policy:
-    """The ``best`` (by evaluation) or ``last`` policy of the run in a directory.
+    """Load the policy of the run in the directory ``run``.
 
-    It is the last one where no evaluation has kept a best one yet. Raises BadInput where the directory holds no run or
-    no whole checkpoint, or where config.yaml does not fit the weights.
+    ``which`` is "best" (the weights with the best evaluation) or "last" (those of the newest checkpoint). While a run
+    has no best weights yet, "best" loads the last ones; `Policy.which` says which were loaded. Raises BadInput if the
+    directory holds no run or no complete checkpoint, or if its config.yaml does not fit the weights.
     """
     directory = RunDir.open(Path(run))
     stores = {"best": directory.best, "last": directory.checkpoints}
     if which not in stores:
-        raise BadInput(f"there are no weights {which!r}: write best or last")
+        raise BadInput(f"unknown weights {which!r}: write best or last")
     checkpoint = stores[which].load_newest()
     if checkpoint is None and which == "best":
         which, checkpoint = "last", directory.checkpoints.load_newest()
     if checkpoint is None:
-        raise BadInput(f"{run} holds no whole checkpoint yet: let the run go on, or write another run")
+        raise BadInput(f"{run} holds no complete checkpoint yet: let the run continue, or write another run")
     try:
         return Policy(directory.config(), checkpoint, which)
     except BadSetting as error:
-        raise BadInput(f"{directory.path / CONFIG}: {dotted(error)}") from error
+        raise BadInput(f"{directory.path / CONFIG}: {message_with_paths(error)}") from error
     except ValueError as error:
         raise BadInput(
-            f"{run}: {error}: its config.yaml was changed, or an older Qfleet made it; write another run"
+            f"{run}: {error}: its config.yaml was edited, or an older Qfleet wrote the run; write another run"
         ) from error

@@ -1,4 +1,4 @@
-"""The whole configuration: every component's own, composed, and the rules that span two of them."""
+"""`TrainConfig`: the configurations of all components, and the rules that involve two of them."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from rl.networks import NetworkConfig, check_network
 from rl.resuming import Rules, rules
 from rl.returns import ReturnConfig
 
-# {old name: new name} of the fields of config.yaml that were renamed after format 0, 1, ...: add a renamed field here.
+# Renamed fields of config.yaml, {old name: new name}; entry i holds those renamed after format i. Append new ones.
 RENAMED = ({"learner.prefetch": "learner.batches_ahead"}, {"learner.batches_ahead": "replay.batches_ahead"})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The whole configuration of a training run. Raises BadSetting where a rule that spans two components is broken."""
+    """The configuration of a training run. Raises BadSetting if it breaks a rule that involves two components."""
 
     env: EnvConfig = field(default_factory=EnvConfig)
     """Environment."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Network."""
     returns: ReturnConfig = field(default_factory=ReturnConfig)
-    """Rewards to returns."""
+    """Rewards, discount and n-step returns."""
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
     """Exploration."""
     actors: ActorConfig = field(default_factory=ActorConfig)
@@ -56,26 +56,26 @@ class TrainConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """Learner."""
     beta: BetaConfig = field(default_factory=BetaConfig)
-    """Importance weights' exponent."""
+    """Exponent of the importance weights."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Evaluation."""
     seed: int = 1
-    """Seed of everything that draws."""
+    """Random seed."""
     max_steps: int = 2_000_000
     """Agent steps after which the run ends, solved or not."""
     max_updates: int = 0
     """Learner updates after which the run ends; 0: no limit."""
     ready_timeout: float = 180.0
-    """Seconds in which the shards, then the learner, then the actors must stand; more where nodes are launched first."""
+    """Seconds in which the shards, then the learner, then the actors must start; more if nodes are launched first."""
     max_minutes: float = 0.0
     """Minutes of training after which the run ends; 0: no limit."""
     offline: str = ""
-    """Learn from this Minari dataset alone, with no actor: its id, or its directory (./NAME-v0)."""
+    """Train on this Minari dataset only, without actors: its id, or its directory (./NAME-v0)."""
 
     on_resume: ClassVar[Rules] = rules(
         may="max_steps max_updates ready_timeout max_minutes",
         stays="offline",
-        seed="what is drawn from here on is of the new seed",
+        seed="random numbers from here on come from the new seed",
     )
 
     def __post_init__(self) -> None:
@@ -86,80 +86,80 @@ class TrainConfig:
         positive(self, "ready_timeout", unit="seconds")
         between(self, 0, 2**31 - 1, "seed")
         if self.offline and not self.max_updates and not self.max_minutes:
-            said = "makes no agent steps that could end the run: write `max_updates` or `max_minutes`"
-            raise BadSetting(type(self), "offline", said)
+            message = "needs a limit, because it makes no agent steps: write `max_updates` or `max_minutes`"
+            raise BadSetting(type(self), "offline", message)
         self._check_batch()
         self._check_segments()
         if bool(self.replay.security.certificate) != bool(self.replay.security.authority):
             raise BadSetting(
                 type(self),
                 "replay.security.certificate",
-                "and `replay.security.authority` go together in a run: the shards show the one, their clients check it by "
-                "the other; write both",
+                "and `replay.security.authority` must be set together in a run: the shards present the certificate, and "
+                "their clients check it against the authority; write both",
             )
-        self.limiter()
+        self.make_limiter()  # raises BadSetting
 
     def _check_batch(self) -> None:
         size, capacity = self.learner.batch_size, self.replay.capacity
-        said = ""
+        message = ""
         if size > MAX_BATCH:
-            said = f"is {size}: write at most {MAX_BATCH}"
+            message = f"is {size}: write at most {MAX_BATCH}"
         elif size > capacity:
-            said = f"is {size}, above `replay.capacity` of {capacity}: write at most {capacity}"
-        if said:
-            raise BadSetting(type(self), "learner.batch_size", said)
+            message = f"is {size}, above `replay.capacity` of {capacity}: write at most {capacity}"
+        if message:
+            raise BadSetting(type(self), "learner.batch_size", message)
 
     def _check_segments(self) -> None:
-        longest, most = self.max_segment_items, MAX_STEPS - (ATARI_STACK - 1)  # a segment also has earlier frames
+        longest, most = self.max_segment_items, MAX_STEPS - (ATARI_STACK - 1)  # the first stack's earlier frames
         if longest > most:
             raise BadSetting(
                 type(self),
                 "actors.segment_items",
-                f"is {self.actors.segment_items}: write at most {most - self.returns.n_step + 1}, as a segment has up to "
-                f"{MAX_STEPS} steps",
+                f"is {self.actors.segment_items}: write at most {most - self.returns.n_step + 1}, because a segment may "
+                f"have at most {MAX_STEPS} steps",
             )
-        room = self.surely_stored(self.replay.shards)
+        room = self.min_items_when_full(self.replay.shards)
         if self.replay.limiter.min_size > room:
             raise BadSetting(
                 type(self),
                 "replay.limiter.min_size",
                 f"is {self.replay.limiter.min_size}: with capacity {self.replay.capacity} and segments of up to {longest} "
-                f"items that many are never sure to be stored; write at most {max(room, 0)}",
+                f"items, full shards may hold fewer; write at most {max(room, 0)}",
             )
 
     @property
     def max_segment_items(self) -> int:
-        """Items of the longest segment: an episode's last one also has the n - 1 steps that waited for their return."""
+        """Items of the longest segment: an episode's last one also has n - 1 items that waited for later rewards."""
         return self.actors.segment_items + self.returns.n_step - 1
 
-    def surely_stored(self, shards: int) -> int:
-        """Items that ``shards`` full shards hold at least, as eviction removes whole segments."""
+    def min_items_when_full(self, shards: int) -> int:
+        """The least number of items that ``shards`` full shards hold: eviction removes whole segments."""
         return shards * (self.replay.shard_capacity - self.max_segment_items)
 
     @property
-    def fleet_environments(self) -> int:
+    def total_environments(self) -> int:
         """Environments of all actors together."""
         return self.actors.count * self.actors.environments
 
-    def limiter(self) -> RateLimiter:
-        """The samples-per-insert limiter of this run; raises BadInput when it could never be satisfied."""
+    def make_limiter(self) -> RateLimiter:
+        """A new samples-per-insert limiter for this run. Raises BadSetting if it could deadlock actors and learner."""
         c = self.replay
         return RateLimiter(c.limiter, self.max_segment_items, self.learner.batch_size, c.shards)
 
 
-def resized(config: TrainConfig, shards: int) -> TrainConfig:
-    """The configuration with ``shards`` replay shards, each as large as before. Raises BadInput where not valid."""
+def with_shards(config: TrainConfig, shards: int) -> TrainConfig:
+    """The configuration with ``shards`` replay shards, each as large as before. Raises BadInput if it is not valid."""
     c = config.replay
     capacity, memory = shards * c.shard_capacity, shards * c.shard_capacity_bytes
     try:
         replay = dataclasses.replace(c, shards=shards, capacity=capacity, capacity_bytes=memory)
         return dataclasses.replace(config, replay=replay)
     except BadSetting as error:
-        raise BadInput(dotted(error)) from error
+        raise BadInput(message_with_paths(error)) from error
 
 
-def dotted(error: BadInput) -> str:
-    """The message of ``error``, with a setting by its path in config.yaml, such as `replay.selector.alpha`."""
+def message_with_paths(error: BadInput) -> str:
+    """The message of ``error``, with each setting as its path in config.yaml, such as replay.selector.alpha."""
     return error.render_in(TrainConfig, str) if isinstance(error, BadSetting) else str(error)
 
 
@@ -172,8 +172,8 @@ def _check_finite(config: Any, prefix: str) -> None:
             raise BadSetting(TrainConfig, name, f"is {value}: write a finite number")
 
 
-def check(config: TrainConfig) -> None:
-    """Raise BadInput where the environment, or this machine, does not allow ``config``; nothing is started."""
+def check_config(config: TrainConfig) -> None:
+    """Raise BadInput if ``config`` does not fit its environment or this machine. Starts nothing."""
     pick_device(config.learner.device)
     Access.of(config.replay.security)
     check_env(config.env)
@@ -183,23 +183,26 @@ def check(config: TrainConfig) -> None:
         raise BadSetting(
             TrainConfig,
             "actors.precision",
-            f"bfloat16 is for convolutions of pixels, {config.env.id} gives {spec.dtype} to a {config.network.kind} "
-            "network: write `actors.precision: float32`",
+            f"bfloat16 is for convolutions of pixels, but {config.env.id} has {spec.dtype} observations and the network "
+            f"is {config.network.kind}: write `actors.precision: float32`",
         )
 
 
 def to_data(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as plain data (dicts, lists, numbers, strings), with its format number."""
+    """The configuration as plain data (dicts, lists, numbers, strings) with the number of its format."""
     data: dict[str, Any] = json.loads(json.dumps({FORMAT_KEY: len(RENAMED), **dataclasses.asdict(config)}))
     return data
 
 
 def from_data(data: Any, where: str) -> TrainConfig:
-    """The configuration that `to_data` wrote, in this format or an older one. Raises BadInput that names ``where``."""
+    """The configuration in ``data``, written by `to_data` in this format or an older one.
+
+    Raises BadInput; its message starts with ``where``, the file that holds the data.
+    """
     try:
         config = _build(TrainConfig, upgraded(data, RENAMED, where) if isinstance(data, Mapping) else data, where)
     except BadSetting as error:
-        raise BadInput(f"{where}: {dotted(error)}") from error
+        raise BadInput(f"{where}: {message_with_paths(error)}") from error
     except ValueError as error:
         raise BadInput(f"{where}: {error}") from error
     assert isinstance(config, TrainConfig)
@@ -207,7 +210,7 @@ def from_data(data: Any, where: str) -> TrainConfig:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The content of config.yaml."""
+    """The configuration as the content of config.yaml."""
     return yaml.safe_dump(to_data(config), sort_keys=False)
 
 

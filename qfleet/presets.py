@@ -1,4 +1,4 @@
-"""The presets: whole configurations by name."""
+"""The presets: complete configurations by name."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from rl.returns import ReturnConfig
 
 
 def pong() -> TrainConfig:
-    """Settings that learn Pong to a mean return of 19 on a small machine, with the network of Mnih et al. 2013.
+    """Settings that reach a mean return of 19 in Pong on a small machine, with the network of Mnih et al. 2013.
 
-    Plain DQN targets and narrow dueling streams make updates cheap. Pixels are centered, so that the background does
-    not hide the ball. An average of the weights acts, so that the step size can stay large to the end (docs/results).
+    Plain DQN targets and narrow dueling streams make updates cheap. Centering the pixels keeps the background from
+    hiding the ball. Actors use an average of the weights, so that the learning rate can stay high to
+    the end (docs/results).
     """
     return TrainConfig(
         env=EnvConfig(id="PongNoFrameskip-v4"),
@@ -54,7 +55,7 @@ def pong() -> TrainConfig:
 
 
 def breakout() -> TrainConfig:
-    """Settings for Breakout, with the network of Mnih et al. 2015; no score is promised."""
+    """Settings for Breakout, with the network of Mnih et al. 2015. No score is guaranteed."""
     return TrainConfig(
         env=EnvConfig(id="BreakoutNoFrameskip-v4"),
         network=NetworkConfig(kind="nature", hidden=(512,), dueling=True),
@@ -76,13 +77,13 @@ def breakout() -> TrainConfig:
 
 
 def atari() -> TrainConfig:
-    """Settings for any Atari game that `env.id` names where no preset is given: breakout's, without a goal."""
+    """Settings for any Atari game, chosen by `env.id` when no preset is given: those of `breakout` without a goal."""
     base = breakout()
     return replace(base, evaluation=replace(base.evaluation, goal=float("inf"), margin=0.0))
 
 
 def cartpole() -> TrainConfig:
-    """Settings that learn CartPole-v1 to a mean return of 475 of 500 in about a minute."""
+    """Settings that reach a mean return of 475 (of 500) in CartPole-v1 in about a minute."""
     return TrainConfig(
         env=EnvConfig(id="CartPole-v1"),
         network=NetworkConfig(kind="mlp", hidden=(256, 256), dueling=False),
@@ -104,10 +105,10 @@ def cartpole() -> TrainConfig:
 
 
 def flappybird() -> TrainConfig:
-    """Settings that learn FlappyBird-v0, observed as 12 features, to 40 pipes or more in some minutes.
+    """Settings that reach 40 pipes or more in FlappyBird-v0, observed as 12 features, in a few minutes.
 
-    The goal is a return of 6 + 5.1 * 40 (classic/scores.py). Epsilon starts small: a random action flaps half the time,
-    while one flap in 19 steps holds the bird's height.
+    The goal is a return of 6 + 5.1 * 40 (classic/scores.py). Epsilon starts small, because a random action flaps half
+    the time, while one flap in 19 steps keeps the bird at its height.
     """
     return TrainConfig(
         env=EnvConfig(id="FlappyBird-v0", kwargs='{"use_lidar": false}', max_episode_steps=3_000),
@@ -134,7 +135,7 @@ def flappybird() -> TrainConfig:
 
 
 def generic() -> TrainConfig:
-    """Settings for any other environment that `env.id` names where no preset is given: a small network."""
+    """Settings for any other environment, chosen by `env.id` when no preset is given: a small network, no goal."""
     return TrainConfig(
         env=EnvConfig(id="CartPole-v1"),
         network=NetworkConfig(kind="mlp", hidden=(256, 256), dueling=True),
@@ -165,7 +166,7 @@ PRESETS = {
 
 
 def preset(name: str) -> TrainConfig:
-    """The configuration of the preset ``name``. Raises BadInput, with the nearest name, where there is none."""
+    """The configuration of the preset ``name``. Raises BadInput, with the nearest name, if there is none."""
     if name not in PRESETS:
         raise BadInput(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
     return PRESETS[name]()

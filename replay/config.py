@@ -36,33 +36,34 @@ class ReplayConfig:
     """The replay service."""
 
     capacity: int = 200_000
-    """Largest number of transitions in all shards together; the oldest are evicted first."""
+    """Transitions that all shards together can hold; full shards evict the oldest."""
     capacity_bytes: int = 0
-    """Bytes of memory for the content of all shards together: compressed frames, step and segment data, and the rows
-    and priorities of `capacity` transitions. Each process takes about 300 MB more. 0: unlimited."""
+    """Memory limit in bytes for the content of all shards together: compressed frames, the data of each step and
+    segment, and the rows and priorities of `capacity` transitions. Each process takes about 300 MB more. 0: no
+    limit."""
     shards: int = 1
-    """Number of shards; each is a process."""
+    """Number of replay shards. Each is a process; together they hold `capacity` transitions."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     """How items are drawn."""
     limiter: LimiterConfig = field(default_factory=LimiterConfig)
     """The samples-per-insert limiter."""
     host: str = "127.0.0.1"
-    """Address that shards listen on. When the run joins a Ray cluster, shards use their node's address instead."""
+    """Address that shards listen on with a local Ray; in a cluster (--address), each listens on its node's address."""
     batches_ahead: int = 4
-    """Batches that the learner requests before it needs them. Serial mode draws each batch when it is used."""
+    """Batches that the learner requests before it needs them; serial mode requests each when it is needed."""
     give_up_after: float = 60.0
-    """Seconds without an answer after which clients treat a shard as gone."""
+    """Seconds for which clients retry a shard that does not answer before they treat it as lost."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
-    """TLS and access token. A run without a configured token generates one."""
+    """TLS, and the token that authenticates clients of the shards; without a token the run creates one."""
     snapshot_minutes: float = 0.0
-    """Minutes between snapshots of each shard into the run's directory. A resumed run and a restarted shard restore
-    the newest one. 0: no snapshots."""
+    """Minutes between snapshots of each shard into the run's directory; 0: none. A resumed run and a restarted shard
+    load them."""
 
     on_resume: ClassVar[Rules] = rules(
         may="host batches_ahead give_up_after snapshot_minutes",
-        capacity="restored transitions beyond it are evicted, the oldest first",
-        capacity_bytes="restored transitions beyond it are evicted, the oldest first",
-        shards="new shards start empty, and the content of removed shards is not restored",
+        capacity="restored transitions that do not fit are dropped, the oldest first",
+        capacity_bytes="restored transitions that do not fit are dropped, the oldest first",
+        shards="added shards start empty; the content of removed shards is not restored",
     )
 
     def __post_init__(self) -> None:

@@ -19,9 +19,9 @@ class BetaConfig:
     start: float = 0.4
     """Exponent at the first batch."""
     end: float = 1.0
-    """Exponent after `batches` batches."""
+    """Exponent from batch `batches` on."""
     batches: int = 200_000
-    """Number of batches over which the exponent changes from `start` to `end`."""
+    """Batches over which the exponent changes linearly from `start` to `end`."""
 
     on_resume: ClassVar[Rules] = rules(may="start end batches")
 

@@ -24,7 +24,7 @@ class LimiterConfig:
     """The samples-per-insert limiter."""
 
     samples_per_insert: float = 8.0
-    """Items sampled per item inserted (batch size / agent steps per update); 0: only min_size applies."""
+    """Items sampled per item inserted (batch size / agent steps per update); 0: no ratio, only `min_size` applies."""
     min_size: int = 5_000
     """Items that replay must hold before the first batch is drawn."""
     slack: float = 4_000.0
@@ -32,7 +32,7 @@ class LimiterConfig:
 
     on_resume: ClassVar[Rules] = rules(
         may="min_size slack",
-        samples_per_insert="the new ratio counts from now on; a surplus or deficit from before is dropped",
+        samples_per_insert="the new ratio counts from here on; earlier samples and inserts do not count",
     )
 
     def __post_init__(self) -> None:

@@ -28,20 +28,19 @@ class SecurityConfig:
     """TLS and access token of the replay service. The files must exist at these paths on every machine of the run."""
 
     certificate: str = ""
-    """PEM file with this side's certificate. On a shard it turns TLS on; a client needs it for mutual TLS."""
+    """PEM file with a certificate. In a shard it turns TLS on; in a client it is for mutual TLS."""
     key: str = ""
-    """PEM file with the certificate's private key, without a password."""
+    """PEM file with the private key of `certificate`, without a password."""
     authority: str = ""
-    """PEM file with the CA certificates that the other side's certificate is verified against. On a client it turns
-    TLS on."""
+    """PEM file with the CA certificates that signed the other side's certificate; a client with this file uses TLS."""
     mutual: bool = False
     """Mutual TLS: shards reject clients without a certificate signed by `authority`."""
     name: str = ""
     """Host name in the shards' certificate, if it differs from the address that clients connect to."""
     token_file: str = ""
-    """File with the token that clients send and shards check. Empty: the environment variable QFLEET_TOKEN, if set."""
+    """File with the token that clients send and shards require; empty: the variable QFLEET_TOKEN, if set."""
     require_token: bool = True
-    """A shard without a token may listen on a loopback address only."""
+    """Let a shard without a token listen on a loopback address only."""
 
     on_resume: ClassVar[Rules] = rules(may="certificate key authority mutual name token_file require_token")
 

@@ -28,26 +28,26 @@ class EvaluationConfig:
     epsilon: float = 0.01
     """Probability of a random action during an evaluation."""
     environments: int = 10
-    """Environments that are stepped together; each plays an equal share of the episodes."""
+    """Environments stepped together; each plays an equal share of the episodes."""
     period: int = 100_000
-    """Agent steps (offline: learner updates) between evaluations; 0: evaluate only when the greedy return is near the
-    goal (`margin`)."""
+    """Agent steps (offline: learner updates) between periodic evaluations; 0: evaluate only when the greedy return is
+    within `margin` of the goal."""
     quick_episodes: int = 10
-    """Episodes of a quick evaluation. One that reaches the goal is followed by a full evaluation."""
+    """Episodes of a quick evaluation; if it reaches the goal, a full one of the same weights follows."""
     max_episode_steps: int = MAX_EPISODE_STEPS
-    """Agent steps after which an evaluation cuts an episode and counts its return so far (Atari protocol: 27,000)."""
+    """Agent steps after which an episode of an evaluation is cut off; its return so far counts (Atari: 27,000)."""
     goal: float = 0.0
-    """Mean return that solves the run: a full evaluation and a second one with fresh episodes must both reach it."""
+    """Mean return of a full evaluation at which the run is solved, if an evaluation of fresh episodes confirms it."""
     margin: float = 0.0
-    """A quick evaluation starts when the greedy return is at least `goal` - `margin`. The greedy return is the mean
-    training return of the environments with an epsilon of at most `greedy_below`."""
+    """A greedy return (mean training return where epsilon is at most `exploration.greedy_below`) within this much
+    of the goal starts an evaluation before it is due."""
     stop_when_solved: bool = True
     """End the run when it is solved."""
 
     on_resume: ClassVar[Rules] = rules(
         may="episodes environments period quick_episodes goal margin stop_when_solved",
-        epsilon="earlier evaluations, and the one that chose best/, were played with the old one",
-        max_episode_steps="earlier evaluations, and the one that chose best/, were played with the old one",
+        epsilon="earlier evaluations, among them the one that chose best/, used the old value",
+        max_episode_steps="earlier evaluations, among them the one that chose best/, used the old value",
     )
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class EvaluationResult:
 
 
 def describe_cut_episodes(result: EvaluationResult, max_steps: int) -> str:
-    """A text to append to a message: how many episodes were cut at ``max_steps``. Empty if none was."""
+    """Text to append to a message about ``result``: how many episodes the step limit cut off; empty if none."""
     if not result.cut:
         return ""
     cut = f"{result.cut} of {len(result.episodes)} episodes cut at {max_steps:,} steps"

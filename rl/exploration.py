@@ -19,21 +19,21 @@ class ExplorationConfig:
     """How actors explore."""
 
     kind: Literal["ladder", "linear", "piecewise"] = "ladder"
-    """ladder: a fixed epsilon for each environment (Ape-X); linear, piecewise: one schedule for all environments."""
+    """ladder: one fixed epsilon per environment (Ape-X); linear, piecewise: one schedule for all environments."""
     start: float = 1.0
     """linear: epsilon at agent step 0."""
     end: float = 0.01
-    """linear: epsilon from `steps` on."""
+    """linear: epsilon from agent step `steps` on."""
     steps: int = 50_000
-    """linear: agent steps until `end` is reached."""
+    """linear: agent steps over which epsilon changes from `start` to `end`."""
     knots: tuple[tuple[int, float], ...] = ((0, 1.0), (50_000, 0.1), (500_000, 0.01))
-    """piecewise: (agent step, epsilon) pairs; epsilon is interpolated linearly between them."""
+    """piecewise: (agent step, epsilon) pairs with linear interpolation between them."""
     ladder_epsilon: float = 0.4
-    """ladder: epsilon of the environment that explores most (Ape-X: 0.4)."""
+    """ladder: epsilon of environment 0, which explores most (Ape-X: 0.4)."""
     ladder_alpha: float = 7.0
-    """ladder: environment i of N has the epsilon ladder_epsilon^(1 + ladder_alpha * i / (N - 1)) (Ape-X: 7)."""
+    """ladder: environment i of N has `ladder_epsilon`^(1 + `ladder_alpha` * i / (N - 1)) (Ape-X: 7)."""
     greedy_below: float = 0.05
-    """The greedy return is the mean training return of the environments with an epsilon of at most this."""
+    """The greedy return is the mean training return of the environments whose epsilon is at most this."""
 
     on_resume: ClassVar[Rules] = rules(may="kind start end steps knots ladder_epsilon ladder_alpha greedy_below")
 

@@ -19,7 +19,7 @@ from rl.types import Array, Float32, ObservationSpec
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Which network approximates Q."""
+    """The Q-network."""
 
     kind: Literal["nature", "small", "mlp"] = "nature"
     """nature: the CNN of Mnih et al. 2015; small: the CNN of Mnih et al. 2013; mlp: fully connected."""
@@ -28,11 +28,10 @@ class NetworkConfig:
     dueling: bool = True
     """Separate value and advantage heads (Wang et al. 2016)."""
     layer_norm: bool = False
-    """Normalize each layer before its ReLU, over all its units (Ba et al. 2016; in Q-learning: PQN, Gallici et al.
-    2024)."""
+    """Layer normalization before each ReLU, over all units of the layer (Ba et al. 2016; Gallici et al. 2024, PQN)."""
     center: bool = False
-    """Pixels only: subtract from each pixel its median over the learner's first batch, the background (LeCun et al.
-    1998, Efficient BackProp, section 4.3). Pixels that do not change become zero, which also saves time on a CPU."""
+    """Pixels only: subtract from each pixel its median over the learner's first batch. The static background becomes
+    zero (LeCun et al. 1998, Efficient BackProp, section 4.3), and the first convolution skips it on a CPU."""
 
     on_resume: ClassVar[Rules] = rules(stays="kind hidden dueling layer_norm center")
 

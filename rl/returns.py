@@ -25,22 +25,22 @@ from rl.types import Array, Bool, Float32
 
 @dataclass(frozen=True)
 class ReturnConfig:
-    """How n-step returns are computed from rewards."""
+    """Rewards, discount and n-step returns."""
 
     n_step: int = 3
-    """Number of rewards that are summed before bootstrapping."""
+    """Rewards that are summed before bootstrapping (n of the n-step return)."""
     gamma: float = 0.99
-    """Discount factor per agent step."""
+    """Discount per agent step."""
     clip_reward: float = 0.0
-    """Clip training rewards to [-x, x]; 0: no clipping (Atari protocol: 1)."""
+    """Clip training rewards to [-x, x]; 0: no clipping (Atari: 1)."""
     life_loss_terminates: bool = False
-    """A lost life ends the return as a termination would, but does not reset the game."""
+    """Treat the loss of a life as terminal (discount 0), without resetting the game."""
 
     on_resume: ClassVar[Rules] = rules(
-        n_step="restored transitions keep the returns of the old one",
-        gamma="action values so far, and restored transitions, are of the old one",
-        clip_reward="action values so far, and restored transitions, are of the old one",
-        life_loss_terminates="action values so far, and restored transitions, are of the old one",
+        n_step="restored transitions keep their returns over the old number of steps",
+        gamma="the network was trained with the old value so far, and restored transitions keep it",
+        clip_reward="the network was trained with the old value so far, and restored transitions keep it",
+        life_loss_terminates="the network was trained with the old value so far, and restored transitions keep it",
     )
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from classic.interface import Learned, Method, Monitor, Setting
 from qfleet.api import load_policy, train
-from qfleet.config import check
+from qfleet.config import check_config
 from qfleet.presets import PRESETS, preset
 from rl.bounds import at_least
 from rl.envs.config import EnvConfig
@@ -35,7 +35,7 @@ def check_preset(config: DqnConfig, env: EnvConfig) -> None:
     """Raise BadInput unless the preset's network accepts the environment's observations."""
     base = preset(config.preset)
     try:
-        check(replace(base, env=env))
+        check_config(replace(base, env=env))
     except BadInput as error:
         message = f"{config.preset} does not suit {env.id}: write another preset, or the environment {base.env.id}"
         raise BadSetting(DqnConfig, "preset", message) from error

@@ -14,7 +14,7 @@ from classic.interface import Learned, Method, Setting
 from classic.scores import scores
 from qfleet.classic_runs.log import ClassicLog
 from qfleet.classic_runs.pictures import draw_pictures
-from qfleet.run.directory import SUMMARY, RunDir, versions
+from qfleet.run.directory import SUMMARY, RunDir, package_versions
 from rl.envs.make import make_environments
 from rl.envs.recording import record
 from rl.errors import RunFault
@@ -85,7 +85,7 @@ def learn_seed(job: Job, seed: int) -> dict[str, Any]:
         "cpu_seconds": round(cpu, 1),
         "agent_steps": log.agent_steps,
         **metrics,
-        "versions": versions(),
+        "versions": package_versions(),
     }
     # JSON has no NaN or infinity
     summary = {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in summary.items()}

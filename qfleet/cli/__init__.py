@@ -1,1 +1,1 @@
-"""The command line `qfleet`, a file for each command."""
+"""The command line `qfleet`: one module per command."""

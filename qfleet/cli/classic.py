@@ -22,7 +22,7 @@ from classic.methods import METHODS as CLASSIC
 from qfleet.classic_runs import dqn as classic_dqn
 from qfleet.classic_runs.pictures import draw_learning_curves
 from qfleet.classic_runs.seeds import Job, learn_seed
-from qfleet.cli.flags import as_flags, parse, value_of
+from qfleet.cli.flags import errors_name_flags, flag_value, parse
 from qfleet.run.directory import CONFIG, SUMMARY, RunDir
 from rl.bounds import between, require
 from rl.envs.config import EnvConfig
@@ -108,7 +108,7 @@ def classic_command(args: list[str]) -> int:
         raise BadInput(f"unknown method {name!r}: {nearest(name, [*METHODS, MAKE_DATASET])}")
     method = METHODS[name]
     command = _parse(name, method, args[1:])
-    with as_flags(type(command), {EnvConfig: ENV_FLAGS}):
+    with errors_name_flags(type(command), {EnvConfig: ENV_FLAGS}):
         return _run(name, method, command)
 
 
@@ -137,7 +137,7 @@ def _run(name: str, method: Method, command: Any) -> int:
 def _check_video(env: EnvConfig, method: Method) -> None:
     """Raise BadInput if the environment cannot be rendered."""
     try:
-        with as_flags(EnvConfig, {EnvConfig: ENV_FLAGS}):
+        with errors_name_flags(EnvConfig, {EnvConfig: ENV_FLAGS}):
             check_recording(env, method.takes)
     except BadInput as error:
         raise BadInput(f"{error}, or write --no-video") from error
@@ -147,7 +147,7 @@ def make_dataset_command(args: list[str]) -> int:
     """Run `qfleet classic make-dataset`; returns the exit status. Raises BadInput, RunFault."""
     command = parse(MakeDatasetCommand, args, prog=f"qfleet classic {MAKE_DATASET}")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with as_flags(MakeDatasetCommand, {EnvConfig: {"id": "env"}}):
+    with errors_name_flags(MakeDatasetCommand, {EnvConfig: {"id": "env"}}):
         metrics = make_dataset(command, _PrintingMonitor())
     print(
         f"{metrics['dataset']}: {metrics['episodes']:,} episodes, {metrics['steps']:,} steps, mean return "
@@ -180,7 +180,7 @@ def _parse(name: str, method: Method, args: list[str]) -> Any:
 
     The defaults are the method's settings for the environment of --env.
     """
-    setting = method.setting(value_of(args, "--env"))
+    setting = method.setting(flag_value(args, "--env"))
     cls = dataclasses.make_dataclass(
         f"{type(setting.config).__name__}Command", [], bases=(ClassicCommand, type(setting.config)), frozen=True
     )
@@ -193,7 +193,7 @@ def _parse(name: str, method: Method, args: list[str]) -> Any:
         **{f.name: getattr(setting.config, f.name) for f in dataclasses.fields(setting.config)},
     )
     command = parse(cls, args, default, f"qfleet classic {name}")
-    with as_flags(cls):
+    with errors_name_flags(cls):
         command.check()
     return command
 
@@ -223,7 +223,7 @@ def _lock_directory(job: Job) -> RunDir:
     if str(job.folder) == ".":
         raise BadInput("--run-dir is the current directory: write a new directory, such as runs/example")
     if job.folder.exists() and not job.folder.is_dir():
-        raise BadInput(f"--run-dir {job.folder} is a file: write a directory")
+        raise BadInput(f"--run-dir {job.folder} is a file: write the name of a directory")
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -248,11 +248,11 @@ def _read_settings(config: Path) -> dict[str, Any]:
 
 def _learn_seeds(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
     """Learn with each seed that is not finished, and draw the learning curves; returns the summary over seeds."""
-    done = []
+    summaries: list[dict[str, Any]] = []
     for index, seed in enumerate(seeds):
-        one = dataclasses.replace(job, video=job.video and index == 0)
-        summary = job.summary(seed) or learn_seed(one, seed)
-        done.append(summary)
+        seed_job = dataclasses.replace(job, video=job.video and index == 0)
+        summary = job.summary(seed) or learn_seed(seed_job, seed)
+        summaries.append(summary)
         if len(seeds) > 1:
             print(
                 f"seed {seed}: mean return {summary['mean_return']:.4g}, learned in {summary['wall_seconds']:.0f} s",
@@ -265,24 +265,28 @@ def _learn_seeds(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
             f"an episodes.csv or progress.csv in {job.folder} is damaged ({error}): remove the seed-... directory that "
             "contains it, and run the command again"
         ) from error
-    return summarize_seeds(job, done)
+    return summarize_seeds(job, summaries)
 
 
-def summarize_seeds(job: Job, done: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarize_seeds(job: Job, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the summary over seeds: the mean of each metric, the worst mean return, and the metrics of each seed."""
-    returns = [float(s["mean_return"]) for s in done]
+    returns = [float(s["mean_return"]) for s in summaries]
     numbers = [
-        k for k, v in done[0].items() if type(v) in (int, float) and k not in ("seed", "mean_return", "worst_return")
+        k
+        for k, v in summaries[0].items()
+        if type(v) in (int, float) and k not in ("seed", "mean_return", "worst_return")
     ]
     each = {
-        k: [s[k] for s in done] for k in ("mean_return", *numbers) if all(type(s.get(k)) in (int, float) for s in done)
+        k: [s[k] for s in summaries]
+        for k in ("mean_return", *numbers)
+        if all(type(s.get(k)) in (int, float) for s in summaries)
     }
     return {
         "method": job.name,
         "env": job.setting.env.id,
         "mean_return": float(np.mean(returns)),
         "worst_return": min(returns),
-        "seeds": [s["seed"] for s in done],
+        "seeds": [s["seed"] for s in summaries],
         **{k: float(np.mean(each[k])) for k in numbers if k in each},
         "each": each,
         "run_dir": str(job.folder),

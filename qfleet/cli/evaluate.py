@@ -1,4 +1,4 @@
-"""`qfleet eval`: play a run's policy."""
+"""`qfleet eval`: evaluates a run's policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tyro
 
 from qfleet.api import load_policy
 from qfleet.cli.flags import parse
-from qfleet.config import dotted
+from qfleet.config import message_with_paths
 from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
@@ -23,20 +23,20 @@ from rl.evaluation import describe_cut_episodes, evaluate
 
 @dataclass(frozen=True)
 class EvalCommand:
-    """Play a run's policy."""
+    """Evaluate a run's policy: play episodes and print their mean return."""
 
     run: tyro.conf.Positional[str]
-    """The run's directory."""
+    """Directory of the run."""
     episodes: int = 30
-    """Episodes."""
+    """Number of episodes."""
     epsilon: float = 0.01
     """Probability of a random action."""
     weights: Literal["best", "last"] = "best"
-    """The best weights by evaluation, or the last ones."""
+    """best: the weights with the best evaluation during training; last: those of the newest checkpoint."""
     seed: int = 12345
-    """Seed of the episodes."""
+    """Random seed of the episodes."""
     video: bool = False
-    """Also write one episode as an mp4 into the run's videos/."""
+    """Also record one episode as an mp4 file in the run's directory, under videos/."""
     json: bool = False
     """The last line of output is a JSON object with the figures."""
 
@@ -84,14 +84,16 @@ def eval_command(args: list[str]) -> int:
 
 
 def _video_folder(run: str, env: EnvConfig) -> Path:
-    """The directory of a run's videos. Raises BadInput where none can be recorded, or written there."""
+    """The directory of a run's videos. Raises BadInput if no video can be recorded, or none can be written there."""
     try:
         check_recording(env)
     except BadInput as error:
-        raise BadInput(f"{dotted(error)}, or write --no-video") from error
+        raise BadInput(f"{message_with_paths(error)}, or leave out --video") from error
     folder = Path(run) / "videos"
     try:
         tempfile.TemporaryFile(dir=folder if folder.exists() else run).close()
     except OSError as error:
-        raise BadInput(f"{folder} cannot be written ({error.strerror}): write --no-video") from error
+        raise BadInput(
+            f"{folder} cannot be written ({error.strerror}): make it writable, or leave out --video"
+        ) from error
     return folder

@@ -1,4 +1,4 @@
-"""Command-line flags from dataclasses, by tyro; errors of tyro and of the configurations become one line."""
+"""Command-line flags from dataclasses, parsed by tyro. Errors of tyro and of the configurations become one line."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ import tyro
 
 from rl.errors import BadInput, BadSetting
 
-STYLE = (tyro.conf.PositionalMetavarFromFieldName,)  # a positional RUN reads RUN, not STR
-Renamed = Mapping[type, Mapping[str, str]]  # configuration -> {its field: the command's field}
+STYLE = (tyro.conf.PositionalMetavarFromFieldName,)  # help shows a positional field `run` as RUN, not STR
+Renamed = Mapping[type, Mapping[str, str]]  # {configuration class: {its field: the command's field}}
 
 
 def parse(cls: Any, args: list[str], default: Any = None, prog: str = "qfleet") -> Any:
-    """Parse ``args`` to an instance of the dataclass ``cls``.
+    """Parse ``args`` into an instance of the dataclass ``cls``.
 
-    Raises BadInput, in one line, for what tyro or a configuration in ``cls`` rejects, and SystemExit after --help.
+    ``default`` is an instance of ``cls`` with the default values; ``prog`` is the command's name in messages. Raises
+    BadInput, in one line, if tyro or a configuration in ``cls`` rejects a value; SystemExit after --help.
     """
     out, err = io.StringIO(), io.StringIO()
-    asked_help = any(a in ("-h", "--help") for a in args)
+    wants_help = any(a in ("-h", "--help") for a in args)
     try:
-        if asked_help:
+        if wants_help:
             return tyro.cli(cls, args=args, default=default, prog=prog, config=STYLE)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), as_flags(cls):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), errors_name_flags(cls):
             return tyro.cli(cls, args=args, default=default, prog=prog, config=STYLE)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise BadInput(_complaint(err.getvalue() + out.getvalue(), args, prog, cls)) from None
+        raise BadInput(_one_line_error(err.getvalue() + out.getvalue(), args, prog, cls)) from None
 
 
 @contextlib.contextmanager
-def as_flags(cls: type, renamed: Renamed | None = None) -> Iterator[None]:
-    """A context: a BadSetting of a configuration in the command ``cls`` raises BadInput that names its flags.
+def errors_name_flags(cls: type, renamed: Renamed | None = None) -> Iterator[None]:
+    """Context manager that turns a BadSetting into a BadInput whose message names the flags of the command ``cls``.
 
-    ``renamed`` has the configurations that the command makes from its own fields: {EnvConfig: {"id": "env"}}.
+    ``renamed`` maps configurations that are not fields of ``cls``, but are built from its fields, to those fields:
+    {EnvConfig: {"id": "env"}} if the command's `env` becomes `EnvConfig.id`.
     """
     try:
         yield
@@ -51,7 +53,7 @@ def as_flags(cls: type, renamed: Renamed | None = None) -> Iterator[None]:
 
 
 def flag(path: str) -> str:
-    """A field's path as the flag to write: ``a.b_c`` is --a.b-c, ``a.b: 3`` is --a.b 3, ``a.b: false`` is --a.no-b."""
+    """The flag for a field's path: ``a.b_c`` gives --a.b-c, ``a.b: 3`` gives --a.b 3, ``a.b: false`` gives --a.no-b."""
     name, _, value = path.partition(": ")
     head, dot, last = name.replace("_", "-").rpartition(".")
     written = f"--{head}{dot}{'no-' if value == 'false' else ''}{last}"
@@ -63,15 +65,15 @@ def _renamed_flag(name: str, own: Mapping[str, str]) -> str:
     return flag(own.get(field, field) + colon + value)
 
 
-def _complaint(text: str, args: list[str], prog: str, cls: Any) -> str:
-    """Tyro's boxed message in one line, with the nearest flag that exists."""
+def _one_line_error(text: str, args: list[str], prog: str, cls: Any) -> str:
+    """Tyro's boxed error message ``text`` as one line; for an unknown flag, with the nearest known one."""
     lines = [line.strip(" │╭╰─╮╯") for line in text.splitlines()]
     lines = [line for line in lines if line.strip("-")]
     end = next((i for i, line in enumerate(lines) if line.startswith("For full helptext")), len(lines))
-    first = " ".join(lines[1:end]).partition(" Argument helptext")[0] or "the flags are not understood"
+    first = " ".join(lines[1:end]).partition(" Argument helptext")[0] or "invalid flags"
     if first.startswith("Missing from"):
         missing = [line for line in lines[2:end] if line.startswith("--") or line.split()[0].isupper()]
-        return f"missing: {', '.join(missing)}: see {prog} --help"
+        return f"missing {', '.join(missing)}: see {prog} --help"
     if first.startswith("Unrecognized options"):
         flag = next((a for a in args if a.split("=")[0] in first and a.startswith("-")), None)
         word = flag or first.partition(": ")[2].split(",")[0]
@@ -82,8 +84,8 @@ def _complaint(text: str, args: list[str], prog: str, cls: Any) -> str:
     return f"{first.rstrip('.')}: see {prog} --help"
 
 
-def value_of(args: list[str], flag: str) -> str | None:
-    """The value that ``args`` give a flag, before anything is parsed; None where they do not."""
+def flag_value(args: list[str], flag: str) -> str | None:
+    """The value of ``flag`` in the unparsed ``args``; None if it is not there."""
     for i, arg in enumerate(args):
         if arg.startswith(flag + "="):
             return arg.partition("=")[2]
@@ -93,7 +95,7 @@ def value_of(args: list[str], flag: str) -> str | None:
 
 
 def flag_names(cls: Any) -> list[str]:
-    """Every flag of a command's dataclass; those of nested ones have dotted names."""
+    """All flags of a command's dataclass, with both forms of a boolean (--x, --no-x); nested fields are dotted."""
 
     def walk(cls: Any, prefix: str) -> list[str]:
         found = []

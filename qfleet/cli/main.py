@@ -1,7 +1,7 @@
-"""The command `qfleet`: runs the command that is named; an error becomes one line and an exit status.
+"""The entry point `qfleet`: dispatches to a command and turns errors into one line and an exit status.
 
-A command whose output is no longer read (`qfleet train --help | head`) ends quietly with status 141, as if by SIGPIPE,
-which Python ignores. A training run ends in order then: it writes its last checkpoint first.
+If its output pipe is closed (`qfleet train --help | head`), a command ends silently with status 141, the status of a
+process that SIGPIPE ended; Python itself ignores SIGPIPE. A training run writes its last checkpoint first.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from rl.errors import BadInput, RunFault, nearest
 
 USAGE = """usage: qfleet COMMAND ...
 
-  qfleet train [PRESET] [flags]     train; presets: pong (default), cartpole, breakout, flappybird
-  qfleet train --offline DATASET    learn from a Minari dataset alone, without actors
-  qfleet train --resume RUN         go on where a run stopped
-  qfleet eval RUN [flags]           play a run's policy: mean return of 30 episodes
-  qfleet status RUN                 how a run stands
-  qfleet scale RUN --shards K       go on with more or fewer replay shards
-  qfleet plot RUN [RUN ...]         learning curves as a picture
-  qfleet classic METHOD [flags]     the methods before DQN, from value iteration on: qfleet classic lists them
-  qfleet replay COMMAND ...         replay by itself: serve, info, snapshot, limit, drain, export, import
-  qfleet bench NAME [flags]         measure: qfleet bench lists what
+  qfleet train [PRESET] [flags]   train a new run
+  qfleet train --offline DATASET  train on a Minari dataset, without actors
+  qfleet train --resume RUN       continue a run from its newest checkpoint
+  qfleet eval RUN [flags]         evaluate a run's policy over 30 episodes
+  qfleet status RUN               show the progress of a run
+  qfleet scale RUN --shards K     change the number of replay shards of a run
+  qfleet plot RUN [RUN ...]       plot learning curves
+  qfleet classic METHOD [flags]   methods before DQN: see `qfleet classic`
+  qfleet replay COMMAND ...       the replay service alone: see `qfleet replay`
+  qfleet bench NAME [flags]       benchmarks: see `qfleet bench`
 
-qfleet COMMAND --help lists its flags. RUN is a run's directory, or (status, scale) its name in a cluster.
+`qfleet COMMAND --help` lists the flags of a command.
+RUN is a run's directory; for status and scale also its name in a cluster.
+presets: pong (default), cartpole, breakout, flappybird
 """
 
 
-# Each imports its command only when it runs: torch and Ray take seconds to import, and most commands do not need them.
+# Each function imports its command only when it runs: torch and Ray take seconds to import, and most commands do not
+# need them.
 
 
 def _train(args: list[str]) -> int:
@@ -47,7 +50,7 @@ def _eval(args: list[str]) -> int:
     return eval_command(args)
 
 
-def _status_of_run(args: list[str]) -> int:
+def _run_status(args: list[str]) -> int:
     from qfleet.cli.runs import status_command
 
     return status_command(args)
@@ -86,7 +89,7 @@ def _bench(args: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "eval": _eval,
-    "status": _status_of_run,
+    "status": _run_status,
     "scale": _scale,
     "plot": _plot,
     "classic": _classic,
@@ -97,27 +100,33 @@ CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0, 1 fault, 2 bad input, 130 Ctrl-C, 141 output closed, 143 SIGTERM."""
+    """Run the command line ``argv`` (None: that of the process); returns its exit status.
+
+    0: success; 1: RunFault; 2: BadInput; 130: Ctrl-C; 141: the output pipe was closed; 143: SIGTERM.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     try:
-        return _flushed(args)
+        return _run_and_flush(args)
     except BrokenPipeError:
-        closed = [stream for stream in (sys.stdout, sys.stderr) if _closed(stream)]
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed_pipe(stream)]
         if not closed:
-            raise  # another pipe than standard output or error: a fault like any other
-        from qfleet.run.progress import silence  # with rich
+            raise  # the pipe is neither standard output nor standard error
+        from qfleet.run.progress import discard_output  # imports rich
 
         for stream in closed:
-            silence(stream)
+            discard_output(stream)
         return CLOSED_PIPE
 
 
-def _flushed(args: list[str]) -> int:
-    """Run a command and flush its output, so that nothing fails when the interpreter ends; returns the exit status."""
+def _run_and_flush(args: list[str]) -> int:
+    """Run a command and flush its output, so that a closed pipe raises here and not at the exit of the interpreter.
+
+    Returns the exit status.
+    """
     try:
-        status = _status(args)
-    except SystemExit:  # of --help, and of SIGTERM
+        status = _exit_status(args)
+    except SystemExit:  # after --help or SIGTERM
         _flush()
         raise
     _flush()
@@ -130,17 +139,18 @@ def _flush() -> None:
             stream.flush()
 
 
-def _closed(stream: Any) -> bool:
+def _is_closed_pipe(stream: Any) -> bool:
     """Whether ``stream`` is a pipe whose other end is closed."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
         return bool(poll.poll(0))
-    except (AttributeError, OSError, ValueError):  # a stream without a file, or none at all
+    except (AttributeError, OSError, ValueError):  # no stream, or one without a file descriptor
         return False
 
 
-def _status(args: list[str]) -> int:
+def _exit_status(args: list[str]) -> int:
+    """Run a command; returns its exit status and prints BadInput and RunFault as one line."""
     try:
         return _dispatch(args)
     except BadInput as error:

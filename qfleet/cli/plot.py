@@ -1,4 +1,4 @@
-"""`qfleet plot`: learning curves as a picture."""
+"""`qfleet plot`: plots learning curves."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rl.errors import BadInput
 
 @dataclass(frozen=True)
 class PlotCommand:
-    """Draw the learning curves of runs."""
+    """Plot the learning curves of runs into one image."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """The runs' directories."""
+    """Directories of the runs."""
     to: str = "curves.png"
-    """File of the picture."""
+    """Image file to write; its extension selects the format (png, pdf, svg)."""
 
 
 def plot_command(args: list[str]) -> int:
@@ -27,7 +27,7 @@ def plot_command(args: list[str]) -> int:
 
     c = parse(PlotCommand, args, prog="qfleet plot")
     if not c.runs:
-        raise BadInput("qfleet plot needs a run's directory: qfleet plot RUN [RUN ...]")
+        raise BadInput("missing RUN: write qfleet plot RUN [RUN ...]")
     try:
         picture = plot_runs([Path(r) for r in c.runs], Path(c.to))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""`qfleet replay ...`: the replay service without a run."""
+"""`qfleet replay`: the replay service without a training run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from qfleet.cli.flags import as_flags, parse
+from qfleet.cli.flags import errors_name_flags, parse
 from qfleet.cli.shards import (
     DrainCommand,
     LimitCommand,
@@ -25,18 +25,20 @@ from rl.errors import BadInput, nearest
 
 USAGE = """usage: qfleet replay COMMAND ...
 
-  qfleet replay serve [flags]       one shard by itself, without Ray; docs/replay.md has its clients
-  qfleet replay info ADDRESS ...    what running shards hold, and the limiter's state
+  qfleet replay serve [flags]     run one shard without Ray (see docs/replay.md)
+  qfleet replay info ADDRESS ...  show the content and limiter of running shards
   qfleet replay snapshot ADDRESS ...
-                                    have shards write their content to their own directories, while they serve
+                                  make running shards write a snapshot now
   qfleet replay limit ADDRESS ... [--no-limited]
-                                    inserts against credit alone, or without
+                                  make inserts need credit; --no-limited: not
   qfleet replay drain ADDRESS ... --to ADDRESS ...
-                                    move the content of shards that are to leave into others
+                                  move the content of shards into other shards
   qfleet replay export RUN --to DATASET
-                                    the episodes of a run's replay, or of a shard's snapshot, as a Minari dataset
+                                  write replay snapshots as a Minari dataset
   qfleet replay import DATASET --to ADDRESS [ADDRESS ...]
-                                    a Minari dataset's transitions into running shards
+                                  insert a Minari dataset into running shards
+
+ADDRESS is host:port of a shard. `qfleet replay COMMAND --help` lists flags.
 """
 
 
@@ -46,13 +48,13 @@ def replay_command(args: list[str]) -> int:
         print(USAGE)
         return 0
     command, flags = _command(args[0])
-    with as_flags(flags):
+    with errors_name_flags(flags):
         return command(args[1:])
 
 
 def _command(name: str) -> tuple[Callable[[list[str]], int], type[Any]]:
-    """A command and the class of its flags. Raises BadInput."""
-    if name in ("export", "import"):  # with torch and Gymnasium, which the others do without
+    """The command ``name`` and the class of its flags. Raises BadInput if there is no such command."""
+    if name in ("export", "import"):  # these import torch and Gymnasium; the other commands do not
         from qfleet.cli.datasets import ExportCommand, ImportCommand, export_command, import_command
 
         return (export_command, ExportCommand) if name == "export" else (import_command, ImportCommand)
@@ -62,22 +64,24 @@ def _command(name: str) -> tuple[Callable[[list[str]], int], type[Any]]:
 
 
 def serve_command(args: list[str]) -> int:
-    """Serve one shard until a signal; returns the exit status after SIGTERM.
+    """Run `qfleet replay serve` until a signal arrives; returns the exit status after SIGTERM.
 
-    Raises BadInput, and KeyboardInterrupt after Ctrl-C.
+    Raises BadInput; KeyboardInterrupt after Ctrl-C.
     """
     config = parse(ServeConfig, args, prog="qfleet replay serve")
     check_port(config.host, config.port)
-    Access.of(dataclasses.replace(config.security, token_file=""))  # says what is wrong with the files of TLS
+    Access.of(
+        dataclasses.replace(config.security, token_file="")
+    )  # raises BadInput if a TLS file is missing or malformed
     if make_token_file(config.security.token_file):
-        print(f"a new token is in {config.security.token_file}: give the file to the clients", flush=True)
+        print(f"wrote a new token to {config.security.token_file}: copy this file to the clients", flush=True)
 
     def ready(port: int, restored: Restored | None) -> None:
         shape = "x".join(map(str, config.spec.shape))
         content = f"; {restored}" if restored else ""
         print(
             f"replay shard on {host_port(config.host, port)}: up to {config.capacity:,} transitions of "
-            f"{config.spec.dtype} {shape}, {config.selector.kind}{content}; Ctrl-C ends it",
+            f"{config.spec.dtype} {shape}, {config.selector.kind}{content}; Ctrl-C stops it",
             flush=True,
         )
 

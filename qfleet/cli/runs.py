@@ -1,4 +1,4 @@
-"""`qfleet status` and `qfleet scale`: see and change a run from another process."""
+"""`qfleet status` and `qfleet scale`: inspect and change a run from another process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from qfleet.cli.flags import parse
-from qfleet.config import resized
+from qfleet.config import with_shards
 from qfleet.run.directory import SCALE, STATUS, SUMMARY, RunDir, ScaleRequest
 from qfleet.run.progress import number, plain_line
 from rl.bounds import at_least, positive
@@ -22,12 +22,12 @@ from rl.errors import BadInput, RunFault
 if TYPE_CHECKING:
     from qfleet.cluster.board import RemoteBoard
 
-SILENT = 30.0  # seconds: a run whose status is older is taken as not being trained
+STATUS_MAX_AGE = 30.0  # seconds: a run whose status is older is treated as not running
 
 
 @dataclass(frozen=True)
 class StatusCommand:
-    """How a run stands."""
+    """Show the progress of a run, or its summary if it has ended."""
 
     run: tyro.conf.Positional[str]
     """The run's directory, or its name in the cluster at --address."""
@@ -39,14 +39,14 @@ class StatusCommand:
 
 @dataclass(frozen=True)
 class ScaleCommand:
-    """Have a run go on with more or fewer replay shards; the content of those that leave moves into the others."""
+    """Change the number of replay shards of a run while it trains. Removed shards move their content to the others."""
 
     run: tyro.conf.Positional[str]
     """The run's directory, or its name in the cluster at --address."""
     shards: int
-    """Replay shards that the run is to have."""
+    """New number of replay shards."""
     timeout: float = 600.0
-    """Seconds to wait until it has them."""
+    """Seconds to wait until the run has that number."""
     address: str = "auto"
     """Ray to ask when RUN is a name."""
     json: bool = False
@@ -57,15 +57,15 @@ class ScaleCommand:
         positive(self, "timeout", unit="seconds")
 
 
-def say_summary(s: dict[str, Any]) -> None:
-    """Print the content of a summary.json in one line."""
+def print_summary(s: dict[str, Any]) -> None:
+    """Print ``s``, the content of a summary.json, as one line."""
     verdict = "solved" if s["solved"] else "not solved"
     mean = "no evaluation" if s["mean_return"] is None else f"mean return {s['mean_return']:.2f}"
     if s["mean_return"] is not None and s["best_return"] is not None and s["best_return"] > s["mean_return"]:
         mean += f" (best {s['best_return']:.2f})"
     print(
         f"{verdict}: {mean} after {s['agent_steps']:,} agent steps ({s['frames']:,} frames), {s['updates']:,} updates, "
-        f"{s['wall_seconds'] / 60:.1f} minutes of training; everything is in {s['run_dir']}"
+        f"{s['wall_seconds'] / 60:.1f} minutes of training; results are in {s['run_dir']}"
     )
 
 
@@ -77,30 +77,30 @@ def status_command(args: list[str]) -> int:
         figures = run.read_json(STATUS) or {}
         summary = run.read_json(SUMMARY)
         if summary is not None and "solved" not in summary:
-            raise BadInput(f"{c.run} is a run of qfleet classic: its figures are in {SUMMARY}")
+            raise BadInput(f"{c.run} is a run of qfleet classic, which has no status: read its {SUMMARY}")
     else:
-        figures, summary = _board(c.run, c.address).status(), None
-    _say_status(c.run, figures, summary)
+        figures, summary = _find_board(c.run, c.address).status(), None
+    _print_status(c.run, figures, summary)
     if c.json:
         print(json.dumps({**figures, **(summary or {})}))
     return 0
 
 
-def _board(name: str, address: str) -> RemoteBoard:
-    """The board of a run in a cluster. Raises BadInput."""
-    from qfleet.cluster.board import RemoteBoard  # imports Ray, which a run's directory does not need
+def _find_board(name: str, address: str) -> RemoteBoard:
+    """The board of the run called ``name`` in the Ray cluster at ``address``. Raises BadInput if there is none."""
+    from qfleet.cluster.board import RemoteBoard  # imports Ray, which is not needed when RUN is a directory
 
     return RemoteBoard.of(name, address)
 
 
-def _say_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | None) -> None:
+def _print_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | None) -> None:
     if summary is not None:
-        say_summary(summary)
+        print_summary(summary)
     elif figures:
-        shown = {k: float("nan") if v is None else v for k, v in figures.items()}
-        print(plain_line(shown, number(shown["last_return"]), float("nan")))
+        row = {k: float("nan") if v is None else v for k, v in figures.items()}
+        print(plain_line(row, number(row["last_return"]), float("nan")))
     else:
-        print(f"{run}: started, nothing to report yet")
+        print(f"{run}: the run has no status yet")
 
 
 def scale_command(args: list[str]) -> int:
@@ -110,16 +110,16 @@ def scale_command(args: list[str]) -> int:
         run = RunDir.open(Path(c.run))
         status: Callable[[], dict[str, Any]] = lambda: run.read_json(STATUS) or {}  # noqa: E731
     else:
-        board = _board(c.run, c.address)
+        board = _find_board(c.run, c.address)
         status = board.status
     before = status()
     ended = Path(c.run).is_dir() and (Path(c.run) / SUMMARY).exists()
-    if ended or time.time() - before.get("time", 0.0) > SILENT or "shards" not in before:
-        why = "it has ended" if ended else "it has not begun, is a --serial one, or was killed"
-        raise BadInput(f"{c.run} is not being trained on Ray now ({why}): write a run that is")
+    if ended or time.time() - before.get("time", 0.0) > STATUS_MAX_AGE or "shards" not in before:
+        why = "it has ended" if ended else "it has not started yet, is a --serial run, or was killed"
+        raise BadInput(f"{c.run} is not training on Ray now ({why}): write a run that is training on Ray")
     request = {"shards": c.shards, "number": uuid.uuid4().hex}
     if Path(c.run).is_dir():
-        resized(run.config(), c.shards)
+        with_shards(run.config(), c.shards)
         run.write_json(SCALE, request)
     else:
         board.request_scale(request)
@@ -131,19 +131,27 @@ def scale_command(args: list[str]) -> int:
 
 
 def _await_shards(c: ScaleCommand, status: Callable[[], dict[str, Any]], request: ScaleRequest) -> dict[str, Any]:
-    """The run's status once it has the shards. Raises RunFault where it cannot have them, or not in time."""
-    deadline, said = time.monotonic() + c.timeout, ""
+    """Wait until the run has the requested number of shards; returns its status.
+
+    Raises RunFault if the run rejects the request, ends, stops reporting, or takes longer than ``c.timeout`` seconds.
+    """
+    deadline, printed = time.monotonic() + c.timeout, ""
     while (now := status())["shards"] != c.shards:
-        if now["scale_request"] == request and now["scale_news"] != said:
-            said = now["scale_news"]
-            if said.startswith("warning"):
-                raise RunFault(said.removeprefix("warning: "))
-            print(said, flush=True)
+        if now["scale_request"] == request and now["scale_news"] != printed:
+            printed = now["scale_news"]
+            if printed.startswith("warning"):
+                raise RunFault(printed.removeprefix("warning: "))
+            print(printed, flush=True)
         if Path(c.run).is_dir() and (Path(c.run) / SUMMARY).exists():
             raise RunFault(f"{c.run} has ended with {now['shards']} replay shard(s)")
-        if time.time() - now["time"] > SILENT:
-            raise RunFault(f"{c.run} has said nothing for {SILENT:g} s, with {now['shards']} replay shard(s)")
+        if time.time() - now["time"] > STATUS_MAX_AGE:
+            raise RunFault(
+                f"{c.run} had {now['shards']} replay shard(s), but has not updated its status for {STATUS_MAX_AGE:g} s: "
+                "it may have been killed"
+            )
         if time.monotonic() > deadline:
-            raise RunFault(f"{c.run} has {now['shards']} replay shard(s) after {c.timeout:g} s, not {c.shards}")
+            raise RunFault(
+                f"{c.run} has {now['shards']} replay shard(s) after {c.timeout:g} s, not {c.shards}: raise --timeout"
+            )
         time.sleep(0.5)
     return now

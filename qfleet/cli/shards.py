@@ -1,4 +1,4 @@
-"""`qfleet replay info | snapshot | limit | drain`: commands to running shards."""
+"""`qfleet replay info | snapshot | limit | drain`: commands for running shards."""
 
 from __future__ import annotations
 
@@ -25,44 +25,46 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ShardsCommand:
-    """Running shards."""
+    """Send a command to running shards."""
 
     addresses: tyro.conf.Positional[tuple[str, ...]]
     """host:port of each shard."""
     timeout: float = 300.0
-    """Seconds that each may take to answer."""
+    """Seconds to wait for the answer of each shard."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
-    """TLS and the token."""
+    """TLS, and the token that authenticates clients."""
     json: bool = False
     """The last line of output is a JSON object with the figures of each shard by its address."""
 
     def __post_init__(self) -> None:
         if not self.addresses:
-            raise BadInput("a shard's address is missing: write host:port of one or more")
+            raise BadInput("missing ADDRESS: write host:port of one or more shards")
         positive(self, "timeout", unit="seconds")
         check_addresses(self.addresses)
 
 
 @dataclass(frozen=True)
 class LimitCommand(ShardsCommand):
-    """Have shards ask for insert credit from now on, or (--no-limited) take whatever comes."""
+    """Make inserts into shards need credit, or (--no-limited) accept all inserts."""
 
     limited: bool = True
-    """Whether inserts need credit, which a sampler with a samples-per-insert ratio grants."""
+    """Inserts need credit, which a sampler with a samples-per-insert ratio grants."""
 
 
 @dataclass(frozen=True)
 class DrainCommand(ShardsCommand):
-    """Move the content of shards that writers have left into others; nothing is lost when it is broken off."""
+    """Move the content of shards without writers into other shards. Nothing is lost if the move is interrupted."""
 
     to: tuple[str, ...] = ()
-    """host:port of the shards that take it in."""
+    """host:port of each shard that receives the content."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_addresses(self.to)
         if not self.to or set(self.to) & set(self.addresses):
-            raise BadInput("--to names the shards that take the content in: write the addresses of one or more others")
+            raise BadInput(
+                "--to needs shards that receive the content, other than the drained ones: write host:port of each"
+            )
 
 
 def check_addresses(addresses: tuple[str, ...]) -> None:
@@ -70,11 +72,14 @@ def check_addresses(addresses: tuple[str, ...]) -> None:
     for address in addresses:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-            raise BadInput(f"{address!r} is no shard's address: write host:port")
+            raise BadInput(f"{address!r} is not the address of a shard: write host:port")
 
 
 def _each(c: ShardsCommand, call: Callable[[ShardConnection], T]) -> Iterator[tuple[str, T]]:
-    """The answer of each shard to ``call`` by its address; raises RunFault at the end for those that gave none."""
+    """Call ``call`` for each shard; yields (address, result).
+
+    A shard that fails does not stop the others; the RunFault for all failed shards is raised at the end.
+    """
     access, faults = Access.of(c.security), []
     for address in c.addresses:
         connection = ShardConnection(address, c.timeout, access)
@@ -89,7 +94,7 @@ def _each(c: ShardsCommand, call: Callable[[ShardConnection], T]) -> Iterator[tu
 
 
 def info_command(args: list[str]) -> int:
-    """Run `qfleet replay info`: print counts, settings and the limiter's state of each shard; returns the exit status.
+    """Run `qfleet replay info`: print the counts and the limiter's state of each shard; returns the exit status.
 
     Raises BadInput, RunFault.
     """
@@ -97,32 +102,33 @@ def info_command(args: list[str]) -> int:
     figures = {}
     for address, info in _each(c, lambda connection: connection.info(c.timeout)):
         figures[address] = _figures(info)
-        n, told = info.counts, info.limiter
+        n, limiter = info.counts, info.limiter
         print(
             f"{address}: {n.stored:,} of {info.capacity:,} transitions, {n.resident_bytes / 1e6:,.1f} MB; "
             f"{n.inserted:,} inserted, {n.sampled:,} sampled, {n.transferred:,} transferred; {info.selector}; "
-            + (f"inserts up to {info.insert_credit:,}" if info.limited else "inserts without limit"),
+            + (f"insert credit {info.insert_credit:,}" if info.limited else "inserts not limited"),
             flush=True,
         )
-        if told is not None and not told.samples_per_insert:
-            print(f"  limiter {info.limiter_age:.1f} s ago: {told.stored:,} stored (min_size {told.min_size:,})")
-        elif told is not None:
+        if limiter is not None and not limiter.samples_per_insert:
+            print(f"  limiter {info.limiter_age:.1f} s ago: {limiter.stored:,} stored (min_size {limiter.min_size:,})")
+        elif limiter is not None:
             print(
-                f"  limiter {info.limiter_age:.1f} s ago: d = {told.diff:g} (from {told.min_diff:g} to {told.max_diff:g}) "
-                f"at {told.samples_per_insert:g} samples an insert, {told.stored:,} stored (min_size {told.min_size:,})"
+                f"  limiter {info.limiter_age:.1f} s ago: d = {limiter.diff:g} (limits {limiter.min_diff:g} to "
+                f"{limiter.max_diff:g}) at {limiter.samples_per_insert:g} samples per insert, {limiter.stored:,} stored "
+                f"(min_size {limiter.min_size:,})"
             )
-    return _done(c, figures)
+    return _finish(c, figures)
 
 
 def _figures(info: ShardInfo) -> dict[str, Any]:
-    """What `info` says of a shard, for JSON."""
-    own = {**info._asdict(), "counts": info.counts._asdict(), **dataclasses.asdict(info.spec)}
-    del own["spec"]
-    return {**own, "limiter": info.limiter and info.limiter._asdict()}
+    """The info of a shard as a JSON object."""
+    figures = {**info._asdict(), "counts": info.counts._asdict(), **dataclasses.asdict(info.spec)}
+    del figures["spec"]
+    return {**figures, "limiter": info.limiter and info.limiter._asdict()}
 
 
 def snapshot_command(args: list[str]) -> int:
-    """Run `qfleet replay snapshot`: each shard writes to its own snapshot directory; returns the exit status.
+    """Run `qfleet replay snapshot`: each shard writes a snapshot to its directory; returns the exit status.
 
     Raises BadInput, RunFault.
     """
@@ -134,17 +140,17 @@ def snapshot_command(args: list[str]) -> int:
             f"{address}: {written.items:,} transitions, {written.bytes / 1e6:,.1f} MB written in {written.seconds:.1f} s",
             flush=True,
         )
-    return _done(c, figures)
+    return _finish(c, figures)
 
 
 def limit_command(args: list[str]) -> int:
-    """Run `qfleet replay limit`: whether inserts need credit; returns the exit status. Raises BadInput, RunFault."""
+    """Run `qfleet replay limit`: set if inserts need credit; returns the exit status. Raises BadInput, RunFault."""
     c = parse(LimitCommand, args, prog="qfleet replay limit")
     figures = {}
     for address, info in _each(c, lambda connection: connection.set_limited(c.limited, c.timeout)):
         figures[address] = {"limited": info.limited}
         print(f"{address}: inserts " + ("need credit" if info.limited else "need no credit"), flush=True)
-    return _done(c, figures)
+    return _finish(c, figures)
 
 
 def drain_command(args: list[str]) -> int:
@@ -155,20 +161,21 @@ def drain_command(args: list[str]) -> int:
     try:
         for address in c.addresses:
             connection = ShardConnection(address, c.timeout, access)
-            moved = drain(connection, writer, functools.partial(_say_moved, address))
+            moved = drain(connection, writer, functools.partial(_print_moved, address))
             figures[address] = {"moved": moved}
             print(f"{address} is empty: {moved:,} transitions moved to {', '.join(c.to)}", flush=True)
             connection.channel.close()
     finally:
         writer.close()
-    return _done(c, figures)
+    return _finish(c, figures)
 
 
-def _say_moved(address: str, moved: int, left: int) -> None:
+def _print_moved(address: str, moved: int, left: int) -> None:
     print(f"{address}: {moved:,} moved, {left:,} left", flush=True)
 
 
-def _done(c: ShardsCommand, figures: dict[str, Any]) -> int:
+def _finish(c: ShardsCommand, figures: dict[str, Any]) -> int:
+    """Print the JSON line if --json asks for it; returns the exit status 0."""
     if c.json:
         print(json.dumps(figures))
     return 0

@@ -1,4 +1,4 @@
-"""`qfleet train --help`: the flags that people use first; `--help GROUP` has the others of a group, `--help all` all."""
+"""The help of `qfleet train`: `--help` shows the most used flags, `--help GROUP` those of a group, `--help all` all."""
 
 from __future__ import annotations
 
@@ -17,77 +17,87 @@ from qfleet.cli.flags import flag
 from qfleet.presets import PRESETS
 from rl.errors import BadInput, nearest
 
-WIDTH, LEFT = 80, 31  # columns of the screen, and of the flags on the first one
-FIRST = {  # ten lines on a terminal of 24
+WIDTH, FLAG_WIDTH = 80, 31  # columns of the terminal, and of the flags on the first screen
+FIRST_SCREEN = {  # ten flags, so that the first screen fits 24 lines
     "env.id": "a Gymnasium id with discrete actions",
-    "actors.count": "processes that play",
-    "replay.shards": "processes that hold the replay",
+    "actors.count": "actor processes",
+    "replay.shards": "replay processes",
     "max_steps": "agent steps after which the run ends",
-    "evaluation.goal": "mean return at which it is solved, and ends",
-    "seed": "seed of everything that draws",
-    "run_dir": "the run's directory; a dated one by default",
-    "resume": "go on with the run in this directory",
-    "serial": "one process, without Ray: reproducible",
+    "evaluation.goal": "mean return at which the run is solved and ends",
+    "seed": "random seed",
+    "run_dir": "directory of the run; default: a new one in runs/",
+    "resume": "continue the run in this directory",
+    "serial": "train in one process, without Ray; reproducible",
     "address": "join a running Ray: auto, or host:port",
 }
 HELP = ("-h", "--help")
 
 
 class Setting(NamedTuple):
-    """A flag of a command, as its help shows it."""
+    """A field of a command's dataclass, for its help."""
 
     path: str  # such as learner.batch_size
-    hint: Any  # its type
+    hint: Any  # its type annotation
     default: Any
     doc: str
 
 
-def asked(args: list[str]) -> str | None:
-    """The group that ``--help`` names: "" without one, None without ``--help``."""
-    at = next((i for i, word in enumerate(args) if word in HELP), None)
-    if at is None:
+def requested_group(args: list[str]) -> str | None:
+    """The word after ``--help`` in ``args``: "" if there is none, None without ``--help``."""
+    position = next((i for i, word in enumerate(args) if word in HELP), None)
+    if position is None:
         return None
-    after = args[at + 1] if at + 1 < len(args) else ""
-    return "" if after.startswith("-") else after
+    following = args[position + 1] if position + 1 < len(args) else ""
+    return "" if following.startswith("-") else following
 
 
-def screen(command: Any, group: str) -> str:
-    """The help of ``command``, whose values are the defaults. Raises BadInput where there is no such group."""
+def help_text(command: Any, group: str) -> str:
+    """The help of ``group``: "" is the first screen, "run" the flags without a group, "all" all flags.
+
+    The values in ``command`` are shown as defaults. Raises BadInput if there is no such group.
+    """
     groups = _groups(command)
     if group == "":
         return _first_screen(command, groups)
     if group == "all":
-        return "\n\n".join([_listed("run", _own(command)), *(_listed(name, _all(command, name)) for name in groups)])
+        return "\n\n".join(
+            [
+                _format_group("run", _ungrouped_settings(command)),
+                *(_format_group(name, _group_settings(command, name)) for name in groups),
+            ]
+        )
     if group == "run":
-        return _listed("run", _own(command))
+        return _format_group("run", _ungrouped_settings(command))
     if group not in groups:
-        raise BadInput(f"--help {group}: no such group: {nearest(group, ['run', 'all', *groups])}")
-    return _listed(group, _all(command, group))
+        raise BadInput(f"--help {group}: unknown group: {nearest(group, ['run', 'all', *groups])}")
+    return _format_group(group, _group_settings(command, group))
 
 
 def _first_screen(command: Any, groups: dict[str, str]) -> str:
-    found = {s.path: s for s in [*_own(command), *(s for name in groups for s in _all(command, name))]}
+    grouped = [s for name in groups for s in _group_settings(command, name)]
+    settings = {s.path: s for s in [*_ungrouped_settings(command), *grouped]}
     lines = ["usage: qfleet train [PRESET] [flags]", f"presets: {', '.join(PRESETS)}"]
-    shown = {path: flag(path) if path == "serial" else _with_default(found[path]) for path in FIRST}
-    lines += [f"  {shown[path]:<{LEFT - 2}}{text}" for path, text in FIRST.items()]
-    lines += ["", "The others, by `qfleet train --help GROUP` or `--help all`:"]
-    lines += [f"  {'run':<12}limits, time-outs, and where the run is kept"]
+    shown = {path: flag(path) if path == "serial" else _flag_with_default(settings[path]) for path in FIRST_SCREEN}
+    lines += [f"  {shown[path]:<{FLAG_WIDTH - 2}}{text}" for path, text in FIRST_SCREEN.items()]
+    lines += ["", "All flags: `qfleet train --help all`. By group: `qfleet train --help GROUP`:"]
+    lines += [f"  {'run':<12}limits, time-outs and directories of the run"]
     return "\n".join(lines + [f"  {name:<12}{about}" for name, about in groups.items()])
 
 
 def _groups(command: Any) -> dict[str, str]:
-    """The configurations in a command, with what each is about."""
+    """The nested configurations of a command: {field: first line of the class's docstring}."""
     nested = [f.name for f in dataclasses.fields(command) if dataclasses.is_dataclass(getattr(command, f.name))]
     about = {name: (type(getattr(command, name)).__doc__ or "").split("\n")[0].rstrip(".") for name in nested}
     return {name: text[:1].lower() + text[1:] for name, text in about.items()}
 
 
-def _own(command: Any) -> list[Setting]:
-    """The settings that are in no group."""
+def _ungrouped_settings(command: Any) -> list[Setting]:
+    """The settings outside nested configurations."""
     return list(_settings(command, "", deep=False))
 
 
-def _all(command: Any, group: str) -> list[Setting]:
+def _group_settings(command: Any, group: str) -> list[Setting]:
+    """All settings of one nested configuration."""
     return list(_settings(getattr(command, group), f"{group}.", deep=True))
 
 
@@ -102,7 +112,7 @@ def _settings(config: Any, prefix: str, deep: bool) -> Iterator[Setting]:
 
 
 def _docs(cls: type) -> dict[str, str]:
-    """The text under each field of a class, as tyro takes it for its own help."""
+    """The docstring under each field of a class, which tyro also uses for its help."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
@@ -112,23 +122,23 @@ def _docs(cls: type) -> dict[str, str]:
     return found
 
 
-def _listed(title: str, settings: list[Setting]) -> str:
-    lines = [f"{title}, each flag as it is by default:"]
+def _format_group(title: str, settings: list[Setting]) -> str:
+    lines = [f"{title}: flags with their defaults (--x: on, --no-x: off)"]
     for s in settings:
-        lines.append(f"  {_with_default(s)}")
+        lines.append(f"  {_flag_with_default(s)}")
         lines += textwrap.wrap(s.doc, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
         if choices := _choices(s.hint):
             lines.append(" " * 6 + "one of: " + ", ".join(choices))
     return "\n".join(lines)
 
 
-def _with_default(s: Setting) -> str:
-    """The flag as one would write it to have the default."""
+def _flag_with_default(s: Setting) -> str:
+    """The flag and the value that set its default, such as ``--learner.batch-size 64``."""
     if isinstance(s.default, bool):
         return flag(f"{s.path}: {'true' if s.default else 'false'}")
     if s.default is None or s.default == "":
         return f"{flag(s.path)} {_placeholder(s)}"
-    return f"{flag(s.path)} {_written(s.default)}"
+    return f"{flag(s.path)} {_format_value(s.default)}"
 
 
 def _placeholder(s: Setting) -> str:
@@ -140,15 +150,15 @@ def _is_number(hint: Any) -> bool:
 
 
 def _choices(hint: Any) -> list[str]:
-    """The words of a Literal, alone or beside None."""
+    """The values of a Literal, or of the Literal in a union with None."""
     inner = [hint, *(typing.get_args(hint) if isinstance(hint, types.UnionType) else ())]
     return [str(word) for h in inner if typing.get_origin(h) is typing.Literal for word in typing.get_args(h)]
 
 
-def _written(value: Any) -> str:
-    """A value as one may write it behind its flag."""
+def _format_value(value: Any) -> str:
+    """A value as it can be written after its flag."""
     if isinstance(value, tuple):
-        return " ".join(_written(x) for x in value)
+        return " ".join(_format_value(x) for x in value)
     if isinstance(value, int) and abs(value) >= 10_000:
         return f"{value:_}"
     if isinstance(value, float):

@@ -1,1 +1,1 @@
-"""A run on Ray: its processes, where they run, and what connects them. No other package imports Ray."""
+"""Distributed training on Ray: the processes of a run and their connections. No other package imports Ray."""

@@ -1,4 +1,4 @@
-"""The board of a run: the status that its driver stores there for others, and what others ask of the driver."""
+"""The board of a run: its driver stores the run's status there, and other processes leave requests for the driver."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 import ray
 
-from qfleet.cluster.connect import join
+from qfleet.cluster.connect import join_ray
 from qfleet.run.directory import ScaleRequest
 from rl.errors import BadInput, RunFault
 
 BOARD = "board"  # the actor's name, in the run's own namespace
-TIMEOUT = 30.0  # seconds in which it must answer
+TIMEOUT = 30.0  # seconds to wait for an answer of the board
 
 
 class RunBoard:
-    """A Ray actor: the run's status, the addresses of its replay shards, and how many shards it is asked to have."""
+    """A Ray actor that stores a run's status, the addresses of its shards, and the last request of `qfleet scale`."""
 
     def __init__(self) -> None:
         self._status: dict[str, Any] = {}
@@ -23,7 +23,7 @@ class RunBoard:
         self._request: ScaleRequest = {}
 
     def set_status(self, status: dict[str, Any]) -> ScaleRequest:
-        """Store the status that `qfleet status` shows; returns the last request of `qfleet scale`, {} without one."""
+        """Store the status that `qfleet status` shows. Returns the last request of `qfleet scale`, {} if none."""
         self._status = status
         return self._request
 
@@ -36,22 +36,20 @@ class RunBoard:
         self._shards = addresses
 
     def shards(self) -> list[str]:
-        """The addresses of the replay shards; an actor that starts asks for them."""
+        """The addresses (host:port) of the replay shards; an actor asks for them when it starts."""
         return self._shards
 
     def request_scale(self, request: ScaleRequest) -> None:
-        """Store a request for a number of replay shards; the driver reads it with its next `set_status`."""
+        """Store a request for a number of replay shards; the driver receives it from its next `set_status`."""
         self._request = request
 
 
 class RemoteBoard:
-    """The board of a run, for another process: each call waits for the answer. Raises RunFault.
+    """A client of a run's board, for another process. Each call waits for the answer.
 
-    Use:
-
-        board = RemoteBoard.of("cartpole-seed1", "auto")  # or RemoteBoard.here(), in one of the run's own processes
-        before = board.status()
-        board.request_scale({"shards": 2, "number": uuid.uuid4().hex})
+    board = RemoteBoard.of("cartpole-seed1", "auto")  # or RemoteBoard.here(), in one of the run's own processes
+    before = board.status()
+    board.request_scale({"shards": 2, "number": uuid.uuid4().hex})
     """
 
     def __init__(self, handle: Any) -> None:
@@ -67,15 +65,15 @@ class RemoteBoard:
 
     @classmethod
     def of(cls, run: str, address: str) -> RemoteBoard:
-        """The board of the run called ``run`` in the Ray at ``address``. Raises BadInput."""
+        """The board of the run called ``run`` in the Ray at ``address``. Raises BadInput if either is missing."""
         try:
-            join(address, run)
+            join_ray(address, run)
         except BadInput as error:
-            raise BadInput(f"{run} is no directory here, and as a name in a cluster: {error}") from error
+            raise BadInput(f"{run} is neither a directory here nor a run in a cluster: {error}") from error
         try:
             return cls(ray.get_actor(BOARD, namespace=run))
         except ValueError:
-            raise BadInput(f"no run named {run!r} in the Ray at {address}, and no such directory") from None
+            raise BadInput(f"{run} is neither a directory here nor a run in the Ray at {address}") from None
 
     def status(self) -> dict[str, Any]:
         """The stored status, {} before the first. Raises RunFault."""
@@ -91,12 +89,12 @@ class RemoteBoard:
 
 
 def _answer(ref: ray.ObjectRef[Any]) -> Any:
-    """The board's answer. Raises RunFault where its process is gone, or does not answer in TIMEOUT seconds."""
+    """Wait for the board's answer. Raises RunFault if its process is gone or does not answer within TIMEOUT seconds."""
     try:
         return ray.get(ref, timeout=TIMEOUT)
     except ray.exceptions.GetTimeoutError:
         raise RunFault(
-            f"the run's board has not answered for {TIMEOUT:g} s: see its process in the Ray dashboard"
+            f"the run's board has not answered for {TIMEOUT:g} s: look at its process in the Ray dashboard"
         ) from None
     except ray.exceptions.RayActorError as error:
         raise RunFault("the run's board is gone: the run has ended or was killed") from error

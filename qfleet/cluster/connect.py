@@ -1,4 +1,4 @@
-"""Start Ray on this machine, or join a running one."""
+"""Starts Ray on this machine, or joins a running Ray."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from qfleet.cluster.needs import Needs
 from qfleet.config import TrainConfig
 from rl.errors import BadInput, RunFault
 
-JOIN_TIMEOUT = 10.0  # seconds that a Ray may take to answer
+JOIN_TIMEOUT = 10.0  # seconds to wait for a Ray head to answer
 
 
 def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[str]:
-    """Join the Ray at ``address``, or start one here; returns warnings for the user.
+    """Join the Ray at ``address``, or start one on this machine if it is None; returns warnings for the user.
 
-    Raises BadInput where none answers at the address, RunFault where none starts here.
+    ``namespace`` is the name of the run. Raises BadInput if no Ray answers at the address; RunFault if none could be
+    started.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would put the learner behind everything else
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 would give the learner the lowest priority
     env = {"OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     common: dict[str, Any] = {
         "namespace": namespace,
@@ -32,30 +33,36 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
         "runtime_env": {"env_vars": env},
     }
     if address is not None:
-        join(address, **common)
+        join_ray(address, **common)
         return []
     needs = Needs.of(config)
-    asked, cores = needs.total_cpus(config), os.cpu_count() or 1
+    needed, cores = needs.total_cpus(config), os.cpu_count() or 1
     try:
         ray.init(
             address="local",
-            num_cpus=max(asked, cores),
+            num_cpus=max(needed, cores),
             include_dashboard=True,
             object_store_memory=300 * 2**20,
             **common,
         )
-    except (RuntimeError, OSError) as error:  # its control service did not begin in time, or the disk is full
+    except (RuntimeError, OSError) as error:  # its control service did not start in time, or the disk is full
         raise RunFault(f"Ray could not be started on this machine: {last_line(error)}") from error
-    if asked > cores:
-        return [f"{asked} CPUs asked for on {cores} cores: the processes share them (speeds below are of that)"]
+    if needed > cores:
+        return [
+            f"the run needs {needed} CPUs and this machine has {cores}: its processes share them and run more slowly"
+        ]
     return []
 
 
-HINT = "start one with `ray start --head`, or write the address of another (training without one starts its own)"
+HINT = "start one with `ray start --head`, write another address, or leave the address out to train on a local Ray"
 
 
-def resolve(address: str) -> str:
-    """host:port of the Ray that ``address`` means. Raises BadInput where none answers within JOIN_TIMEOUT seconds."""
+def resolve_address(address: str) -> str:
+    """The host:port of the Ray head at ``address``, which may be "auto".
+
+    "auto" is $RAY_ADDRESS, or else the Ray that runs on this machine. Raises BadInput if none answers within
+    JOIN_TIMEOUT seconds.
+    """
     target = address
     if address == "auto":
         target = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address() or ""
@@ -66,9 +73,9 @@ def resolve(address: str) -> str:
     return target
 
 
-def join(address: str, namespace: str, **options: Any) -> None:
-    """Join a running Ray; ``options`` go to ray.init. Raises BadInput where none answers in JOIN_TIMEOUT seconds."""
-    target = resolve(address)
+def join_ray(address: str, namespace: str, **options: Any) -> None:
+    """Join the running Ray at ``address``; ``options`` are passed to ray.init. Raises BadInput if that fails."""
+    target = resolve_address(address)
     try:
         ray.init(address=target, namespace=namespace, **{"log_to_driver": False, **options})
     except Exception as error:
@@ -76,10 +83,10 @@ def join(address: str, namespace: str, **options: Any) -> None:
 
 
 def _answers(address: str, timeout: float) -> bool:
-    """Whether a Ray head listens at host:port."""
+    """Whether something listens at ``address``. Raises BadInput if it is not host:port."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise BadInput(f"address {address!r} is no Ray's: write auto, or host:port of a Ray head")
+        raise BadInput(f"address {address!r} is not host:port: write auto, or host:port of a Ray head")
     try:
         with socket.create_connection((host, int(port)), timeout=timeout):
             return True

@@ -1,4 +1,4 @@
-"""A component's figures: the newest of each for the driver, and all of them on Ray's metrics endpoint."""
+"""A component's metrics: kept for the driver, and exported on Ray's metrics endpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qfleet.run.latest_metrics import LatestMetrics
 
 
 class RayMetrics(LatestMetrics):
-    """`LatestMetrics` that also shows each figure as a gauge `qfleet_<component>_<name>` on Ray's metrics endpoint."""
+    """`LatestMetrics` that also exports each metric as the gauge `qfleet_<component>_<name>` of Ray's metrics."""
 
     def __init__(self, component: str, run: str) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class RayMetrics(LatestMetrics):
         self._gauges: dict[str, Any] = {}
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Keep the newest value of each figure, and set its gauge; values are numbers."""
+        """Keep the newest value of each metric, a number, and set its gauge."""
         from ray.util.metrics import Gauge
 
         super().report(metrics)

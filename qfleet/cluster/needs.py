@@ -1,4 +1,4 @@
-"""The CPUs and GPUs that each process of a run asks of Ray."""
+"""The CPUs and GPUs that each process of a run requests from Ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qfleet.config import TrainConfig
 
 @dataclass(frozen=True)
 class Needs:
-    """CPUs and GPUs of each kind of process."""
+    """CPUs and GPUs of a process, by kind of process."""
 
     learner_cpus: int
     learner_gpus: int
@@ -20,11 +20,11 @@ class Needs:
 
     @classmethod
     def of(cls, config: TrainConfig) -> Needs:
-        """What the processes of ``config`` ask for. Raises BadInput where its device is not there."""
+        """The CPUs and GPUs that the processes of ``config`` need. Raises BadInput if its device is not available."""
         cuda = pick_device(config.learner.device).type == "cuda"
         return cls(2 * learner_threads(config.learner), 1 if cuda else 0)
 
     def total_cpus(self, config: TrainConfig) -> int:
-        """CPUs of all processes together."""
+        """CPUs of all processes of the run together."""
         actors = self.actor_cpus * config.actors.count
         return self.learner_cpus + actors + self.shard_cpus * config.replay.shards + self.evaluator_cpus

@@ -1,4 +1,4 @@
-"""The Ray actor around one replay shard. It does not import torch, which saves two seconds at its start."""
+"""The Ray actor of a replay shard. It does not import torch, which saves two seconds at its start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rl.types import ObservationSpec
 
 
 class ShardWorker:
-    """One replay shard and its gRPC server; its snapshots go to ``directory``, where the run writes any."""
+    """One replay shard and its gRPC server. If the run makes snapshots, the shard writes them to ``directory``."""
 
     def __init__(
         self,
@@ -43,19 +43,17 @@ class ShardWorker:
         restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._server = _serve(shard, host, access, snapshots, restarted)
         self._access, self._directory = access, directory if snapshots else None
-        self._news = str(snapshots.restored or "") if snapshots else ""  # for the driver
+        self._news = str(snapshots.restored or "") if snapshots else ""  # message that the driver has not polled yet
         if restarted:
-            self._news = (
-                f"restarted at {self.address()}: {self._news or 'its content is lost, no snapshot was there yet'}"
-            )
+            self._news = f"restarted at {self.address()}: {self._news or 'its content is lost, it had no snapshot yet'}"
         self._metrics = RayMetrics("shard", f"{run}/{index}")
 
     def address(self) -> str:
-        """host:port that the shard listens on."""
+        """The host:port that the shard listens on."""
         return self._server.address
 
     def poll(self) -> dict[str, Any]:
-        """The shard's counts (`bytes`: compressed payload), its address, and `news` for the driver, each told once."""
+        """The shard's counts (`bytes`: compressed frames), its address, and `news`: a new message for the user or ""."""
         counts = self._server.counts()
         names = ("inserted", "sampled", "stored", "bytes", "dropped_updates")
         values = {name: int(getattr(counts, name)) for name in names}
@@ -64,7 +62,7 @@ class ShardWorker:
         return {"failure": None, "news": news, "address": self.address(), **values}
 
     def drain(self, addresses: list[str]) -> int:
-        """Move all items into the shards at ``addresses``; returns how many. Raises RunFault."""
+        """Move all items to the shards at ``addresses``; returns their number. Raises RunFault."""
         writer = Writer(addresses, access=self._access)
         connection = ShardConnection(self.address(), 60.0, self._access)
         try:
@@ -73,8 +71,8 @@ class ShardWorker:
             connection.channel.close()
             writer.close()
 
-    def leave(self) -> None:
-        """Stop listening for good and remove the snapshots: a later shard of the same index starts empty.
+    def remove(self) -> None:
+        """Stop the server and delete the snapshots, so that a later shard with the same index starts empty.
 
         Raises TimeoutError, RunFault.
         """
@@ -83,19 +81,19 @@ class ShardWorker:
             shutil.rmtree(self._directory)
 
     def stop(self) -> bool:
-        """Stop listening and write the last snapshot; returns True. Raises TimeoutError, RunFault."""
+        """Stop the server and write the last snapshot; returns True. Raises TimeoutError, RunFault."""
         self._server.stop(timeout=60.0)
         return True
 
 
 def _serve(shard: Shard, host: str, access: Access, snapshots: Snapshots | None, restarted: bool) -> ShardServer:
-    """A server on the port that a restarted shard had, which its clients know, or on a free one."""
+    """Start the shard's server: after a restart on its old port, which its clients know, if that is free."""
     if snapshots is None:
         return ShardServer(shard, host, access=access)
     file = snapshots.directory / "port"
     server = None
     if restarted and file.is_file():
-        with contextlib.suppress(RuntimeError):  # another process has taken it
+        with contextlib.suppress(RuntimeError):  # another process uses the port now
             server = ShardServer(shard, host, int(file.read_text()), access, snapshots=snapshots)
     server = server or ShardServer(shard, host, access=access, snapshots=snapshots)
     file.write_text(str(server.port))

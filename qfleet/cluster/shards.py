@@ -1,8 +1,8 @@
-"""The replay shards of a run: starts them, and changes their number while it goes on.
+"""The replay shards of a run: starts them, and changes their number during the run.
 
-The sampler draws from a new shard before the writers know of it, so that its first items can be drawn. A shard leaves
-in three steps: the writers leave it, its content moves into the others, the sampler leaves it. The driver's loop
-advances a change step by step and never waits for it.
+A new shard is added to the sampler first and to the writers second, so that its first items can be drawn. A shard is
+removed in three steps: from the writers; then its content is moved to the other shards; then from the sampler. The
+driver's loop advances a change step by step and never waits for it.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ import ray
 
 from qfleet.cluster.faults import last_line
 from qfleet.cluster.shard_worker import ShardWorker
-from qfleet.config import TrainConfig, resized
+from qfleet.config import TrainConfig, with_shards
 from qfleet.run.directory import ScaleRequest
 from replay.security import Access
 from rl.envs.make import describe
 from rl.errors import BadInput, RunFault
 
-STEP_TIMEOUT = 120.0  # seconds that the parts may take for a step of a change; a drain may take DRAIN_TIMEOUT
-DRAIN_TIMEOUT = 3600.0
+STEP_TIMEOUT = 120.0  # seconds for one step of a change, except a drain
+DRAIN_TIMEOUT = 3600.0  # seconds for moving the content of a shard
 
-remote: Any = ray.remote  # Ray's handles type no methods
+remote: Any = ray.remote  # untyped, because Ray's handles have no typed methods
 
 
 class ReplayShards:
     """Handles and addresses of a run's shards, by index.
 
-    Use:
-
         shards = ReplayShards(config, directory, access, local=True)
         shards.addresses = {i: ray.get(shards.start(i)) for i in range(config.replay.shards)}
-        news = shards.advance(request, board, learner, actors)  # again and again, from the driver's loop
+        news = shards.advance(request, board, learner, actors)  # repeatedly, from the driver's loop
+
+    ``local``: the run has started its own Ray, and did not join one.
     """
 
     def __init__(self, config: TrainConfig, directory: Path, access: Access, local: bool) -> None:
@@ -44,24 +44,24 @@ class ReplayShards:
         self._spec, _ = describe(config.env)
         self.handles: dict[int, Any] = {}
         self.addresses: dict[int, str] = {}
-        self.news = ""  # of the last change
+        self._news = ""  # message for the user about the last change
         self._change: Iterator[None] | None = None
-        # The last request that was granted or refused: a shard that is lost later is not replaced because of it.
-        self._settled: ScaleRequest | None = None
+        # The last request that was granted or rejected. It is not handled again, even if a shard is lost later.
+        self._handled_request: ScaleRequest | None = None
 
     def start(self, index: int) -> Any:
         """Start a shard; returns Ray's reference to its address (host:port), ready once the shard listens."""
         config = self._config
-        again = -1 if config.replay.snapshot_minutes > 0 else 0  # without a snapshot it would restart empty
-        late = self._local and index >= config.replay.shards  # a Ray started here has no CPUs left
+        max_restarts = -1 if config.replay.snapshot_minutes > 0 else 0  # without a snapshot it would restart empty
+        is_extra = self._local and index >= config.replay.shards  # the local Ray has no CPU left for it
         self.handles[index] = (
             remote(ShardWorker)
             .options(
                 name=f"shard-{index}",
-                num_cpus=0 if late else 1,
-                max_restarts=again,
+                num_cpus=0 if is_extra else 1,
+                max_restarts=max_restarts,
                 scheduling_strategy="SPREAD",
-                max_concurrency=2,  # answers while it is drained
+                max_concurrency=2,  # so that it answers polls while it is drained
             )
             .remote(
                 config.replay,
@@ -76,55 +76,56 @@ class ReplayShards:
         )
         return self.handles[index].address.remote()
 
-    def lost(self, index: int) -> None:
-        """Forget a shard that is gone for good."""
+    def forget(self, index: int) -> None:
+        """Remove a shard that was lost or removed."""
         self.handles.pop(index, None)
         self.addresses.pop(index, None)
 
-    def moved(self, index: int, address: str, clients: list[Any]) -> None:
-        """Tell all clients the address of a restarted shard, where it has changed."""
+    def update_address(self, index: int, address: str, clients: list[Any]) -> None:
+        """If shard ``index`` has a new address after a restart, send all addresses to ``clients``."""
         if index in self.addresses and self.addresses[index] != address:
             self.addresses[index] = address
-            self._tell(clients)
+            self._send_addresses(clients)
 
-    def _tell(self, clients: list[Any], without: int | None = None) -> list[Any]:
+    def _send_addresses(self, clients: list[Any], without: int | None = None) -> list[Any]:
+        """Send all addresses, except that of shard ``without``, to ``clients``; returns references to the calls."""
         addresses = [a for index, a in self.addresses.items() if index != without]
         return [client.set_shards.remote(addresses) for client in clients]
 
     @property
-    def changing(self) -> bool:
-        """Whether a shard is joining or leaving."""
+    def is_changing(self) -> bool:
+        """Whether a shard is being added or removed."""
         return self._change is not None
 
     def advance(self, request: ScaleRequest | None, board: Any, learner: Any, actors: list[Any]) -> str:
-        """Take one step towards the shards that ``request`` asks for, without waiting; returns news for the user or "".
+        """Advance towards the number of shards in ``request`` by one step, without waiting.
 
-        A change that fails is given up, with a warning in the news.
+        Returns a message for the user, or "". A change that fails is abandoned with a warning in the message.
         """
-        self.news = ""
+        self._news = ""
         try:
             if self._change is None:
-                if request is None or request == self._settled:
+                if request is None or request == self._handled_request:
                     return ""
                 if request["shards"] == len(self.addresses):
-                    self._settled = request
+                    self._handled_request = request
                     return ""
-                self.resized(request["shards"])
-                more = request["shards"] > len(self.addresses)
-                self._change = (self._join if more else self._leave)(board, learner, actors)
+                self.with_shards(request["shards"])  # raises BadInput if the number is not valid
+                change = self._add_shard if request["shards"] > len(self.addresses) else self._remove_shard
+                self._change = change(board, learner, actors)
             next(self._change)
         except StopIteration:
             self._change = None
         except (RunFault, BadInput, ray.exceptions.RayError) as error:
-            self._change, self._settled = None, request
-            self.news = f"warning: the replay stays at {len(self.addresses)} shard(s): {last_line(error)}"
-        return self.news
+            self._change, self._handled_request = None, request
+            self._news = f"warning: the run keeps {len(self.addresses)} replay shard(s): {last_line(error)}"
+        return self._news
 
-    def resized(self, shards: int) -> TrainConfig:
-        """The configuration with ``shards`` shards of the same size. Raises BadInput where its rules forbid them."""
-        return resized(self._config, shards)
+    def with_shards(self, shards: int) -> TrainConfig:
+        """The run's configuration with ``shards`` shards of the same size. Raises BadInput if it is not valid."""
+        return with_shards(self._config, shards)
 
-    def _join(self, board: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
+    def _add_shard(self, board: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
         index = next(i for i in range(len(self.handles) + 1) if i not in self.handles)
         call, handle = self.start(index), self.handles[index]
         try:
@@ -132,35 +133,38 @@ class ReplayShards:
             self.addresses[index] = ray.get(call)
         except (RunFault, ray.exceptions.RayError):
             ray.kill(handle)
-            self.lost(index)
+            self.forget(index)
             raise
-        yield from _until(self._tell([board, learner]), STEP_TIMEOUT, "the learner to take another shard in")
-        yield from _until(self._tell(actors), STEP_TIMEOUT, "the actors to take another shard in")
-        self.news = f"replay shard-{index} at {self.addresses[index]} has joined: {len(self.addresses)} shards"
+        yield from _until(self._send_addresses([board, learner]), STEP_TIMEOUT, f"the learner to add shard-{index}")
+        yield from _until(self._send_addresses(actors), STEP_TIMEOUT, f"the actors to add shard-{index}")
+        self._news = f"added replay shard-{index} at {self.addresses[index]}: {len(self.addresses)} shards"
 
-    def _leave(self, board: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
+    def _remove_shard(self, board: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
         index = max(self.addresses)
         handle = self.handles[index]
         rest = [a for i, a in self.addresses.items() if i != index]
         try:
-            yield from _until(self._tell([board, *actors], index), STEP_TIMEOUT, f"the actors to leave shard-{index}")
+            writers = self._send_addresses([board, *actors], index)
+            yield from _until(writers, STEP_TIMEOUT, f"the actors to remove shard-{index}")
             call = handle.drain.remote(rest)
             yield from _until([call], DRAIN_TIMEOUT, f"shard-{index} to be drained")
             moved = ray.get(call)
         except (RunFault, ray.exceptions.RayError):
-            self._tell([board, *actors])  # it stays
+            self._send_addresses([board, *actors])  # keep the shard
             raise
-        yield from _until(self._tell([learner], index), STEP_TIMEOUT, f"the learner to leave shard-{index}")
-        yield from _until([handle.leave.remote()], STEP_TIMEOUT, f"shard-{index} to end")
+        sampler = self._send_addresses([learner], index)
+        yield from _until(sampler, STEP_TIMEOUT, f"the learner to remove shard-{index}")
+        yield from _until([handle.remove.remote()], STEP_TIMEOUT, f"shard-{index} to end")
         ray.kill(handle)
-        self.lost(index)
-        self.news = f"replay shard-{index} has left, its {moved:,} transitions moved: {len(self.addresses)} shard(s)"
+        self.forget(index)
+        self._news = f"removed replay shard-{index}, moved its {moved:,} transitions: {len(self.addresses)} shard(s)"
 
 
 def _until(calls: list[Any], timeout: float, what: str) -> Iterator[None]:
-    """Yield until all calls have ended. Raises RunFault after ``timeout`` seconds, and what a call raised.
+    """Yield until all calls have finished. Raises RunFault after ``timeout`` seconds; re-raises errors of the calls.
 
-    The error of an actor that has died is ignored: when it restarts, it asks the board for the shards.
+    ``what`` completes the message "waited 120 s for ...". The error of an actor that has died is ignored: when it
+    restarts, it asks the board for the shards.
     """
     deadline = time.monotonic() + timeout
     while len(ray.wait(calls, num_returns=len(calls), timeout=0)[0]) < len(calls):

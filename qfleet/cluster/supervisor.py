@@ -1,4 +1,4 @@
-"""The driver of a distributed run: polls the workers, starts evaluations and checkpoints, and shuts everything down."""
+"""The driver of a distributed run: polls the workers, starts evaluations, writes checkpoints, ends the processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ray
 
 from qfleet.cluster.connect import start_ray
 from qfleet.cluster.faults import first_line, last_line
-from qfleet.cluster.topology import Stopped, Topology, build
+from qfleet.cluster.topology import StoppedDuringStart, Topology, start_processes
 from qfleet.config import TrainConfig, to_yaml
 from qfleet.run.directory import CONFIG, SCALE, ScaleRequest
 from qfleet.run.run import Run
@@ -18,51 +18,55 @@ from qfleet.run.scheduler import Candidate, Kind
 from rl.errors import RunFault
 
 POLL_PERIOD = 1.0  # seconds between polls
-CALL_TIMEOUT = 60.0  # seconds that a worker may take to answer
+CALL_TIMEOUT = 60.0  # seconds to wait for an answer of a worker
 
 
 class _Poller:
-    """Polls each worker, with one call at a time under way; a worker that restarts does not answer for a while."""
+    """Polls all workers, with one call per worker in flight. A worker that is restarting may miss some polls."""
 
     def __init__(self, topology: Topology, warn: Callable[[str], None]) -> None:
         self._topology = topology
         self._warn = warn
-        self._asked: dict[str, Any] = {}
-        self._heard: dict[str, float] = {}
+        self._pending: dict[str, Any] = {}  # calls in flight
+        self._last_answer: dict[str, float] = {}  # times
         self._dead: set[str] = set()
 
     def poll(self) -> dict[str, dict[str, Any]]:
-        """Answers by worker; one that has died answers once, with `failure`. Raises RunFault for a silent learner."""
+        """The answers since the last call, by worker.
+
+        For a worker that has died there is one last answer, with its `failure`. A worker that does not answer causes a
+        warning; a learner that does not answer raises RunFault.
+        """
         workers = {name: handle for name, handle in self._topology.workers() if name not in self._dead}
-        self._heard = {name: self._heard.get(name, time.monotonic()) for name in workers}
-        self._asked = {name: call for name, call in self._asked.items() if name in workers}
+        self._last_answer = {name: self._last_answer.get(name, time.monotonic()) for name in workers}
+        self._pending = {name: call for name, call in self._pending.items() if name in workers}
         for name, handle in workers.items():
-            if name not in self._asked:
-                self._asked[name] = handle.poll.remote()
-        refs = list(self._asked.values())
+            if name not in self._pending:
+                self._pending[name] = handle.poll.remote()
+        refs = list(self._pending.values())
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=POLL_PERIOD / 2)
         answers = {}
-        for name, ref in [(n, r) for n, r in self._asked.items() if r in ready]:
-            del self._asked[name]
+        for name, ref in [(n, r) for n, r in self._pending.items() if r in ready]:
+            del self._pending[name]
             try:
                 answers[name] = ray.get(ref)
-                self._heard[name] = time.monotonic()
+                self._last_answer[name] = time.monotonic()
             except ray.exceptions.ActorUnavailableError:
                 continue
             except ray.exceptions.RayActorError as error:
                 answers[name] = {"failure": f"the process ended: {first_line(error)}"}
                 self._dead.add(name)
-        for name, heard in list(self._heard.items()):
-            if time.monotonic() - heard > CALL_TIMEOUT * 3:
+        for name, last in list(self._last_answer.items()):
+            if time.monotonic() - last > CALL_TIMEOUT * 3:
                 if name == "learner":
                     raise RunFault(f"{name} has not answered for {CALL_TIMEOUT * 3:g} s")
-                self._warn(f"warning: {name} has not answered for {CALL_TIMEOUT * 3:g} s; the run goes on without it")
-                self._heard[name] = time.monotonic()
+                self._warn(f"warning: {name} has not answered for {CALL_TIMEOUT * 3:g} s; the run continues without it")
+                self._last_answer[name] = time.monotonic()
         return answers
 
 
 class _Evaluation:
-    """An evaluation under way on the evaluator, advanced without waiting."""
+    """The current evaluation of a run, played by the evaluator's process; `advance` never waits for it."""
 
     def __init__(self, run: Run, evaluator: Any) -> None:
         self._run, self._evaluator = run, evaluator
@@ -72,7 +76,7 @@ class _Evaluation:
         self._play_call: Any = None
 
     def advance(self) -> None:
-        """Start an evaluation when one is due, and take its result when it is there."""
+        """Start an evaluation if one is due, or record its result if it has finished."""
         if self._kind is None:
             self._kind = self._run.scheduler.due(self._run.stats)
             if self._kind is not None:
@@ -80,29 +84,32 @@ class _Evaluation:
             return
         try:
             self._advance(self._kind)
-        except ray.exceptions.RayActorError as error:  # it restarts; the next evaluation starts afresh
-            self._run.progress.note(f"the evaluation was lost, the evaluator restarts: {first_line(error)}")
+        except ray.exceptions.RayActorError as error:  # Ray restarts the evaluator
+            self._run.progress.note(
+                f"warning: lost an evaluation, because the evaluator is restarting: {first_line(error)}"
+            )
             self._kind = self._weights_call = self._play_call = None
 
     def _advance(self, kind: Kind) -> None:
-        if self._weights_call is not None and _ready(self._weights_call):
+        if self._weights_call is not None and _is_ready(self._weights_call):
             version, updates, weights = ray.get(self._weights_call)
             self._weights_call = None
             self._candidate = Candidate(weights, version, self._run.stats.agent_steps, updates)
             self._play_call = self._evaluator.evaluate.remote(self._run.scheduler.episodes(kind))
-        elif self._play_call is not None and _ready(self._play_call):
+        elif self._play_call is not None and _is_ready(self._play_call):
             assert self._candidate is not None
             result = ray.get(self._play_call)
-            self._kind = follow = self._run.evaluated(kind, self._candidate, result)
+            self._kind = next_kind = self._run.record_evaluation(kind, self._candidate, result)
             self._play_call = None
-            if follow is not None:
-                self._play_call = self._evaluator.evaluate.remote(self._run.scheduler.episodes(follow))
+            if next_kind is not None:
+                self._play_call = self._evaluator.evaluate.remote(self._run.scheduler.episodes(next_kind))
 
 
 def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None]) -> None:
-    """Train on Ray until the run is finished; no process is left behind. Raises RunFault, BadInput.
+    """Train on Ray until the run is finished, and end all of its processes.
 
-    ``on_ready`` is called once Ray has started or was joined.
+    ``address`` None: start a local Ray, else join the Ray there. ``on_ready`` is called once Ray is started or joined.
+    Raises RunFault, BadInput.
     """
     directory = run.dir.path.resolve()
     (directory / SCALE).unlink(missing_ok=True)
@@ -110,7 +117,7 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
         for warning in start_ray(run.config, address, directory.name):
             run.progress.note(f"warning: {warning}")
         on_ready()
-        topology = build(
+        topology = start_processes(
             run.config,
             directory,
             run.resumed,
@@ -122,7 +129,7 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
         run.stats.start_clock()
         failure: RunFault | None = None
         try:
-            _drive(run, topology)
+            _training_loop(run, topology)
         except RunFault as fault:
             failure = fault
         except (ray.exceptions.RayError, TimeoutError) as error:
@@ -131,13 +138,14 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
         _finish(run, topology)
         if failure is not None:
             raise failure
-    except Stopped:
-        run.progress.note("stopped before training began")
+    except StoppedDuringStart:
+        run.progress.note("stopped before training started")
     finally:
         ray.shutdown()
 
 
 def _describe(config: TrainConfig, topology: Topology) -> str:
+    """One line about the processes of the run and where they are, for the user."""
     url = ray.get_runtime_context().gcs_address
     dashboard = ray._private.worker.global_worker.node and ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
     where = f", dashboard http://{dashboard}" if dashboard else ""
@@ -148,86 +156,87 @@ def _describe(config: TrainConfig, topology: Topology) -> str:
     )
 
 
-def _drive(run: Run, topology: Topology) -> None:
+def _training_loop(run: Run, topology: Topology) -> None:
     poller, evaluation = _Poller(topology, run.progress.note), _Evaluation(run, topology.evaluator)
-    saving: Any = None
-    pinned: Any = None
-    while not run.finished():
-        began = time.monotonic()
+    checkpoint_call: Any = None
+    status_call: Any = None
+    while not run.is_finished():
+        started = time.monotonic()
         for name, answer in poller.poll().items():
-            _take(run, topology, name, answer)
+            _handle_answer(run, topology, name, answer)
         evaluation.advance()
-        if saving is None and run.save_due():
-            saving = topology.learner.checkpoint.remote(run.checkpoint_extra())
-        if saving is not None and _ready(saving):
-            run.save(ray.get(saving))
-            saving = None
+        if checkpoint_call is None and run.is_checkpoint_due():
+            checkpoint_call = topology.learner.checkpoint.remote(run.checkpoint_extra())
+        if checkpoint_call is not None and _is_ready(checkpoint_call):
+            run.save_checkpoint(ray.get(checkpoint_call))
+            checkpoint_call = None
         run.tick()
-        asked = ray.get(pinned) if pinned is not None and _ready(pinned) else None
-        _resize(run, topology, asked)
-        pinned = topology.board.set_status.remote(run.status(run.last_row))
-        while time.monotonic() - began < POLL_PERIOD and not run.finished():
+        request = ray.get(status_call) if status_call is not None and _is_ready(status_call) else None
+        _advance_scaling(run, topology, request)
+        status_call = topology.board.set_status.remote(run.status(run.last_row))
+        while time.monotonic() - started < POLL_PERIOD and not run.is_finished():
             time.sleep(0.05)
 
 
-def _resize(run: Run, topology: Topology, asked: ScaleRequest | None) -> None:
-    """Take one step towards the shards that `qfleet scale` asked for, in the run's directory or in the cluster."""
-    request = run.dir.read_json(SCALE) or asked or None
+def _advance_scaling(run: Run, topology: Topology, board_request: ScaleRequest | None) -> None:
+    """Advance by one step the last request of `qfleet scale`, from the run's directory or else from its board."""
+    request = run.dir.read_json(SCALE) or board_request or None
     news = topology.shards.advance(request, topology.board, topology.learner, topology.actors)
     shards = len(topology.shards.addresses)
     if news:
         run.progress.note(news)
-        run.config = topology.shards.resized(shards)  # which the next checkpoint holds
+        run.config = topology.shards.with_shards(shards)  # the next checkpoint holds it
         run.dir.write(CONFIG, to_yaml(run.config))
-    answered: dict[str, Any] = {"scale_news": news, "scale_request": request} if news else {}
-    if not topology.shards.changing:  # `qfleet scale` waits until all clients know the shards
-        answered["shards"] = shards
-    run.scaling = {"scale_news": "", "scale_request": None, "shards": shards, **run.scaling, **answered}
+    changes: dict[str, Any] = {"scale_news": news, "scale_request": request} if news else {}
+    if not topology.shards.is_changing:  # `qfleet scale` waits until all clients have the new addresses
+        changes["shards"] = shards
+    run.scaling = {"scale_news": "", "scale_request": None, "shards": shards, **run.scaling, **changes}
 
 
-def _take(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> None:
-    """Add one worker's answer to the totals. Raises RunFault where the run cannot go on without that worker."""
+def _handle_answer(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> None:
+    """Add a worker's answer to the totals. Raises RunFault if it reports a failure that ends the run."""
     failure = answer.pop("failure")
     if news := answer.pop("news", ""):
         run.progress.note(f"replay {name} {news}")
     if failure is not None:
         index = int(name.removeprefix("shard-")) if name.startswith("shard-") else None
         if index is not None and index not in topology.shards.addresses:
-            return  # it had not joined yet: `ReplayShards.advance` gives the reason
+            return  # it was still being added: `ReplayShards.advance` reports the failure
         if index is None or len(topology.shards.addresses) < 2:
             raise RunFault(f"{name}: {failure}")
-        run.progress.note(f"warning: replay {name} is gone, its content with it: {failure}")
-        topology.shards.lost(index)
+        run.progress.note(f"warning: lost replay {name} with its content: {failure}")
+        topology.shards.forget(index)
         _check_min_size(run.config, len(topology.shards.addresses))
         return
     if name.startswith("shard-"):
         clients = [topology.board, topology.learner, *topology.actors]
-        topology.shards.moved(int(name.removeprefix("shard-")), answer["address"], clients)
+        topology.shards.update_address(int(name.removeprefix("shard-")), answer["address"], clients)
     elif name == "learner":
-        run.stats.learned(answer)
+        run.stats.add_learner_report(answer)
     elif name.startswith("actor-"):
-        run.stats.actor(int(name.removeprefix("actor-")), answer["agent_steps"], answer["episodes"])
+        run.stats.add_actor_report(int(name.removeprefix("actor-")), answer["agent_steps"], answer["episodes"])
 
 
 def _check_min_size(config: TrainConfig, alive: int) -> None:
-    if config.surely_stored(alive) < config.replay.limiter.min_size:
+    """Raise RunFault if ``alive`` shards may hold fewer items than `min_size`: the learner would wait forever."""
+    if config.min_items_when_full(alive) < config.replay.limiter.min_size:
         raise RunFault(
-            f"the {alive} replay shard(s) left cannot hold `replay.limiter.min_size` of {config.replay.limiter.min_size} "
-            f"transitions: resume with a larger `replay.capacity` (now {config.replay.capacity} over all shards)"
+            f"the remaining {alive} replay shard(s) cannot hold the {config.replay.limiter.min_size} transitions of "
+            f"`replay.limiter.min_size`: resume with a larger `replay.capacity` (now {config.replay.capacity} in all)"
         )
 
 
 def _finish(run: Run, topology: Topology) -> None:
-    """Stop acting, stop learning, write the last checkpoint, stop the shards, with deadlines."""
+    """Stop the actors and the learner, write the last checkpoint and snapshots, and kill all processes."""
     try:
         ray.wait([a.stop.remote() for a in topology.actors], num_returns=len(topology.actors), timeout=0.5)
         ended = ray.get(topology.learner.stop.remote(), timeout=CALL_TIMEOUT)
-        if not ended:  # a checkpoint now would be half an update
+        if not ended:  # a checkpoint could hold an update that is only half done
             raise TimeoutError("the learner did not end its last update within 20 s")
         run.stats.learner["updates"] = ray.get(topology.learner.poll.remote(), timeout=CALL_TIMEOUT)["updates"]
-        run.save(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
+        run.save_checkpoint(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
     except (ray.exceptions.RayError, TimeoutError) as error:
-        run.progress.note(f"warning: no last checkpoint: {first_line(error)}")
+        run.progress.note(f"warning: could not write the last checkpoint: {first_line(error)}")
     shards = topology.shards.handles
     if run.config.replay.snapshot_minutes > 0:
         _stop_shards(run, shards)
@@ -243,15 +252,15 @@ def _finish(run: Run, topology: Topology) -> None:
 
 
 def _stop_shards(run: Run, shards: dict[int, Any]) -> None:
-    """Have every shard write its last snapshot."""
+    """Stop every shard; each writes its last snapshot."""
     calls = {index: shard.stop.remote() for index, shard in shards.items()}
     ray.wait(list(calls.values()), num_returns=len(calls), timeout=CALL_TIMEOUT)
     for k, call in calls.items():
         try:
             ray.get(call, timeout=0)
         except (ray.exceptions.RayError, TimeoutError, RunFault) as error:
-            run.progress.note(f"warning: no last snapshot of replay shard-{k}: {last_line(error)}")
+            run.progress.note(f"warning: replay shard-{k} could not write its last snapshot: {last_line(error)}")
 
 
-def _ready(ref: Any) -> bool:
+def _is_ready(ref: Any) -> bool:
     return bool(ray.wait([ref], timeout=0)[0])

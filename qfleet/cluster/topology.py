@@ -1,4 +1,4 @@
-"""The processes of a run: starts them on Ray, each with the CPUs and GPUs that it asks for."""
+"""Starts the processes of a run on Ray, each with the CPUs and GPUs that it needs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from qfleet.config import TrainConfig
 from replay.security import Access, new_token
 from rl.errors import RunFault
 
-remote: Any = ray.remote  # Ray's handles type no methods
+remote: Any = ray.remote  # untyped, because Ray's handles have no typed methods
 
 
-class Stopped(Exception):
+class StoppedDuringStart(Exception):
     """The user ended the run while its processes were starting."""
 
 
 @dataclass
 class Topology:
-    """Handles of a run's Ray actors, and the learner's device."""
+    """Handles of the Ray actors of a run, and a description of the learner's device."""
 
     board: Any
     weights: Any
@@ -48,7 +48,7 @@ class Topology:
         return [("learner", self.learner), *actors, *shards]
 
 
-def build(
+def start_processes(
     config: TrainConfig,
     directory: Path,
     resumed: Checkpoint | None,
@@ -56,17 +56,18 @@ def build(
     local: bool,
     stopping: Callable[[], bool],
 ) -> Topology:
-    """Start every process and wait until all are ready; returns their handles.
+    """Start all processes of a run and wait until they are ready; returns their handles.
 
-    Raises RunFault, which names what was not ready in time, and Stopped once ``stopping`` returns True.
+    ``base_steps``: agent steps made before a resume. ``local``: the run has started its own Ray. Raises RunFault if a
+    process is not ready in time, and StoppedDuringStart once ``stopping`` returns True.
     """
     needs, run = Needs.of(config), directory.name
     board, weights = _start_stores(run)
     access = Access.of(config.replay.security)
-    access = replace(access, token=access.token or new_token())  # given as an argument, written nowhere
+    access = replace(access, token=access.token or new_token())  # passed as an argument only, never written to disk
     shards = ReplayShards(config, directory, access, local)
-    wanted = {f"shard-{i}": shards.start(i) for i in range(config.replay.shards)}
-    addresses = _await_ready(wanted, f"{needs.shard_cpus} CPU each", config.ready_timeout, stopping)
+    shard_calls = {f"shard-{i}": shards.start(i) for i in range(config.replay.shards)}
+    addresses = _await_ready(shard_calls, f"{needs.shard_cpus} CPU each", config.ready_timeout, stopping)
     shards.addresses = dict(enumerate(addresses))
     board.set_shards.remote(addresses)
     learner = (
@@ -93,12 +94,12 @@ def build(
 
 
 def _start_stores(run: str) -> tuple[Any, Any]:
-    """The run's board and its weight store. Raises RunFault when a run of this name has them already."""
+    """Start the run's board and its weight store. Raises RunFault if this Ray already has a run of the same name."""
     try:
         board = remote(RunBoard).options(name=BOARD, num_cpus=0, max_restarts=0).remote()
         return board, remote(WeightStore).options(name=WEIGHT_STORE, num_cpus=0, max_restarts=0).remote()
     except ValueError as error:
-        raise RunFault(f"this Ray already has a run named {run!r}: write a directory of another name") from error
+        raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir with another name") from error
 
 
 def _start_actors(config: TrainConfig, base_steps: int, run: str, nice: int, access: Access) -> list[Any]:
@@ -109,23 +110,26 @@ def _start_actors(config: TrainConfig, base_steps: int, run: str, nice: int, acc
     ]
 
 
-def _await_ready(calls: dict[str, Any], asks: str, timeout: float, stopping: Callable[[], bool]) -> list[Any]:
-    """Results of ``calls`` in order. Raises RunFault, which names those not ready in ``timeout`` seconds; Stopped."""
+def _await_ready(calls: dict[str, Any], needs: str, timeout: float, stopping: Callable[[], bool]) -> list[Any]:
+    """Wait for ``calls`` (process name -> Ray reference); returns their results in order.
+
+    Raises RunFault, which names the processes that are not ready after ``timeout`` seconds and their ``needs``; raises
+    StoppedDuringStart once ``stopping`` returns True.
+    """
     refs = list(calls.values())
     deadline = time.monotonic() + timeout
     ready: list[Any] = []
     while len(ready) < len(refs) and time.monotonic() < deadline:
         if stopping():
-            raise Stopped
+            raise StoppedDuringStart
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.5)
     if len(ready) < len(refs):
         missing = [name for name, ref in calls.items() if ref not in ready]
         resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         free = {k: v for k, v in resources.items() if k in ("CPU", "GPU")}
         raise RunFault(
-            f"not ready after {timeout:g} s: {', '.join(missing)} (asking for {asks}; free in the cluster: {free}); "
-            "ask for fewer with `actors.count`, `replay.shards` and `learner.threads`, add nodes, or wait longer with "
-            "`ready_timeout`"
+            f"not ready after {timeout:g} s: {', '.join(missing)} (needed: {needs}; free in the cluster: {free}): "
+            "reduce `actors.count`, `replay.shards` or `learner.threads`, add nodes, or raise `ready_timeout`"
         )
     try:
         return list(ray.get(refs))

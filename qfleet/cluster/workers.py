@@ -1,7 +1,7 @@
-"""The Ray actors of a run: each wraps one plain component and runs its loop in a thread.
+"""The Ray actors of a run: each wraps one component and runs its loop in a thread.
 
-A loop that fails stores its reason for `poll`. The driver polls every worker and never waits for one without a
-deadline.
+If a loop fails, the next `poll` reports the reason. The driver polls every worker and never waits for one without a
+timeout.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from rl.errors import RunFault
 from rl.evaluation import EvaluationResult
 from rl.ports import Weights
 
-FIRST_WEIGHTS = 60.0  # seconds in which the learner must have published weights for an actor that starts
+FIRST_WEIGHTS_TIMEOUT = 60.0  # seconds that a starting actor waits for the first weights of the learner
 
 
-class _Loop:
-    """A component's loop in a thread of its own."""
+class _ThreadedLoop:
+    """Runs the loop of a component in its own thread; `failure` holds the reason if it fails."""
 
     def __init__(self, body: Callable[[], None], name: str) -> None:
         self.stopping = threading.Event()
@@ -56,7 +56,7 @@ class _Loop:
                 self.failure = traceback.format_exc(limit=8)
 
     def stop(self, timeout: float) -> bool:
-        """Ask the loop to end; returns whether it did within ``timeout`` seconds."""
+        """Ask the loop to end; returns whether it ended within ``timeout`` seconds."""
         self.stopping.set()
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -67,9 +67,10 @@ def _weight_store() -> Any:
 
 
 class ActorWorker:
-    """One actor, which acts from the moment it is made, also after a restart.
+    """One actor. It starts acting as soon as it is created, also after a restart by Ray.
 
-    Raises RunFault where the learner publishes no weights within FIRST_WEIGHTS seconds.
+    ``base_steps``: agent steps made before a resume. Raises RunFault if the learner publishes no weights within
+    FIRST_WEIGHTS_TIMEOUT seconds.
     """
 
     def __init__(
@@ -84,15 +85,15 @@ class ActorWorker:
         os.nice(nice)
         torch.set_num_threads(1)
         board = RemoteBoard.here()
-        seen = board.status().get("agent_steps", 0)  # of all actors, after a restart
-        base_steps = max(base_steps, int(seen))
+        steps_so_far = board.status().get("agent_steps", 0)  # of all actors; above base_steps after a restart
+        base_steps = max(base_steps, int(steps_so_far))
         shards = board.shards()
         weights = RayWeightSource(_weight_store())
-        weights.await_first(FIRST_WEIGHTS)  # initial weights would act badly and give wrong priorities
+        weights.await_first(FIRST_WEIGHTS_TIMEOUT)  # initial weights would act badly and give wrong priorities
         self._writer = Writer(shards, config.replay.give_up_after, access=access)
         self._actor = make_actor(config, index, base_steps, self._writer, weights)
         self._metrics = RayMetrics("actor", f"{run}/{index}")
-        self._loop = _Loop(self._act, "actor")
+        self._loop = _ThreadedLoop(self._act, "actor")
         self._loop.start()
 
     def _act(self) -> None:
@@ -100,13 +101,16 @@ class ActorWorker:
         self._actor.run(self._loop.stopping.is_set)
 
     def poll(self) -> dict[str, Any]:
-        """`failure`, or None; `agent_steps` since the process (re)started; `episodes` finished since the last poll."""
+        """`failure` (or None), `agent_steps` since the process started, and `episodes` finished since the last poll."""
         stats = dict(self._actor.stats())
         self._metrics.report(stats)
         return {"failure": self._loop.failure, "episodes": self._actor.take_episodes(), **stats}
 
     def set_shards(self, addresses: list[str]) -> None:
-        """Write to these shards (host:port); returns when nothing is in flight to the others. Raises TimeoutError."""
+        """Write to the shards at ``addresses`` (host:port); returns when nothing is in flight to any other shard.
+
+        Raises TimeoutError after 60 s.
+        """
         self._writer.set_shards(addresses, timeout=60.0)
 
     def stop(self) -> bool:
@@ -115,7 +119,7 @@ class ActorWorker:
 
 
 class LearnerWorker:
-    """The learner; idle until `start`."""
+    """The learner. It starts to learn when `start` is called."""
 
     def __init__(
         self,
@@ -133,7 +137,7 @@ class LearnerWorker:
         self._sampler = Sampler(
             shards,
             spec,
-            config.limiter(),
+            config.make_limiter(),
             config.beta,
             config.replay.batches_ahead,
             config.replay.give_up_after,
@@ -145,13 +149,13 @@ class LearnerWorker:
         self._learner = make_learner(config, spec, self._sampler, sink, self._metrics, threaded=True)
         if resumed is not None:
             self._learner.set_checkpoint(resumed)
-        self._wanted: dict[str, Any] | None = None  # extra data of a checkpoint that was asked for
-        self._taken: Checkpoint | None = None
-        self._done = threading.Event()
-        self._loop = _Loop(self._learn, "learner")
+        self._checkpoint_request: dict[str, Any] | None = None  # the extra state of a requested checkpoint
+        self._checkpoint: Checkpoint | None = None
+        self._checkpoint_done = threading.Event()
+        self._loop = _ThreadedLoop(self._learn, "learner")
 
     def start(self) -> str:
-        """Begin to learn; returns the device and the precision in words."""
+        """Start to learn; returns the device and the precision as text, such as "cuda in bfloat16"."""
         self._loop.start()
         updater = self._learner.updater
         return f"{updater.device} in {str(updater.dtype).removeprefix('torch.')}"
@@ -161,34 +165,38 @@ class LearnerWorker:
         self._learner.run(self._loop.stopping, self._tick)
 
     def _tick(self) -> None:
-        if self._wanted is not None:
-            extra, self._wanted = self._wanted, None
-            self._taken = self._learner.get_checkpoint(extra)
-            self._done.set()
+        """Between two updates: make the checkpoint that `checkpoint` has requested."""
+        if self._checkpoint_request is not None:
+            extra, self._checkpoint_request = self._checkpoint_request, None
+            self._checkpoint = self._learner.get_checkpoint(extra)
+            self._checkpoint_done.set()
 
     def poll(self) -> dict[str, Any]:
-        """`failure`, or None; the newest figures of the learner, and of replay as `replay_...`; `updates`."""
+        """`failure` (or None), `updates`, the newest metrics of the learner, and those of replay as `replay_...`."""
         updates = self._learner.updater.updates
         stats = {f"replay_{k}": v for k, v in self._sampler.stats().items()}
         return {"failure": self._loop.failure, **self._metrics.values, **stats, "updates": updates}
 
     def set_shards(self, addresses: list[str]) -> None:
-        """Sample from these shards (host:port). Raises BadInput where the limiter's slack is too small for so many."""
+        """Sample from the shards at ``addresses`` (host:port).
+
+        Raises BadInput if the limiter's slack is too small for so many shards.
+        """
         self._sampler.set_shards(addresses)
 
     def checkpoint(self, extra: dict[str, Any]) -> Checkpoint:
-        """A checkpoint, with ``extra`` in its state, taken between two updates. Raises TimeoutError after 60 s."""
+        """A checkpoint made between two updates, with ``extra`` added to its state. Raises TimeoutError after 60 s."""
         if self._loop.stopping.is_set():
             return self._learner.get_checkpoint(extra)
-        self._done.clear()
-        self._wanted = extra
-        if not self._done.wait(timeout=60.0):
+        self._checkpoint_done.clear()
+        self._checkpoint_request = extra
+        if not self._checkpoint_done.wait(timeout=60.0):
             raise TimeoutError("the learner did not reach the end of an update within 60 s")
-        assert self._taken is not None
-        return self._taken
+        assert self._checkpoint is not None
+        return self._checkpoint
 
     def stop(self) -> bool:
-        """Stop learning; returns whether the last update ended within 20 s. `checkpoint` still answers."""
+        """Stop learning; returns whether the last update ended within 20 s. `checkpoint` still works afterwards."""
         ended = self._loop.stop(timeout=20.0)
         self._learner.close()
         self._sampler.close()
@@ -196,28 +204,31 @@ class LearnerWorker:
 
 
 class EvaluatorWorker:
-    """The evaluator. It runs at the learner's priority, above the actors', as the run waits for its last result."""
+    """The evaluator. It has the learner's niceness, not the actors', because a run may wait for its result."""
 
     def __init__(self, config: TrainConfig, base_steps: int, run: str) -> None:
         torch.set_num_threads(1)
         self._evaluator = make_evaluator(config, base_steps)
         self._source = RayWeightSource(_weight_store())
         self._weights: Weights | None = None
-        self._meta = (0, 0)  # version, updates
+        self._version, self._updates = 0, 0  # of the weights
         self._metrics = RayMetrics("evaluator", run)
 
     def take_weights(self) -> tuple[int, int, dict[str, Any]]:
-        """Keep the newest publication; returns (version, updates, weights). Raises RunFault where there is none yet."""
+        """Keep the weights of the newest publication; returns (version, updates, weights).
+
+        Raises RunFault if there is no publication yet.
+        """
         publication = self._source.wait(timeout=30.0)
         if publication is not None:
             self._weights = {k: v.copy() for k, v in publication.weights.items()}
-            self._meta = publication.version, publication.updates
+            self._version, self._updates = publication.version, publication.updates
         if self._weights is None:
             raise RunFault("the learner has published no weights yet")
-        return *self._meta, dict(self._weights)
+        return self._version, self._updates, dict(self._weights)
 
     def evaluate(self, episodes: int) -> EvaluationResult:
-        """Play ``episodes`` episodes with the weights that `take_weights` kept; returns the result."""
+        """Play ``episodes`` episodes with the weights from the last `take_weights`; returns the result."""
         assert self._weights is not None
         result = self._evaluator.evaluate(self._weights, episodes)
         self._metrics.report({"mean_return": result.mean_return, "episodes": len(result.episodes)})

@@ -1,1 +1,1 @@
-"""A training run as its driver sees it, and serial mode."""
+"""The driver's side of a training run, and serial mode."""

@@ -1,4 +1,4 @@
-"""A metric sink that keeps the newest value of each figure."""
+"""A metric sink that keeps the newest value of each metric."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class LatestMetrics:
-    """`MetricSink` that keeps the newest value of each figure in `values`."""
+    """`MetricSink` that keeps the newest value of each metric in `values`."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Keep the newest value of each figure."""
+        """Update `values` with ``metrics``."""
         self.values.update(metrics)

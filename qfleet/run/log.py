@@ -1,4 +1,4 @@
-"""Where a run's figures go: TensorBoard, metrics.csv and eval.csv."""
+"""Logs the metrics of a run to TensorBoard, metrics.csv and eval.csv."""
 
 from __future__ import annotations
 
@@ -24,46 +24,45 @@ EVAL_COLUMNS = (
 
 
 class RunLog:
-    """metrics.csv, eval.csv and TensorBoard of a run, over agent steps (offline: learner updates).
-
-    Use:
+    """Writer of a run's metrics.csv, eval.csv and TensorBoard files.
 
         log = RunLog(folder)
-        log.metrics(stats.row(epsilon_min))  # again and again; log.evaluation(row) after each evaluation
+        log.metrics(stats.row(epsilon_min))  # repeatedly; log.evaluation(row) after each evaluation
         log.close()
 
-    A resumed run appends to these files: ``resumed`` has its checkpoint's agent_steps and updates. What was logged
-    beyond the checkpoint is cut, because the run goes through it again.
+    ``over`` is the x-axis in TensorBoard: "agent_steps", or "updates" of an offline run. ``resumed`` holds the
+    agent_steps and updates of the checkpoint that a resumed run starts from; rows beyond them are deleted, because the
+    run repeats that part.
     """
 
     def __init__(self, folder: Path, over: str = "agent_steps", resumed: Mapping[str, int] | None = None) -> None:
         self._over = over
-        # TensorBoard hides what earlier files have from that step on
+        # TensorBoard hides points of earlier files from this step on
         purge = None if resumed is None else resumed[over] + 1
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         self._metrics = _Csv(folder / "metrics.csv", METRIC_COLUMNS, resumed)
         self._evals = _Csv(folder / "eval.csv", EVAL_COLUMNS, resumed)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """Log a row of training figures (METRIC_COLUMNS); finite ones go to TensorBoard too."""
+        """Log a row of training metrics (METRIC_COLUMNS) to metrics.csv, and the finite ones to TensorBoard."""
         self._metrics.write(row)
         for name, value in row.items():
-            if name in METRIC_COLUMNS and name != "agent_steps" and _finite(value):
+            if name in METRIC_COLUMNS and name != "agent_steps" and _is_finite(value):
                 self._board.add_scalar(f"train/{name}", value, int(row[self._over]))
 
     def returns_by_epsilon(self, agent_steps: int, rows: Mapping[float, float]) -> None:
-        """Log the mean training return at each epsilon of the ladder, to TensorBoard alone."""
+        """Log the mean training return at each epsilon of the ladder, to TensorBoard only."""
         for epsilon, mean in rows.items():
             self._board.add_scalar(f"return_by_epsilon/{epsilon:.6g}", mean, agent_steps)
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
-        """Log a row of an evaluation (EVAL_COLUMNS). Raises KeyError where a return is missing."""
+        """Log a row of an evaluation (EVAL_COLUMNS). Raises KeyError if one of its returns is missing."""
         self._evals.write(row)
         for name in ("mean_return", "std_return", "worst_return"):
             self._board.add_scalar(f"evaluation/{name}", row[name], int(row[self._over]))
 
     def close(self) -> None:
-        """Write what is buffered and close the files."""
+        """Flush and close the files."""
         self._board.close()
         self._metrics.close()
         self._evals.close()
@@ -73,12 +72,12 @@ class _Csv:
     def __init__(self, file: Path, columns: tuple[str, ...], resumed: Mapping[str, int] | None) -> None:
         kept = _rows_until(file, resumed) if resumed is not None else []
         if resumed is not None or not file.exists():
-            aside = file.with_name(f".{file.name}")
-            with aside.open("w", newline="") as fresh:
-                writer = csv.DictWriter(fresh, columns, restval="", extrasaction="ignore")
+            temporary = file.with_name(f".{file.name}")
+            with temporary.open("w", newline="") as rewritten:
+                writer = csv.DictWriter(rewritten, columns, restval="", extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(kept)
-            aside.replace(file)
+            temporary.replace(file)
         self._file = file.open("a", newline="")
         self._writer = csv.DictWriter(self._file, columns, restval="", extrasaction="ignore")
 
@@ -91,19 +90,19 @@ class _Csv:
 
 
 def _rows_until(file: Path, resumed: Mapping[str, int]) -> list[dict[str, str]]:
-    """The rows of a file up to the checkpoint, without a last one that a killed process wrote in part."""
+    """The rows of a file up to the checkpoint, without a last row that a killed process wrote only in part."""
     if not file.exists():
         return []
     with file.open(newline="") as rows:
-        return [row for row in csv.DictReader(rows) if None not in row.values() and not _beyond(row, resumed)]
+        return [row for row in csv.DictReader(rows) if None not in row.values() and not _is_beyond(row, resumed)]
 
 
-def _beyond(row: Mapping[str, str], resumed: Mapping[str, int]) -> bool:
+def _is_beyond(row: Mapping[str, str], resumed: Mapping[str, int]) -> bool:
     try:
         return any(int(row[name]) > most for name, most in resumed.items())
     except (KeyError, ValueError):
         return True
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)

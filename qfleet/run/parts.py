@@ -1,4 +1,4 @@
-"""Makes a run's components from its configuration: the same ones in serial mode and in the processes of a cluster."""
+"""Makes the components of a run from its configuration, for serial mode and for the processes of a cluster."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rl.types import ObservationSpec
 
 
 def make_q_network(config: TrainConfig) -> QNetwork:
-    """The network, with the initial weights that the seed gives."""
+    """A new Q-network; its initial weights depend on ``config.seed`` only."""
     spec, actions = describe(config.env)
     return make_network(config.network, spec, actions, config.seed)
 
 
 def make_actor(config: TrainConfig, index: int, base_steps: int, sink: SegmentSink, weights: WeightSource) -> Actor:
-    """Actor ``index``; ``base_steps``: agent steps that all actors together had made before."""
+    """Actor number ``index``. ``base_steps``: agent steps that all actors together made before this process started."""
     count = config.actors.environments
     return Actor(
         config.actors,
@@ -28,7 +28,7 @@ def make_actor(config: TrainConfig, index: int, base_steps: int, sink: SegmentSi
         config.returns,
         config.learner.double,
         (make_q_network(config), make_q_network(config)),
-        Exploration(config.exploration, index * count, count, config.fleet_environments),
+        Exploration(config.exploration, index * count, count, config.total_environments),
         sink,
         weights,
         config.seed,
@@ -45,7 +45,7 @@ def make_learner(
     metrics: MetricSink,
     threaded: bool,
 ) -> Learner:
-    """The learner of batches with observations of ``spec``; ``threaded``: another thread prepares the batches."""
+    """The learner, for batches with observations of ``spec``; ``threaded``: another thread prepares the batches."""
     _, actions = describe(config.env)
     return Learner(
         config.learner, config.network, spec, actions, source, weights, metrics, config.seed, threaded=threaded
@@ -53,7 +53,7 @@ def make_learner(
 
 
 def make_evaluator(config: TrainConfig, base_steps: int) -> Evaluator:
-    """The evaluator; ``base_steps`` as in `make_actor`, so that a resumed run plays other episodes than before."""
+    """The evaluator. ``base_steps`` (see `make_actor`) enters its seed, so that a resumed run plays other episodes."""
     return Evaluator(
         config.evaluation, config.env, make_q_network(config), config.actors.precision, config.seed, base_steps
     )

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere."""
+"""The progress display of a run: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ PLAIN_EVERY = 30.0  # seconds between plain lines
 
 
 class Screen(Console):
-    """Standard error, where a pipe's reader may go away (rich itself would end the process then).
+    """A rich console on standard error that survives a closed pipe (rich itself would end the process).
 
-    Without ``on_closed`` BrokenPipeError is raised then; with it, it is called, and later output is dropped.
+    When the pipe is closed, it calls ``on_closed`` and discards later output; without ``on_closed`` it raises
+    BrokenPipeError.
     """
 
     def __init__(self, on_closed: Callable[[], None] | None = None) -> None:
@@ -29,33 +30,32 @@ class Screen(Console):
         self._on_closed = on_closed
 
     def on_broken_pipe(self) -> None:
-        """What rich calls when the reader is gone: calls ``on_closed``, or raises BrokenPipeError without one."""
+        """Called by rich when the pipe is closed."""
         if self._on_closed is None:
-            raise BrokenPipeError(errno.EPIPE, "nobody reads standard error")
-        silence(self.file)
+            raise BrokenPipeError(errno.EPIPE, "standard error is closed")
+        discard_output(self.file)
         self._on_closed()
 
 
-def silence(stream: TextIO | Any) -> None:
-    """Drop what is written to ``stream`` from now on, and what its buffer holds."""
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream without a file, or none at all
-        nowhere = os.open(os.devnull, os.O_WRONLY)
+def discard_output(stream: TextIO | Any) -> None:
+    """Redirect ``stream`` to the null device, with the text that is still in its buffer."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # no stream, or one without a file descriptor
+        null = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.dup2(nowhere, stream.fileno())
+            os.dup2(null, stream.fileno())
         finally:
-            os.close(nowhere)
+            os.close(null)
 
 
 class Progress:
-    """Shows the newest row; `note` prints a line that stays. All goes to standard error.
-
-    Use:
+    """Shows the newest metrics of a run on standard error.
 
         progress = Progress("Qfleet CartPole-v1", {"agent_steps": 300_000}, goal=475.0)
-        progress.show(row, "-", seconds_left=60.0)  # again and again; progress.note("a line that stays")
+        progress.show(row, "-", seconds_left=60.0)  # repeatedly; progress.note("text") prints a permanent line
         progress.close()
 
-    ``on_closed`` is called when the reader of standard error is gone; from then on nothing is shown.
+    ``limits`` holds the run's limits by metric name, and ``goal`` its goal, for the live table. ``on_closed`` is called
+    when standard error is a pipe that has been closed; after that nothing is shown.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Progress:
             self._live.start()
 
     def note(self, text: str) -> None:
-        """Print a line that stays on the screen."""
+        """Print ``text`` as a permanent line, above the live table if there is one."""
         self.console.print(text, highlight=False, markup=False)
 
     def show(self, row: Mapping[str, Any], last_eval: str, seconds_left: float) -> None:
-        """Show ``row`` (of `RunStats.row`), the last evaluation's return and the seconds left (inf: unknown)."""
+        """Show ``row`` (from `RunStats.row`), the last evaluation's return and the seconds left (inf: unknown)."""
         if self._live is not None:
             self._live.update(self._table(row, last_eval, seconds_left))
         elif time.monotonic() - self._last_plain >= PLAIN_EVERY:
@@ -88,25 +88,25 @@ class Progress:
         bar = ProgressBar(total=1.0, completed=min(done, 1.0), width=30)
         table.add_row("agent steps", f"{row['agent_steps']:,}", "frames", f"{row['frames']:,}")
         most = " or ".join(f"{most:,} {name.replace('_', ' ')}" for name, most in self._limits.items())
-        table.add_row("of at most", most, "", bar)
+        table.add_row("limit", most, "", bar)
         table.add_row("steps/s", number(row["steps_per_s"], ",.0f"), "updates/s", number(row["updates_per_s"], ",.1f"))
         table.add_row("updates", f"{row['updates']:,}", "samples per insert", f"{row['samples_per_insert']:.2f}")
         table.add_row("epsilon", f"{row['epsilon_min']:.4g}", "learner busy", f"{row.get('learner_busy', 0.0):.0%}")
         stored, size = row.get("replay_stored", 0), row.get("replay_bytes", 0) / 2**20
         table.add_row("replay", f"{stored:,.0f} items", "compressed", f"{size:,.0f} MiB")
-        table.add_row("training return", number(row["train_return"]), "greedy end", number(row["greedy_return"]))
+        table.add_row("training return", number(row["train_return"]), "greedy return", number(row["greedy_return"]))
         table.add_row("last evaluation", last_eval, "goal", number(self._goal))
-        table.add_row("time", duration(row["wall_seconds"]), "at most left", duration(seconds_left))
+        table.add_row("time", duration(row["wall_seconds"]), "time left, at most", duration(seconds_left))
         return table
 
     def close(self) -> None:
-        """Stop updating; the last table stays on the screen."""
+        """Stop updating the live table; the last one stays on the screen."""
         if self._live is not None:
             self._live.stop()
 
 
 def plain_line(row: Mapping[str, Any], last_eval: str, seconds_left: float) -> str:
-    """The same figures in one line, for an output that is no terminal."""
+    """The metrics of the live table in one line, for output that is not a terminal; arguments as in `Progress.show`."""
     return (
         f"[{duration(row['wall_seconds'])}] steps {row['agent_steps']:,} ({number(row['steps_per_s'], '.0f')}/s) "
         f"updates {row['updates']:,} ({number(row['updates_per_s'])}/s) samples/insert {row['samples_per_insert']:.2f} "
@@ -116,7 +116,7 @@ def plain_line(row: Mapping[str, Any], last_eval: str, seconds_left: float) -> s
 
 
 def duration(seconds: float) -> str:
-    """Seconds as ``h:mm:ss``, or a dash where they are not finite."""
+    """Seconds as ``h:mm:ss``, or a dash if they are not finite."""
     if not math.isfinite(seconds):
         return "-"
     whole = int(seconds)
@@ -124,5 +124,5 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None, digits: str = ".1f") -> str:
-    """A figure in the format ``digits``, or a dash where it is None or not finite."""
+    """``value`` in the format ``digits``, or a dash if it is None or not finite."""
     return "-" if value is None or not math.isfinite(value) else f"{value:{digits}}"

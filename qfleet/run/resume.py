@@ -1,4 +1,4 @@
-"""Where a run resumes: its directory, its newest checkpoint, and what may change of its configuration."""
+"""Prepares a run to be resumed: locks it, loads its newest checkpoint, and checks which settings have changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from learner.checkpoint import Checkpoint
 from learner.optimizers import check_optimizer
 from qfleet.config import TrainConfig, to_yaml
-from qfleet.run.directory import CONFIG, HISTORY, SUMMARY, RunDir, config_of
+from qfleet.run.directory import CONFIG, HISTORY, SUMMARY, RunDir, checkpoint_config
 from rl.envs.make import describe
 from rl.errors import BadInput, BadSetting
 from rl.networks import make_network
@@ -22,42 +22,43 @@ from rl.resuming import MAY, STAYS
 
 
 class Change(NamedTuple):
-    """A setting whose value in a resumed run differs from its checkpoint's."""
+    """A setting whose value in a resumed run differs from the value in its checkpoint."""
 
     name: str  # its path, such as replay.selector.alpha
     old: Any
     new: Any
-    rule: str  # rl.resuming's
+    rule: str  # MAY, STAYS, or the consequence of the change (rl/resuming.py)
 
     def __str__(self) -> str:
         consequence = "" if self.rule == MAY else f": {self.rule}"
-        return f"{self.name} is {self.new}, was {self.old}{consequence}"
+        return f"{self.name} changes from {self.old} to {self.new}{consequence}"
 
 
 def resume_run(config: TrainConfig, path: Path) -> tuple[RunDir, Checkpoint, list[Change]]:
-    """Prepare the run at ``path`` to go on as ``config`` says.
+    """Prepare the run at ``path`` to continue with ``config``.
 
-    Returns its locked directory, its newest whole checkpoint, and the settings that differ from the checkpoint's.
-    Raises BadInput where it cannot go on so; the lock is released then and nothing is written.
+    Returns the run's locked directory, its newest complete checkpoint, and the settings that differ from the
+    checkpoint's. Raises BadInput if the run cannot continue with ``config``; then nothing is written and the lock is
+    released.
     """
     directory = RunDir.open(path, config.learner.keep_checkpoints)
     directory.lock()
     try:
         checkpoint = directory.newest_checkpoint()
-        changes = changed(config_of(checkpoint) or directory.config(), config)
+        changes = changed_settings(checkpoint_config(checkpoint) or directory.config(), config)
         _check_changes(changes, str(path))
-        _check_fits(config, checkpoint, str(path))
+        _check_checkpoint_fits(config, checkpoint, str(path))
     except BadInput:
-        directory.unlock()  # a caller that keeps the error would keep the lock too
+        directory.unlock()  # the error's traceback refers to `directory` and would keep the lock
         raise
     directory.write(CONFIG, to_yaml(config))
-    _note(directory, checkpoint, changes)
+    _append_history(directory, checkpoint, changes)
     (directory.path / SUMMARY).unlink(missing_ok=True)
     return directory, checkpoint, changes
 
 
-def changed(old: TrainConfig, new: TrainConfig) -> list[Change]:
-    """Every setting whose value differs between the two."""
+def changed_settings(old: TrainConfig, new: TrainConfig) -> list[Change]:
+    """Every setting whose value differs between ``old`` and ``new``."""
     return [
         Change(name, was, now, rule)
         for (name, was, rule), (_, now, _) in zip(settings(old), settings(new), strict=True)
@@ -66,7 +67,7 @@ def changed(old: TrainConfig, new: TrainConfig) -> list[Change]:
 
 
 def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(path, value, rule) of every setting; the rule (rl/resuming.py) says whether a resume may change it."""
+    """Yield (path, value, rule) of every setting; the rule (rl/resuming.py) says whether a resume may change it."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
@@ -75,51 +76,55 @@ def settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
             yield prefix + f.name, value, config.on_resume[f.name]
 
 
-def table() -> str:
-    """What a resumed run may change, as text for `qfleet train --resume RUN --help`."""
+def rules_table() -> str:
+    """The rule of every setting as text, for `qfleet train --resume RUN --help` and docs/resume.md."""
     rules = {name: rule for name, _, rule in settings(TrainConfig())}
     return "\n".join(
         [
-            "Stays as the run has it:",
-            *_listed(name for name, rule in rules.items() if rule == STAYS),
+            "Cannot be changed:",
+            *_wrapped(name for name, rule in rules.items() if rule == STAYS),
             "",
-            "May change, but:",
+            "Can be changed, with a consequence:",
             *(f"  {name}: {rule}" for name, rule in rules.items() if rule not in (MAY, STAYS)),
             "",
-            "May change:",
-            *_listed(name for name, rule in rules.items() if rule == MAY),
+            "Can be changed:",
+            *_wrapped(name for name, rule in rules.items() if rule == MAY),
         ]
     )
 
 
-def _listed(names: Iterable[str]) -> list[str]:
+def _wrapped(names: Iterable[str]) -> list[str]:
     return textwrap.wrap(", ".join(names), 120, initial_indent="  ", subsequent_indent="  ")
 
 
-def _note(directory: RunDir, checkpoint: Checkpoint, changes: list[Change]) -> None:
-    """Append what this resume changes, and where it goes on, to config.history."""
-    at = {name: checkpoint.state[name] for name in ("agent_steps", "updates") if name in checkpoint.state}
-    entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **at, "changed": {c.name: [c.old, c.new] for c in changes}}
+def _append_history(directory: RunDir, checkpoint: Checkpoint, changes: list[Change]) -> None:
+    """Append one line to config.history: the time, the checkpoint's counters, and the changed settings."""
+    counters = {name: checkpoint.state[name] for name in ("agent_steps", "updates") if name in checkpoint.state}
+    changed = {c.name: [c.old, c.new] for c in changes}
+    entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **counters, "changed": changed}
     with (directory.path / HISTORY).open("a") as file:
         file.write(json.dumps(entry) + "\n")
 
 
 def _check_changes(changes: list[Change], where: str) -> None:
+    """Raise BadSetting if a setting has changed that a resume must not change."""
     for change in changes:
         if change.rule == STAYS:
-            said = f"is {change.new!r}, but {where} was trained with {change.old!r}: leave it out, or start a new run"
-            raise BadSetting(TrainConfig, change.name, said)
+            message = (
+                f"is {change.new!r}, but {where} was trained with {change.old!r}: leave it out, or start a new run"
+            )
+            raise BadSetting(TrainConfig, change.name, message)
 
 
-def _check_fits(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:
-    """Raise BadInput where the checkpoint's network or optimizer is not what ``config`` says."""
+def _check_checkpoint_fits(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:
+    """Raise BadInput if the checkpoint's network or optimizer is not the one in ``config``."""
     spec, actions = describe(config.env)
     try:
         load_weights(make_network(config.network, spec, actions, 0), checkpoint.arrays["online"])
     except ValueError as error:
-        raise BadInput(f"{where}: {error}: leave the network's settings as the run has them") from error
+        raise BadInput(f"{where}: {error}: leave the network settings as they were") from error
     try:
         check_optimizer(config.learner.optimizer, checkpoint.arrays["optimizer"])
     except ValueError as error:
-        said = f"is {config.learner.optimizer}, but in {where} {error}: leave it as the run has it"
-        raise BadSetting(TrainConfig, "learner.optimizer", said) from error
+        message = f"is {config.learner.optimizer}, but in {where} {error}: leave it as it was"
+        raise BadSetting(TrainConfig, "learner.optimizer", message) from error

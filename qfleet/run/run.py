@@ -1,7 +1,7 @@
-"""A training run on its driver's side: the bookkeeping that serial and distributed mode share.
+"""The driver's bookkeeping for a training run, shared by serial and distributed mode.
 
-`Run` owns the directory, the totals, the evaluation scheduler, the logs and the display. A mode gives it counts and
-evaluation results, and asks it when to evaluate, to save and to stop.
+`Run` owns the run's directory, totals, evaluation scheduler, logs and progress display. The training loop of each mode
+reports counts and evaluation results to it, and asks it when to evaluate, to write a checkpoint and to stop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from learner.checkpoint import Checkpoint
 from qfleet.config import TrainConfig, to_data
-from qfleet.run.directory import STATUS, SUMMARY, RunDir, versions
+from qfleet.run.directory import STATUS, SUMMARY, RunDir, package_versions
 from qfleet.run.log import RunLog
 from qfleet.run.progress import Progress, duration
 from qfleet.run.scheduler import Candidate, EvaluationScheduler, Kind
@@ -23,17 +23,19 @@ from rl.evaluation import EvaluationResult, describe_cut_episodes
 from rl.exploration import Exploration
 
 LOG_PERIOD = 10.0  # seconds between rows of metrics.csv
-STATUS_PERIOD = 2.0
+STATUS_PERIOD = 2.0  # seconds between writes of status.json
 
 
 class Run:
-    """The state of one run on its driver's side.
-
-    Use:
+    """The state of one run in its driver.
 
         run = Run(config, run_dir, resumed=None)
-        while not run.finished(): run.tick()  # act, learn, run.stats.actor(...), run.stats.learned(...)
+        while not run.is_finished():
+            ...  # act and learn; run.stats.add_actor_report(...), run.stats.add_learner_report(...)
+            run.tick()
         summary = run.close()
+
+    ``resumed`` is the checkpoint that a resumed run starts from.
     """
 
     def __init__(
@@ -42,38 +44,39 @@ class Run:
         self.config, self.dir, self.resumed = config, run_dir, resumed
         earlier = dict(resumed.state) if resumed else {}
         self.stats = RunStats(config, earlier, on_episode)
-        self.scheduler = EvaluationScheduler(config.evaluation, self.stats.clock, earlier.get("evaluation"))
-        begun = {n: int(earlier[n]) for n in ("agent_steps", "updates")} if resumed else None
-        self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps", begun)
+        self.scheduler = EvaluationScheduler(config.evaluation, self.stats.steps_or_updates, earlier.get("evaluation"))
+        counters = {n: int(earlier[n]) for n in ("agent_steps", "updates")} if resumed else None
+        self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps", counters)
         title = f"Qfleet {config.env.id}  {run_dir.path}"
-        self.progress = Progress(title, self._limits(), config.evaluation.goal, self._unread)
-        self._exploration = Exploration(config.exploration, config.fleet_environments - 1, 1, config.fleet_environments)
+        self.progress = Progress(title, self._limits(), config.evaluation.goal, self._on_output_closed)
+        # of the last, least exploring environment: its epsilon is logged as epsilon_min
+        self._exploration = Exploration(config.exploration, config.total_environments - 1, 1, config.total_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
         self.last_row: dict[str, Any] = {}
-        self.scaling: dict[str, Any] = {}  # how many replay shards there are, for `qfleet status`
-        self.interrupted_by: int | None = None  # the signal that ended the run; SIGPIPE: its reader was gone
+        self.scaling: dict[str, Any] = {}  # entries of status.json about replay shards, for `qfleet scale`
+        self.interrupted_by: int | None = None  # number of the signal that ended the run; SIGPIPE: output closed
 
-    def _unread(self) -> None:
-        """End the run in order, as after a signal: the reader of the progress is gone."""
+    def _on_output_closed(self) -> None:
+        """End the run as a signal would, because its standard error is closed."""
         if self.interrupted_by is None:
             self.interrupted_by = signal.SIGPIPE.value
 
     @property
-    def minutes(self) -> float:
-        """Minutes of training, those before a resume included."""
+    def training_minutes(self) -> float:
+        """Minutes of training, including those before a resume."""
         return self.stats.wall_seconds / 60.0
 
-    def finished(self) -> bool:
-        """Whether the run has reached its goal or a limit, or was interrupted by a signal."""
+    def is_finished(self) -> bool:
+        """Whether the run is solved (with `evaluation.stop_when_solved`), has reached a limit, or was interrupted."""
         c = self.config
         if self.interrupted_by is not None or (self.scheduler.solved and c.evaluation.stop_when_solved):
             return True
         if self.stats.agent_steps >= c.max_steps or 0 < c.max_updates <= self.stats.updates:
             return True
-        return c.max_minutes > 0 and self.minutes >= c.max_minutes
+        return c.max_minutes > 0 and self.training_minutes >= c.max_minutes
 
     def tick(self, force: bool = False) -> None:
-        """Update the display; log a row and write status.json where these are due, or ``force``."""
+        """Update the display. Log a row and write status.json, each when its period has passed or with ``force``."""
         now = time.monotonic()
         row = self.stats.row(float(self._exploration.epsilons(self.stats.agent_steps)[0]))
         self.last_row = row
@@ -87,34 +90,34 @@ class Run:
             self.dir.write_json(STATUS, self.status(row))
 
     def status(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The content of status.json, which `qfleet status` shows; ``row`` is `RunStats.row`'s."""
-        shown = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
-        return {"env": self.config.env.id, "time": time.time(), **shown, **self.scheduler.state(), **self.scaling}
+        """The content of status.json, which `qfleet status` shows; ``row`` comes from `RunStats.row`."""
+        finite = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+        return {"env": self.config.env.id, "time": time.time(), **finite, **self.scheduler.state(), **self.scaling}
 
-    def save_due(self) -> bool:
-        """Whether a checkpoint is due."""
+    def is_checkpoint_due(self) -> bool:
+        """Whether `learner.checkpoint_minutes` have passed since the last checkpoint."""
         return time.monotonic() - self._last_save >= self.config.learner.checkpoint_minutes * 60.0
 
     def checkpoint_extra(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the learner's own state: totals, evaluations and configuration."""
+        """The part of a checkpoint's state that does not come from the learner: totals, evaluations, configuration."""
         evaluation, config = self.scheduler.state(), to_data(self.config)
         return {**self.stats.state(), "evaluation": evaluation, "config": config}
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, under its number of learner updates."""
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write ``checkpoint`` to checkpoints/, named after its number of learner updates."""
         self._last_save = time.monotonic()
         self.dir.checkpoints.save(int(checkpoint.state["updates"]), checkpoint)
 
-    def evaluated(self, kind: Kind, candidate: Candidate, result: EvaluationResult) -> Kind | None:
-        """Log an evaluation's result and keep the best weights.
+    def record_evaluation(self, kind: Kind, candidate: Candidate, result: EvaluationResult) -> Kind | None:
+        """Log the result of an evaluation of ``candidate``, and save its weights to best/ if they are the best so far.
 
         Returns the kind of evaluation that must follow on the same weights, or None.
         """
         self.stats.evaluation_seconds += result.seconds
         if not result.episodes:
             return None
-        follow, best = self.scheduler.take(kind, result)
-        if best:
+        next_kind, is_best = self.scheduler.record(kind, result)
+        if is_best:
             state = {"mean_return": result.mean_return, "agent_steps": candidate.agent_steps}
             state |= {"updates": candidate.updates, "weights_version": candidate.version}
             self.dir.best.save(candidate.updates, Checkpoint({"online": dict(candidate.weights)}, state))
@@ -139,14 +142,14 @@ class Run:
             f"{candidate.updates:,} updates: mean return {result.mean_return:.2f} over {len(result.episodes)} episodes "
             f"(worst {result.worst_return:g}) in {result.seconds:.0f} s{cut}"
         )
-        return follow
+        return next_kind
 
     def _last_evaluation(self) -> str:
         last = self.scheduler.last_return
         return "-" if last is None else f"{last:.1f}"
 
     def _limits(self) -> dict[str, int]:
-        """The limits that end the run, by the names of the figures."""
+        """The limits that end the run, by metric name."""
         c = self.config
         limits = {"agent_steps": 0 if c.offline else c.max_steps, "updates": c.max_updates}
         return {name: most for name, most in limits.items() if most}
@@ -160,22 +163,22 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json."""
-        t, j = self.stats, self.scheduler
+        stats, scheduler = self.stats, self.scheduler
         return {
-            "solved": j.solved,
+            "solved": scheduler.solved,
             "env": self.config.env.id,
             "goal": self.config.evaluation.goal if math.isfinite(self.config.evaluation.goal) else None,
-            "mean_return": j.last_return,
-            "best_return": j.best_return,
-            "agent_steps": t.agent_steps,
-            "frames": t.agent_steps * frames_per_step(self.config.env),
-            "updates": t.updates,
-            "wall_seconds": round(t.wall_seconds, 1),
-            "evaluation_seconds": round(t.evaluation_seconds, 1),
-            "episodes": t.episodes,
+            "mean_return": scheduler.last_return,
+            "best_return": scheduler.best_return,
+            "agent_steps": stats.agent_steps,
+            "frames": stats.agent_steps * frames_per_step(self.config.env),
+            "updates": stats.updates,
+            "wall_seconds": round(stats.wall_seconds, 1),
+            "evaluation_seconds": round(stats.evaluation_seconds, 1),
+            "episodes": stats.episodes,
             "seed": self.config.seed,
             "run_dir": str(self.dir.path),
-            "versions": versions(),
+            "versions": package_versions(),
         }
 
     def close(self) -> dict[str, Any]:

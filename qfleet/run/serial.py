@@ -1,6 +1,7 @@
-"""Serial mode: every part in one process, in a fixed order; same seed, same numbers. No Ray, no socket.
+"""Serial mode: all components run in one process in a fixed order, so that the same seed gives the same numbers.
 
-An offline run is a serial run without actors, whose replay is filled from a dataset first.
+It uses neither Ray nor sockets. An offline run is a serial run without actors whose replay is first filled from a
+dataset.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 
 from qfleet.config import TrainConfig
 from qfleet.run.latest_metrics import LatestMetrics
-from qfleet.run.offline import fill, offline_spec
+from qfleet.run.offline import fill_replay, offline_spec
 from qfleet.run.parts import make_actor, make_evaluator, make_learner
 from qfleet.run.run import Run
 from qfleet.run.scheduler import Candidate, Kind
@@ -30,92 +31,93 @@ class LocalWeights:
         self.target: dict[str, Array] | None = None
 
     def publish(self, publication: Publication) -> None:
-        """Keep a publication, and its target weights where it has any."""
+        """Keep ``publication``, and its target weights if it has any."""
         self.latest = publication
         if publication.target_weights is not None:
             self.target = dict(publication.target_weights)
 
-    def reader(self) -> LocalReader:
-        """A `WeightSource` with a place of its own in the publications: one for each actor."""
-        return LocalReader(self)
+    def make_source(self) -> LocalWeightSource:
+        """A new `WeightSource` of these publications; each actor needs its own."""
+        return LocalWeightSource(self)
 
 
-class LocalReader:
-    """`WeightSource` for one reader of `LocalWeights`; target weights come only when newer than those it has read."""
+class LocalWeightSource:
+    """`WeightSource` of one actor. A publication includes target weights only if they are newer than the last ones."""
 
     def __init__(self, weights: LocalWeights) -> None:
         self._weights = weights
-        self._read, self._target_read = 0, -1
+        self._version, self._target_version = 0, -1  # of the last publication polled
 
     def poll(self) -> Publication | None:
-        """The newest publication, or None where it was read before."""
+        """The newest publication, or None if it was polled before."""
         latest = self._weights.latest
-        if latest is None or latest.version <= self._read:
+        if latest is None or latest.version <= self._version:
             return None
-        target = self._weights.target if latest.target_version > self._target_read else None
-        self._read, self._target_read = latest.version, latest.target_version
+        target = self._weights.target if latest.target_version > self._target_version else None
+        self._version, self._target_version = latest.version, latest.target_version
         return Publication(latest.version, latest.updates, latest.weights, latest.target_version, target)
 
 
-class SerialParts:
-    """The components of a serial run; ``base``: agent steps (offline: learner updates) made before a resume."""
+class SerialComponents:
+    """The components of a serial run. ``base``: agent steps (offline: learner updates) made before a resume."""
 
     def __init__(self, config: TrainConfig, base: int = 0) -> None:
         spec = offline_spec(config) if config.offline else describe(config.env)[0]
         shard = make_shard(replace(config.replay, shards=1), spec, config.seed + base, limited=False)
-        self.replay = LocalReplay(shard, config.limiter(), config.beta)
+        self.replay = LocalReplay(shard, config.make_limiter(), config.beta)
         self.weights, self.metrics = LocalWeights(), LatestMetrics()
         self.learner = make_learner(config, spec, self.replay, self.weights, self.metrics, threaded=False)
         self.actors = [
-            make_actor(config, i, base, self.replay, self.weights.reader())
+            make_actor(config, i, base, self.replay, self.weights.make_source())
             for i in range(0 if config.offline else config.actors.count)
         ]
         self.evaluator = make_evaluator(config, base)
 
 
 def run_serial(run: Run) -> None:
-    """Train until the run is finished: act while replay has room, update while the limiter allows.
+    """Train until the run is finished: the actors step while the limiter allows inserts, then the learner updates.
 
-    Raises RunFault, BadInput.
+    Raises RunFault; BadInput if the dataset of an offline run does not fit.
     """
     config = run.config
     torch.set_num_threads(config.learner.threads or torch.get_num_threads())
-    parts = SerialParts(config, run.stats.base_updates if config.offline else run.stats.base_steps)
+    parts = SerialComponents(config, run.stats.base_updates if config.offline else run.stats.base_steps)
     learner = parts.learner
     if config.offline:
-        fill(run, parts.replay)
+        fill_replay(run, parts.replay)
     if run.resumed is not None:
         learner.set_checkpoint(run.resumed)
     learner.publisher.publish()
     run.stats.start_clock()
-    while not run.finished():
+    while not run.is_finished():
         for index, actor in enumerate(parts.actors):
             if parts.replay.may_insert():
                 actor.step()
-                run.stats.actor(index, actor.agent_steps, actor.take_episodes())
+                run.stats.add_actor_report(index, actor.agent_steps, actor.take_episodes())
         while learner.step(timeout=0.0) and not parts.replay.may_insert():
             pass
-        run.stats.learned({**parts.metrics.values, "updates": learner.updater.updates})
+        run.stats.add_learner_report({**parts.metrics.values, "updates": learner.updater.updates})
         if (kind := run.scheduler.due(run.stats)) is not None:
             _evaluate(run, parts, kind)
-        if run.save_due():
-            run.save(learner.get_checkpoint(run.checkpoint_extra()))
+        if run.is_checkpoint_due():
+            run.save_checkpoint(learner.get_checkpoint(run.checkpoint_extra()))
         run.tick()
     learner.report()
-    run.stats.learned(parts.metrics.values)
-    run.save(learner.get_checkpoint(run.checkpoint_extra()))
+    run.stats.add_learner_report(parts.metrics.values)
+    run.save_checkpoint(learner.get_checkpoint(run.checkpoint_extra()))
     for actor in parts.actors:
         actor.close()
 
 
-def _evaluate(run: Run, parts: SerialParts, kind: Kind) -> None:
+def _evaluate(run: Run, parts: SerialComponents, kind: Kind) -> None:
+    """Play an evaluation of ``kind`` of the newest weights, and those that must follow on the same weights."""
     latest = parts.weights.latest
     assert latest is not None
     candidate = Candidate(latest.weights, latest.version, run.stats.agent_steps, latest.updates)
-    following: Kind | None = kind
-    while following is not None and run.interrupted_by is None:
+    next_kind: Kind | None = kind
+    while next_kind is not None and run.interrupted_by is None:
         result = parts.evaluator.evaluate(
-            candidate.weights, run.scheduler.episodes(following), should_stop=lambda: run.interrupted_by is not None
+            candidate.weights, run.scheduler.episodes(next_kind), should_stop=lambda: run.interrupted_by is not None
         )
         if run.interrupted_by is None:
-            following = run.evaluated(following, candidate, result)
+            next_kind = run.record_evaluation(next_kind, candidate, result)

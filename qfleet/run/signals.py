@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run trains."""
+"""Handlers of Ctrl-C and SIGTERM during training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from qfleet.run.run import Run
 
 
 class Signals:
-    """Makes Ctrl-C and SIGTERM end the run in order: the first one asks for the end, further ones change nothing.
+    """Makes Ctrl-C and SIGTERM end the run after a last checkpoint; signals after the first are ignored.
 
-    Use:
-
-        signals = Signals(run)
-        signals.catch()
-        signals.release()  # after training, whatever ended it
+    signals = Signals(run)
+    signals.catch()
+    signals.release()  # after training, also after an error
     """
 
     def __init__(self, run: Run) -> None:
@@ -27,15 +25,15 @@ class Signals:
         self._old: dict[int, Any] = {}
 
     def catch(self) -> None:
-        """Handle the signals from now on (again after Ray has set its own handlers); only in the main thread."""
+        """Install the handlers; call it again after Ray has installed its own. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
-            return  # the caller handles signals
+            return  # Python allows handlers in the main thread only
         for number in (signal.SIGINT, signal.SIGTERM):
             previous = signal.signal(number, self._handle)
             self._old.setdefault(number, previous)
 
     def release(self) -> None:
-        """Restore the handlers of before."""
+        """Restore the handlers from before the first `catch`."""
         for number, previous in self._old.items():
             signal.signal(number, previous)
 
@@ -43,5 +41,5 @@ class Signals:
         del frame
         if self._run.interrupted_by is None:
             self._run.interrupted_by = number
-            with contextlib.suppress(OSError):  # the reader of standard error is gone
+            with contextlib.suppress(OSError):  # standard error is closed
                 os.write(2, b"\nstopping: writing a last checkpoint ...\n")

@@ -1,4 +1,4 @@
-"""Totals of a run while it goes on, for the progress display, the logs and the summary."""
+"""Totals and rates of a run, for the progress display, the logs and the summary."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from qfleet.config import TrainConfig
 from rl.envs.make import frames_per_step
 from rl.types import EpisodeResult
 
-OnEpisode = Callable[[EpisodeResult], None]  # told each episode of training that ends
+OnEpisode = Callable[[EpisodeResult], None]  # called with each finished training episode
 
-RECENT = 40  # episodes of a mean training return
-RATE_WINDOW = 30.0  # seconds that steps/s and updates/s look back
-RATE_LEAST = 1.0  # seconds after the clock's start before there are rates
+RECENT = 40  # training episodes over which train_return is averaged; greedy_return: half as many
+RATE_WINDOW = 30.0  # seconds over which steps/s and updates/s are measured
+RATE_MIN_WINDOW = 1.0  # seconds of training before there are rates
 
 
 class RunStats:
-    """Counts over the whole run, a resumed one's earlier parts included.
-
-    Use:
+    """Totals of the whole run, including the time before a resume.
 
         stats.start_clock()
-        stats.actor(index, agent_steps, episodes)  # and stats.learned(values), again and again
+        stats.add_actor_report(index, agent_steps, episodes)  # repeatedly, with stats.add_learner_report(values)
         row = stats.row(epsilon_min)
 
-    The greedy end: the environments whose epsilon is at most `exploration.greedy_below`.
+    ``earlier`` is the state of the checkpoint that a resumed run starts from. An episode is nearly greedy if its
+    environment's epsilon is at most `exploration.greedy_below`.
     """
 
     def __init__(
@@ -44,100 +43,105 @@ class RunStats:
         self.base_steps, self.base_updates = self.agent_steps, int(earlier.get("updates", 0))
         self._base_seconds = float(earlier.get("wall_seconds", 0.0))
         self.evaluation_seconds = float(earlier.get("evaluation_seconds", 0.0))
-        self._began = time.monotonic()
-        self._ended: float | None = None
-        self._actor_steps: dict[int, float] = {}
+        self._started = time.monotonic()
+        self._stopped: float | None = None
+        self._actor_steps: dict[int, float] = {}  # by actor: agent steps in its last report
         self.learner: dict[str, Any] = {"updates": self.base_updates}
-        self._learner_heard = False
-        self.recent: deque[EpisodeResult] = deque(maxlen=RECENT)
-        self.greedy: deque[float] = deque(maxlen=RECENT // 2)
-        self.greedy_episodes = 0  # of the greedy end
-        self._by_epsilon: dict[float, deque[float]] = {}
-        self._marks: deque[tuple[float, int, int]] = deque()  # seconds, agent steps, updates
+        self._has_learner_report = False
+        self._recent_episodes: deque[EpisodeResult] = deque(maxlen=RECENT)
+        self._greedy_returns: deque[float] = deque(maxlen=RECENT // 2)
+        self.greedy_episodes = 0  # finished nearly greedy episodes
+        self._returns_by_epsilon: dict[float, deque[float]] = {}
+        self._rate_points: deque[tuple[float, int, int]] = deque()  # (time, agent steps, updates) of calls of `rates`
 
-    def actor(self, index: int, agent_steps: float, episodes: Iterable[EpisodeResult]) -> None:
-        """Take an actor's agent steps so far and its newly finished episodes; a restarted actor counts from 0 again."""
+    def add_actor_report(self, index: int, agent_steps: float, episodes: Iterable[EpisodeResult]) -> None:
+        """Add an actor's report: its agent steps since its process started, and its newly finished episodes."""
         before = self._actor_steps.get(index, 0.0)
-        made = int(agent_steps - before if agent_steps >= before else agent_steps)
+        made = int(agent_steps - before if agent_steps >= before else agent_steps)  # fewer: the actor was restarted
         self.agent_steps += made
         if index not in self._actor_steps:
-            self._not_a_speed(made, 0)
+            self._exclude_from_rates(made, 0)
         self._actor_steps[index] = agent_steps
         for episode in episodes:
             self.episodes += 1
-            self.recent.append(episode)
+            self._recent_episodes.append(episode)
             if self._on_episode is not None:
                 self._on_episode(episode)
-            if self._config.exploration.kind == "ladder" and self._config.fleet_environments > 1:
-                self._by_epsilon.setdefault(episode.epsilon, deque(maxlen=10)).append(episode.episode_return)
+            if self._config.exploration.kind == "ladder" and self._config.total_environments > 1:
+                self._returns_by_epsilon.setdefault(episode.epsilon, deque(maxlen=10)).append(episode.episode_return)
             if episode.epsilon <= self._config.exploration.greedy_below:
-                self.greedy.append(episode.episode_return)
+                self._greedy_returns.append(episode.episode_return)
                 self.greedy_episodes += 1
 
-    def learned(self, values: Mapping[str, Any]) -> None:
-        """Take the learner's newest figures."""
+    def add_learner_report(self, values: Mapping[str, Any]) -> None:
+        """Replace the learner's metrics by its newest ones; ``values`` must hold "updates"."""
         before = self.updates
         self.learner = dict(values)
-        if not self._learner_heard:
-            self._learner_heard = True
-            self._not_a_speed(0, self.updates - before)
+        if not self._has_learner_report:
+            self._has_learner_report = True
+            self._exclude_from_rates(0, self.updates - before)
 
-    def _not_a_speed(self, steps: int, updates: int) -> None:
-        """Leave out of the rates what a component made before it was first polled."""
-        self._marks = deque((at, s + steps, u + updates) for at, s, u in self._marks)
+    def _exclude_from_rates(self, steps: int, updates: int) -> None:
+        """Do not count these agent steps and updates as speed: they were made before the component's first report."""
+        self._rate_points = deque((at, s + steps, u + updates) for at, s, u in self._rate_points)
 
     @property
     def updates(self) -> int:
-        """Learner updates, those before a resume included."""
+        """Learner updates, including those before a resume."""
         return int(self.learner["updates"])
 
     @property
-    def clock(self) -> int:
-        """What evaluations are timed by: agent steps, or in an offline run learner updates."""
+    def steps_or_updates(self) -> int:
+        """Agent steps, or learner updates of an offline run: the unit of `evaluation.period`."""
         return self.updates if self._config.offline else self.agent_steps
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds of training, without what came before the first component was ready."""
-        return self._base_seconds + (self._ended or time.monotonic()) - self._began
+        """Seconds of training, from `start_clock` to `stop_clock` or now, plus those before a resume."""
+        return self._base_seconds + (self._stopped or time.monotonic()) - self._started
 
     @property
     def greedy_return(self) -> float:
-        """Mean of the last training returns of the greedy end; NaN before its first episode."""
-        return float(np.mean(self.greedy)) if self.greedy else float("nan")
+        """Mean return of the last RECENT / 2 nearly greedy training episodes; NaN before the first."""
+        return float(np.mean(self._greedy_returns)) if self._greedy_returns else float("nan")
 
     @property
     def train_return(self) -> float:
-        """Mean of the last RECENT training returns of all environments; NaN before the first episode."""
-        return float(np.mean([e.episode_return for e in self.recent])) if self.recent else float("nan")
+        """Mean return of the last RECENT training episodes of all environments; NaN before the first."""
+        episodes = self._recent_episodes
+        return float(np.mean([e.episode_return for e in episodes])) if episodes else float("nan")
 
     def returns_by_epsilon(self) -> dict[float, float]:
-        """Mean of the last 10 training returns at each epsilon of a ladder; empty under a schedule (or a ladder of one)."""
-        return {epsilon: float(np.mean(values)) for epsilon, values in sorted(self._by_epsilon.items())}
+        """Mean of the last 10 training returns at each epsilon of a ladder; empty without a ladder of two or more."""
+        return {epsilon: float(np.mean(values)) for epsilon, values in sorted(self._returns_by_epsilon.items())}
 
     def stop_clock(self) -> None:
-        """Training ends now: what follows (the last checkpoint, ending processes) does not count."""
-        self._ended = time.monotonic()
+        """Stop `wall_seconds` at the end of training, before the last checkpoint and the shutdown of processes."""
+        self._stopped = time.monotonic()
 
     def start_clock(self) -> None:
-        """Training begins now: what came before (starting processes) does not count."""
-        self._began = time.monotonic()
-        self._marks.clear()
+        """Start `wall_seconds` and the rates at the beginning of training, after all processes have started."""
+        self._started = time.monotonic()
+        self._rate_points.clear()
 
     def rates(self) -> tuple[float, float]:
-        """Agent steps/s and updates/s over the last RATE_WINDOW seconds; NaN before RATE_LEAST have passed."""
+        """Agent steps/s and updates/s over the last RATE_WINDOW seconds; NaN in the first RATE_MIN_WINDOW seconds."""
         now = time.monotonic()
-        self._marks.append((now, self.agent_steps, self.updates))
-        while len(self._marks) > 2 and self._marks[1][0] < now - RATE_WINDOW:
-            self._marks.popleft()
-        then, steps, updates = self._marks[0]
+        points = self._rate_points
+        points.append((now, self.agent_steps, self.updates))
+        while len(points) > 2 and points[1][0] < now - RATE_WINDOW:
+            points.popleft()
+        then, steps, updates = points[0]
         seconds = now - then
-        if seconds < RATE_LEAST:
+        if seconds < RATE_MIN_WINDOW:
             return math.nan, math.nan
         return (self.agent_steps - steps) / seconds, (self.updates - updates) / seconds
 
     def row(self, epsilon_min: float) -> dict[str, Any]:
-        """The current figures, by the names of metrics.csv, and the learner's own."""
+        """The current metrics by the column names of metrics.csv, and all metrics of the learner.
+
+        ``epsilon_min``: the present epsilon of the least exploring environment.
+        """
         steps_per_s, updates_per_s = self.rates()
         inserted = max(float(self.learner.get("replay_inserted", 0.0)), 1.0)
         return {
@@ -157,7 +161,7 @@ class RunStats:
         }
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the totals, for ``earlier`` of a resumed run."""
+        """The totals that a checkpoint keeps; pass them as ``earlier`` to the stats of a resumed run."""
         return {
             "agent_steps": self.agent_steps,
             "episodes": self.episodes,

@@ -22,10 +22,10 @@ class SelectorConfig:
     """How items are drawn from replay."""
 
     kind: Literal["prioritized", "rank", "uniform"] = "prioritized"
-    """prioritized: in proportion to (|TD error| + epsilon)^alpha; rank: in proportion to 1 / rank^alpha, where rank 1 is
-    the largest |TD error| in the shard (both Schaul et al. 2016); uniform: all items equally often."""
+    """prioritized: in proportion to (|TD error| + epsilon)^alpha; rank: to 1 / rank^alpha, where rank 1 is
+    the largest |TD error| of the item's shard (both Schaul et al. 2016); uniform: all items alike."""
     alpha: float | None = None
-    """Priority exponent, 0 to 1; 0 draws uniformly. None: as in the paper, 0.6 for prioritized and 0.7 for rank."""
+    """Priority exponent, from 0 (uniform) to 1. None: as in the paper, 0.6 for prioritized and 0.7 for rank."""
     epsilon: float = 1e-3
     """Added to |TD error|, in units of reward, so that every item can be drawn; prioritized only."""
 

@@ -27,19 +27,19 @@ class Limits:
     """Resource limits of a shard's server. Sizes of messages, requests and segments have fixed limits elsewhere."""
 
     streams: int = 4_000
-    """Insert and Sample streams open at once."""
+    """Maximum number of open Insert and Sample streams."""
     connections: int = 4_000
-    """Connections open at once; the server closes further ones."""
+    """Maximum number of open connections; the server closes further ones."""
     connection_streams: int = 256
-    """Calls open at once on one connection; further calls wait in the client."""
+    """Maximum number of open calls per connection; further calls wait in the client."""
     stream_idle: float = 600.0
-    """Seconds without a request after which a stream is ended; clients reopen it when they need it."""
+    """Seconds without a request after which the server ends a stream; clients open another when they need it."""
     connection_idle: float = 300.0
-    """Seconds without a call after which a connection is closed."""
+    """Seconds without a call after which the server closes a connection."""
     handshake: float = 10.0
-    """Seconds within which a connection must complete its TLS handshake and send its HTTP/2 settings."""
+    """Seconds in which a new connection must complete its TLS handshake and HTTP/2 settings."""
     keepalive: float = 20.0
-    """Seconds between pings to a silent client, and seconds to wait for its answer before the connection is closed."""
+    """Seconds between keepalive pings to an idle client, and seconds to wait for its answer before disconnecting."""
 
     def __post_init__(self) -> None:
         names = [f.name for f in fields(self)]

@@ -29,34 +29,34 @@ class ServeConfig:
     """One replay shard, without Ray."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all interfaces. An address other than loopback requires a token."""
+    """Address to listen on; one that other machines can reach needs a token. 0.0.0.0: all addresses of this machine."""
     port: int = 50051
     """Port to listen on; 0: a free one."""
     capacity: int = 200_000
-    """Largest number of transitions stored; the oldest are evicted first."""
+    """Transitions that the shard can hold; when it is full, it evicts the oldest."""
     capacity_bytes: int = 0
-    """Bytes of memory for the content: compressed frames, step and segment data, and the rows and priorities of
-    `capacity` transitions. The process itself takes about 300 MB more. 0: unlimited."""
+    """Memory limit in bytes for the content: compressed frames, the data of each step and segment, and the rows and
+    priorities of `capacity` transitions. The process takes about 300 MB more. 0: no limit."""
     frame_shape: tuple[int, ...] = (84, 84)
     """Shape of one frame."""
     dtype: str = "uint8"
-    """NumPy data type of a frame."""
+    """NumPy dtype of a frame: uint8 or float32."""
     stack: int = 4
-    """Frames in an observation; 1: an observation is one frame."""
+    """Frames per observation; 1: no stacking."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     """How items are drawn."""
     limited: bool = False
-    """Accept items only against insert credit, which a sampler with a samples-per-insert ratio grants."""
+    """Accept items only up to the credit that a sampler with a samples-per-insert ratio grants."""
     insert_timeout: float = INSERT_TIMEOUT
-    """Seconds that a segment waits for credit before its stream is ended."""
+    """Seconds that a segment may wait for credit before the shard ends its stream."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
-    """TLS and the access token."""
+    """TLS, and the token that authenticates clients."""
     limits: Limits = field(default_factory=Limits)
     """Resource limits of the server."""
     seed: int = 0
     """Random seed of the draws."""
     snapshots: str | None = None
-    """Directory for this shard's snapshots. Restored at the start; written on request and at Ctrl-C or SIGTERM."""
+    """Directory for this shard's snapshots: loaded at the start, written on request and at an orderly shutdown."""
     snapshot_minutes: float = 0.0
     """Minutes between periodic snapshots; 0: none."""
 

@@ -16,23 +16,22 @@ ATARI_STACK = 4  # frames per observation
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """The environment and its settings."""
+    """The environment and its preprocessing."""
 
     id: str = "PongNoFrameskip-v4"
-    """Any Gymnasium id with a Discrete action space and a Box or Discrete observation space. Atari ids get the usual
-    preprocessing: frame skip 4, grey frames, stacks of 4."""
+    """Gymnasium id with Discrete actions and a Box or Discrete observation; Atari ids get the Atari preprocessing."""
     sticky: float = 0.0
     """Atari: probability that the last action is repeated (0.25 for the ALE/...-v5 protocol)."""
     noop_max: int = 30
-    """Atari: highest number of no-op actions at the start of an episode."""
+    """Atari: maximum number of no-op actions at the start of an episode."""
     max_frames: int = 108_000
-    """Atari: emulator frames after which an episode is truncated (4 frames per agent step)."""
+    """Atari: frames after which an episode is truncated (4 frames per agent step)."""
     size: int = 84
-    """Atari: side of the square grey frame, in pixels."""
+    """Atari: side of the square grayscale frame, in pixels."""
     kwargs: str = "{}"
-    """Not Atari: keyword arguments of the environment's constructor, as a JSON object like '{"is_slippery": false}'."""
+    """Not for Atari: arguments of the environment's constructor, a JSON object such as '{"is_slippery": false}'."""
     max_episode_steps: int = 0
-    """Not Atari: agent steps after which an episode is truncated; 0: the limit registered in Gymnasium."""
+    """Not for Atari: agent steps after which an episode is truncated; 0: the environment's registered limit."""
 
     on_resume: ClassVar[Rules] = rules(stays="id sticky noop_max max_frames size kwargs max_episode_steps")
 

@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 
 from qfleet.cli import main as cli
-from qfleet.cli.datasets import origin_of
+from qfleet.cli.datasets import writer_name
 from replay.datasets.dataset import Dataset
 from replay.store.shard import MAX_NAME_BYTES
 from rl.envs.config import EnvConfig
@@ -50,9 +50,9 @@ def test_importing_into_a_shard_with_other_observations_names_the_shard(shards, 
 
 
 @pytest.mark.parametrize("name", ["qfleet/pong-v0", "./" + "é" * 150, "./x" + "€" * 150, "./\udcff-v0"])
-def test_the_origin_of_imported_episodes_is_the_end_of_the_datasets_name(name):
+def test_the_writer_name_imported_episodes_is_the_end_of_the_datasets_name(name):
     """It has as many bytes as a shard accepts. It is valid UTF-8, even if the name is not."""
-    origin = origin_of(name)
+    origin = writer_name(name)
     assert (
         MAX_NAME_BYTES - 3 < len(origin.encode()) <= MAX_NAME_BYTES
         or len(name.encode(errors="replace")) < MAX_NAME_BYTES

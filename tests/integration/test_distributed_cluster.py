@@ -105,5 +105,5 @@ def test_processes_that_do_not_fit_the_cluster_are_named(tmp_path, two_nodes):
     process = start_qfleet(*args, "--run-dir", tmp_path / "r", "--ready-timeout", "10")
     last = wait_for_output(process, 100).strip().splitlines()[-1]
     assert process.returncode == 1
-    assert "not ready after 10 s: learner (asking for 40 CPU, 0 GPU" in last
+    assert "not ready after 10 s: learner (needed: 40 CPU, 0 GPU" in last
     assert "`learner.threads`" in last

@@ -56,7 +56,7 @@ def test_a_slow_store_does_not_block_the_learner_and_target_weights_are_sent_lat
 
 def test_a_store_that_accepts_no_weights_is_an_error():
     store = ray.remote(SlowStore).remote()
-    sink = RayWeightSink(store, patience=0.2)
+    sink = RayWeightSink(store, timeout=0.2)
     store.sleep.remote(3.0)
     for version in (1, 2, 3):
         sink.publish(publication(version))

@@ -32,7 +32,7 @@ def test_serve_creates_a_token_and_requires_it(tmp_path, rng):
     command = [sys.executable, "-m", "qfleet", *SERVE, "--host", "0.0.0.0", "--security.token-file", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     lines = [process.stdout.readline() for _ in range(2)]
-    assert f"a new token is in {path}" in lines[0]
+    assert f"wrote a new token to {path}" in lines[0]
     port = int(re.match(r"replay shard on 0\.0\.0\.0:(\d+): ", lines[1])[1])
     server = SimpleNamespace(address=f"127.0.0.1:{port}")
     access = Access.of(SecurityConfig(token_file=str(path)))

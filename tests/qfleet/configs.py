@@ -1,4 +1,4 @@
-"""Configurations that several tests run."""
+"""Configurations that several tests use."""
 
 from __future__ import annotations
 

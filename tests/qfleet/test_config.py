@@ -1,4 +1,4 @@
-"""The whole configuration: rules that span two components, and what is derived from them."""
+"""`TrainConfig`: rules that involve two components, derived values, and its file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qfleet.config import from_yaml, resized, to_yaml
+from qfleet.config import from_yaml, to_yaml, with_shards
 from qfleet.presets import cartpole
 from replay.security import SecurityConfig
 from rl.errors import BadInput
@@ -17,25 +17,25 @@ def changed(part=None, **changes):
     return replace(config, **({part: replace(getattr(config, part), **changes)} if part else changes))
 
 
-def test_the_last_segment_of_an_episode_takes_up_the_steps_that_waited():
+def test_max_segment_items_and_min_items_when_full():
     config = cartpole()  # 20 items, 3 steps, 50,000 transitions
     assert config.max_segment_items == 20 + 3 - 1
-    assert config.surely_stored(1) == 50_000 - 22
-    assert config.surely_stored(4) == 4 * (50_000 - 22)
+    assert config.min_items_when_full(1) == 50_000 - 22
+    assert config.min_items_when_full(4) == 4 * (50_000 - 22)
 
 
-def test_environments_of_the_whole_fleet():
-    assert changed("actors", count=3, environments=8).fleet_environments == 24
+def test_total_environments():
+    assert changed("actors", count=3, environments=8).total_environments == 24
 
 
-def test_more_shards_are_as_large_as_those_before():
+def test_with_shards_keeps_the_size_of_a_shard():
     config = changed("replay", capacity=30_000, shards=3, capacity_bytes=3 * 10**9)
-    more = resized(config, 5)
+    more = with_shards(config, 5)
     assert (more.replay.shards, more.replay.capacity, more.replay.capacity_bytes) == (5, 50_000, 5 * 10**9)
     assert more.replay.shard_capacity == config.replay.shard_capacity
     assert replace(more, replay=config.replay) == config
     with pytest.raises(BadInput, match="slack"):
-        resized(config, 300)
+        with_shards(config, 300)
 
 
 @pytest.mark.parametrize(
@@ -44,22 +44,22 @@ def test_more_shards_are_as_large_as_those_before():
         ("learner", {"batch_size": 60_000}, "batch.size is 60000.*50000"),
         ("actors", {"segment_items": 100_000}, "segment.items is 100000"),
         ("returns", {"n_step": 50_000}, "segment.items"),
-        ("replay", {"security": SecurityConfig(certificate="a.pem", key="a.key")}, "go together in a run"),
-        (None, {"offline": "d-v0"}, "no agent steps that could end"),
+        ("replay", {"security": SecurityConfig(certificate="a.pem", key="a.key")}, "must be set together in a run"),
+        (None, {"offline": "d-v0"}, "offline needs a limit"),
         (None, {"max_minutes": float("nan")}, "max.minutes is nan"),
         (None, {"seed": 2**31}, "seed is 2147483648"),
     ],
 )
-def test_parts_that_do_not_go_together_are_refused(part, changes, words):
+def test_settings_that_contradict_each_other_are_rejected(part, changes, words):
     with pytest.raises(BadInput, match=words):
         changed(part, **changes)
 
 
-def test_a_min_size_that_eviction_never_lets_be_reached_is_refused_with_the_most_that_goes():
+def test_a_min_size_above_what_full_shards_hold_is_rejected_with_the_maximum():
     small = changed("replay", capacity=1_100)
-    most = small.surely_stored(1)
+    most = small.min_items_when_full(1)
     limiter = replace(small.replay.limiter, min_size=most)
-    assert replace(small, replay=replace(small.replay, limiter=limiter)).limiter()
+    assert replace(small, replay=replace(small.replay, limiter=limiter)).make_limiter()
     with pytest.raises(BadInput, match=f"write at most {most}"):
         replace(small, replay=replace(small.replay, limiter=replace(limiter, min_size=most + 1)))
 
@@ -74,7 +74,7 @@ def test_a_min_size_that_eviction_never_lets_be_reached_is_refused_with_the_most
         ("learner: 3", "expected a mapping"),
     ],
 )
-def test_a_file_that_is_none_names_the_place(text, words):
+def test_a_malformed_file_is_rejected_with_its_name(text, words):
     with pytest.raises(BadInput, match=words) as caught:
         from_yaml(text, "runs/x/config.yaml")
     assert "runs/x/config.yaml" in str(caught.value)

@@ -1,4 +1,4 @@
-"""What an older Qfleet left on the disk still serves, and what a newer one did is refused in a line.
+"""Files that an older Qfleet wrote can be read; files of a newer one are rejected with one line.
 
 The fixtures are of format 0, from before there were numbers (tests/fixtures/format-0/README.md).
 """
@@ -40,7 +40,7 @@ def figures(capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def refused(capsys):
+def error_line(capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
@@ -49,7 +49,7 @@ def refused(capsys):
 @pytest.mark.parametrize(
     ("weights", "mean", "std", "updates"), [("best", -89.1, None, 280), ("last", -94.5, 23.97, 1305)]
 )
-def test_a_run_is_evaluated_as_before(run, capsys, weights, mean, std, updates):
+def test_an_old_run_can_be_evaluated(run, capsys, weights, mean, std, updates):
     assert cli.main(["eval", str(run), "--weights", weights, "--episodes", "20", "--json"]) == 0
     found = figures(capsys)
     assert found["mean_return"] == pytest.approx(mean)
@@ -57,7 +57,7 @@ def test_a_run_is_evaluated_as_before(run, capsys, weights, mean, std, updates):
     assert (found["weights"], found["updates"]) == (weights, updates)
 
 
-def test_a_run_is_resumed_with_all_that_its_checkpoint_held(run, capsys):
+def test_an_old_run_is_resumed_with_the_whole_state_of_its_checkpoint(run, capsys):
     before = RunDir.open(run).newest_checkpoint().state
     assert before["evaluation"]["best_return"] == pytest.approx(BEST_RETURN)
     assert (before["updates"], before["target_syncs"], before["replay"]["drawn"]) == (1305, 2, 1306)
@@ -65,7 +65,7 @@ def test_a_run_is_resumed_with_all_that_its_checkpoint_held(run, capsys):
     flags = ["--replay.snapshot-minutes", "0", "--max-steps", "21500", "--evaluation.period", "0"]
     assert cli.main(["train", "--resume", str(run), "--serial", *flags, "--json"]) == 0
     summary = figures(capsys)
-    assert summary["best_return"] == pytest.approx(BEST_RETURN)  # none was played since
+    assert summary["best_return"] == pytest.approx(BEST_RETURN)  # no evaluation since
     assert summary["agent_steps"] >= 21500
     assert summary["updates"] > 1305
     assert yaml.safe_load((run / "config.yaml").read_text())["format"] == 2
@@ -76,7 +76,7 @@ def test_a_run_is_resumed_with_all_that_its_checkpoint_held(run, capsys):
     assert "format" not in after
 
 
-def test_a_renamed_setting_is_carried_over():
+def test_a_renamed_setting_is_read():
     text = (FIXTURES / "run" / "config.yaml").read_text()
     assert text.count("prefetch: 4") == 1
     config = from_yaml(text.replace("prefetch: 4", "prefetch: 7"), "config.yaml")
@@ -84,13 +84,13 @@ def test_a_renamed_setting_is_carried_over():
     assert from_yaml(to_yaml(config), "config.yaml") == config
 
 
-def test_the_old_name_is_none_in_a_file_of_today():
+def test_an_old_name_is_unknown_in_a_file_of_the_current_format():
     text = to_yaml(preset("cartpole")).replace("batches_ahead", "prefetch")
     with pytest.raises(BadInput, match="replay: unknown setting 'prefetch'"):
         from_yaml(text, "config.yaml")
 
 
-def test_keys_are_renamed_from_format_to_format():
+def test_upgraded_renames_keys_format_by_format():
     renamed = ({"a": "b", "in.x": "in.y"}, {"b": "c"})
     assert upgraded({"a": 1, "in": {"x": 2, "z": 3}}, renamed, "here") == {"c": 1, "in": {"y": 2, "z": 3}}
     assert upgraded({"format": 1, "a": 1, "b": 2}, renamed, "here") == {"a": 1, "c": 2}
@@ -111,19 +111,19 @@ def test_keys_are_renamed_from_format_to_format():
 
 
 @pytest.mark.parametrize("data", [[], 3, None, {"format": "x"}, {"format": -1}, {"format": True}, {"format": 1.0}])
-def test_what_is_no_format_is_damage(data):
+def test_a_malformed_format_raises(data):
     with pytest.raises(ValueError, match="must contain a mapping of names|must be an integer of at least 0"):
         upgraded(data, (), "here")
 
 
 @pytest.mark.parametrize("text", ["format: x", "format: -1"])
-def test_a_config_of_no_format_is_refused(text):
+def test_a_config_with_a_malformed_format_is_rejected(text):
     with pytest.raises(BadInput, match=r"^here: its format is ('x'|-1), but must be an integer of at least 0$"):
         from_yaml(text, "here")
 
 
 @pytest.mark.parametrize("state", [[], "x", {"format": "y"}])
-def test_a_checkpoint_whose_state_is_none_is_skipped_for_the_one_before(run, state):
+def test_a_checkpoint_with_malformed_state_is_skipped_for_the_previous_one(run, state):
     store = CheckpointStore(str(run / "checkpoints"))
     store.save(9999, Checkpoint(store.load(1305).arrays, state if isinstance(state, dict) else {}))
     folder = run / "checkpoints" / f"{9999:012d}"
@@ -136,13 +136,13 @@ def test_a_checkpoint_whose_state_is_none_is_skipped_for_the_one_before(run, sta
 
 
 @pytest.mark.parametrize("manifest", ["[]", "3", '{"format": "x"}'])
-def test_a_manifest_that_is_none_is_one_line(run, tmp_path, capsys, manifest):
+def test_a_malformed_manifest_is_a_one_line_error(run, tmp_path, capsys, manifest):
     (run / "replay" / "shard-0" / "MANIFEST.json").write_text(manifest)
     assert cli.main(["replay", "export", str(run), "--to", str(tmp_path / "x-v0")]) == 2
-    refused(capsys)
+    error_line(capsys)
 
 
-def test_a_snapshot_becomes_the_dataset_that_it_became(run, tmp_path, capsys):
+def test_an_old_snapshot_exports_the_same_dataset_as_before(run, tmp_path, capsys):
     spec, segments = open_snapshot(run / "replay" / "shard-0")
     assert (spec.frame_shape, spec.dtype, spec.stack) == ((2, 4, 4), "float32", 1)
     assert next(segments).first_key == 20567
@@ -156,7 +156,7 @@ def test_a_snapshot_becomes_the_dataset_that_it_became(run, tmp_path, capsys):
         np.testing.assert_array_equal(one.r_t, other.r_t)
 
 
-def test_a_dataset_is_learned_from_and_its_environment_recovered(tmp_path, capsys):
+def test_an_old_dataset_can_be_trained_on_and_its_environment_recovered(tmp_path, capsys):
     grid = shutil.copytree(FIXTURES / "grid-v0", tmp_path / "grid-v0")
     env = open_dataset(str(grid)).recover_environment()
     assert isinstance(env.unwrapped, GridWorld)
@@ -168,39 +168,39 @@ def test_a_dataset_is_learned_from_and_its_environment_recovered(tmp_path, capsy
     assert (summary["updates"], summary["env"]) == (20, "qfleet/GridWorld-v0")
 
 
-def test_a_config_of_the_future_is_refused(run, capsys):
+def test_a_config_of_a_newer_format_is_rejected(run, capsys):
     file = run / "config.yaml"
     file.write_text(f"format: 3\n{file.read_text()}")
     assert cli.main(["eval", str(run)]) == 2
     assert (
-        refused(capsys)
+        error_line(capsys)
         == f"qfleet: {file} has format 3, but this Qfleet reads formats up to 2: use the Qfleet that wrote it"
     )
 
 
-def test_a_checkpoint_of_the_future_is_refused(run, capsys):
+def test_a_checkpoint_of_a_newer_format_is_rejected(run, capsys):
     store = CheckpointStore(str(run / "checkpoints"))
     old = store.load(1305)
     folder = store.save(9999, Checkpoint(old.arrays, {**old.state, "format": 7}))
     assert cli.main(["eval", str(run), "--weights", "last"]) == 2
-    assert refused(capsys) == (
+    assert error_line(capsys) == (
         f"qfleet: {folder}/state.json has format 7, but this Qfleet reads formats up to 2: use the Qfleet that wrote it"
     )
     assert cli.main(["train", "--resume", str(run), "--serial", "--replay.snapshot-minutes", "0"]) == 2
-    assert "state.json has format 7" in refused(capsys)
+    assert "state.json has format 7" in error_line(capsys)
 
 
-def test_a_snapshot_of_the_future_is_refused(run, tmp_path, capsys):
+def test_a_snapshot_of_a_newer_format_is_rejected(run, tmp_path, capsys):
     file = run / "replay" / "shard-0" / "MANIFEST.json"
     file.write_text(file.read_text().replace('"format": 1', '"format": 3'))
     assert cli.main(["replay", "export", str(run), "--to", str(tmp_path / "x-v0")]) == 2
     assert (
-        refused(capsys)
+        error_line(capsys)
         == f"qfleet: {file} has format 3, but this Qfleet reads formats up to 1: use the Qfleet that wrote it"
     )
 
 
-def test_the_fixtures_are_as_they_were():
+def test_the_fixtures_are_unchanged():
     manifest = json.loads((FIXTURES / "run" / "checkpoints" / "000000001305" / "MANIFEST.json").read_text())
     state = (FIXTURES / "run" / "checkpoints" / "000000001305" / "state.json").read_bytes()
     assert manifest["sha256"]["state.json"] == hashlib.sha256(state).hexdigest()

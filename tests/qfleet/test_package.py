@@ -1,4 +1,4 @@
-"""The package's own names."""
+"""The names that the package `qfleet` exports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import qfleet
 
 
-def test_every_name_is_there_and_no_other_is_listed():
+def test_the_package_exports_exactly_its_public_names():
     assert dir(qfleet) == sorted(qfleet.__all__)
     for name in qfleet.__all__:
         assert getattr(qfleet, name).__module__.startswith("qfleet."), name

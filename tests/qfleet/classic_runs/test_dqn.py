@@ -10,7 +10,7 @@ import pytest
 
 from classic.scores import pipes
 from qfleet.api import load_policy, train
-from qfleet.config import TrainConfig, check
+from qfleet.config import TrainConfig, check_config
 from qfleet.presets import preset
 from rl.envs.config import EnvConfig
 from rl.envs.make import describe, make_environments, make_rendered
@@ -48,7 +48,7 @@ def short() -> TrainConfig:
 
 
 def test_twelve_features_and_two_actions():
-    check(FLAPPY)
+    check_config(FLAPPY)
     spec, actions = describe(FLAPPY.env)
     assert (spec.shape, spec.dtype, actions) == ((12,), "float32", 2)
 

@@ -1,4 +1,4 @@
-"""Run directories for the commands to name."""
+"""Run directories on which the tests run commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every mistake of a user: one line that says what, where and what to write instead; exit status 2; nothing started."""
+"""Bad input gives exit status 2 and one line that says what is wrong, where, and what to write; nothing is started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.qfleet.configs import short
 
 CASES = {
     "unknown command": (["trian"], "'train'"),
-    "unknown preset": (["train", "pongg"], "'pong'? (any other environment goes by --env.id)"),
+    "unknown preset": (["train", "pongg"], "'pong'? (for another environment write --env.id)"),
     "unknown environment": (["train", "--env.id", "CartPol-v1"], "CartPole-v"),
     "unknown flag": (["train", "--actors.cuont", "3"], "--actors.count"),
     "unknown switch": (["train", "--learner.no-dubble"], "--learner.no-double"),
@@ -31,7 +31,7 @@ CASES = {
     "negative shards": (["train", "--replay.shards", "-1"], "at least 1"),
     "zero steps": (["train", "--max-steps", "0"], "--max-steps is 0: write at least 1 agent step"),
     "negative minutes": (["train", "--max-minutes", "-3"], "--max-minutes is -3: write 0 (no limit) or more"),
-    "a goal that is no number": (
+    "a goal that is not a number": (
         ["train", "--evaluation.goal", "nan"],
         "--evaluation.goal is nan: write a finite number",
     ),
@@ -39,7 +39,7 @@ CASES = {
         ["train", "--replay.limiter.samples-per-insert", "inf"],
         "--replay.limiter.samples-per-insert",
     ),
-    "a rate that is no number": (["train", "--learner.learning-rate", "nan"], "--learner.learning-rate"),
+    "a learning rate that is not a number": (["train", "--learner.learning-rate", "nan"], "--learner.learning-rate"),
     "a seed too large": (["train", "--seed", "99999999999999999999999"], "--seed"),
     "bfloat16 actors without pixels": (
         ["train", "cartpole", "--actors.precision", "bfloat16"],
@@ -50,36 +50,36 @@ CASES = {
         "--actors.precision float32",
     ),
     "a run directory in /proc": (["train", "cartpole", "--run-dir", "/proc/self"], "/proc/self"),
-    "a picture of no kind": (["plot", "RUN", "--to", "curves.xyz"], "curves.xyz"),
+    "an unknown image format": (["plot", "RUN", "--to", "curves.xyz"], "curves.xyz"),
     "a negative seed": (["eval", "RUN", "--seed", "-1"], "--seed"),
     "batch above capacity": (["train", "cartpole", "--learner.batch-size", "50001"], "at most 50000"),
     "batch above a request": (["train", "pong", "--learner.batch-size", "65537"], "at most 65536"),
     "min_size above capacity": (["train", "cartpole", "--replay.limiter.min-size", "60000"], "at most 50000"),
     "a capacity beyond memory": (["train", "cartpole", "--replay.capacity", "100000000000000"], "at most 100000000"),
-    "memory for nothing but rows": (["train", "cartpole", "--replay.capacity-bytes", "2000000"], "alone take 2050000"),
-    "memory below 0": (["train", "cartpole", "--replay.capacity-bytes", "-1"], "0 for unlimited"),
-    "segments that no shard takes": (["train", "pong", "--actors.segment-items", "9994"], "write at most 9993"),
+    "memory for index rows only": (["train", "cartpole", "--replay.capacity-bytes", "2000000"], "alone take 2050000"),
+    "memory below 0": (["train", "cartpole", "--replay.capacity-bytes", "-1"], "0 for no bound"),
+    "segments above the limit of a shard": (["train", "pong", "--actors.segment-items", "9994"], "write at most 9993"),
     "a token file that is missing": (
         ["train", "cartpole", "--replay.security.token-file", "NOWHERE"],
         "cannot be read",
     ),
-    "certificates that nobody checks": (
+    "a certificate without an authority": (
         ["train", "pong", "--replay.security.certificate", "a.pem", "--replay.security.key", "a.key"],
-        "go together",
+        "must be set together",
     ),
     "an epsilon above 1": (["train", "cartpole", "--exploration.knots", "0", "1.5"], "from 0 to 1"),
-    "no time to start in": (["train", "cartpole", "--ready-timeout", "0"], "--ready-timeout is 0"),
-    "an empty run directory": (["train", "cartpole", "--run-dir", ""], "has an empty name"),
-    "a benchmark of nothing": (["bench", "replay", "--items", "0"], "--items is 0"),
-    "a benchmark of no actors": (["bench", "actors", "--counts", "0"], "each at least 1"),
-    "status of nothing": (["status", "NOWHERE"], "no directory here"),
+    "a ready timeout of 0": (["train", "cartpole", "--ready-timeout", "0"], "--ready-timeout is 0"),
+    "an empty run directory": (["train", "cartpole", "--run-dir", ""], "is '' or '.'"),
+    "a benchmark without items": (["bench", "replay", "--items", "0"], "--items is 0"),
+    "a benchmark without actors": (["bench", "actors", "--counts", "0"], "from 1 on"),
+    "status of a missing run": (["status", "NOWHERE"], "neither a directory here"),
     "impossible ratio": (["train", "cartpole", "--replay.limiter.slack", "10"], "at least"),
     "a CNN on CartPole": (["train", "cartpole", "--network.kind", "nature"], "--network.kind mlp"),
     "no such device": (["train", "cartpole", "--learner.device", "cuda:7"], "cuda:7"),
     "no device at all": (["train", "cartpole", "--learner.device", "tpu9"], "tpu9"),
-    "resume of nothing": (["train", "--resume", "NOWHERE"], "no run's directory"),
+    "resume of a missing run": (["train", "--resume", "NOWHERE"], "is not a directory"),
     "resume of an empty directory": (["train", "--resume", "EMPTY"], "config.yaml is missing"),
-    "resume without checkpoint": (["train", "--resume", "FRESH"], "no whole checkpoint"),
+    "resume without checkpoint": (["train", "--resume", "FRESH"], "no complete checkpoint"),
     "resume of another environment": (
         ["train", "--resume", "RUN", "--env.id", "Acrobot-v1"],
         "--env.id is 'Acrobot-v1', but",
@@ -88,44 +88,47 @@ CASES = {
         ["train", "--resume", "RUN", "--network.hidden", "32"],
         "--network.hidden is (32,), but",
     ),
-    "resume with a preset": (["train", "pong", "--resume", "RUN"], "leave 'pong' out"),
+    "resume with a preset": (["train", "pong", "--resume", "RUN"], "leave out 'pong'"),
     "run directory in use": (["train", "cartpole", "--run-dir", "RUN"], "already holds a run"),
     "run directory is a file": (["train", "cartpole", "--run-dir", "RUN/config.yaml"], "file"),
-    "serial on a cluster": (["train", "cartpole", "--serial", "--address", "auto"], "exclude"),
+    "serial on a cluster": (["train", "cartpole", "--serial", "--address", "auto"], "cannot be combined"),
     "address without a port": (["train", "cartpole", "--address", "nonsense"], "host:port"),
-    "eval of nothing": (["eval", "NOWHERE"], "no run's directory"),
+    "eval of a missing run": (["eval", "NOWHERE"], "is not a directory"),
     "eval of another network": (["eval", "OTHER"], "another network"),
-    "eval of no episodes": (["eval", "RUN", "--episodes", "0"], "--episodes"),
-    "plot of nothing": (["plot", "NOWHERE"], "metrics.csv"),
+    "eval without episodes": (["eval", "RUN", "--episodes", "0"], "--episodes"),
+    "plot of a missing run": (["plot", "NOWHERE"], "metrics.csv"),
     "unknown benchmark": (["bench", "pipelin"], "'pipeline'"),
-    "a benchmark against nobody we know": (["bench", "replay", "--vs", "acme"], "acme"),
+    "an unknown system to compare with": (["bench", "replay", "--vs", "acme"], "acme"),
     "a benchmark of empty batches": (["bench", "replay", "--batch-sizes", "0"], "--batch-sizes"),
-    "a benchmark of no shards": (["bench", "shards", "--shards", "0"], "each at least 1"),
-    "a benchmark without writers": (["bench", "shards", "--writers", "1", "-2"], "each at least 1"),
-    "a benchmark of no time": (["bench", "shards", "--seconds", "0"], "--seconds is 0"),
-    "a benchmark's picture nowhere": (["bench", "shards", "--to", "NOWHERE/shards.png"], "in an existing directory"),
-    "a benchmark's picture of another kind": (["bench", "soak", "--to", "soak.jpg"], "a .png file"),
-    "a soak of a moment": (["bench", "soak", "--minutes", "1"], "at least 10 readings"),
+    "a benchmark without shards": (["bench", "shards", "--shards", "0"], "numbers of shards from 1 on"),
+    "a benchmark without writers": (["bench", "shards", "--writers", "1", "-2"], "numbers of writers from 1 on"),
+    "a benchmark of 0 seconds": (["bench", "shards", "--seconds", "0"], "--seconds is 0"),
+    "a picture in a missing directory": (
+        ["bench", "shards", "--to", "NOWHERE/shards.png"],
+        "a directory that is there",
+    ),
+    "a benchmark's picture in another format": (["bench", "soak", "--to", "soak.jpg"], "a .png file"),
+    "a soak benchmark that is too short": (["bench", "soak", "--minutes", "1"], "at least 10 readings"),
     "a benchmark of an empty shard": (["bench", "memory", "--items", "0"], "--items is 0"),
-    "sizes for nobody": (["bench", "sizing", "--actors", "0"], "each at least 1"),
-    "sizes for standstill": (["bench", "sizing", "--steps", "0"], "--steps is 0"),
-    "an exponent of the weights in train": (
+    "sizing without actors": (["bench", "sizing", "--actors", "0"], "numbers of actors from 1 on"),
+    "sizing without steps": (["bench", "sizing", "--steps", "0"], "--steps is 0"),
+    "an exponent of the importance weights in train": (
         ["train", "--beta.start", "2"],
         "--beta.start is 2: write an exponent from 0 to 1",
     ),
-    "an exponent of the draws in train": (
+    "a priority exponent in train": (
         ["train", "--replay.selector.alpha", "2"],
         " --replay.selector.alpha is 2: write an exponent from 0 to 1",
     ),
-    "an exponent of the draws of a shard": (
+    "a priority exponent of a shard": (
         ["replay", "serve", "--selector.alpha", "2"],
         " --selector.alpha is 2: write an exponent from 0 to 1",
     ),
-    "a limit among the arguments in train": (
+    "a step limit in the environment's arguments in train": (
         ["train", "cartpole", "--env.kwargs", '{"max_episode_steps": 9}'],
         "--env.kwargs contains max_episode_steps: leave it out (write --env.max-episode-steps to limit the length of",
     ),
-    "a limit among the arguments in classic": (
+    "a step limit in the environment's arguments in classic": (
         ["classic", "q-learning", "--env-kwargs", '{"max_episode_steps": 9}'],
         "--env-kwargs contains max_episode_steps: leave it out (write --max-episode-steps to limit the length of",
     ),
@@ -137,16 +140,16 @@ CASES = {
         ["replay", "serve", "--security.certificate", "a.pem"],
         " --security.certificate is given without --security.key: write both",
     ),
-    "a token file that is missing, of a client": (
+    "a client's token file that is missing": (
         ["replay", "info", "localhost:1", "--security.token-file", "NOWHERE"],
         " --security.token-file ",
     ),
-    "a shard for all without a token": (
+    "a shard on all addresses without a token": (
         ["replay", "serve", "--host", "0.0.0.0", "--port", "0"],
         "or write --security.no-require-token",
     ),
     "too few replay shards": (["train", "--replay.capacity", "100000000000000"], "or more --replay.shards"),
-    "an elite of all": (
+    "as many elites as samples": (
         ["classic", "continuous", "--elites", "50"],
         "--elites is 50: write at most --samples, which is",
     ),
@@ -158,14 +161,14 @@ CASES = {
         ["classic", "make-dataset", "--env", "BabyAI-Nothing-v0"],
         " --env 'BabyAI-Nothing-v0' is not",
     ),
-    "centered vectors": (["train", "cartpole", "--network.center"], "write --network.no-center"),
+    "centering without pixels": (["train", "cartpole", "--network.center"], "write --network.no-center"),
     "unknown replay command": (["replay", "serv"], "'serve'"),
-    "a port that is none": (["replay", "serve", "--port", "70000"], "0 to 65535"),
-    "a frame of objects": (["replay", "serve", "--dtype", "object"], "uint8 or float32"),
-    "a frame of nothing we know": (["replay", "serve", "--dtype", "pixels"], "uint8 or float32"),
+    "a port above 65535": (["replay", "serve", "--port", "70000"], "0 to 65535"),
+    "frames of dtype object": (["replay", "serve", "--dtype", "object"], "uint8 or float32"),
+    "frames of an unknown dtype": (["replay", "serve", "--dtype", "pixels"], "uint8 or float32"),
     "snapshots without a directory": (["replay", "serve", "--snapshot-minutes", "1"], "--snapshots"),
     "snapshots in /proc": (["replay", "serve", "--port", "0", "--snapshots", "/proc/self"], "/proc/self"),
-    "snapshots of nobody": (["replay", "snapshot"], "host:port"),
+    "a snapshot without an address": (["replay", "snapshot"], "host:port"),
     "a shard's address without a port": (["replay", "snapshot", "localhost"], "'localhost'"),
     "a negative time between snapshots": (
         ["train", "cartpole", "--replay.snapshot-minutes", "-1"],
@@ -173,21 +176,21 @@ CASES = {
     ),
     "snapshots of a serial run": (
         ["train", "cartpole", "--serial", "--replay.snapshot-minutes", "1"],
-        "neither serial nor --offline",
+        "needs a run on Ray, but this run is serial or --offline",
     ),
-    "a shard of nothing": (["replay", "serve", "--capacity", "0"], "--capacity is 0"),
+    "a shard without capacity": (["replay", "serve", "--capacity", "0"], "--capacity is 0"),
     "a shard without memory": (["replay", "serve", "--capacity-bytes", "1000"], "--capacity-bytes is 1000"),
-    "a frame without sides": (["replay", "serve", "--frame-shape", "0", "84"], "at least 1"),
+    "a frame side of 0": (["replay", "serve", "--frame-shape", "0", "84"], "at least 1"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_line_and_status_2(case, places, capsys, monkeypatch):
-    def started(*args, **kwargs):
-        raise AssertionError("something was started")
+    def fail(*args, **kwargs):
+        raise AssertionError("training was started")
 
-    monkeypatch.setattr("qfleet.cluster.supervisor.run_distributed", started)
-    monkeypatch.setattr("qfleet.api.run_serial", started)
+    monkeypatch.setattr("qfleet.cluster.supervisor.run_distributed", fail)
+    monkeypatch.setattr("qfleet.api.run_serial", fail)
     args, words = CASES[case]
     args = [a.replace(k, str(v)) if a.startswith(k) else a for a in args for k, v in [_place(a, places)]]
     assert cli.main(args) == 2
@@ -203,7 +206,7 @@ def _place(word, places):
     return next(((k, v) for k, v in places.items() if word.startswith(k)), ("", ""))
 
 
-def test_no_ray_at_the_address_is_said_within_10_seconds(tmp_path, capsys):
+def test_an_address_without_a_ray_is_rejected_within_10_seconds(tmp_path, capsys):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -214,7 +217,7 @@ def test_no_ray_at_the_address_is_said_within_10_seconds(tmp_path, capsys):
     assert not (tmp_path / "r").exists()
 
 
-def test_a_directory_is_trained_in_by_one_process_at_a_time(tmp_path, capsys):
+def test_only_one_process_at_a_time_trains_in_a_directory(tmp_path, capsys):
     train(short(max_steps=300), run_dir=tmp_path / "run", serial=True)
     other = RunDir.open(tmp_path / "run")
     other.lock()
@@ -223,21 +226,21 @@ def test_a_directory_is_trained_in_by_one_process_at_a_time(tmp_path, capsys):
     other.unlock()
     with pytest.raises(BadInput, match="network.hidden") as refused:
         train(short(network=NetworkConfig(kind="mlp", hidden=(3,))), resume=tmp_path / "run", serial=True)
-    assert refused.value  # held, and the lock is free all the same
+    assert refused.value  # the error is still referenced, and the lock is free nevertheless
     assert cli.main(["train", "--resume", str(tmp_path / "run"), "--serial", "--max-steps", "600"]) == 0
 
 
-def test_flags_hold_for_an_atari_game_by_its_id(monkeypatch, tmp_path):
+def test_flags_override_the_preset_of_an_atari_game(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr("qfleet.cli.train.train", lambda config, **_: seen.append(config) or {"interrupted_by": 2})
-    monkeypatch.setattr("qfleet.cli.train.say_summary", lambda summary: None)
+    monkeypatch.setattr("qfleet.cli.train.print_summary", lambda summary: None)
     assert cli.main(["train", "--env.id", "ALE/Pong-v5", "--env.sticky", "0.25", "--actors.count", "3"]) == 130
     (config,) = seen
     assert (config.env.id, config.env.sticky, config.actors.count) == ("ALE/Pong-v5", 0.25, 3)
     assert config.network.kind == "nature"
 
 
-def test_a_config_file_with_a_wrong_word_names_the_right_one(tmp_path):
+def test_an_unknown_setting_in_a_config_file_names_the_nearest(tmp_path):
     text = to_yaml(preset("pong")).replace("n_step", "n_steps")
     with pytest.raises(BadInput, match=r"config.yaml: returns: unknown setting 'n_steps'.*'n_step'"):
         from_yaml(text, "config.yaml")
@@ -259,20 +262,20 @@ def test_a_config_file_with_a_wrong_word_names_the_right_one(tmp_path):
         ("batch_size: 64", "batch_size: 65537", "learner.batch_size is 65537: write at most 65536"),
     ],
 )
-def test_a_config_file_with_a_bad_value_names_its_path(old, new, words):
+def test_a_bad_value_in_a_config_file_is_reported_with_its_path(old, new, words):
     text = to_yaml(preset("pong"))
     assert text.count(old) == 1
-    with pytest.raises(BadInput) as refused:
+    with pytest.raises(BadInput) as error:
         from_yaml(text.replace(old, new), "run/config.yaml")
-    assert str(refused.value).startswith("run/config.yaml: ")
-    assert words in str(refused.value)
+    assert str(error.value).startswith("run/config.yaml: ")
+    assert words in str(error.value)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_survives_its_file(name):
+def test_a_preset_survives_config_yaml(name):
     assert from_yaml(to_yaml(preset(name)), "config.yaml") == preset(name)
 
 
-def test_no_command_is_the_usage(capsys):
+def test_without_a_command_the_usage_is_printed(capsys):
     assert cli.main([]) == 0
     assert capsys.readouterr().out.startswith("usage: qfleet COMMAND")

@@ -1,4 +1,4 @@
-"""`qfleet replay export` and `qfleet train --offline`: what the commands make, and bad input."""
+"""`qfleet replay export`, `qfleet replay import` and `qfleet train --offline`: outputs and bad input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_export_of_one_shard_without_its_run(run, capsys):
 
 @pytest.fixture
 def examples(tmp_path, run):
-    """Datasets that do not fit, by name."""
+    """Datasets that cannot be used; returns the paths of the placeholders HERE and RUN."""
     discrete = gym.spaces.Discrete(2)
     write_dataset(
         "wide-v0", gym.spaces.Box(-9, 9, (9,), np.float32), discrete, [episode(3, (9,))], gym.spec("CartPole-v1")
@@ -50,32 +50,41 @@ BAD = {
     "dict observations": (["train", "--offline", "dict-v0"], "Box space"),
     "empty": (["train", "--offline", "empty-v0"], "has no episodes"),
     "no environment": (["train", "--offline", "nameless-v0"], "--env.id is not given"),
-    "an environment that is not here": (
+    "an unknown environment in the dataset": (
         ["train", "--offline", "nowhere-v0"],
-        "--env.id is not given, and that of dataset nowhere-v0 does not serve: env.id 'Nowhere-v9'",
+        "--env.id is not given, and that of dataset nowhere-v0 cannot be used: env.id 'Nowhere-v9'",
     ),
     "observations of another size": (["train", "--offline", "wide-v0"], "float32 9, CartPole-v1 has float32 4"),
     "another number of actions": (["train", "--offline", "many-v0"], "5 actions, CartPole-v1 has 2"),
-    "a preset of something else": (["train", "pong", "--offline", "wide-v0"], "2 actions, PongNoFrameskip-v4 has 6"),
+    "a preset for another environment": (
+        ["train", "pong", "--offline", "wide-v0"],
+        "2 actions, PongNoFrameskip-v4 has 6",
+    ),
     "no limit": (["train", "cartpole", "--offline", "nameless-v0", "--max-updates", "0"], "--max-updates"),
     "on a cluster": (
         ["train", "cartpole", "--offline", "nameless-v0", "--address", "auto"],
-        "--offline trains in this process, without Ray: leave the address out",
+        "--offline trains in this process, without Ray: leave out the address",
     ),
     "negative updates": (["train", "cartpole", "--max-updates", "-1"], "--max-updates is -1"),
-    "export of nothing": (["replay", "export", "HERE/bare", "--to", "x-v0"], "no snapshot"),
-    "export to no name": (["replay", "export", "RUN", "--to", "x"], "end in a version"),
-    "export onto another": (["replay", "export", "RUN", "--to", "many-v0"], "already exists"),
-    "export as something else": (
+    "export of a directory without snapshots": (
+        ["replay", "export", "HERE/bare", "--to", "x-v0"],
+        "no replay snapshot",
+    ),
+    "export to a name without a version": (["replay", "export", "RUN", "--to", "x"], "end in a version"),
+    "export to an existing dataset": (["replay", "export", "RUN", "--to", "many-v0"], "already exists"),
+    "export with another environment": (
         ["replay", "export", "RUN", "--to", "x-v0", "--env", "Acrobot-v1"],
         "Acrobot-v1 gives",
     ),
-    "export of no environment": (["replay", "export", "RUN", "--to", "x-v0", "--env", "Nope-v1"], "Nope-v1"),
-    "import to nobody": (
+    "export with an unknown environment": (["replay", "export", "RUN", "--to", "x-v0", "--env", "Nope-v1"], "Nope-v1"),
+    "import to an address without a shard": (
         ["replay", "import", "many-v0", "--to", "127.0.0.1:1"],
         "no replay shard answers at 127.0.0.1:1",
     ),
-    "import of nothing": (["replay", "import", "none-v0", "--to", "127.0.0.1:1"], "there is no dataset none-v0"),
+    "import of a missing dataset": (
+        ["replay", "import", "none-v0", "--to", "127.0.0.1:1"],
+        "there is no dataset none-v0",
+    ),
 }
 
 
@@ -91,7 +100,7 @@ def test_bad_input_is_one_line_and_status_2(case, examples, capsys):
     assert words in line
 
 
-def test_without_minari_it_is_said_what_to_install(monkeypatch, capsys):
+def test_without_minari_the_message_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     assert cli.main(["train", "--offline", "qfleet/pong-v0"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

@@ -1,4 +1,4 @@
-"""Flags out of dataclasses, and what is said of those that are wrong."""
+"""Flags made from dataclasses, and the messages for wrong flags."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import tyro
 
-from qfleet.cli.flags import flag_names, parse, value_of
+from qfleet.cli.flags import flag_names, flag_value, parse
 from rl.errors import BadInput
 
 
@@ -41,7 +41,7 @@ class Named:
     """Shards."""
 
 
-def test_every_field_is_a_flag_and_a_boolean_two():
+def test_every_field_is_one_flag_and_a_boolean_two():
     assert flag_names(Outer) == [
         *("--learner.learning-rate", "--learner.double", "--learner.no-double"),
         *("--max-steps", "--json", "--no-json"),
@@ -61,7 +61,7 @@ def test_flags_fill_the_dataclass(args, expected):
 
 
 @pytest.mark.parametrize(
-    ("cls", "args", "said"),
+    ("cls", "args", "message"),
     [
         (
             Outer,
@@ -72,18 +72,18 @@ def test_flags_fill_the_dataclass(args, expected):
         (Outer, ["--zzz"], "unknown flag --zzz: see qfleet x --help"),
         (Outer, ["seven"], "unexpected word 'seven'"),
         (Outer, ["--max-steps", "seven"], "--max-steps"),
-        (Named, [], "missing: RUN, --shards"),
-        (Named, ["r"], "missing: --shards"),
+        (Named, [], "missing RUN, --shards"),
+        (Named, ["r"], "missing --shards"),
     ],
 )
-def test_what_is_wrong_is_one_line(cls, args, said):
+def test_an_error_is_one_line(cls, args, message):
     with pytest.raises(BadInput) as caught:
         parse(cls, args, prog="qfleet x")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_help_is_printed_and_ends_with_status_0(capsys):
+def test_help_is_printed_and_exits_with_status_0(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(Outer, ["--help"], prog="qfleet x")
     assert not stop.value.code
@@ -101,5 +101,5 @@ def test_help_is_printed_and_ends_with_status_0(capsys):
         ([], None),
     ],
 )
-def test_a_flag_is_read_before_anything_is_parsed(args, value):
-    assert value_of(args, "--env.id") == value
+def test_flag_value_reads_unparsed_arguments(args, value):
+    assert flag_value(args, "--env.id") == value

@@ -1,4 +1,4 @@
-"""`qfleet status` and `qfleet scale` over a run's directory; the driver of the run is a thread of the test."""
+"""`qfleet status` and `qfleet scale` on a run's directory; a thread of the test plays the driver of the run."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def command(*args):
     return cli.main([str(a) for a in args])
 
 
-def pin(run, shards=1, **changes):
+def write_status(run, shards=1, **changes):
     status = {"time": time.time(), "shards": shards, "scale_request": None, "scale_news": "", **FIGURES, **changes}
     run.write_json(STATUS, status)
 
 
 @contextlib.contextmanager
 def driver(run, answer):
-    """Pins up that there is 1 shard, and then ``answer`` once a number of shards is asked for."""
+    """Plays the driver: reports 1 shard, and ``answer`` once a number of shards is requested."""
     ended = threading.Event()
 
     def drive():
         while not ended.is_set():
-            asked = run.read_json(SCALE)
-            pin(run, **({} if asked is None else {"scale_request": asked, **answer}))
+            request = run.read_json(SCALE)
+            write_status(run, **({} if request is None else {"scale_request": request, **answer}))
             ended.wait(0.05)
 
-    pin(run)
+    write_status(run)
     thread = threading.Thread(target=drive)
     thread.start()
     yield
@@ -52,9 +52,9 @@ def driver(run, answer):
     thread.join()
 
 
-def test_status_before_within_and_after_a_run(run, capsys):
+def test_status_before_and_after_a_run(run, capsys):
     assert command("status", run.path) == 0
-    assert "started, nothing to report yet" in capsys.readouterr().out
+    assert "the run has no status yet" in capsys.readouterr().out
     summary = {**FIGURES, "solved": True, "mean_return": 480.5, "best_return": 490.0, "run_dir": str(run.path)}
     run.write_json(SUMMARY, summary)
     assert command("status", run.path, "--json") == 0
@@ -63,14 +63,14 @@ def test_status_before_within_and_after_a_run(run, capsys):
     assert json.loads(last) == summary
 
 
-def test_status_of_a_classic_run_is_refused_in_a_line(run, capsys):
+def test_status_of_a_classic_run_is_rejected(run, capsys):
     run.write_json(SUMMARY, {"method": "sarsa"})
     assert command("status", run.path) == 2
     assert "is a run of qfleet classic" in capsys.readouterr().err
 
 
 def test_scale_waits_until_the_run_has_its_shards(run, capsys):
-    with driver(run, {"shards": 3, "scale_news": "replay shard-2 has joined"}):
+    with driver(run, {"shards": 3, "scale_news": "added replay shard-2"}):
         assert command("scale", run.path, "--shards", 3, "--json") == 0
     out = capsys.readouterr().out.splitlines()
     assert json.loads(out[-1]) == {"shards": 3}
@@ -78,22 +78,22 @@ def test_scale_waits_until_the_run_has_its_shards(run, capsys):
     assert run.read_json(SCALE)["shards"] == 3
 
 
-def test_two_requests_for_the_same_are_two(run):
-    asked = []
+def test_two_equal_requests_are_told_apart(run):
+    requests = []
     for _ in range(2):
         with driver(run, {"shards": 2}):
             assert command("scale", run.path, "--shards", 2) == 0
-        asked.append(run.read_json(SCALE))
-    assert asked[0] != asked[1]
+        requests.append(run.read_json(SCALE))
+    assert requests[0] != requests[1]
 
 
-def test_what_the_driver_refuses_is_a_fault_with_its_words(run, capsys):
-    with driver(run, {"scale_news": "warning: the replay stays at 1 shard(s): no CPU is free"}):
+def test_a_request_that_the_driver_rejects_fails_with_its_reason(run, capsys):
+    with driver(run, {"scale_news": "warning: the run keeps 1 replay shard(s): no CPU is free"}):
         assert command("scale", run.path, "--shards", 2) == 1
-    assert capsys.readouterr().err == "qfleet: the replay stays at 1 shard(s): no CPU is free\n"
+    assert capsys.readouterr().err == "qfleet: the run keeps 1 replay shard(s): no CPU is free\n"
 
 
-def test_news_of_somebody_elses_request_is_not_this_ones(run, capsys):
+def test_the_answer_to_another_request_is_ignored(run, capsys):
     with driver(run, {"scale_request": {"shards": 9, "number": "x"}, "scale_news": "warning: 9 are too many"}):
         assert command("scale", run.path, "--shards", 2, "--timeout", 0.7) == 1
     assert "has 1 replay shard(s) after 0.7 s, not 2" in capsys.readouterr().err
@@ -102,14 +102,14 @@ def test_news_of_somebody_elses_request_is_not_this_ones(run, capsys):
 @pytest.mark.parametrize(
     ("status", "ended", "words"),
     [
-        (None, False, "it has not begun, is a --serial one, or was killed"),
-        ({"time": time.time() - 2 * runs.SILENT}, False, "was killed"),
+        (None, False, "it has not started yet, is a --serial run, or was killed"),
+        ({"time": time.time() - 2 * runs.STATUS_MAX_AGE}, False, "was killed"),
         ({}, True, "it has ended"),
     ],
 )
-def test_a_run_that_nobody_trains_is_not_scaled(run, capsys, status, ended, words):
+def test_scale_rejects_a_run_that_is_not_training(run, capsys, status, ended, words):
     if status is not None:
-        pin(run, **status)
+        write_status(run, **status)
     if ended:
         run.write_json(SUMMARY, {"solved": False})
     assert command("scale", run.path, "--shards", 2) == 2
@@ -117,8 +117,8 @@ def test_a_run_that_nobody_trains_is_not_scaled(run, capsys, status, ended, word
     assert run.read_json(SCALE) is None
 
 
-def test_a_number_that_the_configuration_forbids_is_refused_before_it_is_asked_for(run, capsys):
-    pin(run)
+def test_scale_rejects_an_invalid_number_before_it_requests_it(run, capsys):
+    write_status(run)
     assert command("scale", run.path, "--shards", 300) == 2
     assert "slack" in capsys.readouterr().err
     assert run.read_json(SCALE) is None

@@ -1,4 +1,4 @@
-"""`qfleet replay serve`: what it refuses."""
+"""`qfleet replay serve`: bad input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SERVE = ["replay", "serve", "--port", "0", "--frame-shape", "2", "--dtype", "flo
         (["--insert-timeout", "700"], "--limits.stream-idle"),
     ],
 )
-def test_serve_refuses_in_one_line(flags, words, capsys):
+def test_serve_rejects_bad_input_in_one_line(flags, words, capsys):
     assert cli.main([*SERVE, *flags]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1

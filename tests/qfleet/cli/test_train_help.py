@@ -1,4 +1,4 @@
-"""`qfleet train --help`: a screen of what people use first, and every flag with a default that can be written."""
+"""`qfleet train --help`: one screen of the most used flags, and every flag with its default as it can be written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from qfleet.cli import main as cli
 from qfleet.cli.flags import flag_names, parse
 from qfleet.cli.train import TrainCommand
-from qfleet.cli.train_help import FIRST, screen
+from qfleet.cli.train_help import FIRST_SCREEN, help_text
 from qfleet.config import TrainConfig
 from qfleet.presets import PRESETS, preset
 
@@ -20,41 +20,41 @@ def command(name):
     return TrainCommand(**{f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)})
 
 
-def told(capsys, *words):
+def help_output(capsys, *words):
     assert cli.main(["train", *words]) == 0
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_first_screen_fits_a_terminal_and_has_the_presets_own_values(capsys, name):
-    out = told(capsys, name, "--help")
+def test_the_first_screen_fits_a_terminal_and_shows_the_presets_values(capsys, name):
+    out = help_output(capsys, name, "--help")
     lines = out.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
     assert f"--env.id {preset(name).env.id}" in out
-    assert len(FIRST) == 10
+    assert len(FIRST_SCREEN) == 10
 
 
-def test_a_group_has_its_flags_alone(capsys):
-    out = told(capsys, "cartpole", "--help", "learner")
-    assert out.startswith("learner, each flag as it is by default:\n")
+def test_help_of_a_group_lists_only_its_flags(capsys):
+    out = help_output(capsys, "cartpole", "--help", "learner")
+    assert out.startswith("learner: flags with their defaults (--x: on, --no-x: off)\n")
     flags = [line.split()[0] for line in out.splitlines() if line.startswith("  --")]
     assert all(flag.startswith("--learner.") for flag in flags)
     assert len(flags) == len(dataclasses.fields(preset("cartpole").learner))
     assert "--learner.batch-size 64\n      Items per batch." in out
     assert "one of: huber, squared" in out
-    assert "--max-minutes" in told(capsys, "--help", "run")
+    assert "--max-minutes" in help_output(capsys, "--help", "run")
 
 
-def test_no_group_of_that_name_is_one_line(capsys):
+def test_an_unknown_group_is_a_one_line_error(capsys):
     assert cli.main(["train", "--help", "lerner"]) == 2
-    assert capsys.readouterr().err == "qfleet: --help lerner: no such group: did you mean 'learner'?\n"
+    assert capsys.readouterr().err == "qfleet: --help lerner: unknown group: did you mean 'learner'?\n"
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_all_names_every_flag_with_a_default_that_gives_the_same_configuration(name):
+def test_all_lists_every_flag_and_its_defaults_parse_to_the_same_configuration(name):
     base = command(name)
-    lines = [line.strip() for line in screen(base, "all").splitlines() if line.startswith("  --")]
+    lines = [line.strip() for line in help_text(base, "all").splitlines() if line.startswith("  --")]
     known = set(flag_names(TrainCommand))
     assert {line.split()[0] for line in lines} <= known
     assert len(lines) == len({word.replace("no-", "") for word in known})

@@ -1,4 +1,4 @@
-"""Which Ray is meant, and whether one answers there."""
+"""Resolving the address of a Ray."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from qfleet.cluster import connect
-from qfleet.cluster.connect import resolve
+from qfleet.cluster.connect import resolve_address
 from rl.errors import BadInput
 
 
@@ -17,21 +17,21 @@ def listening():
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_an_address_is_itself_and_auto_is_the_environments(listening, monkeypatch):
-    assert resolve(listening) == listening
+def test_an_address_resolves_to_itself_and_auto_to_ray_address(listening, monkeypatch):
+    assert resolve_address(listening) == listening
     monkeypatch.setenv("RAY_ADDRESS", listening)
-    assert resolve("auto") == listening
+    assert resolve_address("auto") == listening
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:", ":6379", "127.0.0.1:port"])
-def test_what_is_no_address_says_what_to_write(address):
+def test_a_malformed_address_is_rejected_with_what_to_write(address):
     with pytest.raises(BadInput, match="write auto, or host:port of a Ray head"):
-        resolve(address)
+        resolve_address(address)
 
 
-def test_where_nobody_listens_is_said_with_what_to_do(monkeypatch):
+def test_an_address_without_a_ray_is_rejected_with_what_to_do(monkeypatch):
     monkeypatch.setattr(connect, "JOIN_TIMEOUT", 0.5)
     with pytest.raises(
         BadInput, match=r"no Ray answers at 127.0.0.1:1 within 0.5 s: start one with `ray start --head`"
     ):
-        resolve("127.0.0.1:1")
+        resolve_address("127.0.0.1:1")

@@ -1,4 +1,4 @@
-"""Ray's errors in a line."""
+"""Errors of Ray shortened to one line."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ rl.errors.RunFault: the losses have diverged
 """
 
 
-def test_a_workers_error_stands_behind_its_traceback():
+def test_last_line_skips_a_workers_traceback():
     assert last_line(RuntimeError(TRACEBACK)) == "rl.errors.RunFault: the losses have diverged"
     assert first_line(RuntimeError(TRACEBACK)).startswith("\x1b[36mray::LearnerWorker.start()")
 
 
 @pytest.mark.parametrize("line", [first_line, last_line])
-def test_an_error_without_words_is_named_by_its_kind(line):
+def test_an_error_without_a_message_is_shown_as_its_repr(line):
     assert line(ValueError()) == "ValueError()"
     assert line(ValueError(" \n ")) == repr(ValueError(" \n "))

@@ -1,4 +1,4 @@
-"""What a run asks of Ray."""
+"""The CPUs and GPUs that a run requests from Ray."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def config(threads=1, actors=1, shards=1):
     ("threads", "actors", "shards", "cpus"),
     [(1, 1, 1, 2 + 1 + 1 + 1), (1, 5, 2, 2 + 5 + 2 + 1), (4, 2, 1, 8 + 2 + 1 + 1)],
 )
-def test_a_learner_takes_two_threads_and_every_other_process_one(threads, actors, shards, cpus):
+def test_the_learner_needs_twice_its_threads_and_other_processes_one_cpu(threads, actors, shards, cpus):
     own = config(threads, actors, shards)
     assert Needs.of(own).total_cpus(own) == cpus
 
 
-def test_a_learner_on_cuda_asks_for_a_gpu(monkeypatch):
+def test_a_learner_on_cuda_needs_a_gpu(monkeypatch):
     monkeypatch.setattr("qfleet.cluster.needs.pick_device", lambda name: torch.device("cuda"))
     assert (Needs.of(config()).learner_gpus, Needs.of(config()).learner_cpus) == (1, 2)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Requests for more or fewer shards that come to nothing; those that do are in tests/integration."""
+"""Scale requests that start no change; tests/integration has those that do."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from replay.security import UNPROTECTED
 
 
 class Client:
-    """Takes the addresses that it is told, as a Ray actor's handle would."""
+    """Records the addresses of `set_shards.remote`, in place of a Ray actor's handle."""
 
     def __init__(self):
-        self.told = []
+        self.received = []
         self.set_shards = self
 
     def remote(self, addresses):
-        self.told.append(addresses)
+        self.received.append(addresses)
 
 
 @pytest.fixture
@@ -31,34 +31,34 @@ def advance(shards, request):
     return shards.advance(request, None, None, [])
 
 
-def test_nothing_is_changed_where_nothing_is_asked_for_or_it_is_so_already(shards):
+def test_no_change_without_a_request_or_with_the_same_number(shards):
     for request in (None, {"shards": 2, "number": "x"}):
         assert advance(shards, request) == ""
-        assert not shards.changing
+        assert not shards.is_changing
 
 
-def test_a_granted_request_is_not_granted_again_when_a_shard_is_lost_later(shards):
+def test_a_granted_request_does_not_replace_a_shard_that_is_lost_later(shards):
     request = {"shards": 2, "number": "x"}
     advance(shards, request)
-    shards.lost(1)
+    shards.forget(1)
     assert advance(shards, request) == ""
-    assert not shards.changing
+    assert not shards.is_changing
     assert (list(shards.addresses), list(shards.handles)) == ([0], [0])
 
 
-def test_a_refused_request_is_said_once(shards):
+def test_a_rejected_request_is_reported_once(shards):
     request = {"shards": 300, "number": "x"}
     words = advance(shards, request)
-    assert words.startswith("warning: the replay stays at 2 shard(s): ")
+    assert words.startswith("warning: the run keeps 2 replay shard(s): ")
     assert "slack" in words
     assert advance(shards, request) == ""
-    assert advance(shards, {**request, "number": "y"}) == words  # asked again, by somebody
+    assert advance(shards, {**request, "number": "y"}) == words  # a new request for the same number
 
 
-def test_a_shard_that_is_found_elsewhere_is_told_to_everybody(shards):
+def test_a_new_address_of_a_shard_is_sent_to_all_clients(shards):
     clients = [Client(), Client()]
-    shards.moved(1, "b:2", clients)  # where it was
-    shards.moved(7, "c:3", clients)  # gone for good
-    assert [c.told for c in clients] == [[], []]
-    shards.moved(1, "c:3", clients)
-    assert [c.told for c in clients] == [[["a:1", "c:3"]]] * 2
+    shards.update_address(1, "b:2", clients)  # unchanged
+    shards.update_address(7, "c:3", clients)  # removed
+    assert [c.received for c in clients] == [[], []]
+    shards.update_address(1, "c:3", clients)
+    assert [c.received for c in clients] == [[["a:1", "c:3"]]] * 2

@@ -1,4 +1,4 @@
-"""A run's directory: made once, trained in by one, read while it is written."""
+"""A run's directory: created once, locked by one process, read while it is written."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from qfleet.run.directory import CONFIG, RunDir, versions
+from qfleet.run.directory import CONFIG, RunDir, package_versions
 from rl.errors import BadInput
 from tests.qfleet.configs import short
 
 
-def test_a_run_is_made_locked_and_opened_again(tmp_path):
+def test_a_run_is_created_locked_and_opened_again(tmp_path):
     config = short(seed=7)
     run = RunDir.create(tmp_path / "deep" / "run", config)
     again = RunDir.open(run.path)
@@ -24,7 +24,7 @@ def test_a_run_is_made_locked_and_opened_again(tmp_path):
     again.unlock()
 
 
-def test_a_directory_of_its_own_is_dated_and_named_after_game_and_seed(tmp_path, monkeypatch):
+def test_the_default_directory_is_named_after_environment_date_and_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = RunDir.create(None, short(seed=3))
     assert run.path.parent == Path("runs")
@@ -32,36 +32,36 @@ def test_a_directory_of_its_own_is_dated_and_named_after_game_and_seed(tmp_path,
     run.unlock()
 
 
-def test_where_no_run_can_be_is_said(tmp_path):
+def test_create_rejects_a_path_that_cannot_hold_a_new_run(tmp_path):
     taken = RunDir.create(tmp_path / "taken", short())
     taken.unlock()
     (tmp_path / "file").write_text("")
     for path, words in {
-        tmp_path / "taken": "already holds a run: write another directory, or resume it",
+        tmp_path / "taken": "already holds a run: write another directory, or continue that run",
         tmp_path / "file": "is a file",
         Path("/proc/run"): "cannot be written",
-        Path(): "this very directory",
+        Path(): "is '' or '.'",
     }.items():
         with pytest.raises(BadInput, match=words):
             RunDir.create(path, short())
 
 
-def test_what_is_no_run_is_said(tmp_path):
+def test_open_rejects_a_path_that_is_not_a_run(tmp_path):
     (tmp_path / "empty").mkdir()
-    for name, words in {"nowhere": "is no run's directory", "empty": f"holds no run .{CONFIG} is missing"}.items():
+    for name, words in {"nowhere": "is not a directory", "empty": f"holds no run .{CONFIG} is missing"}.items():
         with pytest.raises(BadInput, match=words):
             RunDir.open(tmp_path / name)
 
 
-def test_a_run_without_a_checkpoint_is_not_resumed(tmp_path):
+def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path):
     run = RunDir.create(tmp_path / "run", short())
     run.unlock()
-    with pytest.raises(BadInput, match="no whole checkpoint to resume from"):
+    with pytest.raises(BadInput, match="no complete checkpoint to resume from"):
         run.newest_checkpoint()
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):
-    """A file is replaced whole: who has the old one open reads it to its end."""
+    """Writing replaces the file: a reader that has the old one open still reads all of it."""
     run = RunDir(tmp_path)
     run.write_json("status.json", {"rows": [1] * 9_000})
     with (tmp_path / "status.json").open() as opened:
@@ -72,7 +72,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
 
 
-def test_versions_are_of_what_is_installed():
-    found = versions()
+def test_versions_are_those_of_the_installed_packages():
+    found = package_versions()
     assert found["numpy"][0].isdigit()
     assert "torch" in found

@@ -1,4 +1,4 @@
-"""Learning from a dataset alone, and runs that updates limit."""
+"""Offline training, and runs that end after a number of updates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def offline(name, **changes):
     return replace(config, learner=replace(config.learner, device="cpu", metrics_period=50), **changes)
 
 
-def test_offline_training_writes_its_run_and_goes_on(tmp_path, capsys):
+def test_offline_training_writes_a_run_and_resumes_it(tmp_path, capsys):
     exported(balance(1_500, [0.3, 1.0])[0], "cartpole-v0")
     goal_out_of_reach = replace(cartpole().evaluation, period=100, quick_episodes=2, goal=1e9)
     config = offline("cartpole-v0", max_updates=200, evaluation=goal_out_of_reach)
@@ -32,7 +32,7 @@ def test_offline_training_writes_its_run_and_goes_on(tmp_path, capsys):
     assert (summary["updates"], summary["agent_steps"], summary["solved"]) == (200, 0, False)
     assert summary["mean_return"] is not None
     again = train(config, run_dir=tmp_path / "again")
-    assert again["mean_return"] == summary["mean_return"]  # the same seed, whatever capacity was asked for
+    assert again["mean_return"] == summary["mean_return"]  # same seed; the configured capacity does not matter
     steps = Dataset("cartpole-v0").steps
     assert f"replay.capacity is {steps:,}" in capsys.readouterr().err.replace("\n", " ")
     more = ["train", "--resume", str(tmp_path / "run"), "--max-updates", "350", "--json"]
@@ -45,14 +45,14 @@ def test_offline_training_writes_its_run_and_goes_on(tmp_path, capsys):
     assert load_policy(tmp_path / "run").act(np.zeros((3, 4))).shape == (3,)
 
 
-def test_the_environment_is_the_datasets_unless_told_otherwise(tmp_path):
+def test_the_environment_defaults_to_the_datasets(tmp_path):
     exported(balance(200, [1.0])[0], "cartpole-v0")
     args = ["train", "--offline", "cartpole-v0", "--max-updates", "20", "--run-dir", str(tmp_path / "run")]
     assert cli.main(args) == 0
     assert "id: CartPole-v1" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-def test_updates_limit_a_run_with_actors_too(tmp_path):
+def test_max_updates_also_ends_a_run_with_actors(tmp_path):
     config = replace(cartpole(), max_updates=30)
     config = replace(config, replay=replace(config.replay, limiter=replace(config.replay.limiter, min_size=200)))
     summary = train(config, run_dir=tmp_path / "run", serial=True)
@@ -62,8 +62,8 @@ def test_updates_limit_a_run_with_actors_too(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_cartpole_is_learned_from_a_poor_players_dataset(tmp_path, seed):
-    """50,000 steps of a player that errs half the time or more; its mean return is below 100."""
+def test_cartpole_is_learned_from_the_dataset_of_a_poor_player(tmp_path, seed):
+    """50,000 steps of a player with at least half of its actions random; its mean return is below 100."""
     shard, mean = balance(50_000, [0.5, 0.7, 1.0])
     assert mean < 100
     exported(shard, "poor-v0")

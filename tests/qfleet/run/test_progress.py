@@ -1,4 +1,4 @@
-"""What is shown of a run: the plain line, the live table, and `qfleet status`."""
+"""The progress display of a run: the plain line, the live table, and `qfleet status`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROW = {
     "train_return": 9.0,
     "greedy_return": NAN,
 }
-YOUNG = {**ROW, "steps_per_s": NAN, "updates_per_s": NAN}  # no rate yet
+WITHOUT_RATES = {**ROW, "steps_per_s": NAN, "updates_per_s": NAN}  # in the first second
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ YOUNG = {**ROW, "steps_per_s": NAN, "updates_per_s": NAN}  # no rate yet
     [
         (ROW, 5068.0, "steps 1,200 (82/s) updates 300 (20.6/s) | at most 1:24:28 left"),
         (ROW, math.inf, "steps 1,200 (82/s) updates 300 (20.6/s) | at most - left"),
-        (YOUNG, NAN, "steps 1,200 (-/s) updates 300 (-/s) | at most - left"),
+        (WITHOUT_RATES, NAN, "steps 1,200 (-/s) updates 300 (-/s) | at most - left"),
         ({**ROW, "steps_per_s": None}, NAN, "steps 1,200 (-/s) updates 300 (20.6/s) | at most - left"),
     ],
 )
@@ -45,8 +45,8 @@ def test_the_plain_line(row, left, line):
     )
 
 
-@pytest.mark.parametrize(("row", "rates"), [(ROW, ["82", "20.6"]), (YOUNG, ["-", "-"])])
-def test_the_table_has_a_dash_for_a_rate_that_is_not_known(row, rates):
+@pytest.mark.parametrize(("row", "rates"), [(ROW, ["82", "20.6"]), (WITHOUT_RATES, ["-", "-"])])
+def test_the_table_shows_a_dash_for_an_unknown_rate(row, rates):
     out = io.StringIO()
     progress = Progress("a run", {"agent_steps": 50_000}, 475.0)
     table = progress._table(row, "-", math.inf)
@@ -56,9 +56,9 @@ def test_the_table_has_a_dash_for_a_rate_that_is_not_known(row, rates):
     assert line == ["steps/s", rates[0], "updates/s", rates[1]]
 
 
-def test_status_of_a_run_that_has_no_rates_yet(tmp_path, capsys):
+def test_status_of_a_run_without_rates(tmp_path, capsys):
     (tmp_path / CONFIG).write_text("")
-    figures = {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in YOUNG.items()}
+    figures = {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in WITHOUT_RATES.items()}
     (tmp_path / STATUS).write_text(json.dumps({**figures, "last_return": None}))
     assert cli.main(["status", str(tmp_path)]) == 0
     said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a run may be resumed as; what it may not is refused and touches nothing."""
+"""Resuming a run: which settings may change, and that a rejected change leaves the run untouched."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 from qfleet.api import train
 from qfleet.cli import main as cli
 from qfleet.config import TrainConfig, from_data, to_data
-from qfleet.run.directory import HISTORY, RunDir, config_of
-from qfleet.run.resume import changed, resume_run, settings, table
+from qfleet.run.directory import HISTORY, RunDir, checkpoint_config
+from qfleet.run.resume import changed_settings, resume_run, rules_table, settings
 from rl.errors import BadInput, BadSetting
 from rl.resuming import MAY, STAYS
 from tests.conftest import ROOT
 from tests.qfleet.configs import short
 
-OTHER = {  # a value that the default is not and that fits beside the defaults, where +1 or the like is none
+OTHER = {  # another valid value for settings that cannot simply be incremented or negated
     "env.id": "CartPole-v1",
     "env.kwargs": '{"mode": 1}',
     "env.sticky": 0.25,
@@ -41,7 +41,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def own(run):
-    """The same as this Qfleet saves it."""
+    """The same run as the current Qfleet would save it."""
     directory = RunDir.open(run)
     checkpoint = directory.newest_checkpoint()
     state = {**checkpoint.state, "config": to_data(directory.config())}
@@ -68,15 +68,15 @@ def configurations(cls=TrainConfig):
 
 
 @pytest.mark.parametrize("cls", configurations())
-def test_every_setting_has_a_rule_and_no_rule_is_of_another(cls):
+def test_every_setting_has_a_rule_and_every_rule_a_setting(cls):
     own = {f.name for f in dataclasses.fields(cls) if not dataclasses.is_dataclass(f.default_factory)}
     assert own == set(cls.on_resume)
     for rule in cls.on_resume.values():
         assert rule in (MAY, STAYS) or len(rule.split()) > 3
 
 
-def test_a_setting_without_a_rule_is_found():
-    """The test above can fail."""
+def test_a_setting_without_a_rule_raises():
+    """Shows that the test above can fail."""
 
     @dataclasses.dataclass(frozen=True)
     class More(TrainConfig):
@@ -86,29 +86,30 @@ def test_a_setting_without_a_rule_is_found():
         list(settings(More()))
 
 
-def test_the_page_and_the_help_have_the_table():
-    assert f"```\n{table()}\n```" in (ROOT / "docs" / "resume.md").read_text()
+def test_docs_and_help_contain_the_current_table():
+    assert f"```\n{rules_table()}\n```" in (ROOT / "docs" / "resume.md").read_text()
     names = {name for name, _, _ in settings(TrainConfig())}
-    assert names == {word.strip(",:") for word in table().split() if word.strip(",:") in names}
+    assert names == {word.strip(",:") for word in rules_table().split() if word.strip(",:") in names}
 
 
-def test_what_changed_is_found_with_its_rule():
+def test_changed_settings_lists_each_difference_with_its_rule():
     old = TrainConfig()
     new = replace(old, max_steps=7, replay=replace(old.replay, capacity=90_000, shards=3))
-    assert [c[:3] for c in changed(old, new)] == [
+    assert [c[:3] for c in changed_settings(old, new)] == [
         ("replay.capacity", 200_000, 90_000),
         ("replay.shards", 1, 3),
         ("max_steps", 2_000_000, 7),
     ]
-    said = [str(c) for c in changed(old, new)]
+    said = [str(c) for c in changed_settings(old, new)]
     assert (
-        said[0] == "replay.capacity is 90000, was 200000: restored transitions beyond it are evicted, the oldest first"
+        said[0]
+        == "replay.capacity changes from 200000 to 90000: restored transitions that do not fit are dropped, the oldest first"
     )
-    assert said[2] == "max_steps is 7, was 2000000"
+    assert said[2] == "max_steps changes from 2000000 to 7"
 
 
 @pytest.mark.parametrize("of", ["run", "own"])
-def test_it_goes_on_as_the_configuration_says_holds_the_lock_and_keeps_what_changed(of, request):
+def test_a_resume_applies_the_new_configuration_locks_the_run_and_logs_the_changes(of, request):
     run = request.getfixturevalue(of)
     before = RunDir.open(run).config()
     config = replace(before, max_steps=99_999, returns=replace(before.returns, n_step=before.returns.n_step + 1))
@@ -125,13 +126,13 @@ def test_it_goes_on_as_the_configuration_says_holds_the_lock_and_keeps_what_chan
     first, second = map(json.loads, (run / HISTORY).read_text().splitlines())
     assert first["changed"]["max_steps"] == [before.max_steps, 99_999]
     assert (first["updates"], first["agent_steps"]) == (1305, checkpoint.state["agent_steps"])
-    was = before if of == "own" else config  # a checkpoint without a configuration is taken to be of config.yaml's
+    was = before if of == "own" else config  # for a checkpoint without a configuration, config.yaml's is taken
     assert second["changed"]["max_steps"] == [was.max_steps, 100_000]
 
 
 @pytest.mark.parametrize("name", [name for name, _, rule in settings(TrainConfig()) if rule == STAYS])
 @pytest.mark.parametrize("of", ["run", "own"])
-def test_what_stays_is_refused_and_nothing_is_touched(of, name, request):
+def test_a_setting_that_cannot_change_is_rejected_and_nothing_is_written(of, name, request):
     run = request.getfixturevalue(of)
     config = RunDir.open(run).config()
     (was,) = (value for other, value, _ in settings(config) if other == name)
@@ -145,45 +146,47 @@ def test_what_stays_is_refused_and_nothing_is_touched(of, name, request):
     directory.unlock()
 
 
-def test_a_network_that_was_changed_by_hand_does_not_fit(run):
+def test_a_network_edited_in_config_yaml_is_rejected(run):
     file = run / "config.yaml"
     file.write_text(file.read_text().replace("  - 8\n", "  - 9\n"))
     with pytest.raises(BadInput, match="weights of another network"):
         resume_run(RunDir.open(run).config(), run)
 
 
-def test_a_lost_config_is_the_checkpoints(own):
+def test_a_missing_config_is_read_from_the_checkpoint(own):
     config = RunDir.open(own).config()
     (own / "config.yaml").unlink()
     assert RunDir.open(own).config() == config
     directory, checkpoint, changes = resume_run(config, own)
     directory.unlock()
-    assert (changes, config_of(checkpoint)) == ([], config)
+    assert (changes, checkpoint_config(checkpoint)) == ([], config)
     assert (own / "config.yaml").is_file()
 
 
-def test_a_lost_config_of_an_older_qfleet_is_said(run):
+def test_a_missing_config_without_a_copy_in_the_checkpoint_is_rejected(run):
     (run / "config.yaml").unlink()
-    with pytest.raises(BadInput, match=r"config.yaml is missing, and an older Qfleet's checkpoints do not hold it"):
+    with pytest.raises(
+        BadInput, match=r"config.yaml is missing, and this run's checkpoints are too old to hold a copy"
+    ):
         RunDir.open(run).config()
 
 
-def test_a_configuration_is_the_same_after_json():
+def test_a_configuration_survives_json():
     config = replace(TrainConfig(), evaluation=replace(TrainConfig().evaluation, goal=float("inf")))
     assert from_data(json.loads(json.dumps(to_data(config))), "here") == config
 
 
-def test_the_help_of_a_resume_ends_with_the_table(run, capsys):
+def test_help_with_resume_ends_with_the_table(run, capsys):
     assert cli.main(["train", "--resume", str(run), "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: qfleet train")
-    assert out.rstrip().endswith(table())
+    assert out.rstrip().endswith(rules_table())
     assert cli.main(["train", "--help"]) == 0
-    assert table() not in capsys.readouterr().out
+    assert rules_table() not in capsys.readouterr().out
 
 
-def test_a_run_resumed_twice_says_what_changes_and_logs_each_step_once(tmp_path, capsys):
-    """Killed in between, after rows that no checkpoint holds."""
+def test_a_run_resumed_twice_prints_the_changes_and_logs_each_step_once(tmp_path, capsys):
+    """The run is killed in between, after it logged rows beyond the last checkpoint."""
     path = tmp_path / "run"
     train(short(max_steps=600), run_dir=path, serial=True)
     rows = (path / "metrics.csv").read_text()
@@ -197,8 +200,8 @@ def test_a_run_resumed_twice_says_what_changes_and_logs_each_step_once(tmp_path,
         capsys.readouterr()
         assert train(more, resume=path, serial=True)["agent_steps"] >= most
         said = " ".join(capsys.readouterr().err.split())
-        assert f"learner.batch_size is {batch}, was {config.learner.batch_size}: schedules go on" in said
-        assert f"max_steps is {most}, was {config.max_steps}" in said
+        assert f"learner.batch_size changes from {config.learner.batch_size} to {batch}: schedules continue" in said
+        assert f"max_steps changes from {config.max_steps} to {most}" in said
     with (path / "metrics.csv").open() as file:
         steps = [int(row["agent_steps"]) for row in csv.DictReader(file)]
     assert steps == sorted(steps)

@@ -1,4 +1,4 @@
-"""Serial mode: same seed, same numbers; resume; evaluations."""
+"""Serial mode: reproducibility, resume and evaluations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qfleet.api import load_policy, train
 from qfleet.cli import main as cli
 from qfleet.presets import cartpole, preset
 from qfleet.run.directory import RunDir
-from qfleet.run.serial import SerialParts
+from qfleet.run.serial import SerialComponents
 from rl.envs.config import EnvConfig
 from rl.errors import BadInput
 from rl.evaluation import EvaluationConfig
@@ -24,8 +24,8 @@ from tests.qfleet.configs import short
 
 
 def losses_of(config, updates):
-    """The losses of a serial run's first updates."""
-    parts, found = SerialParts(config), []
+    """The losses of the first ``updates`` updates of a serial run."""
+    parts, found = SerialComponents(config), []
     update = parts.learner.updater.update
 
     def spy(batch):
@@ -42,14 +42,14 @@ def losses_of(config, updates):
     return found
 
 
-def test_one_seed_gives_identical_losses_twice_and_another_seed_others():
+def test_the_same_seed_gives_identical_losses_and_another_seed_others():
     first, second, other = losses_of(short(), 60), losses_of(short(), 60), losses_of(short(seed=2), 60)
     assert first == second
     assert first != other
     assert len(set(first)) > 50
 
 
-def test_atari_runs_serially_and_repeats():
+def test_serial_atari_is_reproducible():
     config = preset("pong")
     config = replace(
         config,
@@ -60,7 +60,7 @@ def test_atari_runs_serially_and_repeats():
     assert losses_of(config, 5) == losses_of(config, 5)
 
 
-def test_a_serial_run_saves_reloads_and_goes_on(tmp_path):
+def test_a_serial_run_saves_loads_and_continues(tmp_path):
     summary = train(short(), run_dir=tmp_path / "run", serial=True)
     assert 1500 <= summary["agent_steps"] < 1600
     assert summary["updates"] > 200
@@ -99,9 +99,9 @@ def test_a_run_directory_is_not_overwritten(tmp_path):
         train(short(max_steps=300), run_dir=tmp_path / "run", serial=True)
 
 
-def test_each_of_several_actors_takes_every_publication():
+def test_every_actor_receives_every_publication():
     config = short(actors=replace(cartpole().actors, count=3, environments=2))
-    parts = SerialParts(config)
+    parts = SerialComponents(config)
     learned = {k: v + 1 for k, v in weights_of(parts.learner.updater.online).items()}
     parts.learner.publisher.publish()
     parts.weights.publish(Publication(2, 20, learned, 1, learned))
@@ -126,7 +126,7 @@ def test_a_solved_run_resumed_with_a_higher_goal_trains_on(tmp_path):
     assert second["agent_steps"] >= 2000
 
 
-def test_a_solved_run_that_goes_on_is_evaluated_on(tmp_path):
+def test_a_solved_run_that_continues_is_still_evaluated(tmp_path):
     config = short(max_steps=3000)
     on = replace(config.evaluation, goal=5.0, margin=0.0, stop_when_solved=False)
     summary = train(replace(config, evaluation=on), run_dir=tmp_path / "run", serial=True)
@@ -139,8 +139,8 @@ def test_a_solved_run_that_goes_on_is_evaluated_on(tmp_path):
     assert summary["mean_return"] == pytest.approx(float(rows[-1]["mean_return"]), rel=1e-4)
 
 
-def test_an_evaluation_of_an_environment_without_a_limit_ends_and_says_so(tmp_path, capfd):
-    """An untrained greedy policy on the cliff walks into a wall for ever."""
+def test_an_evaluation_cuts_endless_episodes_and_reports_it(tmp_path, capfd):
+    """An untrained greedy policy on CliffWalking walks into a wall forever."""
     config = replace(
         preset("generic"),
         env=EnvConfig(id="CliffWalking-v1"),
@@ -155,7 +155,7 @@ def test_an_evaluation_of_an_environment_without_a_limit_ends_and_says_so(tmp_pa
         assert len(list(csv.DictReader(file))) >= 2
 
 
-def test_a_resume_that_is_refused_leaves_the_run_as_it_was(tmp_path):
+def test_a_rejected_resume_leaves_the_run_unchanged(tmp_path):
     train(short(max_steps=600), run_dir=tmp_path / "run", serial=True)
     before = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file() and f.name != ".lock"}
     other = short(max_steps=900)
