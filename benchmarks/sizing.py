@@ -1,4 +1,4 @@
-"""`qfleet bench sizing`: memory, network and shards for given numbers of actors on Pong, as in docs/replay.md.
+"""`qfleet bench sizing`: memory, network and shards for given numbers of actors on Pong, as in docs/sizing.md.
 
 The bytes are measured: of real segments as they are sent, of a sample's reply, and of a shard's count. The rates are
 given: of one actor (`bench actors`), of one shard (`bench replay`), and of the learner.
@@ -96,7 +96,7 @@ def measured(items: int) -> dict[str, float]:
 
 
 def fleet(c: Command, sizes: dict[str, float], actors: int) -> dict[str, float]:
-    """Memory, network and shards that ``actors`` need, by the formulas of docs/replay.md."""
+    """Memory, network and shards that ``actors`` need, by the formulas of docs/sizing.md."""
     inserted, sampled = actors * c.steps, c.batch_size * c.updates
     nodes = ceil(actors / c.actors_per_node)
     return {
