@@ -1,4 +1,4 @@
-"""`qfleet bench sizing`: memory, network traffic and shards that given numbers of Pong actors need (docs/replay.md).
+"""`qfleet bench sizing`: memory, network traffic and shards that given numbers of Pong actors need (docs/sizing.md).
 
 The bytes per transition are measured on real Pong: of insert requests, of sample replies, and in a shard's memory. The
 rates are flags: of one actor (measure it with `qfleet bench actors`), of one shard (`qfleet bench replay`) and of the
@@ -100,7 +100,7 @@ def measure_bytes(items: int) -> dict[str, float]:
 
 
 def fleet_needs(c: Command, sizes: dict[str, float], actors: int) -> dict[str, float]:
-    """What ``actors`` actors need, by the formulas of docs/replay.md; one column of the table, by row name.
+    """What ``actors`` actors need, by the formulas of docs/sizing.md; one column of the table, by row name.
 
     ``sizes`` is the result of `measure_bytes`. The actors are assumed to run without a samples-per-insert limit.
     """

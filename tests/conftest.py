@@ -86,11 +86,11 @@ def rng():
 
 @pytest.fixture(scope="session")
 def pem(tmp_path_factory):
-    """``pem(name)`` is the path of a file that the commands in docs/replay.md make, such as shard.key.
+    """``pem(name)`` is the path of a file that the commands in docs/security.md make, such as shard.key.
 
     The files under ``stranger/`` are signed by another authority.
     """
-    text = (ROOT / "docs" / "replay.md").read_text()
+    text = (ROOT / "docs" / "security.md").read_text()
     commands = text.split("```sh\n", 1)[1].split("```", 1)[0]
     folder = tmp_path_factory.mktemp("pem")
     (folder / "stranger").mkdir()
