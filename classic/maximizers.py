@@ -172,7 +172,7 @@ class Ddpg(Maximizer):
         return torch.tanh(self.actor(s))
 
     def actor_loss(self, s: Tensor) -> Tensor:
-        """Return a scalar whose gradient is the mean over s of -grad_a q(s, a) at a = mu(s) times grad_theta mu(s).
+        """Return a scalar [] whose gradient is the mean over s [B, *observation] of -grad_a q(s, mu(s)) grad_theta mu(s).
 
         This is the deterministic policy gradient (Lillicrap et al. 2016, equation 6). The critic gets no gradient.
         """

@@ -102,7 +102,7 @@ Bootstrap = Callable[[Float64, Float64, int, BehaviourPolicy], float]
 
 
 def greedy_value(updated: Float64, other: Float64, a_next: int, behaviour: BehaviourPolicy) -> float:
-    """Return other(argmax_a updated(a)): Q-learning with one table (Watkins 1989), double Q-learning with two.
+    """Return other(argmax_a updated(a)), both [A]: Q-learning with one table (Watkins 1989), double Q-learning with two.
 
     Sutton & Barto 2018, sections 6.5 and 6.7; van Hasselt 2010.
     """
@@ -111,13 +111,13 @@ def greedy_value(updated: Float64, other: Float64, a_next: int, behaviour: Behav
 
 
 def next_action_value(updated: Float64, other: Float64, a_next: int, behaviour: BehaviourPolicy) -> float:
-    """Return the value of the next action: SARSA (Sutton & Barto 2018, section 6.4, equation 6.7)."""
+    """Return other(a_next), ``other`` [A]: SARSA (Sutton & Barto 2018, section 6.4, equation 6.7)."""
     del updated, behaviour
     return float(other[a_next])
 
 
 def expected_value(updated: Float64, other: Float64, a_next: int, behaviour: BehaviourPolicy) -> float:
-    """Return sum_a b(a) other(a), b the behaviour policy: expected SARSA.
+    """Return sum_a b(a) other(a), ``other`` [A] and b the behaviour policy: expected SARSA.
 
     Sutton & Barto 2018, section 6.6, equation 6.9.
     """

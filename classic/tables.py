@@ -55,7 +55,7 @@ class StateIndex:
         return np.fromiter(known, np.int64, len(observations))
 
     def observations(self, rows: Sequence[int]) -> list[Array]:
-        """Return the observations of ``rows``, in that order, each with the shape of the space (() if Discrete)."""
+        """Return the observations of ``rows`` in that order, each [*observation] ([] if Discrete)."""
         if self.by_bytes is None:
             return [np.asarray(row, np.int64) for row in rows]
         keys = list(self.by_bytes)

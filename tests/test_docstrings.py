@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 ARRAYS = {"Array", "Float32", "Float64", "Int64", "UInt64", "Bool", "NDArray", "ndarray", "Tensor"}
 STATES = {"Mapping", "dict"}  # by name: every array has a shape of its own
-SHAPE = re.compile(r"\[[^\[\]]*\]")  # [B, A], [N], [] for a scalar
+SHAPE = re.compile(r"\[[^\[\]]*\]|^See `")  # [B, A], [N], [] for a scalar; or a pointer to the protocol's docstring
 
 
 def mentions_array(annotation: ast.AST | None) -> bool:
@@ -65,6 +65,7 @@ def test_functions_with_arrays_state_a_shape():
         ("() -> tuple[torch.Tensor, int]", "Values.", True),
         ("(x: 'np.ndarray | None')", "Values.", True),
         ("(self, *, x: list[Tensor])", "Values.", True),
+        ("(x: Array) -> None", "See `Selector.sample`.", False),
         ("() -> Mapping[str, Array]", "The state.", False),
         ("(n: int) -> float", "The mean.", False),
     ],
