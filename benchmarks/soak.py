@@ -69,7 +69,8 @@ class Command:
         at_least(self, 1, "capacity", "wraps")
         if self.every <= 0 or self.minutes * 60 < 10 * self.every:
             raise BadInput(
-                f"--minutes is {self.minutes:g} and --every is {self.every:g} s: write values for at least 10 readings"
+                f"--minutes {self.minutes:g} with --every {self.every:g} (seconds) is too short: "
+                "write values for 10 readings or more"
             )
         check_picture_path(self.to)
 

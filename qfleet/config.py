@@ -21,7 +21,7 @@ from replay.importance_weights import BetaConfig
 from replay.rate_limiter import RateLimiter
 from replay.security import Access
 from replay.store.shard import MAX_BATCH
-from rl.bounds import at_least, between, positive
+from rl.bounds import as_written, at_least, between, positive
 from rl.envs.config import ATARI_STACK, EnvConfig
 from rl.envs.make import check_env, describe
 from rl.errors import BadInput, BadSetting, nearest
@@ -103,9 +103,10 @@ class TrainConfig:
         size, capacity = self.learner.batch_size, self.replay.capacity
         message = ""
         if size > MAX_BATCH:
-            message = f"is {size}: write at most {MAX_BATCH}"
+            message = f"is {as_written(size)}: write at most {as_written(MAX_BATCH)}"
         elif size > capacity:
-            message = f"is {size}, above `replay.capacity` of {capacity}: write at most {capacity}"
+            most = as_written(capacity)
+            message = f"is {as_written(size)}, above `replay.capacity` of {most}: write at most {most}"
         if message:
             raise BadSetting(type(self), "learner.batch_size", message)
 
@@ -115,16 +116,17 @@ class TrainConfig:
             raise BadSetting(
                 type(self),
                 "actors.segment_items",
-                f"is {self.actors.segment_items}: write at most {most - self.returns.n_step + 1}, because a segment may "
-                f"have at most {MAX_STEPS} steps",
+                f"is {as_written(self.actors.segment_items)}: write at most {most - self.returns.n_step + 1}, because a "
+                f"segment may have at most {as_written(MAX_STEPS)} steps",
             )
         room = self.min_items_when_full(self.replay.shards)
         if self.replay.limiter.min_size > room:
+            asked, capacity = as_written(self.replay.limiter.min_size), as_written(self.replay.capacity)
             raise BadSetting(
                 type(self),
                 "replay.limiter.min_size",
-                f"is {self.replay.limiter.min_size}: with capacity {self.replay.capacity} and segments of up to {longest} "
-                f"items, full shards may hold fewer; write at most {max(room, 0)}",
+                f"is {asked}: with capacity {capacity} and segments of up to {longest} items, full shards may hold fewer; "
+                f"write at most {as_written(max(room, 0))}",
             )
 
     @property
@@ -169,7 +171,8 @@ def _check_finite(config: Any, prefix: str) -> None:
         if dataclasses.is_dataclass(value):
             _check_finite(value, name + ".")
         elif isinstance(value, float) and not math.isfinite(value) and (name != "evaluation.goal" or math.isnan(value)):
-            raise BadSetting(TrainConfig, name, f"is {value}: write a finite number")
+            wanted = "a number, or inf for no goal" if name == "evaluation.goal" else "a finite number"
+            raise BadSetting(TrainConfig, name, f"is {value}: write {wanted}")
 
 
 def check_config(config: TrainConfig) -> None:

@@ -9,7 +9,7 @@ from replay.rate_limiter import LimiterConfig
 from replay.security import SecurityConfig
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard, fixed_bytes
-from rl.bounds import at_least, positive, require
+from rl.bounds import as_written, at_least, positive, require
 from rl.errors import BadSetting
 from rl.resuming import Rules, rules
 from rl.types import ObservationSpec
@@ -26,8 +26,8 @@ def check_capacity_bytes(
         raise BadSetting(
             owner,
             "capacity_bytes",
-            f"is {capacity_bytes}: the rows and priorities of {shards * capacity} transitions alone take {fixed} "
-            "bytes; write more, or 0 for unlimited, or a smaller `capacity`",
+            f"is {as_written(capacity_bytes)}: the rows and priorities of {as_written(shards * capacity)} transitions "
+            f"alone take {as_written(fixed)} bytes; write more, or 0 for unlimited, or a smaller `capacity`",
         )
 
 
@@ -70,17 +70,15 @@ class ReplayConfig:
         at_least(self, 1, "capacity", unit="transition")
         at_least(self, 1, "shards", unit="shard")
         at_least(self, 1, "batches_ahead", unit="batch")
-        most = f"at most {MAX_CAPACITY} transitions per shard, or more `shards`"
+        most = f"at most {as_written(MAX_CAPACITY)} transitions per shard, or more `shards`"
         require(self.capacity <= MAX_CAPACITY * self.shards, self, "capacity", most)
         check_capacity_bytes(type(self), self.capacity_bytes, self.shard_capacity, self.shards, self.selector)
         positive(self, "give_up_after", unit="seconds")
         at_least(self, 0, "snapshot_minutes", zero="no snapshots")
         if self.limiter.min_size > self.capacity:
-            raise BadSetting(
-                type(self),
-                "limiter.min_size",
-                f"is {self.limiter.min_size}, but `capacity` is {self.capacity}: write at most {self.capacity}",
-            )
+            asked, most = as_written(self.limiter.min_size), as_written(self.capacity)
+            message = f"is {asked}, but `capacity` is {most}: write at most {most}"
+            raise BadSetting(type(self), "limiter.min_size", message)
 
     @property
     def shard_capacity(self) -> int:

@@ -17,7 +17,7 @@ from rl.errors import BadSetting
 def require(condition: bool, config: object, name: str, wanted: str) -> None:
     """Raise BadSetting unless ``condition`` is true. The message is "NAME is VALUE: write WANTED"."""
     if not condition:
-        raise BadSetting(type(config), name, f"is {_format(getattr(config, name))}: write {wanted}")
+        raise BadSetting(type(config), name, f"is {as_written(getattr(config, name))}: write {wanted}")
 
 
 def at_least(config: object, least: float, *names: str, unit: str = "", zero: str = "") -> None:
@@ -51,7 +51,7 @@ def between(
     ``above`` excludes ``low``, ``below`` excludes ``high``. ``what`` describes the value in the message.
     """
     to = "and below" if above and below else "to below" if below else "to"
-    wanted = f"{what} {'above' if above else 'from'} {_format(low)} {to} {_format(high)}"
+    wanted = f"{what} {'above' if above else 'from'} {as_written(low)} {to} {as_written(high)}"
     for name in names:
         value = getattr(config, name)
         inside = low <= value <= high and not (above and value == low) and not (below and value == high)
@@ -65,9 +65,13 @@ def layers(config: object, name: str, units: int = 1) -> None:
     require(bool(value) and min(value) >= units, config, name, wanted)
 
 
-def _format(value: Any) -> str:
-    """Format a value the way a user would write it: 2.0 as "2", text in quotes."""
+def as_written(value: Any) -> str:
+    """Format a value the way a user writes it: 2.0 as "2", 20000 as "20_000", (1, 2) as "1 2", text in quotes."""
+    if isinstance(value, tuple):
+        return " ".join(map(as_written, value))
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+        return f"{value:_}"
     return repr(value) if isinstance(value, str) else str(value)

@@ -21,7 +21,9 @@ def load_weights(module: nn.Module, weights: Mapping[str, Array]) -> None:
     """Copy ``weights`` into the parameters and buffers of ``module``. Raises ValueError if names or shapes differ."""
     own = module.state_dict()
     if own.keys() != weights.keys():
-        raise ValueError(f"weights of another network: only one of them has {sorted(own.keys() ^ weights.keys())}")
+        name, *others = sorted(own.keys() ^ weights.keys())
+        more = f" and {len(others)} more" if others else ""
+        raise ValueError(f"weights of another network: only one of them has {name}{more}")
     for name, x in own.items():
         if tuple(x.shape) != weights[name].shape:
             raise ValueError(

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,12 @@ import tyro
 from rl.errors import BadInput, BadSetting
 
 STYLE = (tyro.conf.PositionalMetavarFromFieldName,)  # help shows a positional field `run` as RUN, not STR
+# Tyro's messages about a value, and ours.
+TYRO_ERRORS = {
+    r"Error parsing (\S+): .*(?:int|float)\b.*: (.*)$": "{0} is {1}: write a number",
+    r"Missing value for argument '(\S+)'": "{0} has no value: write one after it",
+    r"[Ii]nvalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*?)\)": "{1} is {0}: write one of {2}",
+}
 Renamed = Mapping[type, Mapping[str, str]]  # {configuration class: {its field: the command's field}}
 
 
@@ -74,6 +81,9 @@ def _one_line_error(text: str, args: list[str], prog: str, cls: Any) -> str:
     if first.startswith("Missing from"):
         missing = [line for line in lines[2:end] if line.startswith("--") or line.split()[0].isupper()]
         return f"missing {', '.join(missing)}: see {prog} --help"
+    for pattern, message in TYRO_ERRORS.items():
+        if m := re.match(pattern, first):
+            return message.format(*(", ".join(re.findall(r"[^\s,'()]+", word)) for word in m.groups()))
     if first.startswith("Unrecognized options"):
         flag = next((a for a in args if a.split("=")[0] in first and a.startswith("-")), None)
         word = flag or first.partition(": ")[2].split(",")[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from qfleet.cluster.connect import join_ray
+from qfleet.cluster.connect import HINT, join_ray
 from qfleet.run.directory import ScaleRequest
 from rl.errors import BadInput, RunFault
 
@@ -69,11 +69,18 @@ class RemoteBoard:
         try:
             join_ray(address, run)
         except BadInput as error:
-            raise BadInput(f"{run} is neither a directory here nor a run in a cluster: {error}") from error
+            reason = str(error).removesuffix(f": {HINT}")
+            raise BadInput(
+                f"{run} is not a directory here, and no cluster was found in which it could be a run's name ({reason}): "
+                "write the directory of a run, or the address of its cluster"
+            ) from error
         try:
             return cls(ray.get_actor(BOARD, namespace=run))
         except ValueError:
-            raise BadInput(f"{run} is neither a directory here nor a run in the Ray at {address}") from None
+            raise BadInput(
+                f"{run} is neither a directory here nor a run in the Ray at {address}: "
+                "write the directory or the name of a run"
+            ) from None
 
     def status(self) -> dict[str, Any]:
         """The stored status, {} before the first. Raises RunFault."""

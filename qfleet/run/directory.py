@@ -62,7 +62,7 @@ class RunDir:
             run.lock()
             run.write(CONFIG, to_yaml(config))
         except OSError as error:
-            raise BadInput(f"{path} cannot be written: {error.strerror}: write another directory") from error
+            raise BadInput(f"{path} cannot be written ({error.strerror}): write another directory") from error
         return run
 
     @classmethod
@@ -93,7 +93,7 @@ class RunDir:
                     "%s: this file system has no locks; make sure that no other process trains there", self.path
                 )
                 return
-            raise BadInput(f"{self.path} cannot be written: {error.strerror}") from error
+            raise BadInput(f"{self.path} cannot be written ({error.strerror}): write another directory") from error
 
     def unlock(self) -> None:
         """Release the lock, if this object holds it."""

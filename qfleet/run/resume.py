@@ -14,6 +14,7 @@ from learner.checkpoint import Checkpoint
 from learner.optimizers import check_optimizer
 from qfleet.config import TrainConfig, to_yaml
 from qfleet.run.directory import CONFIG, HISTORY, SUMMARY, RunDir, checkpoint_config
+from rl.bounds import as_written
 from rl.envs.make import describe
 from rl.errors import BadInput, BadSetting
 from rl.networks import make_network
@@ -31,7 +32,7 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         consequence = "" if self.rule == MAY else f": {self.rule}"
-        return f"{self.name} changes from {self.old} to {self.new}{consequence}"
+        return f"{self.name} changes from {as_written(self.old)} to {as_written(self.new)}{consequence}"
 
 
 def resume_run(config: TrainConfig, path: Path) -> tuple[RunDir, Checkpoint, list[Change]]:
@@ -110,9 +111,8 @@ def _check_changes(changes: list[Change], where: str) -> None:
     """Raise BadSetting if a setting has changed that a resume must not change."""
     for change in changes:
         if change.rule == STAYS:
-            message = (
-                f"is {change.new!r}, but {where} was trained with {change.old!r}: leave it out, or start a new run"
-            )
+            new, old = as_written(change.new), as_written(change.old)
+            message = f"is {new}, but {where} was trained with {old}: leave it out, or start a new run"
             raise BadSetting(TrainConfig, change.name, message)
 
 

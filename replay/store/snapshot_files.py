@@ -163,7 +163,7 @@ def lock_directory(directory: Path) -> IO[str]:
             ) from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise BadInput(f"{directory} cannot be written: {error.strerror}") from error
+                raise BadInput(f"{directory} cannot be written ({error.strerror}): write another directory") from error
             log.warning("%s cannot be locked on this file system: make sure that no other shard uses it", directory)
         stack.pop_all()
     return lock

@@ -230,7 +230,7 @@ class Snapshots:
         try:
             self._commit(snapshot)
         except OSError as error:
-            raise BadInput(f"{self.directory} cannot be written: {error.strerror}") from error
+            raise BadInput(f"{self.directory} cannot be written ({error.strerror}): write another directory") from error
         return snapshot
 
     def _load(self, snapshot: dict[str, Any]) -> None:

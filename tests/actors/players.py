@@ -41,5 +41,5 @@ def make_actor(double=True, environments=3, env_id="CartPole-v1", segment_items=
     sink, weights = RecordingSink(), LocalWeights()
     explore = Exploration(cartpole().exploration, 0, environments, environments)
     returns = ReturnConfig(n_step=n_step)
-    actor = Actor(config, env, returns, double, networks, explore, sink, weights.reader(), seed=1, index=0)
+    actor = Actor(config, env, returns, double, networks, explore, sink, weights.make_source(), seed=1, index=0)
     return actor, sink, weights

@@ -55,9 +55,9 @@ def test_blocked_clients_and_info_name_the_bound_that_blocks(shards, rng):
     with pytest.raises(RunFault, match=r"max_diff 56.* items are stored \(min_size 8\)"):
         for _ in range(100):
             writer.write(make_segment(rng))
-            source._poll()
+            source._poll_counts()
     for _ in range(2):  # the sampler hears of the last insert, then reports the limiter to the shard
-        source._poll()
+        source._poll_counts()
     info = shard.stub.Info(pb.InfoRequest(), timeout=5.0)
     assert (info.limiter.samples_per_insert, info.limiter.min_size) == (2.0, 8)
     assert (info.limiter.min_diff, info.limiter.max_diff) == (-24.0, 56.0)

@@ -254,7 +254,9 @@ def test_a_stand_alone_shard_listens_on_the_port_it_prints_and_stops_cleanly(ser
     assert stub.Info(pb.InfoRequest(), timeout=5.0).capacity == 200_000
     second = subprocess.run([*command, str(port)], capture_output=True, text=True, timeout=60)
     assert second.returncode == 2
-    assert second.stderr == (f"qfleet: --port {port}: Address already in use: write another one, or 0 for a free one\n")
+    assert second.stderr == (
+        f"qfleet: --port {port}: Address already in use: write another port, or 0 for a free one\n"
+    )
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (143, "")

@@ -41,13 +41,13 @@ def test_with_shards_keeps_the_size_of_a_shard():
 @pytest.mark.parametrize(
     ("part", "changes", "words"),
     [
-        ("learner", {"batch_size": 60_000}, "batch.size is 60000.*50000"),
-        ("actors", {"segment_items": 100_000}, "segment.items is 100000"),
+        ("learner", {"batch_size": 60_000}, "batch.size is 60_000.*50_000"),
+        ("actors", {"segment_items": 100_000}, "segment.items is 100_000"),
         ("returns", {"n_step": 50_000}, "segment.items"),
         ("replay", {"security": SecurityConfig(certificate="a.pem", key="a.key")}, "must be set together in a run"),
         (None, {"offline": "d-v0"}, "offline needs a limit"),
         (None, {"max_minutes": float("nan")}, "max.minutes is nan"),
-        (None, {"seed": 2**31}, "seed is 2147483648"),
+        (None, {"seed": 2**31}, "seed is 2_147_483_648"),
     ],
 )
 def test_settings_that_contradict_each_other_are_rejected(part, changes, words):

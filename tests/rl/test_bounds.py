@@ -42,7 +42,7 @@ CASES = [
     (lambda c: between(c, 0, 1, "x", above=True), [0.5, 1], [0, 2], "a number above 0 to 1"),
     (lambda c: between(c, 0, 1, "x", below=True), [0, 0.5], [-1, 1], "a number from 0 to below 1"),
     (lambda c: between(c, 0, 2, "x", above=True, below=True), [1], [0, 2], "a number above 0 and below 2"),
-    (lambda c: between(c, 1, 10**8, "x", what="items"), [1, 10**8], [0, 10**8 + 1], "items from 1 to 100000000"),
+    (lambda c: between(c, 1, 10**8, "x", what="items"), [1, 10**8], [0, 10**8 + 1], "items from 1 to 100_000_000"),
     (lambda c: layers(c, "x"), [(1,), (7, 8)], [(), (0,), (3, 0)], "at least one layer of at least 1 unit"),
 ]
 
@@ -59,7 +59,15 @@ def test_a_check_accepts_good_values_and_says_what_to_write_instead_of_bad_ones(
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(2.0, "2"), (0.1234567891, "0.1234567891"), (1e-6, "1e-06"), ("a b", "'a b'"), ((0,), "(0,)")]
+    ("value", "shown"),
+    [
+        (2.0, "2"),
+        (0.1234567891, "0.1234567891"),
+        (1e-6, "1e-06"),
+        ("a b", "'a b'"),
+        ((0, 2), "0 2"),
+        (100_000, "100_000"),
+    ],
 )
 def test_the_message_shows_the_value_as_a_user_would_write_it(value, shown):
     with pytest.raises(BadSetting, match="x is ") as error:

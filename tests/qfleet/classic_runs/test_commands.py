@@ -89,7 +89,7 @@ def test_the_usage_text_has_every_method_and_its_environments(capsys):
         (("q-learning", "--alpha", "2"), "--alpha is 2: write a number from 0 to 1"),
         (("q-learning", "--alfa", "0.1"), "unknown flag --alfa: did you mean --alpha?"),
         (("q-learning", "--seeds", "1", "1"), "write one or more different numbers"),
-        (("q-learning", "--final-episodes", "0"), "--final-episodes is 0: write a number from 1 to 100000000"),
+        (("q-learning", "--final-episodes", "0"), "--final-episodes is 0: write a number from 1 to 100_000_000"),
         (("q-learning", "--env-kwargs", "slippery"), "write a JSON object"),
         (("q-learning", "--env-kwargs", '{"slippery": 1}'), "cannot be created"),
         (("value-iteration", "--env", "qfleet/GridWorld-v0"), "a model needs Discrete ones"),
@@ -104,7 +104,7 @@ def test_the_usage_text_has_every_method_and_its_environments(capsys):
         (("fitted-q", "--env", "Pendulum-v1"), "needs a Discrete action space"),
         (("offline-q", "--dataset", "./nothing-v0"), "there is no dataset ./nothing-v0 at"),
         (("continuous", "--env", "CartPole-v1"), "for Discrete actions use dqn or q-learning"),
-        (("continuous", "--maximizer", "sgd"), "invalid choice 'sgd'"),
+        (("continuous", "--maximizer", "sgd"), "--maximizer is sgd: write one of cem, naf, ddpg"),
         (
             ("make-dataset", "--env", "CartPole-v1"),
             "a BabyAI level, such as BabyAI-Pickup-v0; the bot plays no others",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -15,195 +18,34 @@ from rl.errors import BadInput
 from rl.networks import NetworkConfig
 from tests.qfleet.configs import short
 
-CASES = {
-    "unknown command": (["trian"], "'train'"),
-    "unknown preset": (["train", "pongg"], "'pong'? (for another environment write --env.id)"),
-    "unknown environment": (["train", "--env.id", "CartPol-v1"], "CartPole-v"),
-    "unknown flag": (["train", "--actors.cuont", "3"], "--actors.count"),
-    "unknown switch": (["train", "--learner.no-dubble"], "--learner.no-double"),
-    "stray word": (["train", "pong", "fast"], "'fast'"),
-    "not a number": (["train", "--actors.count", "many"], "--actors.count"),
-    "missing value": (["train", "--seed"], "--seed"),
-    "bad choice": (["train", "--network.kind", "resnet"], "'resnet'"),
-    "continuous actions": (["train", "--env.id", "Pendulum-v1"], "Discrete action space"),
-    "dict observations": (["train", "--env.id", "Blackjack-v1"], "Box or Discrete"),
-    "zero actors": (["train", "--actors.count", "0"], "at least 1"),
-    "negative shards": (["train", "--replay.shards", "-1"], "at least 1"),
-    "zero steps": (["train", "--max-steps", "0"], "--max-steps is 0: write at least 1 agent step"),
-    "negative minutes": (["train", "--max-minutes", "-3"], "--max-minutes is -3: write 0 (no limit) or more"),
-    "a goal that is not a number": (
-        ["train", "--evaluation.goal", "nan"],
-        "--evaluation.goal is nan: write a finite number",
-    ),
-    "an infinite ratio": (
-        ["train", "--replay.limiter.samples-per-insert", "inf"],
-        "--replay.limiter.samples-per-insert",
-    ),
-    "a learning rate that is not a number": (["train", "--learner.learning-rate", "nan"], "--learner.learning-rate"),
-    "a seed too large": (["train", "--seed", "99999999999999999999999"], "--seed"),
-    "bfloat16 actors without pixels": (
-        ["train", "cartpole", "--actors.precision", "bfloat16"],
-        "--actors.precision float32",
-    ),
-    "bfloat16 actors without convolutions": (
-        ["train", "pong", "--network.kind", "mlp", "--actors.precision", "bfloat16"],
-        "--actors.precision float32",
-    ),
-    "a run directory in /proc": (["train", "cartpole", "--run-dir", "/proc/self"], "/proc/self"),
-    "an unknown image format": (["plot", "RUN", "--to", "curves.xyz"], "curves.xyz"),
-    "a negative seed": (["eval", "RUN", "--seed", "-1"], "--seed"),
-    "batch above capacity": (["train", "cartpole", "--learner.batch-size", "50001"], "at most 50000"),
-    "batch above a request": (["train", "pong", "--learner.batch-size", "65537"], "at most 65536"),
-    "min_size above capacity": (["train", "cartpole", "--replay.limiter.min-size", "60000"], "at most 50000"),
-    "a capacity beyond memory": (["train", "cartpole", "--replay.capacity", "100000000000000"], "at most 100000000"),
-    "memory for index rows only": (["train", "cartpole", "--replay.capacity-bytes", "2000000"], "alone take 2050000"),
-    "memory below 0": (["train", "cartpole", "--replay.capacity-bytes", "-1"], "0 for no bound"),
-    "segments above the limit of a shard": (["train", "pong", "--actors.segment-items", "9994"], "write at most 9993"),
-    "a token file that is missing": (
-        ["train", "cartpole", "--replay.security.token-file", "NOWHERE"],
-        "cannot be read",
-    ),
-    "a certificate without an authority": (
-        ["train", "pong", "--replay.security.certificate", "a.pem", "--replay.security.key", "a.key"],
-        "must be set together",
-    ),
-    "an epsilon above 1": (["train", "cartpole", "--exploration.knots", "0", "1.5"], "from 0 to 1"),
-    "a ready timeout of 0": (["train", "cartpole", "--ready-timeout", "0"], "--ready-timeout is 0"),
-    "an empty run directory": (["train", "cartpole", "--run-dir", ""], "is '' or '.'"),
-    "a benchmark without items": (["bench", "replay", "--items", "0"], "--items is 0"),
-    "a benchmark without actors": (["bench", "actors", "--counts", "0"], "from 1 on"),
-    "status of a missing run": (["status", "NOWHERE"], "neither a directory here"),
-    "impossible ratio": (["train", "cartpole", "--replay.limiter.slack", "10"], "at least"),
-    "a CNN on CartPole": (["train", "cartpole", "--network.kind", "nature"], "--network.kind mlp"),
-    "no such device": (["train", "cartpole", "--learner.device", "cuda:7"], "cuda:7"),
-    "no device at all": (["train", "cartpole", "--learner.device", "tpu9"], "tpu9"),
-    "resume of a missing run": (["train", "--resume", "NOWHERE"], "is not a directory"),
-    "resume of an empty directory": (["train", "--resume", "EMPTY"], "config.yaml is missing"),
-    "resume without checkpoint": (["train", "--resume", "FRESH"], "no complete checkpoint"),
-    "resume of another environment": (
-        ["train", "--resume", "RUN", "--env.id", "Acrobot-v1"],
-        "--env.id is 'Acrobot-v1', but",
-    ),
-    "resume of another network": (
-        ["train", "--resume", "RUN", "--network.hidden", "32"],
-        "--network.hidden is (32,), but",
-    ),
-    "resume with a preset": (["train", "pong", "--resume", "RUN"], "leave out 'pong'"),
-    "run directory in use": (["train", "cartpole", "--run-dir", "RUN"], "already holds a run"),
-    "run directory is a file": (["train", "cartpole", "--run-dir", "RUN/config.yaml"], "file"),
-    "serial on a cluster": (["train", "cartpole", "--serial", "--address", "auto"], "cannot be combined"),
-    "address without a port": (["train", "cartpole", "--address", "nonsense"], "host:port"),
-    "eval of a missing run": (["eval", "NOWHERE"], "is not a directory"),
-    "eval of another network": (["eval", "OTHER"], "another network"),
-    "eval without episodes": (["eval", "RUN", "--episodes", "0"], "--episodes"),
-    "plot of a missing run": (["plot", "NOWHERE"], "metrics.csv"),
-    "unknown benchmark": (["bench", "pipelin"], "'pipeline'"),
-    "an unknown system to compare with": (["bench", "replay", "--vs", "acme"], "acme"),
-    "a benchmark of empty batches": (["bench", "replay", "--batch-sizes", "0"], "--batch-sizes"),
-    "a benchmark without shards": (["bench", "shards", "--shards", "0"], "numbers of shards from 1 on"),
-    "a benchmark without writers": (["bench", "shards", "--writers", "1", "-2"], "numbers of writers from 1 on"),
-    "a benchmark of 0 seconds": (["bench", "shards", "--seconds", "0"], "--seconds is 0"),
-    "a picture in a missing directory": (
-        ["bench", "shards", "--to", "NOWHERE/shards.png"],
-        "a directory that is there",
-    ),
-    "a benchmark's picture in another format": (["bench", "soak", "--to", "soak.jpg"], "a .png file"),
-    "a soak benchmark that is too short": (["bench", "soak", "--minutes", "1"], "at least 10 readings"),
-    "a benchmark of an empty shard": (["bench", "memory", "--items", "0"], "--items is 0"),
-    "sizing without actors": (["bench", "sizing", "--actors", "0"], "numbers of actors from 1 on"),
-    "sizing without steps": (["bench", "sizing", "--steps", "0"], "--steps is 0"),
-    "an exponent of the importance weights in train": (
-        ["train", "--beta.start", "2"],
-        "--beta.start is 2: write an exponent from 0 to 1",
-    ),
-    "a priority exponent in train": (
-        ["train", "--replay.selector.alpha", "2"],
-        " --replay.selector.alpha is 2: write an exponent from 0 to 1",
-    ),
-    "a priority exponent of a shard": (
-        ["replay", "serve", "--selector.alpha", "2"],
-        " --selector.alpha is 2: write an exponent from 0 to 1",
-    ),
-    "a step limit in the environment's arguments in train": (
-        ["train", "cartpole", "--env.kwargs", '{"max_episode_steps": 9}'],
-        "--env.kwargs contains max_episode_steps: leave it out (write --env.max-episode-steps to limit the length of",
-    ),
-    "a step limit in the environment's arguments in classic": (
-        ["classic", "q-learning", "--env-kwargs", '{"max_episode_steps": 9}'],
-        "--env-kwargs contains max_episode_steps: leave it out (write --max-episode-steps to limit the length of",
-    ),
-    "a certificate without a key in train": (
-        ["train", "cartpole", "--replay.security.certificate", "a.pem"],
-        " --replay.security.certificate is given without --replay.security.key: write both",
-    ),
-    "a certificate without a key of a shard": (
-        ["replay", "serve", "--security.certificate", "a.pem"],
-        " --security.certificate is given without --security.key: write both",
-    ),
-    "a client's token file that is missing": (
-        ["replay", "info", "localhost:1", "--security.token-file", "NOWHERE"],
-        " --security.token-file ",
-    ),
-    "a shard on all addresses without a token": (
-        ["replay", "serve", "--host", "0.0.0.0", "--port", "0"],
-        "or write --security.no-require-token",
-    ),
-    "too few replay shards": (["train", "--replay.capacity", "100000000000000"], "or more --replay.shards"),
-    "as many elites as samples": (
-        ["classic", "continuous", "--elites", "50"],
-        "--elites is 50: write at most --samples, which is",
-    ),
-    "an unknown environment in classic": (
-        ["classic", "q-learning", "--env", "FrozenLak-v1"],
-        " --env 'FrozenLak-v1' is not",
-    ),
-    "an unknown environment of a dataset": (
-        ["classic", "make-dataset", "--env", "BabyAI-Nothing-v0"],
-        " --env 'BabyAI-Nothing-v0' is not",
-    ),
-    "centering without pixels": (["train", "cartpole", "--network.center"], "write --network.no-center"),
-    "unknown replay command": (["replay", "serv"], "'serve'"),
-    "a port above 65535": (["replay", "serve", "--port", "70000"], "0 to 65535"),
-    "frames of dtype object": (["replay", "serve", "--dtype", "object"], "uint8 or float32"),
-    "frames of an unknown dtype": (["replay", "serve", "--dtype", "pixels"], "uint8 or float32"),
-    "snapshots without a directory": (["replay", "serve", "--snapshot-minutes", "1"], "--snapshots"),
-    "snapshots in /proc": (["replay", "serve", "--port", "0", "--snapshots", "/proc/self"], "/proc/self"),
-    "a snapshot without an address": (["replay", "snapshot"], "host:port"),
-    "a shard's address without a port": (["replay", "snapshot", "localhost"], "'localhost'"),
-    "a negative time between snapshots": (
-        ["train", "cartpole", "--replay.snapshot-minutes", "-1"],
-        "--replay.snapshot-minutes",
-    ),
-    "snapshots of a serial run": (
-        ["train", "cartpole", "--serial", "--replay.snapshot-minutes", "1"],
-        "needs a run on Ray, but this run is serial or --offline",
-    ),
-    "a shard without capacity": (["replay", "serve", "--capacity", "0"], "--capacity is 0"),
-    "a shard without memory": (["replay", "serve", "--capacity-bytes", "1000"], "--capacity-bytes is 1000"),
-    "a frame side of 0": (["replay", "serve", "--frame-shape", "0", "84"], "at least 1"),
-}
+
+def cases():
+    """{title: (arguments, line)} of mistakes.txt."""
+    text = (Path(__file__).parent / "mistakes.txt").read_text()
+    blocks = re.findall(r"^# (.*)\n\$ qfleet (.*)\n(qfleet: .*)$", text, re.MULTILINE)
+    assert len(blocks) == text.count("\n$ ") == len({title for title, *_ in blocks})
+    return {title: (shlex.split(command), line) for title, command, line in blocks}
+
+
+CASES = cases()
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_line_and_status_2(case, places, capsys, monkeypatch):
-    def fail(*args, **kwargs):
-        raise AssertionError("training was started")
+    def started(*args, **kwargs):
+        raise AssertionError("something was started")
 
-    monkeypatch.setattr("qfleet.cluster.supervisor.run_distributed", fail)
-    monkeypatch.setattr("qfleet.api.run_serial", fail)
-    args, words = CASES[case]
-    args = [a.replace(k, str(v)) if a.startswith(k) else a for a in args for k, v in [_place(a, places)]]
-    assert cli.main(args) == 2
+    monkeypatch.setattr("qfleet.cluster.supervisor.run_distributed", started)
+    monkeypatch.setattr("qfleet.api.run_serial", started)
+    args, line = CASES[case]
+    paths = re.compile("|".join(rf"\b{name}\b" for name in places))
+    assert cli.main([paths.sub(lambda m: str(places[m[0]]), word) for word in args]) == 2
     printed = capsys.readouterr()
-    lines = printed.err.strip().splitlines()
-    assert len(lines) == 1, printed.err
-    assert lines[0].startswith("qfleet: ")
-    assert words in lines[0]
-    assert "Traceback" not in printed.out + printed.err
-
-
-def _place(word, places):
-    return next(((k, v) for k, v in places.items() if word.startswith(k)), ("", ""))
+    said = printed.err
+    for name, path in places.items():
+        said = said.replace(str(path), name)
+    assert said == line + "\n"
+    assert "Traceback" not in printed.out
 
 
 def test_an_address_without_a_ray_is_rejected_within_10_seconds(tmp_path, capsys):
@@ -259,7 +101,7 @@ def test_an_unknown_setting_in_a_config_file_names_the_nearest(tmp_path):
         ),
         ("kwargs: '{}'", "kwargs: '{\"max_episode_steps\": 9}'", "write env.max_episode_steps to limit the length"),
         ("  - - 0\n    - 1.0\n", "  - - 0\n", "exploration: knots holds [0]: expected 2 values"),
-        ("batch_size: 64", "batch_size: 65537", "learner.batch_size is 65537: write at most 65536"),
+        ("batch_size: 64", "batch_size: 65537", "learner.batch_size is 65_537: write at most 65_536"),
     ],
 )
 def test_a_bad_value_in_a_config_file_is_reported_with_its_path(old, new, words):

@@ -101,11 +101,9 @@ def test_changed_settings_lists_each_difference_with_its_rule():
         ("max_steps", 2_000_000, 7),
     ]
     said = [str(c) for c in changed_settings(old, new)]
-    assert (
-        said[0]
-        == "replay.capacity changes from 200000 to 90000: restored transitions that do not fit are dropped, the oldest first"
-    )
-    assert said[2] == "max_steps changes from 2000000 to 7"
+    consequence = "restored transitions that do not fit are dropped, the oldest first"
+    assert said[0] == f"replay.capacity changes from 200_000 to 90_000: {consequence}"
+    assert said[2] == "max_steps changes from 2_000_000 to 7"
 
 
 @pytest.mark.parametrize("of", ["run", "own"])
