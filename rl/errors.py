@@ -75,9 +75,9 @@ def config_path(root: type, owner: type) -> str | None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for a message about an unknown ``word``: "did you mean 'X'?", or else "known: " and the first 8 words."""
+    """A hint for a message about an unknown ``word``: "did you mean 'X'?", or "write one of " and the words (20 at most)."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    return "known: " + ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    return "write one of " + ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")

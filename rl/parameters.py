@@ -22,12 +22,13 @@ def load_weights(module: nn.Module, weights: Mapping[str, Array]) -> None:
     own = module.state_dict()
     if own.keys() != weights.keys():
         raise ValueError(f"weights of another network: only one of them has {sorted(own.keys() ^ weights.keys())}")
+    for name, x in own.items():
+        if tuple(x.shape) != weights[name].shape:
+            raise ValueError(
+                f"weights of another network: {name} has the shape {weights[name].shape}, not {tuple(x.shape)}"
+            )
     with torch.no_grad():
         for name, x in own.items():
-            if tuple(x.shape) != weights[name].shape:
-                raise ValueError(
-                    f"weights of another network: {name} has the shape {weights[name].shape}, not {tuple(x.shape)}"
-                )
             x.copy_(torch.from_numpy(np.array(weights[name])))
 
 

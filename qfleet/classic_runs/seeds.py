@@ -1,9 +1,10 @@
-"""One seed of a classic method: learn, evaluate, save, draw, record, and write the summary."""
+"""One seed of a classic method: learn, evaluate, save, draw, record, and write the summary; the summary over seeds."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,4 +107,33 @@ def _evaluate(job: Job, learned: Learned, seed: int) -> dict[str, Any]:
         "std_return": result.std_return,
         "worst_return": result.worst_return,
         "final_episodes": episodes,
+    }
+
+
+def summarize_seeds(job: Job, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the summary over seeds: the mean of each metric, the worst mean return, and the metrics of each seed.
+
+    A method that can fail to solve its environment also has `solved`: whether every seed solved it.
+    """
+    returns = [float(s["mean_return"]) for s in summaries]
+    numbers = [
+        k
+        for k, v in summaries[0].items()
+        if type(v) in (int, float) and k not in ("seed", "mean_return", "worst_return")
+    ]
+    each = {
+        k: [s[k] for s in summaries]
+        for k in ("mean_return", *numbers)
+        if all(type(s.get(k)) in (int, float) for s in summaries)
+    }
+    return {
+        "method": job.name,
+        "env": job.setting.env.id,
+        "mean_return": float(np.mean(returns)),
+        "worst_return": min(returns),
+        "seeds": [s["seed"] for s in summaries],
+        **({"solved": all(s["solved"] for s in summaries)} if "solved" in summaries[0] else {}),
+        **{k: float(np.mean(each[k])) for k in numbers if k in each},
+        "each": each,
+        "run_dir": str(job.folder),
     }

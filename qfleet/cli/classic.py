@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
@@ -21,7 +20,7 @@ from classic.interface import Method, RecordingMonitor, Setting
 from classic.methods import METHODS as CLASSIC
 from qfleet.classic_runs import dqn as classic_dqn
 from qfleet.classic_runs.pictures import draw_learning_curves
-from qfleet.classic_runs.seeds import Job, learn_seed
+from qfleet.classic_runs.seeds import Job, learn_seed, summarize_seeds
 from qfleet.cli.flags import errors_name_flags, flag_value, parse
 from qfleet.run.directory import CONFIG, SUMMARY, RunDir
 from rl.bounds import between, require
@@ -268,31 +267,6 @@ def _learn_seeds(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
     return summarize_seeds(job, summaries)
 
 
-def summarize_seeds(job: Job, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the summary over seeds: the mean of each metric, the worst mean return, and the metrics of each seed."""
-    returns = [float(s["mean_return"]) for s in summaries]
-    numbers = [
-        k
-        for k, v in summaries[0].items()
-        if type(v) in (int, float) and k not in ("seed", "mean_return", "worst_return")
-    ]
-    each = {
-        k: [s[k] for s in summaries]
-        for k in ("mean_return", *numbers)
-        if all(type(s.get(k)) in (int, float) for s in summaries)
-    }
-    return {
-        "method": job.name,
-        "env": job.setting.env.id,
-        "mean_return": float(np.mean(returns)),
-        "worst_return": min(returns),
-        "seeds": [s["seed"] for s in summaries],
-        **{k: float(np.mean(each[k])) for k in numbers if k in each},
-        "each": each,
-        "run_dir": str(job.folder),
-    }
-
-
 def _print_summary(s: dict[str, Any], headline: str) -> None:
     """Print the summary in one line, with the metric ``headline`` first."""
     episodes = f"{s['final_episodes']:,.0f} evaluation episodes"
@@ -301,7 +275,9 @@ def _print_summary(s: dict[str, Any], headline: str) -> None:
         over = f"over {len(s['seeds'])} seeds (worst {s['worst_return']:.4g}), {episodes} each"
     else:
         over = f"in {episodes} (seed {s['seeds'][0]})"
-    first = "" if headline == "mean_return" else f"{headline.replace('_', ' ')} {s[headline]:.4g}; "
+    first = "" if s.get("solved", True) else "not solved; "
+    if headline != "mean_return":
+        first += f"{headline.replace('_', ' ')} {s[headline]:.4g}; "
     print(
         f"{s['method']} on {s['env']}: {first}mean return {s['mean_return']:.4g} {over}; learned in "
         f"{s['wall_seconds']:.1f} s{' per seed' if several else ''}; results in {s['run_dir']}"

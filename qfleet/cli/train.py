@@ -10,7 +10,7 @@ from pathlib import Path
 from qfleet.api import train
 from qfleet.cli.flags import errors_name_flags, flag_value, parse
 from qfleet.cli.runs import print_summary
-from qfleet.cli.train_help import help_text, requested_group
+from qfleet.cli.train_help import help_text, take_help_request
 from qfleet.config import TrainConfig
 from qfleet.presets import PRESETS, preset
 from qfleet.run.directory import RunDir
@@ -41,24 +41,25 @@ def train_command(args: list[str]) -> int:
     name = args.pop(0) if args and not args[0].startswith("-") else None
     if name is not None and name not in PRESETS:
         raise BadInput(f"unknown preset {name!r}: {nearest(name, PRESETS)} (for another environment write --env.id)")
-    env_id = flag_value(args, "--env.id")
+    group, env_id = take_help_request(args), flag_value(args, "--env.id")
     resume, offline = flag_value(args, "--resume"), flag_value(args, "--offline")
-    if offline is not None and resume is None:
-        with errors_name_flags(TrainCommand):
-            base = offline_preset(offline, name, env_id)
-    else:
-        base = preset(name or ("pong" if env_id is None else "atari" if atari_game(env_id) else "generic"))
+    source = resume or offline or name or ("pong" if env_id is None else "atari" if atari_game(env_id) else "generic")
     if resume is not None:
         if name is not None:
             raise BadInput(f"--resume takes the settings of the run, not of a preset: leave out {name!r}")
         base = RunDir.open(Path(resume)).config()
+    elif offline is not None:
+        with errors_name_flags(TrainCommand):
+            base = offline_preset(offline, name, env_id)
+    else:
+        base = preset(source)
     fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
-    if (group := requested_group(args)) is not None:
-        print(help_text(TrainCommand(**fields), group))
+    command = parse(TrainCommand, args, TrainCommand(**fields), "qfleet train")
+    if group is not None:
+        print(help_text(command, group, source))
         if resume is not None:
             print(f"\nSettings of a resumed run:\n\n{rules_table()}")
         return 0
-    command = parse(TrainCommand, args, TrainCommand(**fields), "qfleet train")
     config = TrainConfig(**{f: getattr(command, f) for f in fields})
     if command.serial and command.address:
         raise BadInput("--serial and --address cannot be combined: leave one out")

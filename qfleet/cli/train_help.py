@@ -17,17 +17,17 @@ from qfleet.cli.flags import flag
 from qfleet.presets import PRESETS
 from rl.errors import BadInput, nearest
 
-WIDTH, FLAG_WIDTH = 80, 31  # columns of the terminal, and of the flags on the first screen
+WIDTH, FLAG_WIDTH = 80, 35  # columns of the terminal, and of the flags on the first screen
 FIRST_SCREEN = {  # ten flags, so that the first screen fits 24 lines
     "env.id": "a Gymnasium id with discrete actions",
     "actors.count": "actor processes",
     "replay.shards": "replay processes",
     "max_steps": "agent steps after which the run ends",
-    "evaluation.goal": "mean return at which the run is solved and ends",
+    "evaluation.goal": "mean return at which the run is solved",
     "seed": "random seed",
-    "run_dir": "directory of the run; default: a new one in runs/",
+    "run_dir": "the run's directory; default: new, in runs/",
     "resume": "continue the run in this directory",
-    "serial": "train in one process, without Ray; reproducible",
+    "serial": "one process without Ray; reproducible",
     "address": "join a running Ray: auto, or host:port",
 }
 HELP = ("-h", "--help")
@@ -42,41 +42,41 @@ class Setting(NamedTuple):
     doc: str
 
 
-def requested_group(args: list[str]) -> str | None:
-    """The word after ``--help`` in ``args``: "" if there is none, None without ``--help``."""
+def take_help_request(args: list[str]) -> str | None:
+    """Remove ``--help`` and the group after it from ``args``; returns the group, "" without one, None without --help."""
     position = next((i for i, word in enumerate(args) if word in HELP), None)
     if position is None:
         return None
     following = args[position + 1] if position + 1 < len(args) else ""
-    return "" if following.startswith("-") else following
+    group = "" if following.startswith("-") else following
+    del args[position : position + (2 if group else 1)]
+    return group
 
 
-def help_text(command: Any, group: str) -> str:
+def help_text(command: Any, group: str, source: str) -> str:
     """The help of ``group``: "" is the first screen, "run" the flags without a group, "all" all flags.
 
-    The values in ``command`` are shown as defaults. Raises BadInput if there is no such group.
+    ``command`` has the values that are shown. ``source`` says where they come from: a preset, or the path of a run.
+    Raises BadInput if there is no such group.
     """
     groups = _groups(command)
     if group == "":
-        return _first_screen(command, groups)
-    if group == "all":
-        return "\n\n".join(
-            [
-                _format_group("run", _ungrouped_settings(command)),
-                *(_format_group(name, _group_settings(command, name)) for name in groups),
-            ]
-        )
-    if group == "run":
-        return _format_group("run", _ungrouped_settings(command))
-    if group not in groups:
+        return _first_screen(command, groups, source)
+    if group not in ("run", "all", *groups):
         raise BadInput(f"--help {group}: unknown group: {nearest(group, ['run', 'all', *groups])}")
-    return _format_group(group, _group_settings(command, group))
+    shown = ["run", *groups] if group == "all" else [group]
+    return "\n\n".join(
+        _format_group(name, _ungrouped_settings(command) if name == "run" else _group_settings(command, name), source)
+        for name in shown
+    )
 
 
-def _first_screen(command: Any, groups: dict[str, str]) -> str:
+def _first_screen(command: Any, groups: dict[str, str], source: str) -> str:
     grouped = [s for name in groups for s in _group_settings(command, name)]
     settings = {s.path: s for s in [*_ungrouped_settings(command), *grouped]}
-    lines = ["usage: qfleet train [PRESET] [flags]", f"presets: {', '.join(PRESETS)}"]
+    presets = ", ".join(f"{name} (shown)" if name == source else name for name in PRESETS)
+    lines = ["usage: qfleet train [PRESET] [flags]"]
+    lines += [f"presets: {presets}" if source in PRESETS else f"values of {source}:"]
     shown = {path: flag(path) if path == "serial" else _flag_with_default(settings[path]) for path in FIRST_SCREEN}
     lines += [f"  {shown[path]:<{FLAG_WIDTH - 2}}{text}" for path, text in FIRST_SCREEN.items()]
     lines += ["", "All flags: `qfleet train --help all`. By group: `qfleet train --help GROUP`:"]
@@ -122,8 +122,8 @@ def _docs(cls: type) -> dict[str, str]:
     return found
 
 
-def _format_group(title: str, settings: list[Setting]) -> str:
-    lines = [f"{title}: flags with their defaults (--x: on, --no-x: off)"]
+def _format_group(title: str, settings: list[Setting], source: str) -> str:
+    lines = [f"{title}: flags, with the values of {'preset ' if source in PRESETS else ''}{source}"]
     for s in settings:
         lines.append(f"  {_flag_with_default(s)}")
         lines += textwrap.wrap(s.doc, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
@@ -133,9 +133,9 @@ def _format_group(title: str, settings: list[Setting]) -> str:
 
 
 def _flag_with_default(s: Setting) -> str:
-    """The flag and the value that set its default, such as ``--learner.batch-size 64``."""
+    """The flag with its value, such as ``--learner.batch-size 64``; both flags of a switch, and which one holds."""
     if isinstance(s.default, bool):
-        return flag(f"{s.path}: {'true' if s.default else 'false'}")
+        return f"{flag(s.path)}, {flag(s.path + ': false')} (default: {'on' if s.default else 'off'})"
     if s.default is None or s.default == "":
         return f"{flag(s.path)} {_placeholder(s)}"
     return f"{flag(s.path)} {_format_value(s.default)}"

@@ -54,7 +54,7 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
     return []
 
 
-HINT = "start one with `ray start --head`, write another address, or leave the address out to train on a local Ray"
+HINT = "start one with `ray start --head`, or write the host:port of a running one"
 
 
 def resolve_address(address: str) -> str:

@@ -71,7 +71,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print ``text`` as a permanent line, above the live table if there is one."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
     def show(self, row: Mapping[str, Any], last_eval: str, seconds_left: float) -> None:
         """Show ``row`` (from `RunStats.row`), the last evaluation's return and the seconds left (inf: unknown)."""
@@ -86,15 +86,21 @@ class Progress:
         table = Table(title=self._title, title_justify="left", show_header=False, box=None, padding=(0, 2))
         done = max([row[name] / most for name, most in self._limits.items()], default=0.0)
         bar = ProgressBar(total=1.0, completed=min(done, 1.0), width=30)
-        table.add_row("agent steps", f"{row['agent_steps']:,}", "frames", f"{row['frames']:,}")
+        acts = not _is_offline(row)
+        if acts:
+            table.add_row("agent steps", f"{row['agent_steps']:,}", "frames", f"{row['frames']:,}")
         most = " or ".join(f"{most:,} {name.replace('_', ' ')}" for name, most in self._limits.items())
         table.add_row("limit", most, "", bar)
-        table.add_row("steps/s", number(row["steps_per_s"], ",.0f"), "updates/s", number(row["updates_per_s"], ",.1f"))
-        table.add_row("updates", f"{row['updates']:,}", "samples per insert", f"{row['samples_per_insert']:.2f}")
-        table.add_row("epsilon", f"{row['epsilon_min']:.4g}", "learner busy", f"{row.get('learner_busy', 0.0):.0%}")
+        rate, updates_rate = number(row["steps_per_s"], ",.0f"), number(row["updates_per_s"], ",.1f")
+        table.add_row(*(["steps/s", rate] if acts else []), "updates/s", updates_rate)
+        ratio = ["samples per insert", f"{row['samples_per_insert']:.2f}"]
+        table.add_row("updates", f"{row['updates']:,}", *(ratio if acts else []))
+        epsilon = ["epsilon", f"{row['epsilon_min']:.4g}"]
+        table.add_row(*(epsilon if acts else []), "learner busy", f"{row.get('learner_busy', 0.0):.0%}")
         stored, size = row.get("replay_stored", 0), row.get("replay_bytes", 0) / 2**20
         table.add_row("replay", f"{stored:,.0f} items", "compressed", f"{size:,.0f} MiB")
-        table.add_row("training return", number(row["train_return"]), "greedy return", number(row["greedy_return"]))
+        if acts:
+            table.add_row("training return", number(row["train_return"]), "greedy return", number(row["greedy_return"]))
         table.add_row("last evaluation", last_eval, "goal", number(self._goal))
         table.add_row("time", duration(row["wall_seconds"]), "time left, at most", duration(seconds_left))
         return table
@@ -107,12 +113,25 @@ class Progress:
 
 def plain_line(row: Mapping[str, Any], last_eval: str, seconds_left: float) -> str:
     """The metrics of the live table in one line, for output that is not a terminal; arguments as in `Progress.show`."""
-    return (
-        f"[{duration(row['wall_seconds'])}] steps {row['agent_steps']:,} ({number(row['steps_per_s'], '.0f')}/s) "
-        f"updates {row['updates']:,} ({number(row['updates_per_s'])}/s) samples/insert {row['samples_per_insert']:.2f} "
-        f"eps {row['epsilon_min']:.3g} return {number(row['train_return'])} greedy {number(row['greedy_return'])} "
-        f"eval {last_eval} at most {duration(seconds_left)} left"
-    )
+    updates = f"updates {row['updates']:,} ({number(row['updates_per_s'])}/s)"
+    words = [f"[{duration(row['wall_seconds'])}]"]
+    if _is_offline(row):
+        words += [updates]
+    else:
+        words += [
+            f"steps {row['agent_steps']:,} ({number(row['steps_per_s'], '.0f')}/s) {updates}",
+            f"samples/insert {row['samples_per_insert']:.2f} eps {row['epsilon_min']:.3g}",
+            f"return {number(row['train_return'])} greedy {number(row['greedy_return'])}",
+        ]
+    words += [f"eval {last_eval}"]
+    if math.isfinite(seconds_left):
+        words += [f"at most {duration(seconds_left)} left"]
+    return " ".join(words)
+
+
+def _is_offline(row: Mapping[str, Any]) -> bool:
+    """Whether the row is of a run without actors: there are updates, but no agent steps."""
+    return bool(row["updates"] and not row["agent_steps"])
 
 
 def duration(seconds: float) -> str:

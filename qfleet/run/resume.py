@@ -94,7 +94,7 @@ def rules_table() -> str:
 
 
 def _wrapped(names: Iterable[str]) -> list[str]:
-    return textwrap.wrap(", ".join(names), 120, initial_indent="  ", subsequent_indent="  ")
+    return textwrap.wrap(", ".join(names), 80, initial_indent="  ", subsequent_indent="  ")
 
 
 def _append_history(directory: RunDir, checkpoint: Checkpoint, changes: list[Change]) -> None:

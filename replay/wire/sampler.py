@@ -105,6 +105,8 @@ class Sampler:
 
     def blocked_reason(self) -> str:
         """Return which bound of the limiter forbids the next batch, with the counts; "" if none does."""
+        if not any(stream.account.has_baseline for stream in self._streams):
+            return "no shard has answered yet"
         return self._ledger.blocked_reason()
 
     def set_shards(self, addresses: Sequence[str]) -> None:
@@ -215,9 +217,11 @@ class Sampler:
         """Send |TD error| [B] of the batch's items to their shards, without waiting for the answers.
 
         If UPDATES_IN_FLIGHT updates are unanswered, waits up to 5 seconds for one of them. Updates that do not reach a
-        shard are counted in ``lost_updates``.
+        shard are counted in ``lost_updates``. Raises ValueError if a value is negative or not finite.
         """
         td = np.asarray(td_abs)
+        if not np.isfinite(td).all() or (td < 0).any():
+            raise ValueError("td_abs must hold finite numbers that are not negative: pass absolute TD errors")
         for index in np.unique(batch.shards).tolist():
             connection, in_shard = self._streams[index].connection, batch.shards == index
             if not self._updates.acquire(timeout=5.0):

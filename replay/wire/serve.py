@@ -36,7 +36,8 @@ class ServeConfig:
     """Transitions that the shard can hold; when it is full, it evicts the oldest."""
     capacity_bytes: int = 0
     """Memory limit in bytes for the content: compressed frames, the data of each step and segment, and the rows and
-    priorities of `capacity` transitions. The process takes about 300 MB more. 0: no limit."""
+    priorities of `capacity` transitions. The process itself takes about 60 MB more. 0: no
+    limit."""
     frame_shape: tuple[int, ...] = (84, 84)
     """Shape of one frame."""
     dtype: str = "uint8"

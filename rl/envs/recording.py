@@ -17,6 +17,7 @@ from rl.evaluation import MAX_EPISODE_STEPS, Policy
 from rl.stepping import rollout
 from rl.types import Array
 
+PREFIX = "rl-video"  # of the files' names
 GIF_SECONDS, GIF_SIDE, GIF_FPS = 20.0, 240, 12  # upper limits: seconds, pixels, frames/s
 
 
@@ -33,7 +34,7 @@ def record(
 ) -> list[Path]:
     """Play ``episodes`` episodes and write an mp4 of each into ``folder``. With ``gif``, also write GIFs.
 
-    Returns the paths of all mp4 files in ``folder``, and of their GIFs. Raises BadInput if the environment cannot be
+    Returns the paths of the files written. Raises BadInput if the environment cannot be
     recorded.
 
     Args:
@@ -45,7 +46,7 @@ def record(
 
     def make() -> AnyEnv:
         env = make_rendered(config, takes)
-        return gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
+        return gym.wrappers.RecordVideo(env, str(folder), lambda _: True, name_prefix=PREFIX, disable_logger=True)
 
     environments, rng, seeds = GymnasiumEnvironments(make, 1, takes), np.random.default_rng(seed), itertools.count(seed)
 
@@ -56,10 +57,11 @@ def record(
         return action
 
     steps = rollout(environments, act_epsilon_greedy, lambda _: np.array([next(seeds)]), max_steps)
-    while episodes > 0:
-        episodes -= int(next(steps).ended[0])
+    played = 0
+    while played < episodes:
+        played += int(next(steps).ended[0])
     environments.close()
-    files = sorted(folder.glob("*.mp4"))
+    files = [folder / f"{PREFIX}-episode-{i}.mp4" for i in range(episodes)]
     return files + [_write_gif(file) for file in files] if gif else files
 
 

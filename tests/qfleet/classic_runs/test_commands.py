@@ -181,3 +181,20 @@ def test_dqn_runs_as_a_classic_method(capsys, tmp_path):
     assert metrics["method"] == "dqn"
     assert metrics["agent_steps"] >= 1500
     assert (tmp_path / "dqn" / "curves.png").is_file()
+
+
+def test_a_method_that_does_not_solve_its_environment_says_so(capsys, tmp_path):
+    words = (
+        "value-iteration",
+        "--max-iterations",
+        2,
+        "--run-dir",
+        tmp_path / "v",
+        "--no-video",
+        "--final-episodes",
+        10,
+    )
+    status, out, _ = run(capsys, *words, "--json")
+    summary, figures = out.splitlines()[-2:]
+    assert (status, json.loads(figures)["solved"]) == (0, False)
+    assert summary.startswith("value-iteration on FrozenLake-v1: not solved; ")

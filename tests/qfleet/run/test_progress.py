@@ -33,9 +33,9 @@ WITHOUT_RATES = {**ROW, "steps_per_s": NAN, "updates_per_s": NAN}  # in the firs
     ("row", "left", "line"),
     [
         (ROW, 5068.0, "steps 1,200 (82/s) updates 300 (20.6/s) | at most 1:24:28 left"),
-        (ROW, math.inf, "steps 1,200 (82/s) updates 300 (20.6/s) | at most - left"),
-        (WITHOUT_RATES, NAN, "steps 1,200 (-/s) updates 300 (-/s) | at most - left"),
-        ({**ROW, "steps_per_s": None}, NAN, "steps 1,200 (-/s) updates 300 (20.6/s) | at most - left"),
+        (ROW, math.inf, "steps 1,200 (82/s) updates 300 (20.6/s) |"),
+        (WITHOUT_RATES, NAN, "steps 1,200 (-/s) updates 300 (-/s) |"),
+        ({**ROW, "steps_per_s": None}, NAN, "steps 1,200 (-/s) updates 300 (20.6/s) |"),
     ],
 )
 def test_the_plain_line(row, left, line):
@@ -63,4 +63,15 @@ def test_status_of_a_run_without_rates(tmp_path, capsys):
     assert cli.main(["status", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "steps 1,200 (-/s) updates 300 (-/s)" in said
-    assert said.endswith(" eval - at most - left\n")
+    assert said.endswith(" greedy - eval -\n")
+
+
+def test_an_offline_run_shows_neither_steps_nor_epsilon():
+    row = {**ROW, "agent_steps": 0, "steps_per_s": NAN}
+    assert plain_line(row, "9.0", 5.0) == "[0:01:01] updates 300 (20.6/s) eval 9.0 at most 0:00:05 left"
+    progress, out = Progress("a run", {"updates": 600}, 475.0), io.StringIO()
+    Console(file=out, width=120).print(progress._table(row, "9.0", 5.0))
+    progress.close()
+    shown = out.getvalue()
+    assert "updates/s" in shown
+    assert not [word for word in ("agent steps", "frames", "epsilon", "training return", "samples") if word in shown]
