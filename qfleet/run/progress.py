@@ -68,6 +68,8 @@ class Progress:
         if self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=4, transient=False)
             self._live.start()
+        else:
+            self.note(title)
 
     def note(self, text: str) -> None:
         """Print ``text`` as a permanent line, above the live table if there is one."""

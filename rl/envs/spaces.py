@@ -46,9 +46,14 @@ def make_env_by_id(
 def _make(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> AnyEnv:
     register(env_id)
     if env_id not in gym.registry and ":" not in env_id:
-        raise BadSetting(EnvConfig, "id", f"{env_id!r} is not a Gymnasium environment: {nearest(env_id, known_ids())}")
+        hint = f"{nearest(env_id, known_ids())} (for your own environment write MODULE:ID)"
+        raise BadSetting(EnvConfig, "id", f"{env_id!r} is not a Gymnasium environment: {hint}")
     try:
         return gym.make(env_id, max_episode_steps=max_episode_steps or None, **kwargs)
+    except ModuleNotFoundError as error:
+        reason = str(error).split(". ")[0]
+        hint = "install its package, or add its directory to PYTHONPATH"
+        raise BadSetting(EnvConfig, "id", f"{env_id!r} cannot be imported ({reason}): {hint}") from error
     except Exception as error:  # constructors raise different errors for bad arguments
         reason = f"{type(error).__name__}: {error}"
         raise BadSetting(EnvConfig, "id", f"{env_id!r} cannot be created: {' '.join(reason.split())}") from error

@@ -130,6 +130,7 @@ def test_a_run_whose_whole_output_is_no_longer_read_writes_its_last_checkpoint(t
 def test_a_run_whose_progress_is_not_read_still_stops_cleanly_on_a_signal(tmp_path):
     run = tmp_path / "run"
     with start_run(run, "--evaluation.period", "0", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr.readline() == f"Qfleet CartPole-v1  {run}\n"
         assert re.search(r" eval -( at most \d+:\d\d:\d\d left)?\n$", process.stderr.readline())
         process.stderr.close()
         while not (run / STATUS).is_file() or not json.loads((run / STATUS).read_text())["updates"]:
