@@ -27,7 +27,7 @@ DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of trac
 def profile_updates(device: str, network: str, pool: Pool, sizes: Sizes) -> dict[str, Any]:
     """Profile the learner's updates in bfloat16; returns the figures of one update.
 
-    On a GPU the learner gets its batches through the prefetching thread, as in a run.
+    On a GPU the learner gets its batches through the prefetch thread, as in a run.
     """
     batch, updates = sizes.batch, sizes.profiled
     config: dict[str, Any] = {"batch_size": batch, "learning_rate": 1e-4, "precision": "bfloat16"}

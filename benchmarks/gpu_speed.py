@@ -1,6 +1,6 @@
 """Measure updates/s on this device with three loops that take turns:
 
-full      the whole learner as in a run: batches come from host memory through the prefetching thread, |TD errors| are
+full      the whole learner as in a run: batches come from host memory through the prefetch thread, |TD errors| are
           read back after every update, weights are copied to the host every publish_period updates
 resident  the update alone, on one batch that stays on the device; nothing is read back before the end of the window
 plain     the loop of CleanRL's dqn_atari.py in eager PyTorch on the same batches. It does less: no Double DQN, no
@@ -28,10 +28,8 @@ from learner.update import Updater
 from rl.networks import make_network
 from rl.precision import Precision
 
-PLAIN_TARGET_PERIOD, PLAIN_LOG_PERIOD = (
-    250,
-    25,
-)  # updates between target copies and readings of the loss, as CleanRL has them
+# Updates between two copies to the target network, and between two readings of the loss, as CleanRL has them:
+PLAIN_TARGET_PERIOD, PLAIN_LOG_PERIOD = 250, 25
 
 Update = Callable[[], None]
 

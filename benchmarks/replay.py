@@ -1,6 +1,6 @@
 """`qfleet bench replay`: throughput of one shard over loopback gRPC; with `--vs reverb` also of Reverb 0.14.
 
-The items are real Pong frames with n-step 3. Measured are:
+The items are real Pong frames with n-step 3. It measures:
 
 inserted    transitions/s of one writer, up to their acknowledgement
 sampled     transitions/s of one sampler, ready to use as uint8 [B, 4, 84, 84] pairs, and the time between batches

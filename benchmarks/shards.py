@@ -90,7 +90,7 @@ class WriterProcesses:
 
     writers = WriterProcesses(4)
     writers.wait()
-    figures = writers.insert(2, addresses, seconds, dict)  # as often as wanted
+    figures = writers.insert(2, addresses, seconds, dict)  # repeatedly
     writers.close()
     """
 

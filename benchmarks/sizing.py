@@ -55,21 +55,21 @@ class Command:
 
 
 def run(c: Command, log: Callable[[str], None] = print) -> dict[str, Any]:
-    """Measure the bytes and log the table; returns the bytes by name and ``fleets``, the table's columns by actors."""
+    """Measure the bytes and log the table; returns the bytes by name, and ``fleets``: the columns by actors."""
     log(f"playing {c.items:,} transitions of Pong ...")
     sizes = measure_bytes(c.items)
     log(", ".join(f"{name.replace('_', ' ')} {value:,.0f}" for name, value in sizes.items()))
-    fleets = [fleet_needs(c, sizes, actors) for actors in c.actors]
+    columns = [needs_of_actors(c, sizes, actors) for actors in c.actors]
     log("| | " + " | ".join(f"{actors:,} actors" for actors in c.actors) + " |")
-    log("|---" * (len(fleets) + 1) + "|")
-    for name in fleets[0]:
-        log(f"| {name} | " + " | ".join(_short(f[name]) for f in fleets) + " |")
+    log("|---" * (len(columns) + 1) + "|")
+    for name in columns[0]:
+        log(f"| {name} | " + " | ".join(_short(column[name]) for column in columns) + " |")
     sampled = c.batch_size * c.updates
     log(
         f"the learner samples {sampled:,.0f} transitions/s, {sampled * sizes['sample_bytes'] / 1e6:,.1f} MB/s; "
         f"memory of 1M / 2M transitions: {sizes['resident_bytes'] / 1e3:,.2f} / {sizes['resident_bytes'] / 500:,.2f} GB"
     )
-    return {**sizes, "fleets": dict(zip(map(str, c.actors), fleets, strict=True))}
+    return {**sizes, "fleets": dict(zip(map(str, c.actors), columns, strict=True))}
 
 
 def measure_bytes(items: int) -> dict[str, float]:
@@ -99,7 +99,7 @@ def measure_bytes(items: int) -> dict[str, float]:
     }
 
 
-def fleet_needs(c: Command, sizes: dict[str, float], actors: int) -> dict[str, float]:
+def needs_of_actors(c: Command, sizes: dict[str, float], actors: int) -> dict[str, float]:
     """What ``actors`` actors need, by the formulas of docs/sizing.md; one column of the table, by row name.
 
     ``sizes`` is the result of `measure_bytes`. The actors are assumed to run without a samples-per-insert limit.

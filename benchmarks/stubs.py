@@ -1,4 +1,4 @@
-"""A batch source and sinks that cost nothing, to measure a learner by itself."""
+"""A batch source and sinks that cost nothing, to measure a learner without replay and actors."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ class ContinuousConfig:
     """Discount factor."""
     reward_scale: float = 0.1
     """Factor on rewards in the targets. Choose it so that action values stay near 0, where q starts."""
-    # If v has far to fall, the quadratic term of NAF fits the difference meanwhile and drives mu to saturate tanh.
+    # Otherwise v of naf starts far above its targets. The quadratic term then fits the difference: it drives mu so far
+    # out that tanh saturates.
     batch: int = 128
     """Transitions per gradient step."""
     capacity: int = 100_000

@@ -22,7 +22,7 @@ from rl.stepping import SeedSequence, rollout
 from rl.types import Array, Bool, Float64, Int64
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
-MIN_TRANSITIONS = 30  # k-nearest averages over as many neighbours
+MIN_TRANSITIONS = 30  # k-nearest averages over 30 neighbours
 MAX_TRANSITIONS = 50_000_000  # a dataset is held in memory
 COLUMNS = ("s", "a", "r", "terminated", "truncated", "s_next")
 

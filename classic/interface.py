@@ -94,7 +94,7 @@ class Setting:
     """A method's settings on one environment."""
 
     env: EnvConfig
-    config: Any
+    config: Any  # an instance of the method's configuration class
     episodes: int = 1_000  # of the final evaluation
 
 

@@ -6,8 +6,7 @@ The target policy pi is greedy. The behaviour policy b is epsilon-greedy and cho
 rewards enter G. The corrections differ in how they treat actions that pi would not choose:
 
 - ignored: no correction; m = n, rho = 1, as in n-step DQN. Its fixed point is not q*, because the n - 1 actions after
-a_0
-  come from b. Hernandez-Garcia & Sutton 2019 find that it still helps while b is nearly greedy.
+  a_0 come from b. Hernandez-Garcia & Sutton 2019 find that it still helps while b is nearly greedy.
 - cut: m ends before the first action a_1, a_2, ... that is not greedy; rho = 1. Watkins's Q(lambda) cuts its traces
   there, too (Watkins 1989; Sutton & Barto 2018, section 12.10).
 - weighted: importance sampling; m = n, rho = prod_{k=1}^{n-1} pi(a_k | s_k) / b(a_k | s_k) (Sutton & Barto 2018,

@@ -194,8 +194,7 @@ def play_training_seeds(
     - training_data_return: mean undiscounted return of the dataset's episodes with the same seeds
     - training_unknown: share of the steps in states without an action in the dataset
     - training_other_starts: number of seeds that start in another state than in the dataset, because the environment
-    has
-      another version
+      has another version
 
     Returns {} if no episode has a seed.
     """

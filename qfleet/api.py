@@ -89,7 +89,7 @@ def _train_until_finished(run: Run, serial: bool, address: str | None) -> None:
 
 
 class Policy:
-    """A trained Q-network, greedy or epsilon-greedy.
+    """A trained Q-network, greedy or epsilon-greedy. Its weights are ``which``: "best" or "last".
 
     policy = load_policy("runs/cartpole")
     q = policy.values(observations)  # [N, *observation] -> [N, A]

@@ -111,7 +111,8 @@ class TrainConfig:
             raise BadSetting(type(self), "learner.batch_size", message)
 
     def _check_segments(self) -> None:
-        longest, most = self.max_segment_items, MAX_STEPS - (ATARI_STACK - 1)  # the first stack's earlier frames
+        # A segment also has the steps of its first stack's earlier frames.
+        longest, most = self.max_segment_items, MAX_STEPS - (ATARI_STACK - 1)
         if longest > most:
             raise BadSetting(
                 type(self),
@@ -227,6 +228,7 @@ def from_yaml(text: str, where: str) -> TrainConfig:
 
 
 def _build(cls: type, data: Any, where: str) -> Any:
+    """An instance of the dataclass ``cls`` from the mapping ``data``. Raises BadInput; ``where`` starts its message."""
     if not isinstance(data, Mapping):
         raise BadInput(f"{where}: expected a mapping of settings, found {data!r}")
     hints, own = typing.get_type_hints(cls), [f.name for f in dataclasses.fields(cls)]
@@ -237,6 +239,7 @@ def _build(cls: type, data: Any, where: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the type annotation ``hint`` requires it. Raises BadInput; ``where`` starts its message."""
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where)
     if isinstance(hint, types.UnionType):  # T | None

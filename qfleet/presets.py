@@ -23,8 +23,8 @@ def pong() -> TrainConfig:
     """Settings that reach a mean return of 19 in Pong on a small machine, with the network of Mnih et al. 2013.
 
     Plain DQN targets and narrow dueling streams make updates cheap. Centering the pixels keeps the background from
-    hiding the ball. Actors use an average of the weights, so that the learning rate can stay high to
-    the end (docs/results).
+    hiding the ball. Actors use an average of the weights, so that the learning rate can stay high to the end
+    (docs/results).
     """
     return TrainConfig(
         env=EnvConfig(id="PongNoFrameskip-v4"),

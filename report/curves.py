@@ -34,7 +34,7 @@ def _is_number(text: str) -> bool:
 def plot_runs(runs: Sequence[Path], to: Path) -> Path:
     """Plot returns over minutes of training and over agent steps (offline runs: learner updates). Returns ``to``.
 
-    Lines are greedy returns: the mean training return of the environments whose epsilon is at most
+    Lines are greedy returns: the mean training return of the greedy environments, whose epsilon is at most
     `exploration.greedy_below`. Points are evaluations. Raises BadInput if a directory is not that of a run, OSError or
     ValueError if ``to`` cannot be written.
     """

@@ -2,8 +2,8 @@
 
     python -m benchmarks.processes.plain_stream FILE
 
-It prints its port and answers each request with the content of FILE. A shard must also draw
-items and assemble the replies.
+It prints its port and answers each request with the content of FILE. A shard must also draw items and assemble the
+replies.
 """
 
 from __future__ import annotations

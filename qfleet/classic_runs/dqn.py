@@ -44,9 +44,9 @@ def check_preset(config: DqnConfig, env: EnvConfig) -> None:
 def dqn(config: DqnConfig, env: EnvConfig, seed: int, monitor: Monitor) -> Learned:
     """Double DQN with prioritized n-step replay (Mnih et al. 2015, van Hasselt et al. 2016), in serial mode.
 
-    The target is y = R^(n) + gamma^n Q(s', argmax_a' Q(s', a'; w); w-) with the weights w- of the target network.
-    Returns the policy and values of the run's best evaluation. Raises what `train` raises, and SystemExit after a
-    signal.
+    The target is y = R^(n) + gamma^n Q(s', argmax_a' Q(s', a'; w); w-) with the weights w- of the target network. (In
+    the preset pong, it is that of plain DQN.) Returns the policy and the action values of the run's best weights.
+    Raises what `train` raises, and SystemExit after a signal.
     """
     monitor.release_display()
     base = preset(config.preset)

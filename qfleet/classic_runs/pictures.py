@@ -59,9 +59,10 @@ def _caption(at: dict[str, Any]) -> str:
 
 
 def draw_learning_curves(folders: Sequence[Path], title: str, to: Path) -> None:
-    """Write the learning curves over all seeds into ``to``; each of ``folders`` is the directory of one seed.
+    """Write the pictures over all seeds into ``to``; each of ``folders`` is the directory of one seed.
 
-    Raises OSError or ValueError if a CSV file is missing or damaged.
+    They are curves.png (training episodes, if there are several) and progress.png (the reported metrics; for n-step
+    compared.png instead). Raises OSError or ValueError if a CSV file is missing or damaged.
     """
     episodes = [read_episodes(folder / EPISODES) for folder in folders]
     if all(len(columns["episode"]) > 1 for columns in episodes):

@@ -1,1 +1,1 @@
-"""The command line `qfleet`: one module per command."""
+"""The command line `qfleet`: a module for each command or group of commands."""

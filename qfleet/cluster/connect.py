@@ -23,6 +23,7 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
     ``namespace`` is the name of the run. Raises BadInput if no Ray answers at the address; RunFault if none could be
     started.
     """
+    # Ray must leave CUDA_VISIBLE_DEVICES as it is in processes that request no GPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 would give the learner the lowest priority
     env = {"OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -40,9 +41,9 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
     try:
         ray.init(
             address="local",
-            num_cpus=max(needed, cores),
+            num_cpus=max(needed, cores),  # Ray must start all processes, even if they share cores
             include_dashboard=True,
-            object_store_memory=300 * 2**20,
+            object_store_memory=300 * 2**20,  # for weights and checkpoints; Ray's default is 30% of the memory
             **common,
         )
     except (RuntimeError, OSError) as error:  # its control service did not start in time, or the disk is full

@@ -22,6 +22,7 @@ class Needs:
     def of(cls, config: TrainConfig) -> Needs:
         """The CPUs and GPUs that the processes of ``config`` need. Raises BadInput if its device is not available."""
         cuda = pick_device(config.learner.device).type == "cuda"
+        # The thread that makes updates and the prefetch thread each use this number of PyTorch threads.
         return cls(2 * learner_threads(config.learner), 1 if cuda else 0)
 
     def total_cpus(self, config: TrainConfig) -> int:

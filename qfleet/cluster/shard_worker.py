@@ -22,7 +22,10 @@ from rl.types import ObservationSpec
 
 
 class ShardWorker:
-    """One replay shard and its gRPC server. If the run makes snapshots, the shard writes them to ``directory``."""
+    """One replay shard and its gRPC server, which listens on ``host`` ("": the address of this node).
+
+    If the run makes snapshots, the shard writes them to ``directory`` and restores the last one when it starts.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class ShardWorker:
         host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         snapshots = Snapshots(directory, shard, config.snapshot_minutes) if config.snapshot_minutes > 0 else None
         if snapshots is None:
-            shard.generation = random_generation()
+            shard.generation = random_generation()  # with snapshots, these count the generations
         restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._server = _serve(shard, host, access, snapshots, restarted)
         self._access, self._directory = access, directory if snapshots else None

@@ -112,7 +112,7 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
     Raises RunFault, BadInput.
     """
     directory = run.dir.path.resolve()
-    (directory / SCALE).unlink(missing_ok=True)
+    (directory / SCALE).unlink(missing_ok=True)  # the request of an earlier process: it is not repeated after a resume
     try:
         for warning in start_ray(run.config, address, directory.name):
             run.progress.note(f"warning: {warning}")

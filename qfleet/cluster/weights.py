@@ -51,7 +51,8 @@ class WeightStore:
 class RayWeightSink:
     """`WeightSink` that sends publications to the weight store without blocking.
 
-    While two are in flight, it holds back the newest; the next call of `publish` replaces it.
+    While two are in flight, it holds back the newest. The next call of `publish` replaces it, but keeps its target
+    weights if the new publication has none.
     """
 
     def __init__(self, store: Any, timeout: float = 60.0) -> None:

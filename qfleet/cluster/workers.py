@@ -97,7 +97,7 @@ class ActorWorker:
         self._loop.start()
 
     def _act(self) -> None:
-        torch.set_num_threads(1)  # OpenMP counts threads by thread
+        torch.set_num_threads(1)  # OpenMP keeps this number for each thread
         self._actor.run(self._loop.stopping.is_set)
 
     def poll(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class LearnerWorker:
         return f"{updater.device} in {str(updater.dtype).removeprefix('torch.')}"
 
     def _learn(self) -> None:
-        torch.set_num_threads(self._threads)  # OpenMP counts threads by thread
+        torch.set_num_threads(self._threads)  # OpenMP keeps this number for each thread
         self._learner.run(self._loop.stopping, self._tick)
 
     def _tick(self) -> None:

@@ -23,7 +23,7 @@ CONFIG, SUMMARY, STATUS, LOCK = "config.yaml", "summary.json", "status.json", ".
 HISTORY = "config.history"  # one JSON object per line: what each resume changed
 SCALE = "scale.json"  # the last request of `qfleet scale`
 
-ScaleRequest = dict[str, Any]  # {shards, number}; number: a unique id, so that equal requests are told apart
+ScaleRequest = dict[str, Any]  # {shards, number}; number: a unique id, which distinguishes equal requests
 
 
 class RunDir:
@@ -78,7 +78,7 @@ class RunDir:
     def lock(self) -> None:
         """Lock the directory until `unlock` or the end of this process. Raises BadInput if another process holds it.
 
-        A file system without locks only logs a warning.
+        On a file system without locks it only logs a warning.
         """
         try:
             self._lock = (self.path / LOCK).open("w")

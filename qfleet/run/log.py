@@ -69,6 +69,8 @@ class RunLog:
 
 
 class _Csv:
+    """A CSV file to which rows are appended. A new run creates it; a resume deletes the rows beyond its checkpoint."""
+
     def __init__(self, file: Path, columns: tuple[str, ...], resumed: Mapping[str, int] | None) -> None:
         kept = _rows_until(file, resumed) if resumed is not None else []
         if resumed is not None or not file.exists():

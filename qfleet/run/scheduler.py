@@ -8,7 +8,7 @@ There are three kinds of evaluation:
 - `confirm`, on fresh episodes: after a full evaluation of the same weights that reached the goal.
 
 A run is solved when a `confirm` evaluation reaches the goal. The greedy return is the mean training return of the
-environments whose epsilon is at most `exploration.greedy_below`.
+greedy environments: those whose epsilon is at most `exploration.greedy_below`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rl.evaluation import EvaluationConfig, EvaluationResult
 from rl.ports import Weights
 
 Kind = Literal["quick", "full", "confirm"]
-GREEDY_EPISODES = 10  # new nearly greedy training episodes before the greedy return may start an evaluation
+GREEDY_EPISODES = 10  # new ones in the greedy environments before the greedy return may start an evaluation
 
 
 @dataclass(frozen=True, eq=False)

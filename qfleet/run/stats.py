@@ -28,8 +28,8 @@ class RunStats:
         stats.add_actor_report(index, agent_steps, episodes)  # repeatedly, with stats.add_learner_report(values)
         row = stats.row(epsilon_min)
 
-    ``earlier`` is the state of the checkpoint that a resumed run starts from. An episode is nearly greedy if its
-    environment's epsilon is at most `exploration.greedy_below`.
+    ``earlier`` is the state of the checkpoint that a resumed run starts from. The greedy environments are those whose
+    epsilon is at most `exploration.greedy_below`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RunStats:
         self._has_learner_report = False
         self._recent_episodes: deque[EpisodeResult] = deque(maxlen=RECENT)
         self._greedy_returns: deque[float] = deque(maxlen=RECENT // 2)
-        self.greedy_episodes = 0  # finished nearly greedy episodes
+        self.greedy_episodes = 0  # finished in greedy environments
         self._returns_by_epsilon: dict[float, deque[float]] = {}
         self._rate_points: deque[tuple[float, int, int]] = deque()  # (time, agent steps, updates) of calls of `rates`
 
@@ -102,7 +102,7 @@ class RunStats:
 
     @property
     def greedy_return(self) -> float:
-        """Mean return of the last RECENT / 2 nearly greedy training episodes; NaN before the first."""
+        """Mean return of the last RECENT / 2 training episodes of the greedy environments; NaN before the first."""
         return float(np.mean(self._greedy_returns)) if self._greedy_returns else float("nan")
 
     @property

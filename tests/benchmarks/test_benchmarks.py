@@ -71,7 +71,7 @@ def test_a_failed_benchmark_exits_with_status_1(monkeypatch, capsys):
 def test_sizing_follows_the_formulas_of_the_docs():
     sizes = {"insert_bytes": 350.0, "resident_bytes": 400.0, "weights_bytes": 7e6}
     c = sizing.Command(steps=1_000, inserts=60_000, samples=50_000, batch_size=500, updates=20, actors_per_node=16)
-    needs = sizing.fleet_needs(c, sizes, 1_000)
+    needs = sizing.needs_of_actors(c, sizes, 1_000)
     assert needs["traffic into the shards, MB/s"] == 350
     assert (needs["shards for inserts alone"], needs["shards for inserts and samples"]) == (17, 17)
     assert needs["samples per insert"] == 0.01

@@ -249,7 +249,7 @@ def test_the_pendulum_picture_has_the_values_of_its_observations():
 def test_bad_input_is_one_line():
     with pytest.raises(BadInput, match=r"CartPole-v1.*needs a bounded Box, such as Pendulum-v1's"):
         learn_continuous(SMALL, EnvConfig(id="CartPole-v1"), 1, RecordingMonitor())
-    with pytest.raises(BadInput, match="sarsa.*see qfleet --help"):
+    with pytest.raises(BadInput, match="sarsa: write one of cem, naf, ddpg"):
         parse(ContinuousConfig, ["--maximizer", "sarsa"])
     for field, value, says in (
         ("gamma", 1.1, "gamma is 1.1: write a number from 0 to 1"),

@@ -107,17 +107,17 @@ def test_value_errors_ignore_unreachable_states():
 @pytest.mark.parametrize("method", ["mc-prediction", "td0"])
 @pytest.mark.parametrize(("policy", "episodes"), [("random", 8_000), ("optimal", 1_000)])
 def test_prediction_approximates_the_exact_values_and_is_reproducible(method, policy, episodes):
-    rung = METHODS[method]
-    setting = rung.setting(None)
+    chosen = METHODS[method]
+    setting = chosen.setting(None)
     config = replace(setting.config, policy=policy, episodes=episodes, tolerance=0.08)
-    one = rung.learn(config, setting.env, 1, RecordingMonitor())
+    one = chosen.learn(config, setting.env, 1, RecordingMonitor())
     assert one.metrics["solved"]
     assert one.metrics["rms_error"] < 0.03
     assert one.arrays["v"][14] > 0.2
     short = replace(config, episodes=50)
-    two, three = (rung.learn(short, setting.env, 1, RecordingMonitor()) for _ in range(2))
+    two, three = (chosen.learn(short, setting.env, 1, RecordingMonitor()) for _ in range(2))
     np.testing.assert_array_equal(two.arrays["v"], three.arrays["v"])
-    assert not np.array_equal(two.arrays["v"], rung.learn(short, setting.env, 2, RecordingMonitor()).arrays["v"])
+    assert not np.array_equal(two.arrays["v"], chosen.learn(short, setting.env, 2, RecordingMonitor()).arrays["v"])
 
 
 def test_actions_are_sampled_with_the_probabilities_of_the_policy():

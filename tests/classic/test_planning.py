@@ -124,10 +124,10 @@ def test_q_learning_approximates_the_exact_values():
 
 @pytest.mark.parametrize("method", ["value-iteration", "q-iteration"])
 def test_the_settings_for_frozen_lake_solve_it_and_are_reproducible(method):
-    rung = METHODS[method]
-    setting = rung.setting(None)
+    chosen = METHODS[method]
+    setting = chosen.setting(None)
     monitors = [RecordingMonitor(), RecordingMonitor()]
-    first, second = (rung.learn(setting.config, setting.env, 1, monitor) for monitor in monitors)
+    first, second = (chosen.learn(setting.config, setting.env, 1, monitor) for monitor in monitors)
     metrics = first.metrics
     assert metrics["solved"]
     assert metrics["tested"] > 0.80

@@ -1,4 +1,4 @@
-"""The sampler ends with an error, instead of waiting for ever, when the shards cannot hold min_size items."""
+"""The sampler ends with an error, instead of waiting forever, when the shards cannot hold min_size items."""
 
 from __future__ import annotations
 

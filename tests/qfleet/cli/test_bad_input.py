@@ -41,10 +41,10 @@ def test_one_line_and_status_2(case, places, capsys, monkeypatch):
     paths = re.compile("|".join(rf"\b{name}\b" for name in places))
     assert cli.main([paths.sub(lambda m: str(places[m[0]]), word) for word in args]) == 2
     printed = capsys.readouterr()
-    said = printed.err
+    error = printed.err
     for name, path in places.items():
-        said = said.replace(str(path), name)
-    assert said == line + "\n"
+        error = error.replace(str(path), name)
+    assert error == line + "\n"
     assert "Traceback" not in printed.out
 
 

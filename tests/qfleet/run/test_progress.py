@@ -61,9 +61,9 @@ def test_status_of_a_run_without_rates(tmp_path, capsys):
     figures = {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in WITHOUT_RATES.items()}
     (tmp_path / STATUS).write_text(json.dumps({**figures, "last_return": None}))
     assert cli.main(["status", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "steps 1,200 (-/s) updates 300 (-/s)" in said
-    assert said.endswith(" greedy - eval -\n")
+    printed = capsys.readouterr().out
+    assert "steps 1,200 (-/s) updates 300 (-/s)" in printed
+    assert printed.endswith(" greedy - eval -\n")
 
 
 def test_an_offline_run_shows_neither_steps_nor_epsilon():

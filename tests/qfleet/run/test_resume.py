@@ -100,10 +100,10 @@ def test_changed_settings_lists_each_difference_with_its_rule():
         ("replay.shards", 1, 3),
         ("max_steps", 2_000_000, 7),
     ]
-    said = [str(c) for c in changed_settings(old, new)]
+    lines = [str(c) for c in changed_settings(old, new)]
     consequence = "restored transitions that do not fit are dropped, the oldest first"
-    assert said[0] == f"replay.capacity changes from 200_000 to 90_000: {consequence}"
-    assert said[2] == "max_steps changes from 2_000_000 to 7"
+    assert lines[0] == f"replay.capacity changes from 200_000 to 90_000: {consequence}"
+    assert lines[2] == "max_steps changes from 2_000_000 to 7"
 
 
 @pytest.mark.parametrize("of", ["run", "own"])
@@ -197,9 +197,9 @@ def test_a_run_resumed_twice_prints_the_changes_and_logs_each_step_once(tmp_path
         more = replace(config, max_steps=most, learner=replace(config.learner, batch_size=batch))
         capsys.readouterr()
         assert train(more, resume=path, serial=True)["agent_steps"] >= most
-        said = " ".join(capsys.readouterr().err.split())
-        assert f"learner.batch_size changes from {config.learner.batch_size} to {batch}: schedules continue" in said
-        assert f"max_steps changes from {config.max_steps} to {most}" in said
+        printed = " ".join(capsys.readouterr().err.split())
+        assert f"learner.batch_size changes from {config.learner.batch_size} to {batch}: schedules continue" in printed
+        assert f"max_steps changes from {config.max_steps} to {most}" in printed
     with (path / "metrics.csv").open() as file:
         steps = [int(row["agent_steps"]) for row in csv.DictReader(file)]
     assert steps == sorted(steps)

@@ -21,7 +21,7 @@ def result(mean, episodes=30):
 
 
 def stats_at(steps, greedy=()):
-    """Stats after ``steps`` agent steps, with the returns ``greedy`` of nearly greedy training episodes."""
+    """Stats after ``steps`` agent steps, with the returns ``greedy`` of episodes of the greedy environments."""
     stats = RunStats(replace(cartpole(), evaluation=CONFIG))
     stats.add_actor_report(0, steps, [EpisodeResult(value, 10, 0.01, False) for value in greedy])
     return stats

@@ -46,7 +46,7 @@ def test_each_actor_is_counted_separately(clock):
     assert own.agent_steps == 150 + 30 + 20
 
 
-def test_greedy_return_averages_nearly_greedy_episodes_only(clock):
+def test_greedy_return_averages_only_episodes_of_greedy_environments(clock):
     reported = []
     own = RunStats(cartpole(), on_episode=reported.append)  # greedy_below is 0.05
     assert own.train_return != own.train_return  # NaN
