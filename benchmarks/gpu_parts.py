@@ -158,7 +158,7 @@ class BenchLearner:
     def step(self) -> None:
         """Make one update. Raises RunFault if the learner has diverged or gets no batch."""
         if not self.learner.step(BATCH_TIMEOUT):
-            raise RunFault(f"no batch from the prefetching thread within {BATCH_TIMEOUT:g} s")
+            raise RunFault(f"no batch from the prefetch thread within {BATCH_TIMEOUT:g} s")
 
     def next_loss(self) -> float:
         """Make one update and return its loss. The learner's metrics_period must be 1."""

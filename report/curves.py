@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from rl.errors import BadInput
 
@@ -53,6 +54,7 @@ def plot_runs(runs: Sequence[Path], to: Path) -> Path:
             axis.plot(eval_x, evals.get("mean_return", []), "o", ms=5, color=line.get_color())
     left.set_xlabel("minutes of training")
     right.set_xlabel(" or ".join(sorted(set(names))))
+    right.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     right.xaxis.set_major_formatter("{x:,.0f}")
     left.set_ylabel("return of an episode")
     figure.suptitle("lines: greedy return in training; points: mean return of evaluations", fontsize=10)

@@ -68,7 +68,7 @@ def layers(config: object, name: str, units: int = 1) -> None:
 def as_written(value: Any) -> str:
     """Format a value the way a user writes it: 2.0 as "2", 20000 as "20_000", (1, 2) as "1 2", text in quotes."""
     if isinstance(value, tuple):
-        return " ".join(map(as_written, value))
+        return " ".join(map(as_written, value)) or "()"
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else str(value)

@@ -1,4 +1,4 @@
-"""The learner: prefetching thread, publications, checkpoints and errors."""
+"""The learner: prefetch thread, publications, checkpoints and errors."""
 
 from __future__ import annotations
 
