@@ -88,6 +88,7 @@ class Actor:
         self.agent_steps = 0  # of this actor since it started
         self._total_steps = lambda: base_steps + self.agent_steps * config.count  # of all actors, estimated
         self._rng = np.random.default_rng([seed, index, 2, base_steps])  # new numbers after a restart or resume
+        # the episode ids of each environment: room for 2^24 episodes, and unique among all actors
         first_episodes = [((index + 1) << 40) + (i << 24) for i in range(config.environments)]
         self._adder = Adder(
             returns,
@@ -112,8 +113,8 @@ class Actor:
     def step(self) -> int:
         """Step every environment once and write the segments that are complete. Load newer weights if it is time.
 
-        Returns the number of agent steps, N. Blocks while replay may not accept a segment. Raises RunFault if replay is
-        lost for good.
+        Returns the number of agent steps, N. Blocks while replay may not accept a segment. Raises RunFault if replay
+        has failed (`rl/ports.py`).
         """
         if self._batched_steps % self.config.weights_period == 0:
             self.pull_weights()
@@ -138,7 +139,7 @@ class Actor:
         return True
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Call `step` until ``should_stop()`` returns True. Raises RunFault if replay is lost for good."""
+        """Call `step` until ``should_stop()`` returns True. Raises RunFault if replay has failed."""
         while not should_stop():
             self.step()
 

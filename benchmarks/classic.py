@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from benchmarks.classic_pictures import draw_all
 from benchmarks.classic_rows import ROWS, Row
 from rl.bounds import at_least
-from rl.errors import BadInput, RunFault, nearest
+from rl.errors import BadInput, RunFault, suggestion
 
 ROOT = Path(__file__).parent.parent
 TABLES = ("results", "regressors", "parts")  # in docs/classic.md, each between two comments
@@ -45,7 +45,7 @@ class Command:
         at_least(self, 1, "jobs")
         for name in self.rows:
             if name not in ROWS:
-                raise BadInput(f"--rows: unknown row {name!r}: {nearest(name, ROWS)}")
+                raise BadInput(f"--rows: unknown row {name!r}: {suggestion(name, ROWS)}")
         if len(set(self.rows)) < len(self.rows):
             raise BadInput("--rows lists a row twice: write each row once")
 

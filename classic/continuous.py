@@ -151,7 +151,7 @@ def learn_continuous(config: ContinuousConfig, env: EnvConfig, seed: int, monito
     Kalashnikov et al. 2018 (cem) and Gu et al. 2016 (naf). Returns the greedy policy, without action values, and the
     weights. Raises BadInput if the environment's spaces do not fit, and RunFault if q diverges.
     """
-    c, environments = config, make_environments(env, config.environments, takes="continuous")
+    c, environments = config, make_environments(env, config.environments, space_kind="continuous")
     shape, count, action = environments.spec.shape, environments.count, environments.actions
     if len(shape) != 1:
         environments.close()

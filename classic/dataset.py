@@ -16,7 +16,7 @@ import numpy as np
 
 from rl.bounds import at_least, require
 from rl.envs.config import EnvConfig
-from rl.envs.make import describe, make_environments
+from rl.envs.make import make_environments, spec_and_actions
 from rl.errors import BadSetting
 from rl.stepping import SeedSequence, rollout
 from rl.types import Array, Bool, Float64, Int64
@@ -96,7 +96,7 @@ def load(file: str, env: EnvConfig) -> Dataset:
 
     Raises BadInput if the file is missing or damaged, or if its arrays do not fit the environment.
     """
-    spec, actions = describe(env)
+    spec, actions = spec_and_actions(env)
     columns = _read_columns(file)
     env_id = str(columns.pop("env_id"))
     if env_id != env.id:

@@ -20,8 +20,8 @@ from classic.interface import ActionValues, Learned, Method, Monitor, Setting, f
 from classic.regressors import REGRESSORS, Regressor, make_regressor
 from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
-from rl.envs.make import describe, make_environments
-from rl.errors import BadSetting, nearest
+from rl.envs.make import make_environments, spec_and_actions
+from rl.errors import BadSetting, suggestion
 from rl.evaluation import evaluate
 from rl.policies import greedy
 from rl.types import Array, Float64, Int64
@@ -60,7 +60,9 @@ class FittedQConfig(FittedIterationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.regressor not in REGRESSORS:
-            raise BadSetting(type(self), "regressor", f"is {self.regressor!r}: {nearest(self.regressor, REGRESSORS)}")
+            raise BadSetting(
+                type(self), "regressor", f"is {self.regressor!r}: {suggestion(self.regressor, REGRESSORS)}"
+            )
         at_least(self, 1, "jobs", unit="thread")
 
 
@@ -174,7 +176,7 @@ def fitted_q(config: FittedQConfig, env: EnvConfig, seed: int, monitor: Monitor)
 
     Raises BadInput if the dataset does not fit, or if scikit-learn is not installed.
     """
-    _, actions = describe(env)
+    _, actions = spec_and_actions(env)
     model = RegressorModel(make_regressor(config.regressor, seed, config.jobs), actions)
     data = load_or_collect(config, env, seed)
     return run_iterations(config, env, seed, monitor, model, data)

@@ -104,7 +104,7 @@ class Method:
 
     about: str  # one line for `qfleet classic`
     learn: Callable[[Any, EnvConfig, int, Monitor], Learned]  # (config, env, seed, monitor)
-    takes: SpaceKind  # kind of environment that it can learn from
+    space_kind: SpaceKind  # of the environments that it can learn from
     settings: Sequence[Setting]
     check: Callable[[Any, EnvConfig], None] = lambda config, env: None  # raises BadInput before learning starts
     fallback: Any = None  # config for an environment not in `settings`; None: that of the first setting

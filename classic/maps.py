@@ -33,13 +33,13 @@ class Panel(NamedTuple):
     column_names: Sequence[str] = ()
 
 
-def panels(config: EnvConfig, takes: SpaceKind) -> list[Panel]:
+def panels(config: EnvConfig, space_kind: SpaceKind) -> list[Panel]:
     """Return the maps of an environment; [] if it has none.
 
     The action values of a map's cells are `learned.values(panel.observations)`.
     """
-    env = make_env(config, takes)
-    dtype = observation_spec(env.observation_space, takes).dtype
+    env = make_env(config, space_kind)
+    dtype = observation_spec(env.observation_space, space_kind).dtype
     try:
         maps = next(
             (make_maps(env.unwrapped) for kind, make_maps in MAPS.items() if isinstance(env.unwrapped, kind)), []

@@ -22,7 +22,7 @@ from classic.fitted_q import FittedIterationConfig, run_iterations
 from classic.interface import Learned, Method, Monitor, Setting
 from rl.bounds import at_least, layers, positive
 from rl.envs.config import EnvConfig
-from rl.envs.make import describe
+from rl.envs.make import spec_and_actions
 from rl.networks import NetworkConfig, make_network
 from rl.schedules import linear
 from rl.td import squared, td_error, weighted_loss
@@ -106,7 +106,7 @@ def neural_fitted_q(config: NeuralFittedQConfig, env: EnvConfig, seed: int, moni
 
     Raises BadInput if the dataset does not fit.
     """
-    _, actions = describe(env)
+    _, actions = spec_and_actions(env)
     data = load_or_collect(config, env, seed)
     return run_iterations(config, env, seed, monitor, NetworkModel(config, data, actions, seed), data)
 

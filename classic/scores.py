@@ -43,12 +43,14 @@ def pipes(policy: Policy, env: EnvConfig, episodes: int, seed: int) -> list[int]
     return passed
 
 
-def shortest_paths(policy: Policy, takes: SpaceKind) -> float:
+def shortest_paths(policy: Policy, space_kind: SpaceKind) -> float:
     """Return the share of the 240 starts (agent, goal) of the 4x4 grid from which ``policy`` takes a shortest path."""
     rows, cols = GridWorld.rows, GridWorld.cols
     starts = [(agent, goal) for agent in range(rows * cols) for goal in range(rows * cols) if agent != goal]
     actions = policy(
-        np.array([GridWorld.observation(*start) for start in starts], np.float32 if takes == "network" else np.int8)
+        np.array(
+            [GridWorld.observation(*start) for start in starts], np.float32 if space_kind == "network" else np.int8
+        )
     )
     chosen = dict(zip(starts, actions.tolist(), strict=True))
 
@@ -67,11 +69,11 @@ def shortest_paths(policy: Policy, takes: SpaceKind) -> float:
     return found / len(starts)
 
 
-def scores(policy: Policy, env: EnvConfig, takes: SpaceKind, seed: int) -> dict[str, Any]:
+def scores(policy: Policy, env: EnvConfig, space_kind: SpaceKind, seed: int) -> dict[str, Any]:
     """Return the scores of an environment, by name: pipes and worst_pipes, shortest_paths, or {}."""
     if env.id.startswith("FlappyBird"):
         passed = pipes(policy, env, PIPES_EPISODES, seed)
         return {"pipes": float(np.mean(passed)), "worst_pipes": min(passed)}
     if env.id == "qfleet/GridWorld-v0":
-        return {"shortest_paths": shortest_paths(policy, takes)}
+        return {"shortest_paths": shortest_paths(policy, space_kind)}
     return {}

@@ -125,7 +125,7 @@ class Learner:
     def step(self, timeout: float = 1.0) -> bool:
         """Make one update if a batch arrives within ``timeout`` seconds. Returns whether an update was made.
 
-        Raises RunFault if replay is lost for good or the run has diverged.
+        Raises RunFault if replay has failed (`rl/ports.py`) or the run has diverged.
         """
         if self._batches is None:
             self._batches = (Prefetcher if self._threaded else SynchronousBatches)(self._source, self.updater.prepare)

@@ -17,7 +17,7 @@ class Publisher:
     def __init__(self, updater: Updater, sink: WeightSink, period: int, version: int = 0) -> None:
         self._updater, self._sink, self._period = updater, sink, period
         self.version = version
-        self._target_sent = -1
+        self._target_sent = -1  # `target_syncs` when target weights were last published; -1: never
 
     def maybe_publish(self) -> None:
         """Publish if the number of updates made is a multiple of the period."""

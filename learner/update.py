@@ -254,7 +254,7 @@ class Updater:
         return _NetworkCopies(self._networks_for_targets, self.dtype)
 
     def _renew_copies(self) -> None:
-        """Renew the copies that `prepare` reads."""
+        """Renew the spare copies, then let `prepare` read them and make the others the spare ones."""
         if self._spare_copies is not None:
             self._spare_copies.renew(self._networks_for_targets)
             self._active_copies, self._spare_copies = self._spare_copies, self._active_copies

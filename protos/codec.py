@@ -65,7 +65,10 @@ def pack_segment(segment: Segment) -> PackedSegment:
 
 
 def unpack_segment(segment: PackedSegment, spec: ObservationSpec) -> Segment:
-    """Inverse of `pack_segment`; returns the segment with frames [S + 1, *frame]. Raises InvalidMessage."""
+    """Inverse of `pack_segment`; returns the segment with frames [S + 1, *frame].
+
+    Raises InvalidMessage if the segment violates the specification.
+    """
     check_segment(segment, spec, trusted=True)  # decompressing the frames checks them
     count = segment.steps + 1
     return Segment(
@@ -207,7 +210,7 @@ def _build_draw(columns: Sequence[Array], frames: bytes | memoryview, spec: Obse
 
 
 def _split_draws(message: pb.SampleReply, draws: Sequence[int], spec: ObservationSpec) -> Iterator[tuple[Any, ...]]:
-    """Yield the columns and the frames of each draw of a reply. Raises InvalidMessage."""
+    """Yield the columns and the frames of each draw of a reply. Raises InvalidMessage if a length is wrong."""
     columns = [_read_array(message, name, dtype) for name, dtype in _SAMPLE_ARRAYS.items()]
     items, frames = sum(draws), memoryview(message.frames)
     if {len(column) for column in columns} != {items}:
@@ -317,7 +320,7 @@ def count_reply_items(message: pb.SampleReply) -> int:
 
 
 def sample_request(counts: Sequence[int], insert_credit: int, limiter: LimiterState | None) -> pb.SampleRequest:
-    """Return a request for draws of ``counts`` items, with cumulative credit and the limiter's state, if given."""
+    """Return a request for draws of ``counts`` items, with the shard's credit and, if given, the limiter's state."""
     state = None if limiter is None else pb.Limiter(**limiter._asdict())
     return pb.SampleRequest(counts=counts, insert_credit=insert_credit, limiter=state)
 

@@ -59,12 +59,12 @@ def compress_frames(frames: Array) -> tuple[bytes, Array]:
 
 @functools.lru_cache(maxsize=8)
 def blank_frames(spec: ObservationSpec, count: int) -> bytes:
-    """Return the blocks of ``count`` frames of zeros, as `compress_frames` does."""
+    """Return the blocks of ``count`` frames of zeros, as `compress_frames` would return them."""
     return compress_frames(np.zeros((1, *spec.frame_shape), spec.dtype))[0] * count
 
 
 def wrap_blocks(blocks: Sequence[bytes | memoryview], count: int, spec: ObservationSpec) -> bytes:
-    """Join the blocks of ``count`` frames into one LZ4 frame, the argument of `decompress_frames`."""
+    """Join the blocks of ``count`` frames into one LZ4 frame, for `decompress_frames`. Raw frames stay raw."""
     if spec.frame_bytes < COMPRESS_FROM or not blocks:
         return b"".join(blocks)
     return b"".join([_lz4_header(spec.frame_bytes, count), *blocks, END_MARK])

@@ -88,19 +88,21 @@ class ReplayServicer:
         in the same way; in that case a segment that was stored but whose acknowledgement the writer did not receive is
         stored twice.
 
-        Credit: a segment without insert credit waits on the shard. After `insert_timeout` seconds (a setting of the shard,
-        default 60) its stream ends with RESOURCE_EXHAUSTED; the segment is not stored, and the writer may open a new
-        stream. A segment with `transferred` set needs no credit.
+        Credit: the shard's credit is the `insert_credit` of its last Sample request, at first 0. Its unused credit is the
+        credit minus `Counts.inserted`. If the shard is limited, a segment with more items than the unused credit waits at
+        the shard. After `insert_timeout` seconds (a setting of the shard, default 60) its stream ends with
+        RESOURCE_EXHAUSTED; the segment is not stored, and the writer may open a new stream. A segment with `transferred`
+        set needs no credit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Sample(self, request_iterator, context):
-        """Draws items with replacement, and grants insert credit. There is one reply for each request, in order. A client may
-        have several requests in flight, for batches that it will need later. A request may ask for several draws, each for
-        one batch or for this shard's part of it; each draw is stratified separately. If a request asks for no items, or
-        the shard has none, the reply has only the counts.
+        """Draws items with replacement, and sets the shard's credit. There is one reply for each request, in order. A client
+        may have several requests in flight, for batches that it will need later. A request may ask for several draws, each
+        for one batch or for this shard's part of it; each draw is stratified separately. If a request asks for no items,
+        or the shard has none, the reply has only the counts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -14,6 +14,7 @@ from rl.types import Array, Float32, Float64, ObservationSpec, UInt64
 
 TERMINATED, TRUNCATED, LOST_LIFE = 1, 2, 4  # bits of a step's flags
 EMPTY: Array = np.zeros(0)
+UNLIMITED_CREDIT = 2**62  # items; a credit that nobody uses up, small enough for an int64 field
 
 
 class InvalidMessage(ValueError):
@@ -90,12 +91,12 @@ class ShardInfo(NamedTuple):
 
     counts: Counts
     capacity: int  # items
-    insert_credit: int  # `counts.inserted` may grow up to this number
+    insert_credit: int  # the credit: `counts.inserted` may grow up to it
     limited: bool  # whether inserts need credit
     selector: str
     spec: ObservationSpec
     limiter: LimiterState | None  # last state sent by the sampler; None before the first
-    limiter_age: float  # seconds since `limiter` was received
+    limiter_age: float  # seconds since `limiter` was received; 0.0 if it is None
     capacity_bytes: int  # 0: unlimited
 
 

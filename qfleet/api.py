@@ -16,7 +16,7 @@ from qfleet.run.run import Run
 from qfleet.run.serial import run_serial
 from qfleet.run.signals import Signals
 from qfleet.run.stats import OnEpisode
-from rl.envs.make import describe
+from rl.envs.make import spec_and_actions
 from rl.errors import BadInput, BadSetting
 from rl.networks import make_network, q_values
 from rl.parameters import load_weights
@@ -98,7 +98,7 @@ class Policy:
 
     def __init__(self, config: TrainConfig, checkpoint: Checkpoint, which: str) -> None:
         self.config, self.which = config, which
-        self.spec, self.actions = describe(config.env)
+        self.spec, self.actions = spec_and_actions(config.env)
         self.state = checkpoint.state
         self.network = make_network(config.network, self.spec, self.actions, 0).eval().requires_grad_(False)
         load_weights(self.network, checkpoint.arrays.get("average", checkpoint.arrays["online"]))

@@ -23,8 +23,8 @@ from replay.security import Access
 from replay.store.shard import MAX_BATCH
 from rl.bounds import as_written, at_least, between, positive
 from rl.envs.config import ATARI_STACK, EnvConfig
-from rl.envs.make import check_env, describe
-from rl.errors import BadInput, BadSetting, nearest
+from rl.envs.make import check_env, spec_and_actions
+from rl.errors import BadInput, BadSetting, suggestion
 from rl.evaluation import EvaluationConfig
 from rl.exploration import ExplorationConfig
 from rl.formats import KEY as FORMAT_KEY
@@ -179,9 +179,9 @@ def _check_finite(config: Any, prefix: str) -> None:
 def check_config(config: TrainConfig) -> None:
     """Raise BadInput if ``config`` does not fit its environment or this machine. Starts nothing."""
     pick_device(config.learner.device)
-    Access.of(config.replay.security)
+    Access.load(config.replay.security)
     check_env(config.env)
-    spec, _ = describe(config.env)
+    spec, _ = spec_and_actions(config.env)
     check_network(config.network, spec)
     if config.actors.precision == "bfloat16" and (spec.dtype != "uint8" or config.network.kind == "mlp"):
         raise BadSetting(
@@ -234,7 +234,7 @@ def _build(cls: type, data: Any, where: str) -> Any:
     hints, own = typing.get_type_hints(cls), [f.name for f in dataclasses.fields(cls)]
     unknown = [k for k in data if k not in own]
     if unknown:
-        raise BadInput(f"{where}: unknown setting {unknown[0]!r}: {nearest(str(unknown[0]), own)}")
+        raise BadInput(f"{where}: unknown setting {unknown[0]!r}: {suggestion(str(unknown[0]), own)}")
     return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
 
 
@@ -254,7 +254,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return tuple(_value(h, v, where) for h, v in zip(inner, value, strict=True))
     if origin is typing.Literal:
         if value not in args:
-            raise BadInput(f"{where} is {value!r}: {nearest(str(value), map(str, args))}")
+            raise BadInput(f"{where} is {value!r}: {suggestion(str(value), map(str, args))}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:

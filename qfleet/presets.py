@@ -12,7 +12,7 @@ from replay.importance_weights import BetaConfig
 from replay.rate_limiter import LimiterConfig
 from replay.store.selectors import SelectorConfig
 from rl.envs.config import EnvConfig
-from rl.errors import BadInput, nearest
+from rl.errors import BadInput, suggestion
 from rl.evaluation import EvaluationConfig
 from rl.exploration import ExplorationConfig
 from rl.networks import NetworkConfig
@@ -168,5 +168,5 @@ PRESETS = {
 def preset(name: str) -> TrainConfig:
     """The configuration of the preset ``name``. Raises BadInput, with the nearest name, if there is none."""
     if name not in PRESETS:
-        raise BadInput(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
+        raise BadInput(f"unknown preset {name!r}: {suggestion(name, PRESETS)}")
     return PRESETS[name]()

@@ -1,13 +1,15 @@
-"""Insert credit: sums the shards' counts for the limiter, and computes how many items each shard may still insert.
+"""Computes each shard's credit: sums the shards' counts, asks the limiter, and divides what it allows.
+
+A shard's credit is the count of its inserted items up to which it may accept segments. Its unused credit is credit -
+inserted.
 
 A shard's baseline is the counts in its first reply; the ledger counts inserted and sampled items from there. If a shard
 is restarted and its own counts fall, the ledger's counts continue from where they were. Items stored at the baseline
 count as inserted, but only until the sum reaches min_size: so a restored or preloaded replay starts balanced
 (docs/decisions/0007). Shards may join and leave; the items that a shard had inserted and sampled stay in the sums.
 
-The limiter decides from the sums how many items the service may insert. This allowance is divided among the shards as
-cumulative credit (docs/decisions/0002). The ledger does no communication; the sampler feeds it counts and sends its
-credit.
+The limiter decides from the sums how many more items all shards together may accept. This allowance is divided among
+the shards (docs/decisions/0002). The ledger does no communication: the sampler passes it counts and sends credit.
 """
 
 from __future__ import annotations
@@ -27,14 +29,15 @@ class Totals(NamedTuple):
 
 
 class ShardAccount:
-    """One shard's account: items inserted, sampled and granted since its baseline.
+    """One shard's account: its items inserted and sampled, and its credit, all counted from its baseline.
 
     Any thread may call `record`, `mark_unreachable`, `close` and `credit`. The rest is for `CreditLedger`.
     """
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock  # shared with the ledger
-        self.inserted = self.sampled = self.granted = 0
+        self.inserted = self.sampled = 0
+        self.granted = 0  # the credit; `credit` converts it to the shard's own count
         self.stored = 0  # items, from the last reply
         self.has_baseline = False
         self.is_reachable = False  # it has replied since `mark_unreachable`
@@ -61,7 +64,7 @@ class ShardAccount:
             self.is_reachable = False
 
     def close(self) -> None:
-        """Record that the shard has left or is permanently gone: the items that it stores no longer count."""
+        """Record that the shard has left or is gone: it gets no more credit, and its items do not count as stored."""
         with self._lock:
             self.is_open = False
 
@@ -71,7 +74,7 @@ class ShardAccount:
         self.inserted = self.sampled = self.granted = 0
 
     def credit(self) -> int:
-        """Return the cumulative credit: the shard may insert until its own count of inserted items reaches it.
+        """Return the credit to send to the shard: in the shard's own count, which does not start at the baseline.
 
         It is 0 while the shard is unreachable, because a restarted shard counts from another number.
         """
@@ -152,7 +155,7 @@ class CreditLedger:
             self.limiter.check_min_size_reachable(totals.inserted, totals.stored)
 
     def grant(self) -> None:
-        """Update every shard's cumulative credit (`ShardAccount.credit`).
+        """Compute the credit of every open shard anew (`ShardAccount.credit`).
 
         Credit is divided among the open shards only. Inserts of closed shards are therefore left out, together with the
         samples that they allowed. The sums are computed here: with older sums, items inserted since then would be

@@ -34,7 +34,7 @@ class LocalReplay:
         return self._limiter.can_insert(s.inserted, s.sampled, s.storage.size, self._limiter.max_insert)
 
     def write(self, segment: Segment) -> None:
-        """Store a segment immediately. Raises InvalidMessage if it violates the specification."""
+        """Store a segment, whatever the limiter allows. Raises InvalidMessage if it violates the specification."""
         check_unpacked(segment.frames, len(segment.actions), self.shard.spec)
         packed = pack_segment(segment)
         self.shard.check(packed, trusted=True)  # frames were packed just now

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from protos.types import LimiterState
+from protos.types import UNLIMITED_CREDIT, LimiterState
 from rl.bounds import at_least, positive
 from rl.errors import BadSetting, RunFault
 from rl.resuming import Rules, rules
@@ -60,7 +60,7 @@ class RateLimiter:
         self._inserted_when_short: int | None = None  # see `check_min_size_reachable`
         centre = self.sigma * config.min_size
         self.min_diff, self.max_diff = centre - config.slack, centre + config.slack
-        # Credit of a shard is never revoked, so every shard may hold credit for a segment without using it.
+        # Credit is never reduced, so each shard may keep unused credit that is too small for its next segment.
         needed = self.sigma * max_insert * shards + batch
         if self.sigma > 0 and self.max_diff - self.min_diff < needed:
             raise BadSetting(
@@ -126,9 +126,13 @@ class RateLimiter:
             )
 
     def insert_allowance(self, inserted: int, sampled: int, stored: int) -> int:
-        """Return the number of items that may be inserted now, over all shards; 2^62 if unlimited."""
+        """Return how many more items all shards together may accept; UNLIMITED_CREDIT without a ratio.
+
+        Below min_size it is at least enough to reach min_size and, for K shards, for K + 1 longest segments more, so
+        that every shard can accept one.
+        """
         if self.sigma == 0:
-            return 2**62
+            return UNLIMITED_CREDIT
         by_ratio = math.floor((self.max_diff + sampled) / self.sigma) - inserted
         until_min = self.config.min_size - stored
         if until_min > 0:
@@ -136,23 +140,22 @@ class RateLimiter:
         return max(by_ratio, 0)
 
     def allocate_credit(self, inserted: Sequence[int], granted: Sequence[int], sampled: int, stored: int) -> list[int]:
-        """Return the new cumulative insert credit of each shard, in items.
+        """Return the new credit of each shard, in items, counted from the baselines like all arguments.
 
-        ``inserted`` and ``granted`` are the items inserted and the credit granted so far, for each shard. The insert
-        allowance, less the credit granted but not yet used, goes first to the shards with the least unused credit.
-        Credit is never reduced.
+        ``inserted`` and ``granted`` are each shard's inserted items and its credit so far; ``sampled`` and ``stored``
+        are sums over all shards. The part of the allowance that is no shard's unused credit goes to the shards with the
+        least unused credit, which are raised to a common level. Credit is never reduced (docs/decisions/0002).
         """
         allowance = self.insert_allowance(sum(inserted), sampled, stored)
-        if allowance >= 2**61:
-            return [2**62] * len(inserted)
-        outstanding = [max(0, g - i) for g, i in zip(granted, inserted, strict=True)]
-        free = allowance - sum(outstanding)
-        share = _water_fill(outstanding, free)
-        return [max(g, i + s) for g, i, s in zip(granted, inserted, share, strict=True)]
+        if allowance >= UNLIMITED_CREDIT // 2:  # also for a ratio of almost 0
+            return [UNLIMITED_CREDIT] * len(inserted)
+        unused = [max(0, g - i) for g, i in zip(granted, inserted, strict=True)]
+        raised = _water_fill(unused, allowance - sum(unused))
+        return [max(g, i + u) for g, i, u in zip(granted, inserted, raised, strict=True)]
 
 
 def _water_fill(have: Sequence[int], free: int) -> list[int]:
-    """Water-filling: raise the lowest of ``have`` to a common level with at most ``free`` units in all; lower none."""
+    """Return ``have`` with the lowest values raised to a common level, by at most ``free`` units in all."""
     if free <= 0:
         return list(have)
     order = sorted(range(len(have)), key=have.__getitem__)

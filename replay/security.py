@@ -60,8 +60,8 @@ class Access:
     token: str = field(default="", repr=False)
 
     @classmethod
-    def of(cls, security: SecurityConfig) -> Access:
-        """Check the configured files and read the token, from the token file or QFLEET_TOKEN.
+    def load(cls, security: SecurityConfig) -> Access:
+        """Check the files of ``security`` and read the token, from the token file or QFLEET_TOKEN; returns both.
 
         Raises BadInput if a file is missing, unreadable or malformed.
         """
@@ -94,10 +94,10 @@ def new_token() -> str:
 
 
 def make_token_file(path: str) -> bool:
-    """Write a new token to ``path``, readable by its owner only, unless the file exists; returns whether it did.
+    """Write a new token to ``path``, readable by its owner only; returns whether it did.
 
-    Safe if several processes call it at the same time: one of them creates the file, with its complete content. Raises
-    BadSetting if the file cannot be written.
+    Does nothing if the file exists or ``path`` is empty. Safe if several processes call it at the same time: one of
+    them creates the file, with its complete content. Raises BadSetting if the file cannot be written.
     """
     if not path or Path(path).exists():
         return False

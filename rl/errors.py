@@ -74,8 +74,11 @@ def config_path(root: type, owner: type) -> str | None:
     return None
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for a message about an unknown ``word``: "did you mean 'X'?", or "write one of " and the words (20 at most)."""
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown ``word``: what the user may have meant.
+
+    It is "did you mean 'X'?" if one of the ``known`` words is similar, else "write one of " and up to 20 of them.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:

@@ -1,4 +1,7 @@
-"""Protocols between the components. Actors and learner depend on these and not on each other."""
+"""Protocols between the components. Actors and learner depend on these and not on each other.
+
+"Replay has failed" means that retrying is useless: for example, every shard is gone, or one rejected a request.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,12 @@ class SegmentSink(Protocol):
     """Where an actor writes its experience."""
 
     def write(self, segment: Segment) -> None:
-        """Write a segment. Blocks while replay may not accept it. Raises RunFault if replay is lost for good."""
+        """Write a segment. Blocks while replay may not accept it. Raises RunFault if replay has failed."""
 
     def flush(self, timeout: float) -> None:
         """Wait up to ``timeout`` seconds until every written segment is acknowledged.
 
-        Raises TimeoutError with what is still in flight, and RunFault if replay is lost for good.
+        Raises TimeoutError with what is still in flight, and RunFault if replay has failed.
         """
 
     def close(self) -> None:
@@ -44,7 +47,7 @@ class BatchSource(Protocol):
     def sample(self, timeout: float) -> SampledBatch | None:
         """The next batch, or None if none may be sampled within ``timeout`` seconds.
 
-        Raises RunFault if replay is lost for good.
+        Raises RunFault if replay has failed.
         """
 
     def update_priorities(self, batch: SampledBatch, td_abs: Array) -> None:

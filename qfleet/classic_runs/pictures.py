@@ -21,10 +21,10 @@ SURFACE = ("surface_angle", "surface_velocity", "surface_value", "surface_action
 CORRECTIONS = ("ignored", "cut", "weighted")  # of n-step: their errors are drawn into one picture
 
 
-def draw_pictures(learned: Learned, env: EnvConfig, takes: SpaceKind, folder: Path, title: str) -> None:
+def draw_pictures(learned: Learned, env: EnvConfig, space_kind: SpaceKind, folder: Path, title: str) -> None:
     """Write the pictures for which there is data into ``folder``: values.png, surface.png, states.png, or none."""
-    if takes != "continuous" and (learned.values is not None or "v" in learned.arrays):
-        drawn = [_fill_panel(learned, panel) for panel in panels(env, takes)]
+    if space_kind != "continuous" and (learned.values is not None or "v" in learned.arrays):
+        drawn = [_fill_panel(learned, panel) for panel in panels(env, space_kind)]
         if drawn:
             plot_values(drawn, title, folder / "values.png")
     if all(name in learned.arrays for name in SURFACE):

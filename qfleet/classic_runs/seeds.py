@@ -69,15 +69,18 @@ def learn_seed(job: Job, seed: int) -> dict[str, Any]:
         learned = job.method.learn(job.setting.config, job.setting.env, seed, log)
         seconds, cpu = time.monotonic() - start_time, time.process_time() - cpu
         metrics = _evaluate(job, learned, seed)
-        metrics |= {**scores(learned.policy, job.setting.env, job.method.takes, TEST_SEED + seed), **learned.metrics}
+        metrics |= {
+            **scores(learned.policy, job.setting.env, job.method.space_kind, TEST_SEED + seed),
+            **learned.metrics,
+        }
         log.evaluation(metrics["mean_return"])
     finally:
         log.close()
     if learned.arrays:
         (folder / "values.safetensors").write_bytes(to_bytes({k: np.asarray(v) for k, v in learned.arrays.items()}))
-    draw_pictures(learned, job.setting.env, job.method.takes, folder, f"{job.title}, seed {seed}")
+    draw_pictures(learned, job.setting.env, job.method.space_kind, folder, f"{job.title}, seed {seed}")
     if job.video:
-        record(learned.policy, job.setting.env, folder / "videos", 1, 0.0, seed, job.method.takes, gif=True)
+        record(learned.policy, job.setting.env, folder / "videos", 1, 0.0, seed, job.method.space_kind, gif=True)
     summary = {
         "method": job.name,
         "env": job.setting.env.id,
@@ -97,7 +100,7 @@ def learn_seed(job: Job, seed: int) -> dict[str, Any]:
 def _evaluate(job: Job, learned: Learned, seed: int) -> dict[str, Any]:
     """Evaluate the policy on episodes that training has not played; returns statistics of the undiscounted return."""
     episodes = job.setting.episodes
-    environments = make_environments(job.setting.env, min(episodes, MAX_ENVIRONMENTS), takes=job.method.takes)
+    environments = make_environments(job.setting.env, min(episodes, MAX_ENVIRONMENTS), space_kind=job.method.space_kind)
     try:
         result = evaluate(learned.policy, environments, episodes, 0.0, TEST_SEED + seed)
     finally:

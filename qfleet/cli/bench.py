@@ -7,7 +7,7 @@ import json
 
 from benchmarks.registry import BENCHES
 from qfleet.cli.flags import parse
-from rl.errors import BadInput, nearest
+from rl.errors import BadInput, suggestion
 
 
 def bench_command(args: list[str]) -> int:
@@ -19,7 +19,7 @@ def bench_command(args: list[str]) -> int:
         print("\nqfleet bench NAME --help lists its flags.")
         return 0
     if args[0] not in BENCHES:
-        raise BadInput(f"unknown benchmark {args[0]!r}: {nearest(args[0], BENCHES)}")
+        raise BadInput(f"unknown benchmark {args[0]!r}: {suggestion(args[0], BENCHES)}")
     bench = BENCHES[args[0]]
     command = parse(bench.Command, args[1:], prog=f"qfleet bench {args[0]}")
     figures = bench.run(command, functools.partial(print, flush=True))

@@ -27,7 +27,7 @@ from rl.bounds import between, require
 from rl.envs.config import EnvConfig
 from rl.envs.make import check_env
 from rl.envs.recording import check_recording
-from rl.errors import BadInput, BadSetting, RunFault, nearest
+from rl.errors import BadInput, BadSetting, RunFault, suggestion
 from rl.formats import KEY as FORMAT_KEY
 from rl.formats import Renamed, upgraded
 
@@ -104,7 +104,7 @@ def classic_command(args: list[str]) -> int:
     if name == MAKE_DATASET:
         return make_dataset_command(args[1:])
     if name not in METHODS:
-        raise BadInput(f"unknown method {name!r}: {nearest(name, [*METHODS, MAKE_DATASET])}")
+        raise BadInput(f"unknown method {name!r}: {suggestion(name, [*METHODS, MAKE_DATASET])}")
     method = METHODS[name]
     command = _parse(name, method, args[1:])
     with errors_name_flags(type(command), {EnvConfig: ENV_FLAGS}):
@@ -114,7 +114,7 @@ def classic_command(args: list[str]) -> int:
 def _run(name: str, method: Method, command: Any) -> int:
     """Check the settings, learn with all seeds, and print the summary; returns the exit status."""
     setting = _setting(command, method)
-    check_env(setting.env, method.takes)
+    check_env(setting.env, method.space_kind)
     method.check(setting.config, setting.env)
     if command.video:
         _check_video(setting.env, method)
@@ -137,7 +137,7 @@ def _check_video(env: EnvConfig, method: Method) -> None:
     """Raise BadInput if the environment cannot be rendered."""
     try:
         with errors_name_flags(EnvConfig, {EnvConfig: ENV_FLAGS}):
-            check_recording(env, method.takes)
+            check_recording(env, method.space_kind)
     except BadInput as error:
         raise BadInput(f"{error}, or write --no-video") from error
 

@@ -28,7 +28,7 @@ from replay.wire.connection import ShardConnection
 from replay.wire.writer import Writer
 from rl.bounds import at_least
 from rl.envs.config import EnvConfig
-from rl.envs.make import check_env, describe
+from rl.envs.make import check_env, spec_and_actions
 from rl.envs.minari_files import dataset_path
 from rl.errors import BadInput, RunFault
 from rl.returns import ReturnConfig
@@ -97,13 +97,17 @@ def export_command(args: list[str]) -> int:
     env = _played_env(Path(c.run), c.env)
     spec, stored = _stored_shards(Path(c.run))
     progress = _Progress()
-    if env is not None and describe(env)[0] != spec:
+    if env is not None and spec_and_actions(env)[0] != spec:
         raise BadInput(
-            f"{c.run} holds observations of {spec}, but {env.id} gives {describe(env)[0]}: write another --env"
+            f"{c.run} holds observations of {spec}, but {env.id} gives {spec_and_actions(env)[0]}: write another --env"
         )
     dataset_path(c.to)
     segments = _read_all(stored, progress)
-    actions = describe(env)[1] if env is not None else 1 + max(int(stored.segment.actions.max()) for stored in segments)
+    actions = (
+        spec_and_actions(env)[1]
+        if env is not None
+        else 1 + max(int(stored.segment.actions.max()) for stored in segments)
+    )
     try:
         with DatasetWriter(c.to, spec, actions, env) as writer:
             for fragment in episode_fragments(segments, spec):
@@ -181,7 +185,7 @@ def import_command(args: list[str]) -> int:
     """Run `qfleet replay import`; returns the exit status. Raises BadInput, RunFault."""
     c = parse(ImportCommand, args, prog="qfleet replay import")
     dataset = Dataset(c.dataset)
-    access = Access.of(c.security)
+    access = Access.load(c.security)
     infos = [_info(address, access) for address in c.to]
     specs = [info.spec for info in infos]
     for address, spec in zip(c.to, specs, strict=True):

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl.errors import BadInput, RunFault, nearest
+from rl.errors import BadInput, RunFault, suggestion
 
 USAGE = """usage: qfleet COMMAND ...
 
@@ -169,5 +169,5 @@ def _dispatch(args: list[str]) -> int:
         print(USAGE)
         return 0
     if args[0] not in COMMANDS:
-        raise BadInput(f"unknown command {args[0]!r}: {nearest(args[0], COMMANDS)}")
+        raise BadInput(f"unknown command {args[0]!r}: {suggestion(args[0], COMMANDS)}")
     return COMMANDS[args[0]](args[1:])

@@ -21,7 +21,7 @@ from qfleet.cli.shards import (
 from replay.security import Access, host_port, make_token_file
 from replay.store.snapshots import Restored
 from replay.wire.serve import ServeConfig, check_port, serve
-from rl.errors import BadInput, nearest
+from rl.errors import BadInput, suggestion
 
 USAGE = """usage: qfleet replay COMMAND ...
 
@@ -59,7 +59,7 @@ def _command(name: str) -> tuple[Callable[[list[str]], int], type[Any]]:
 
         return (export_command, ExportCommand) if name == "export" else (import_command, ImportCommand)
     if name not in COMMANDS:
-        raise BadInput(f"unknown command 'replay {name}': {nearest(name, [*COMMANDS, 'export', 'import'])}")
+        raise BadInput(f"unknown command 'replay {name}': {suggestion(name, [*COMMANDS, 'export', 'import'])}")
     return COMMANDS[name]
 
 
@@ -70,7 +70,7 @@ def serve_command(args: list[str]) -> int:
     """
     config = parse(ServeConfig, args, prog="qfleet replay serve")
     check_port(config.host, config.port)
-    Access.of(
+    Access.load(
         dataclasses.replace(config.security, token_file="")
     )  # raises BadInput if a TLS file is missing or malformed
     if make_token_file(config.security.token_file):

@@ -80,7 +80,7 @@ def _each(c: ShardsCommand, call: Callable[[ShardConnection], T]) -> Iterator[tu
 
     A shard that fails does not stop the others; the RunFault for all failed shards is raised at the end.
     """
-    access, faults = Access.of(c.security), []
+    access, faults = Access.load(c.security), []
     for address in c.addresses:
         connection = ShardConnection(address, c.timeout, access)
         try:
@@ -156,7 +156,7 @@ def limit_command(args: list[str]) -> int:
 def drain_command(args: list[str]) -> int:
     """Run `qfleet replay drain`, one shard after the other; returns the exit status. Raises BadInput, RunFault."""
     c = parse(DrainCommand, args, prog="qfleet replay drain")
-    access, figures = Access.of(c.security), {}
+    access, figures = Access.load(c.security), {}
     writer = Writer(list(c.to), c.timeout, access=access)
     try:
         for address in c.addresses:

@@ -17,7 +17,7 @@ from qfleet.run.directory import RunDir
 from qfleet.run.offline import offline_preset
 from qfleet.run.resume import rules_table
 from rl.envs.atari import atari_game
-from rl.errors import BadInput, nearest
+from rl.errors import BadInput, suggestion
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def train_command(args: list[str]) -> int:
     """Run `qfleet train`; returns 0, or 128 + the number of the signal that ended it. Raises BadInput, RunFault."""
     name = args.pop(0) if args and not args[0].startswith("-") else None
     if name is not None and name not in PRESETS:
-        raise BadInput(f"unknown preset {name!r}: {nearest(name, PRESETS)} (for another environment write --env.id)")
+        raise BadInput(f"unknown preset {name!r}: {suggestion(name, PRESETS)} (for another environment write --env.id)")
     group, env_id = take_help_request(args), flag_value(args, "--env.id")
     resume, offline = flag_value(args, "--resume"), flag_value(args, "--offline")
     source = resume or offline or name or ("pong" if env_id is None else "atari" if atari_game(env_id) else "generic")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from qfleet.cli.flags import flag
 from qfleet.presets import PRESETS
-from rl.errors import BadInput, nearest
+from rl.errors import BadInput, suggestion
 
 WIDTH, FLAG_WIDTH = 80, 35  # columns of the terminal, and of the flags on the first screen
 FIRST_SCREEN = {  # ten flags, so that the first screen fits 24 lines
@@ -63,7 +63,7 @@ def help_text(command: Any, group: str, source: str) -> str:
     if group == "":
         return _first_screen(command, groups, source)
     if group not in ("run", "all", *groups):
-        raise BadInput(f"--help {group}: unknown group: {nearest(group, ['run', 'all', *groups])}")
+        raise BadInput(f"--help {group}: unknown group: {suggestion(group, ['run', 'all', *groups])}")
     shown = ["run", *groups] if group == "all" else [group]
     return "\n\n".join(
         _format_group(name, _ungrouped_settings(command) if name == "run" else _group_settings(command, name), source)

@@ -20,7 +20,7 @@ from qfleet.cluster.shard_worker import ShardWorker
 from qfleet.config import TrainConfig, with_shards
 from qfleet.run.directory import ScaleRequest
 from replay.security import Access
-from rl.envs.make import describe
+from rl.envs.make import spec_and_actions
 from rl.errors import BadInput, RunFault
 
 STEP_TIMEOUT = 120.0  # seconds for one step of a change, except a drain
@@ -41,7 +41,7 @@ class ReplayShards:
 
     def __init__(self, config: TrainConfig, directory: Path, access: Access, local: bool) -> None:
         self._config, self._directory, self.access, self._local = config, directory, access, local
-        self._spec, _ = describe(config.env)
+        self._spec, _ = spec_and_actions(config.env)
         self.handles: dict[int, Any] = {}
         self.addresses: dict[int, str] = {}
         self._news = ""  # message for the user about the last change

@@ -63,7 +63,7 @@ def start_processes(
     """
     needs, run = Needs.of(config), directory.name
     board, weights = _start_stores(run)
-    access = Access.of(config.replay.security)
+    access = Access.load(config.replay.security)
     access = replace(access, token=access.token or new_token())  # passed as an argument only, never written to disk
     shards = ReplayShards(config, directory, access, local)
     shard_calls = {f"shard-{i}": shards.start(i) for i in range(config.replay.shards)}

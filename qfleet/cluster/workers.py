@@ -25,7 +25,7 @@ from replay.security import Access
 from replay.wire.sampler import Sampler
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
-from rl.envs.make import describe
+from rl.envs.make import spec_and_actions
 from rl.errors import RunFault
 from rl.evaluation import EvaluationResult
 from rl.ports import Weights
@@ -131,7 +131,7 @@ class LearnerWorker:
         access: Access,
     ) -> None:
         keep_freed_memory()
-        spec, _ = describe(config.env)
+        spec, _ = spec_and_actions(config.env)
         torch.set_num_threads(threads)
         self._threads = threads
         self._sampler = Sampler(

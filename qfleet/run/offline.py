@@ -14,7 +14,7 @@ from replay.datasets.dataset import Dataset
 from replay.local import LocalReplay
 from replay.rate_limiter import LimiterConfig
 from rl.envs.atari import atari_game
-from rl.envs.make import check_env, describe
+from rl.envs.make import check_env, spec_and_actions
 from rl.errors import BadInput, BadSetting
 from rl.types import ObservationSpec
 
@@ -56,7 +56,7 @@ def offline_spec(config: TrainConfig) -> ObservationSpec:
     Raises BadInput if the dataset's actions or observations do not fit the environment.
     """
     dataset = Dataset(config.offline)
-    spec, actions = describe(config.env)
+    spec, actions = spec_and_actions(config.env)
     if dataset.actions != actions:
         raise BadInput(
             f"dataset {dataset.name} has {dataset.actions} actions, {config.env.id} has {actions}: write an --env.id or a "

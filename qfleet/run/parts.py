@@ -6,7 +6,7 @@ from actors.actor import Actor
 from actors.evaluator import Evaluator
 from learner.learner import Learner
 from qfleet.config import TrainConfig
-from rl.envs.make import describe
+from rl.envs.make import spec_and_actions
 from rl.exploration import Exploration
 from rl.networks import QNetwork, make_network
 from rl.ports import BatchSource, MetricSink, SegmentSink, WeightSink, WeightSource
@@ -15,7 +15,7 @@ from rl.types import ObservationSpec
 
 def make_q_network(config: TrainConfig) -> QNetwork:
     """A new Q-network; its initial weights depend on ``config.seed`` only."""
-    spec, actions = describe(config.env)
+    spec, actions = spec_and_actions(config.env)
     return make_network(config.network, spec, actions, config.seed)
 
 
@@ -46,7 +46,7 @@ def make_learner(
     threaded: bool,
 ) -> Learner:
     """The learner, for batches with observations of ``spec``; ``threaded``: another thread prepares the batches."""
-    _, actions = describe(config.env)
+    _, actions = spec_and_actions(config.env)
     return Learner(
         config.learner, config.network, spec, actions, source, weights, metrics, config.seed, threaded=threaded
     )

@@ -15,7 +15,7 @@ from learner.optimizers import check_optimizer
 from qfleet.config import TrainConfig, to_yaml
 from qfleet.run.directory import CONFIG, HISTORY, SUMMARY, RunDir, checkpoint_config
 from rl.bounds import as_written
-from rl.envs.make import describe
+from rl.envs.make import spec_and_actions
 from rl.errors import BadInput, BadSetting
 from rl.networks import make_network
 from rl.parameters import load_weights
@@ -118,7 +118,7 @@ def _check_changes(changes: list[Change], where: str) -> None:
 
 def _check_checkpoint_fits(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:
     """Raise BadInput if the checkpoint's network or optimizer is not the one in ``config``."""
-    spec, actions = describe(config.env)
+    spec, actions = spec_and_actions(config.env)
     try:
         load_weights(make_network(config.network, spec, actions, 0), checkpoint.arrays["online"])
     except ValueError as error:

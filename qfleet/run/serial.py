@@ -18,7 +18,7 @@ from qfleet.run.run import Run
 from qfleet.run.scheduler import Candidate, Kind
 from replay.config import make_shard
 from replay.local import LocalReplay
-from rl.envs.make import describe
+from rl.envs.make import spec_and_actions
 from rl.ports import Publication
 from rl.types import Array
 
@@ -62,7 +62,7 @@ class SerialComponents:
     """The components of a serial run. ``base``: agent steps (offline: learner updates) made before a resume."""
 
     def __init__(self, config: TrainConfig, base: int = 0) -> None:
-        spec = offline_spec(config) if config.offline else describe(config.env)[0]
+        spec = offline_spec(config) if config.offline else spec_and_actions(config.env)[0]
         shard = make_shard(replace(config.replay, shards=1), spec, config.seed + base, limited=False)
         self.replay = LocalReplay(shard, config.make_limiter(), config.beta)
         self.weights, self.metrics = LocalWeights(), LatestMetrics()

@@ -21,7 +21,11 @@ from rl.types import Array, ObservationSpec, Segment
 
 
 class Dataset:
-    """A Minari dataset with Discrete actions and Box observations."""
+    """A Minari dataset with Discrete actions and Box observations.
+
+    ``shape`` and ``dtype`` are those of one stored observation. ``actions`` is the number of actions; ``episodes`` and
+    ``steps`` are the numbers of all episodes and steps.
+    """
 
     def __init__(self, name: str) -> None:
         """Open the dataset without reading episodes.

@@ -19,7 +19,7 @@ import numpy as np
 from replay.datasets.episodes import EpisodeFragment
 from rl.envs.atari import atari_game
 from rl.envs.config import ATARI_FRAME_SKIP, EnvConfig
-from rl.envs.make import describe
+from rl.envs.make import spec_and_actions
 from rl.envs.minari_files import NewDataset
 from rl.types import Array, ObservationSpec
 
@@ -82,7 +82,7 @@ def _frame_space(spec: ObservationSpec) -> gym.spaces.Box:
 def _action_space(config: EnvConfig) -> gym.spaces.Discrete:
     """Return the environment's action space, which may not start at 0; Qfleet's actions always do."""
     if atari_game(config.id) is not None:
-        return gym.spaces.Discrete(describe(config)[1])
+        return gym.spaces.Discrete(spec_and_actions(config)[1])
     env = gym.make(config.id)
     env.close()
     assert isinstance(env.action_space, gym.spaces.Discrete)

@@ -1,4 +1,4 @@
-"""Selectors: they draw the slots of a shard with a probability that depends on their priority."""
+"""Selectors: they draw slots (numbers of rows in the storage) with a probability that depends on their priority."""
 
 from __future__ import annotations
 
@@ -173,8 +173,8 @@ class Uniform:
     """P(i) = 1 / (number of stored slots). Stored slots are in a dense array, so a draw is one array access."""
 
     def __init__(self, capacity: int) -> None:
-        self._slots = np.zeros(capacity, dtype=np.int64)
-        self._position = np.full(capacity, -1, dtype=np.int64)
+        self._slots = np.zeros(capacity, dtype=np.int64)  # the first `_size` are the stored slots, in any order
+        self._position = np.full(capacity, -1, dtype=np.int64)  # of each slot in `_slots`; -1: not stored
         self._size = 0
 
     @property

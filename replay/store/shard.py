@@ -16,13 +16,21 @@ from typing import Any
 import numpy as np
 
 from protos.codec import check_segment
-from protos.types import Counts, Drained, InvalidMessage, LimiterState, PackedSegment, Sampled, ShardInfo
+from protos.types import (
+    UNLIMITED_CREDIT,
+    Counts,
+    Drained,
+    InvalidMessage,
+    LimiterState,
+    PackedSegment,
+    Sampled,
+    ShardInfo,
+)
 from replay.store import selectors, storage
 from replay.store.selectors import SelectorConfig, make_selector, stratified_quantiles
 from replay.store.storage import Storage, StoredSegment
 from rl.types import Array, Float32, ObservationSpec, UInt64
 
-UNLIMITED = 2**62
 MAX_BATCH = 2**16  # items, draws or priorities in one request
 DRAIN_BYTES = 2**23  # of segments in one reply of `drain`
 KEYS_PER_GENERATION = 2**40
@@ -41,7 +49,7 @@ def random_generation() -> int:
 
 
 class OutOfOrder(ValueError):
-    """A sequence number was skipped: the writer must resend from the one after the last stored."""
+    """A sequence number was skipped: the shard lacks the writer's segments before it (`Insert` in `replay.proto`)."""
 
 
 class Shard:
@@ -72,18 +80,18 @@ class Shard:
         self._rng = np.random.default_rng(seed)
         self._last_sequence: OrderedDict[str, int] = OrderedDict()  # by writer, in the order of the last inserts
         self.inserted = self.transferred = self.sampled = self.dropped_updates = 0
-        self.insert_credit = 0
+        self.insert_credit = 0  # the credit
         self.limiter: LimiterState | None = None  # last state from the sampler
         self._limiter_received = 0.0  # time of the last state
         self.generation = 0  # high bits of every key that leaves the shard, so that a restored shard reuses no key
 
     @property
     def credit_left(self) -> int:
-        """Items that may be inserted before the next grant."""
-        return max(0, self.insert_credit - self.inserted) if self.limited else UNLIMITED
+        """Unused credit: items that may be inserted before the next grant; UNLIMITED_CREDIT if not ``limited``."""
+        return max(0, self.insert_credit - self.inserted) if self.limited else UNLIMITED_CREDIT
 
     def grant(self, insert_credit: int, limiter: LimiterState | None = None) -> bool:
-        """Allow inserts until ``inserted`` reaches ``insert_credit`` items; returns whether the credit has grown.
+        """Set the credit: inserts are allowed until ``inserted`` reaches it. Returns whether the credit has grown.
 
         ``limiter`` is the state of the limiter, if the sampler sent it.
         """
@@ -233,8 +241,8 @@ class Shard:
     def set_state(self, state: dict[str, Any], segments: Iterable[StoredSegment], td: Array) -> None:
         """Inverse of `get_state` for an empty shard, with the snapshot's ``segments`` and |TD error| ``td`` [M].
 
-        Segments beyond the capacity are evicted, the oldest first. The insert credit stays 0 until the sampler grants
-        some. Raises InvalidMessage if keys, segments and TD errors do not match, or no segment fits.
+        Segments beyond the capacity are evicted, the oldest first. The credit stays 0 until the sampler grants some.
+        Raises InvalidMessage if keys, segments and TD errors do not match, or no segment fits.
         """
         storage, first = self.storage, state["first_key"]
         storage.set_next_key(first)

@@ -150,7 +150,8 @@ def read_manifest(file: Path) -> dict[str, Any]:
 def lock_directory(directory: Path) -> IO[str]:
     """Lock ``directory``, which is created if it is missing; returns the open lock file. Closing it releases the lock.
 
-    Raises BadInput if another process has locked the directory, or it cannot be written.
+    On a file system without locks, logs a warning instead. Raises BadInput if another process has locked the directory,
+    or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:

@@ -200,7 +200,10 @@ class Snapshots:
                 file.unlink()
 
     def _restore(self) -> dict[str, Any]:
-        """Restore the shard, if there is a snapshot, and write a manifest with the next generation of keys."""
+        """Restore the shard, if there is a snapshot, and write a manifest with the next generation of keys.
+
+        Returns the content of that manifest.
+        """
         spec = self._shard.spec
         own_spec = {"frame_shape": list(spec.frame_shape), "dtype": spec.dtype, "stack": spec.stack}
         file = self.directory / MANIFEST

@@ -185,9 +185,10 @@ class Storage:
         return (keys >= self.first_key) & (keys < self.next_key)
 
     def gather(self, slots: Int64) -> tuple[dict[str, Array], list[bytes]]:
-        """Return the columns [B], by name, and the compressed stacks [2 * B] of the items in the rows ``slots`` [B].
+        """Return the columns and the compressed stacks of the items in the rows ``slots`` [B].
 
-        For each item there are two stacks: s_tm1, then s_t.
+        The columns are a_tm1, r_t, discount_t and keys, each [B], by name. Each item has two stacks in the list
+        [2 * B]: s_tm1, then s_t.
         """
         stacks: list[bytes] = []
         back = self.spec.stack - 1

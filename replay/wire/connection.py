@@ -35,8 +35,8 @@ class ShardConnection:
     """A channel to one shard, with the state of its failures.
 
     ``is_gone`` becomes true, permanently, when the shard has failed for ``give_up_after`` seconds without an answer.
-    The streams also set it when the shard rejects a request. Pickling keeps only the arguments. Raises BadInput if a
-    TLS file cannot be read.
+    The streams also set it when the shard rejects a request. Pickling keeps only the arguments. Raises BadSetting as
+    `open_channel` does.
     """
 
     def __init__(self, address: str, give_up_after: float, access: Access = UNPROTECTED) -> None:
@@ -117,7 +117,10 @@ class ShardConnection:
 
 
 def open_channel(address: str, access: Access) -> grpc.Channel:
-    """Open a channel to a shard, with TLS if ``authority`` is set. Raises BadSetting if a file cannot be read."""
+    """Open a channel to a shard, with TLS if ``authority`` is set.
+
+    Raises BadSetting if a file cannot be read, or if ``certificate`` or ``name`` is set without ``authority``.
+    """
     authority, name = access.read_pem("authority"), access.security.name
     if authority is None and (name or access.security.certificate):
         message = "is missing: a client with `certificate` or `name` needs it too"

@@ -29,7 +29,7 @@ class ShardRequest:
     counts: list[int]  # items to draw for each batch; all 0, or empty, to ask only for the shard's counts
     share: float  # probability with which this shard was chosen for an item of a batch
     reply: pb.SampleReply | None = None
-    is_lost: bool = False
+    is_lost: bool = False  # no reply will come: the stream broke, or the shard has left or is gone
 
     @property
     def is_complete(self) -> bool:
@@ -74,7 +74,7 @@ class DrawStream:
         self.index, self.connection, self.account = index, connection, account
         self.counts = Counts()  # from the last reply
         self.has_left = False
-        self.failure: RunFault | None = None
+        self.failure: RunFault | None = None  # set if the shard rejects a request; the sampler raises it
         self._lock = threading.Lock()
         self._unanswered: deque[tuple[DrawRequest, ShardRequest]] = deque()  # in the order of the requests sent
         self._requests: queue.SimpleQueue[pb.SampleRequest | None] = queue.SimpleQueue()

@@ -4,8 +4,8 @@ To draw a batch of B items, the sampler draws how many come from each shard (mul
 total priorities) and then asks each shard for its part. Shard k is chosen with probability share_k and returns p_i /
 T_k for item i, so P(i) = share_k * p_i / T_k. Small batches share a message, up to half of ``batches_ahead`` in one.
 
-Each reply carries the shard's counts, which go into the `CreditLedger` (`replay/credit.py`). Each request carries the
-shard's cumulative insert credit. Shards may join and leave.
+Each reply carries the shard's counts, from which the `CreditLedger` (`replay/credit.py`) computes the shard's credit.
+Each request carries this credit. Shards may join and leave.
 """
 
 from __future__ import annotations
@@ -171,7 +171,10 @@ class Sampler:
             self._send(request, refresh=time.monotonic() - self._refreshed >= COUNTS_INTERVAL)
 
     def _send(self, request: DrawRequest, refresh: bool) -> None:
-        """Grant credit and send the request; with ``refresh``, to all shards: asks for counts, reports the limiter."""
+        """Grant credit and send the request; with ``refresh``, to all shards, with the limiter's state.
+
+        The replies to a ``refresh`` update the counts of all shards.
+        """
         limiter = None
         if refresh:
             self._refreshed = time.monotonic()

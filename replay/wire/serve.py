@@ -123,7 +123,7 @@ async def serve(
     used. ``ready(port, restored)`` is called once it listens. Raises BadInput if the port is taken or the snapshot
     cannot be restored, RunFault if the last snapshot cannot be written.
     """
-    access = Access.of(config.security)
+    access = Access.load(config.security)
     check_port(config.host, config.port)
     shard = Shard(config.capacity, config.spec, config.selector, config.limited, config.seed, config.capacity_bytes)
     snapshots = Snapshots(Path(config.snapshots), shard, config.snapshot_minutes) if config.snapshots else None

@@ -22,7 +22,7 @@ from protos.codec import (
     segment_from_message,
     snapshot_to_message,
 )
-from protos.types import Counts, InvalidMessage
+from protos.types import UNLIMITED_CREDIT, Counts, InvalidMessage
 from replay.security import UNPROTECTED, Access, check_listening, host_port
 from replay.store.shard import OutOfOrder, Shard
 from replay.store.snapshots import Snapshots
@@ -45,12 +45,12 @@ class ReplayServicer(rpc.ReplayServicer):
     ) -> None:
         self.shard, self._snapshots = shard, snapshots
         self._insert_timeout = insert_timeout
-        self._credit_arrived = asyncio.Event()  # set and then replaced when new credit arrives
+        self._credit_arrived = asyncio.Event()  # set and replaced when unused credit grows
 
     async def Insert(
         self, requests: AsyncIterator[pb.InsertRequest], context: Context
     ) -> AsyncIterator[pb.InsertReply]:
-        """Store segments; yields an acknowledgement of each, with the remaining credit in items.
+        """Store segments; yields an acknowledgement of each, with the unused credit in items.
 
         Aborts with INVALID_ARGUMENT (malformed), FAILED_PRECONDITION (a sequence number was skipped) or
         RESOURCE_EXHAUSTED (no credit in time).
@@ -65,7 +65,8 @@ class ReplayServicer(rpc.ReplayServicer):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except OutOfOrder as error:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            yield pb.InsertReply(acknowledged=last, credit_left=min(self.shard.credit_left, 2**62))
+            unused = min(self.shard.credit_left, UNLIMITED_CREDIT)  # `credit_left` is an int64
+            yield pb.InsertReply(acknowledged=last, credit_left=unused)
 
     async def _store(self, request: pb.InsertRequest, context: Context) -> int:
         """Store a segment once there is credit for it; returns the writer's last sequence number.

@@ -3,7 +3,8 @@
 Each shard has one stream with two threads: a gRPC thread takes segments from `ShardStream._outgoing` and sends them,
 the stream's own thread reads the replies. When a call breaks, its unacknowledged segments are sent again, in order, on
 the next call to the same shard, which ignores those that it has already stored. Segments move to other shards only when
-their shard is permanently gone. Shards may join and leave: segments in flight to a leaving shard are still delivered.
+their shard is gone (`ShardConnection`). Shards may join and leave: segments in flight to a leaving shard are still
+delivered.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class ShardStream:
         # A new writer name for each stream: a shard that leaves and joins again still knows the old sequence numbers.
         self._name = uuid.uuid4().hex
         self.queue: deque[pb.InsertRequest] = deque()  # not yet acknowledged, in order
-        self.credit_left: int | None = None  # items, from the last reply
+        self.credit_left: int | None = None  # unused credit in items, from the last reply; None before the first
         self._sequence = 0
         self._sent = 0  # how many of `queue` were sent on the current call
         self._call = 0  # number of the current Insert call
@@ -155,7 +156,7 @@ class Writer:
     ) -> None:
         self.addresses, self._give_up_after, self._write_timeout = list(addresses), give_up_after, write_timeout
         self._access = access
-        self.name = uuid.uuid4().hex
+        self.name = uuid.uuid4().hex  # the origin of its segments; each stream has a writer name of its own
         self._changed = threading.Condition()
         self._streams: list[ShardStream] = []
         self._closed = False
@@ -209,7 +210,7 @@ class Writer:
         return sum(stream.acknowledged for stream in self._streams)
 
     def write(self, segment: Segment) -> None:
-        """Queue a segment for a shard with credit; waits while no shard can take one.
+        """Queue a segment for a shard, if possible one with enough unused credit; waits while no shard can take one.
 
         Raises RunFault if every shard is gone, a shard rejected a segment, no segment is acknowledged for
         ``write_timeout`` seconds, or another thread closes the writer.
@@ -238,8 +239,8 @@ class Writer:
     def _choose_stream(self, items: int) -> ShardStream | None:
         """Return the next stream (round robin) that can take a segment of ``items`` items, or None.
 
-        It must have room in its window and credit for the items. If none has credit, an idle stream is returned: its
-        segment waits at the shard.
+        It must have room in its window and enough unused credit. If none has, an idle stream is returned: its segment
+        waits at the shard.
         """
         self._reassign_and_close()
         count = len(self._streams)

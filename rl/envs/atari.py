@@ -27,8 +27,8 @@ def atari_game(env_id: str) -> str | None:
 class AtariEnvironments:
     """`Environments` for Atari, with observations uint8 [N, 4, size, size].
 
-    The protocol: frame skip 4, maximum over the last 2 frames, grey frames of 84x84 pixels, stacks of 4, no-op starts,
-    the minimal action set, raw rewards. Raises BadSetting if there is no such game.
+    The protocol: frame skip 4, maximum over the last 2 frames, grey frames, stacks of 4, no-op starts, the minimal
+    action set, raw rewards. Raises BadSetting if there is no such game.
     """
 
     def __init__(self, config: EnvConfig, count: int, threads: int = 1) -> None:

@@ -20,28 +20,34 @@ from rl.ports import Environments
 from rl.types import ObservationSpec
 
 
-def check_env(config: EnvConfig, takes: SpaceKind = "network") -> None:
-    """Raise BadInput if `make_environments` cannot create this environment with spaces for ``takes``."""
-    if takes == "network" and atari_game(config.id) is not None and (config.kwargs != "{}" or config.max_episode_steps):
+def check_env(config: EnvConfig, space_kind: SpaceKind = "network") -> None:
+    """Raise BadInput if this environment cannot be created with ``space_kind``, or a setting does not apply to it."""
+    if (
+        space_kind == "network"
+        and atari_game(config.id) is not None
+        and (config.kwargs != "{}" or config.max_episode_steps)
+    ):
         message = "and `max_episode_steps` do not apply to Atari: leave them out; `max_frames` limits an episode"
         raise BadSetting(EnvConfig, "kwargs", message)
-    if takes != "network" or atari_game(config.id) is None:
-        make_env(config, takes).close()
+    if space_kind != "network" or atari_game(config.id) is None:
+        make_env(config, space_kind).close()
 
 
-def make_environments(config: EnvConfig, count: int, threads: int = 1, takes: SpaceKind = "network") -> Environments:
-    """``count`` environments with the spaces that ``takes`` needs (`make_env_by_id`).
+def make_environments(
+    config: EnvConfig, count: int, threads: int = 1, space_kind: SpaceKind = "network"
+) -> Environments:
+    """``count`` environments with spaces of the kind ``space_kind``, which `make_env_by_id` describes.
 
     ``threads`` is the number of emulator threads (Atari only). Raises BadInput if the environment cannot be created.
     """
-    if takes == "network" and atari_game(config.id) is not None:
+    if space_kind == "network" and atari_game(config.id) is not None:
         return AtariEnvironments(config, count, threads)
-    return GymnasiumEnvironments(lambda: make_env(config, takes), count, takes)
+    return GymnasiumEnvironments(lambda: make_env(config, space_kind), count, space_kind)
 
 
 @functools.cache
-def describe(config: EnvConfig) -> tuple[ObservationSpec, int]:
-    """(spec of an observation, number of actions) of an environment.
+def spec_and_actions(config: EnvConfig) -> tuple[ObservationSpec, int]:
+    """(spec of an observation, number of actions) of an environment for a network.
 
     The first call for a configuration creates the environment; the result is cached. Raises BadInput if it cannot be
     created.
@@ -56,7 +62,7 @@ def frames_per_step(config: EnvConfig) -> int:
     return ATARI_FRAME_SKIP if atari_game(config.id) is not None else 1
 
 
-def make_rendered(config: EnvConfig, takes: SpaceKind = "network") -> AnyEnv:
+def make_rendered(config: EnvConfig, space_kind: SpaceKind = "network") -> AnyEnv:
     """One Gymnasium environment with ``rgb_array`` rendering, for videos.
 
     Its observations are those of `make_environments`; Atari uses Gymnasium's wrappers. Raises BadInput if it cannot be
@@ -66,7 +72,7 @@ def make_rendered(config: EnvConfig, takes: SpaceKind = "network") -> AnyEnv:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # without a display pygame needs this driver
     game = atari_game(config.id)
     if game is None:
-        return make_env(config, takes, render_mode="rgb_array")
+        return make_env(config, space_kind, render_mode="rgb_array")
     env = gym.make(
         config.id,
         frameskip=1,

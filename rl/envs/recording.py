@@ -28,31 +28,31 @@ def record(
     episodes: int,
     epsilon: float,
     seed: int,
-    takes: SpaceKind = "network",
+    space_kind: SpaceKind = "network",
     gif: bool = False,
     max_steps: int = MAX_EPISODE_STEPS,
 ) -> list[Path]:
     """Play ``episodes`` episodes and write an mp4 of each into ``folder``. With ``gif``, also write GIFs.
 
-    Returns the paths of the files written. Raises BadInput if the environment cannot be
-    recorded.
+    Returns the paths of the mp4 files, then those of the GIFs. Raises BadInput if the environment cannot be recorded.
 
     Args:
         act: maps observations [1, *observation] to actions [1], or [1, D] if they are continuous.
         epsilon: probability of a random action. Has no effect if actions are continuous.
         max_steps: agent steps after which an episode is cut.
     """
-    check_recording(config, takes)
+    check_recording(config, space_kind)
 
     def make() -> AnyEnv:
-        env = make_rendered(config, takes)
+        env = make_rendered(config, space_kind)
         return gym.wrappers.RecordVideo(env, str(folder), lambda _: True, name_prefix=PREFIX, disable_logger=True)
 
-    environments, rng, seeds = GymnasiumEnvironments(make, 1, takes), np.random.default_rng(seed), itertools.count(seed)
+    environments = GymnasiumEnvironments(make, 1, space_kind)
+    rng, seeds = np.random.default_rng(seed), itertools.count(seed)
 
     def act_epsilon_greedy(observation: Array) -> Array:
         action: Array = act(observation)
-        if takes != "continuous" and rng.random() < epsilon:
+        if space_kind != "continuous" and rng.random() < epsilon:
             action = np.array([rng.integers(environments.actions)])
         return action
 
@@ -65,9 +65,9 @@ def record(
     return files + [_write_gif(file) for file in files] if gif else files
 
 
-def check_recording(config: EnvConfig, takes: SpaceKind = "network") -> None:
+def check_recording(config: EnvConfig, space_kind: SpaceKind = "network") -> None:
     """Raise BadInput with the reason if the environment cannot be rendered as pictures."""
-    env = make_rendered(config, takes)
+    env = make_rendered(config, space_kind)
     try:
         env.reset(seed=0)
         picture = env.render()

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from rl.envs.config import EnvConfig, kwargs_of
 from rl.envs.grid_states import WholeGrid, grid_space, is_grid, pack_grid
 from rl.envs.registry import known_ids, register
-from rl.errors import BadInput, BadSetting, nearest
+from rl.errors import BadInput, BadSetting, suggestion
 
 SpaceKind = Literal["network", "table", "continuous"]  # described at `make_env_by_id`
 AnyEnv = gym.Env[Any, Any]
@@ -22,12 +22,12 @@ LARGEST_STATE = 4_096  # numbers in an observation; a table of larger ones, such
 
 
 def make_env_by_id(
-    env_id: str, takes: SpaceKind, kwargs: str = "{}", max_episode_steps: int = 0, **more: Any
+    env_id: str, space_kind: SpaceKind, kwargs: str = "{}", max_episode_steps: int = 0, **more: Any
 ) -> AnyEnv:
-    """One environment with the spaces that ``takes`` needs.
+    """One environment with the spaces that a method needs.
 
     Args:
-        takes: "network": Box observations (Discrete ones become one-hot vectors) and Discrete actions.
+        space_kind: "network": Box observations (Discrete ones become one-hot vectors) and Discrete actions.
             "table": observations converted by `table_states` (of MiniGrid the whole grid) and Discrete actions.
             "continuous": Box observations and Box actions, which are scaled to [-1, 1].
         kwargs: keyword arguments of the environment's constructor, as a JSON object. ``more`` is added to them.
@@ -37,7 +37,7 @@ def make_env_by_id(
     """
     env = _make(env_id, {**kwargs_of(kwargs), **more}, max_episode_steps)
     try:
-        return _adapt_spaces(env, env_id, takes)
+        return _adapt_spaces(env, env_id, space_kind)
     except BadInput:
         env.close()
         raise
@@ -46,7 +46,7 @@ def make_env_by_id(
 def _make(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> AnyEnv:
     register(env_id)
     if env_id not in gym.registry and ":" not in env_id:
-        hint = f"{nearest(env_id, known_ids())} (for your own environment write MODULE:ID)"
+        hint = f"{suggestion(env_id, known_ids())} (for your own environment write MODULE:ID)"
         raise BadSetting(EnvConfig, "id", f"{env_id!r} is not a Gymnasium environment: {hint}")
     try:
         return gym.make(env_id, max_episode_steps=max_episode_steps or None, **kwargs)
@@ -59,10 +59,10 @@ def _make(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> AnyEnv
         raise BadSetting(EnvConfig, "id", f"{env_id!r} cannot be created: {' '.join(reason.split())}") from error
 
 
-def _adapt_spaces(env: AnyEnv, env_id: str, takes: SpaceKind) -> AnyEnv:
-    """``env``, wrapped if needed, with the spaces that ``takes`` needs. Raises BadSetting if they do not fit."""
+def _adapt_spaces(env: AnyEnv, env_id: str, space_kind: SpaceKind) -> AnyEnv:
+    """``env``, wrapped if needed, with spaces of the kind ``space_kind``. Raises BadSetting if they do not fit."""
     action, observation = env.action_space, env.observation_space
-    if takes == "continuous":
+    if space_kind == "continuous":
         if not isinstance(action, spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
             raise BadSetting(
                 EnvConfig,
@@ -83,7 +83,7 @@ def _adapt_spaces(env: AnyEnv, env_id: str, takes: SpaceKind) -> AnyEnv:
             "id",
             f"{env_id!r} has actions {action}: this method needs a Discrete action space, such as CartPole-v1's",
         )
-    if takes == "table":
+    if space_kind == "table":
         return _with_table_states(env, env_id)
     if isinstance(observation, spaces.Discrete):
         return gym.wrappers.FlattenObservation(env)

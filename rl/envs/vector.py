@@ -17,10 +17,10 @@ from rl.types import Array, Bool, Int64, ObservationSpec, Step
 class GymnasiumEnvironments:
     """`Environments` of ``count`` Gymnasium environments.
 
-    ``make`` creates one of them, with the spaces that ``takes`` needs (`make_env`).
+    ``make`` creates one of them, with spaces of the kind ``space_kind`` (`make_env`).
     """
 
-    def __init__(self, make: Callable[[], AnyEnv], count: int, takes: SpaceKind = "network") -> None:
+    def __init__(self, make: Callable[[], AnyEnv], count: int, space_kind: SpaceKind = "network") -> None:
         self._env = SyncVectorEnv(
             [make] * count,
             autoreset_mode=AutoresetMode.DISABLED,
@@ -28,7 +28,7 @@ class GymnasiumEnvironments:
             copy=True,  # the environment reuses its buffer, but returned observations must not change
         )
         self.count = count
-        self.spec = observation_spec(self._env.single_observation_space, takes)
+        self.spec = observation_spec(self._env.single_observation_space, space_kind)
         action = self._env.single_action_space
         self.actions = int(action.n) if isinstance(action, gym.spaces.Discrete) else int(np.prod(action.shape or ()))
         self._first_action = int(action.start) if isinstance(action, gym.spaces.Discrete) else 0
@@ -63,18 +63,18 @@ class GymnasiumEnvironments:
         self._env.close()
 
 
-def observation_spec(space: gym.Space[Any], takes: SpaceKind) -> ObservationSpec:
+def observation_spec(space: gym.Space[Any], space_kind: SpaceKind) -> ObservationSpec:
     """The spec of the observations of environments with the observation space ``space``.
 
     A table gets observations in their own dtype. Other methods get uint8 (pixels) or float32.
     """
-    keeps_dtype = takes == "table" or space.dtype == np.uint8
+    keeps_dtype = space_kind == "table" or space.dtype == np.uint8
     return ObservationSpec(tuple(space.shape or ()), str(space.dtype) if keeps_dtype else "float32")
 
 
-def make_env(config: EnvConfig, takes: SpaceKind = "network", **more: Any) -> AnyEnv:
-    """One Gymnasium environment as configured, with the spaces that ``takes`` needs (`make_env_by_id`).
+def make_env(config: EnvConfig, space_kind: SpaceKind = "network", **more: Any) -> AnyEnv:
+    """One Gymnasium environment as configured, with spaces of the kind ``space_kind`` (`make_env_by_id`).
 
     ``more`` are further arguments of its constructor. Raises BadInput if it cannot be created or does not fit.
     """
-    return make_env_by_id(config.id, takes, config.kwargs, config.max_episode_steps, **more)
+    return make_env_by_id(config.id, space_kind, config.kwargs, config.max_episode_steps, **more)

@@ -8,7 +8,7 @@ from actors.actor import Actor
 from qfleet.presets import cartpole
 from qfleet.run.serial import LocalWeights
 from rl.envs.config import EnvConfig
-from rl.envs.make import describe
+from rl.envs.make import spec_and_actions
 from rl.exploration import Exploration
 from rl.networks import NetworkConfig, make_network
 from rl.returns import ReturnConfig
@@ -36,7 +36,7 @@ def make_actor(double=True, environments=3, env_id="CartPole-v1", segment_items=
     """(actor whose online and target network differ, its sink, the source of its weights)."""
     config = replace(cartpole().actors, environments=environments, segment_items=segment_items)
     env = EnvConfig(id=env_id)
-    spec, actions = describe(env)
+    spec, actions = spec_and_actions(env)
     networks = (make_network(MLP, spec, actions, seed=1), make_network(MLP, spec, actions, seed=2))
     sink, weights = RecordingSink(), LocalWeights()
     explore = Exploration(cartpole().exploration, 0, environments, environments)

@@ -6,7 +6,7 @@ import numpy as np
 
 from actors.evaluator import Evaluator
 from rl.envs.config import EnvConfig
-from rl.envs.make import describe
+from rl.envs.make import spec_and_actions
 from rl.evaluation import EvaluationConfig
 from rl.networks import make_network
 from rl.parameters import weights_of
@@ -16,7 +16,7 @@ ENV = EnvConfig(id="CartPole-v1")
 
 
 def evaluator(seed=1, start=0):
-    network = make_network(MLP, *describe(ENV), seed=1)
+    network = make_network(MLP, *spec_and_actions(ENV), seed=1)
     config = EvaluationConfig(environments=2, epsilon=0.5, max_episode_steps=100)
     return Evaluator(config, ENV, network, "float32", seed, start), weights_of(network)
 

@@ -225,7 +225,7 @@ def test_a_small_task_is_learned(maximizer):
     assert [at for at, _ in monitor.rows] == [
         500 + 10 * 150
     ]  # the end; a report each 500 gradient steps would be later
-    assert evaluate(learned.policy, make_environments(AIM, 10, takes="continuous"), 50, 0.0, 1).mean_return > 9.3
+    assert evaluate(learned.policy, make_environments(AIM, 10, space_kind="continuous"), 50, 0.0, 1).mean_return > 9.3
 
 
 def test_the_pendulum_picture_has_the_values_of_its_observations():
@@ -271,5 +271,5 @@ def test_divergence_raises_run_fault():
 
 def test_the_method_is_registered():
     method = METHODS["continuous"]
-    assert method.takes == "continuous"
+    assert method.space_kind == "continuous"
     assert method.setting(None).env.id == "Pendulum-v1"

@@ -192,7 +192,7 @@ def test_states_that_are_not_discrete_get_rows_in_the_order_of_adding():
 def test_q_learning_learns_blackjack():
     env = EnvConfig(id="Blackjack-v1")
     result = METHODS["q-learning"].learn(QLearningConfig(episodes=3_000), env, 1, RecordingMonitor())
-    environments = make_environments(env, 10, takes="table")
+    environments = make_environments(env, 10, space_kind="table")
     assert environments.spec.shape == ()
     assert evaluate(result.policy, environments, 500, 0.0, 1).mean_return > -0.35
     environments.close()

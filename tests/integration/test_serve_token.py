@@ -35,7 +35,7 @@ def test_serve_creates_a_token_and_requires_it(tmp_path, rng):
     assert f"wrote a new token to {path}" in lines[0]
     port = int(re.match(r"replay shard on 0\.0\.0\.0:(\d+): ", lines[1])[1])
     server = SimpleNamespace(address=f"127.0.0.1:{port}")
-    access = Access.of(SecurityConfig(token_file=str(path)))
+    access = Access.load(SecurityConfig(token_file=str(path)))
     with open_channel(server.address, access) as channel:
         assert insert(rpc.ReplayStub(channel), rng, 1, metadata=access.metadata)
         with pytest.raises(grpc.RpcError, match="token"):

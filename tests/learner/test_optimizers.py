@@ -79,7 +79,7 @@ def test_the_state_of_another_optimizer_is_rejected(made, wanted, words):
     check_optimizer(wanted, {})  # an optimizer has no state before its first step
 
 
-def test_the_state_of_a_larger_network_is_refused():
+def test_the_state_of_a_larger_network_is_rejected():
     larger = parameters([1.0], [2.0])
     optimizer = make_optimizer("adam", larger, 0.1, 0.01)
     step(optimizer, larger, [1.0], [1.0])

@@ -217,7 +217,7 @@ def test_the_acting_network_is_the_average_and_is_restored_from_a_state(rng):
     np.testing.assert_array_equal(weights_of(plain.acting_network)["head.2.weight"], state["online"]["head.2.weight"])
 
 
-def test_a_state_with_weights_alone_is_refused():
+def test_a_state_with_weights_alone_is_rejected():
     u = updater()
     with pytest.raises(ValueError, match="the state has no optimizer, target"):
         u.set_state({"online": u.get_state()["online"]}, 0, 0)

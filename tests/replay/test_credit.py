@@ -194,14 +194,14 @@ class ReferenceLedger:
     def grant(self):
         """Give one item at a time to all shards with the least unused credit, while there is enough for all of them."""
         members = [k for k, s in enumerate(self.replies) if s and self.open[k]]
-        left = {k: max(0, self.granted[k] - self.count(k)[0]) for k in members}
-        free = self.limiter.insert_allowance(*self.sums()) - sum(left.values())
-        while members and free >= len(least := [k for k in members if left[k] == min(left.values())]):
+        unused = {k: max(0, self.granted[k] - self.count(k)[0]) for k in members}
+        free = self.limiter.insert_allowance(*self.sums()) - sum(unused.values())
+        while members and free >= len(least := [k for k in members if unused[k] == min(unused.values())]):
             for k in least:
-                left[k] += 1
+                unused[k] += 1
             free -= len(least)
         for k in members:
-            self.granted[k] = max(self.granted[k], self.count(k)[0] + left[k])
+            self.granted[k] = max(self.granted[k], self.count(k)[0] + unused[k])
 
 
 class Simulation:

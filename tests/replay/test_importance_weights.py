@@ -35,6 +35,6 @@ def test_beta_is_linear_and_then_constant():
 
 
 @pytest.mark.parametrize("bad", [{"start": -0.1}, {"end": 1.1}, {"batches": 0}])
-def test_bad_settings_are_refused(bad):
+def test_bad_settings_are_rejected(bad):
     with pytest.raises(BadInput, match=next(iter(bad))):
         BetaConfig(**bad)

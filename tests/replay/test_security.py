@@ -41,14 +41,14 @@ def test_a_token_file_is_created_once_and_private(tmp_path, monkeypatch):
         thread.join()
     assert path.stat().st_mode & 0o777 == 0o600
     assert [p.name for p in tmp_path.iterdir()] == ["token"]
-    token = Access.of(SecurityConfig(token_file=str(path))).token
+    token = Access.load(SecurityConfig(token_file=str(path))).token
     assert len(token) == len(new_token()) == 43
     assert make_token_file(str(path)) is False
-    assert Access.of(SecurityConfig(token_file=str(path))).token == token
-    assert Access.of(SecurityConfig()).token == ""
+    assert Access.load(SecurityConfig(token_file=str(path))).token == token
+    assert Access.load(SecurityConfig()).token == ""
     monkeypatch.setenv("QFLEET_TOKEN", TOKEN)
-    assert Access.of(SecurityConfig()).token == TOKEN
-    assert Access.of(SecurityConfig(token_file=str(path))).token == token
+    assert Access.load(SecurityConfig()).token == TOKEN
+    assert Access.load(SecurityConfig(token_file=str(path))).token == token
 
 
 BAD_FILES = {
@@ -81,6 +81,6 @@ def test_the_error_names_the_bad_file_in_one_line(case, pem):
     subprocess.run(locked, check=True, capture_output=True)
     settings, words = BAD_FILES[case]
     with pytest.raises(BadInput, match=words) as refused:
-        Access.of(SecurityConfig(**{k: pem(v) if isinstance(v, str) else v for k, v in settings.items()}))
+        Access.load(SecurityConfig(**{k: pem(v) if isinstance(v, str) else v for k, v in settings.items()}))
     assert "\n" not in str(refused.value)
     assert "horse" not in str(refused.value)

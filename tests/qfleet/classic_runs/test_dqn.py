@@ -13,7 +13,7 @@ from qfleet.api import load_policy, train
 from qfleet.config import TrainConfig, check_config
 from qfleet.presets import preset
 from rl.envs.config import EnvConfig
-from rl.envs.make import describe, make_environments, make_rendered
+from rl.envs.make import make_environments, make_rendered, spec_and_actions
 from rl.evaluation import evaluate
 
 FLAPPY = preset("flappybird")
@@ -49,7 +49,7 @@ def short() -> TrainConfig:
 
 def test_twelve_features_and_two_actions():
     check_config(FLAPPY)
-    spec, actions = describe(FLAPPY.env)
+    spec, actions = spec_and_actions(FLAPPY.env)
     assert (spec.shape, spec.dtype, actions) == ((12,), "float32", 2)
 
 

@@ -1,4 +1,4 @@
-"""Segments that wait on a shard for insert credit: only valid ones wait, and each is validated once."""
+"""Segments that wait at a shard for credit: only valid ones wait, and each is validated once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.conftest import FRAMES, make_message
 
 @pytest.fixture
 def served():
-    """A shard of 10 items that has granted no credit, and a stub of it."""
+    """A limited shard of 10 items without credit, and a stub of it."""
     server = ShardServer(Shard(10, FRAMES, SelectorConfig(), limited=True))
     with grpc.insecure_channel(server.address) as channel:
         yield server, rpc.ReplayStub(channel)

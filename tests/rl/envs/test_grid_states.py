@@ -42,7 +42,7 @@ def test_packed_observations_differ_if_any_part_differs():
 
 def test_minigrid_environments_suit_a_table(tmp_path):
     config = replace(PICKUP, max_episode_steps=6)
-    environments = make_environments(config, 2, takes="table")
+    environments = make_environments(config, 2, space_kind="table")
     seen = []
 
     def policy(observations):

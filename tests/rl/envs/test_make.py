@@ -8,7 +8,7 @@ import pytest
 
 from rl.envs.atari import atari_game
 from rl.envs.config import EnvConfig
-from rl.envs.make import check_env, describe, make_environments, make_rendered
+from rl.envs.make import check_env, make_environments, make_rendered, spec_and_actions
 from rl.errors import BadInput
 from rl.types import ObservationSpec
 from tests.rl.envs import countdown  # noqa: F401, registers it
@@ -108,7 +108,7 @@ def test_atari_truncates_at_the_frame_limit(rng):
 
 
 def test_discrete_observations_become_one_hot():
-    spec, actions = describe(EnvConfig(id="FrozenLake-v1"))
+    spec, actions = spec_and_actions(EnvConfig(id="FrozenLake-v1"))
     assert spec == ObservationSpec((16,), "float32")
     assert actions == 4
     envs = make_environments(EnvConfig(id="FrozenLake-v1"), 3)
@@ -139,7 +139,7 @@ def test_the_rendered_environment_has_the_observations_that_the_network_takes():
     for config in (EnvConfig(), EnvConfig(id="CartPole-v1")):
         env = make_rendered(config)
         observation, _ = env.reset(seed=1)
-        assert np.asarray(observation).shape == describe(config)[0].shape
+        assert np.asarray(observation).shape == spec_and_actions(config)[0].shape
         assert env.render().shape[-1] == 3
         env.close()
 
