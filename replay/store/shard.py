@@ -126,7 +126,9 @@ class Shard:
                 f"{MAX_NAME_BYTES} (it has {len(origin.encode())}), and sequence be at least 1 (it is {sequence})"
             )
         if sequence > last + 1:
-            raise OutOfOrder(f"writer {writer!r} sent sequence {sequence} after {last}: resend from {last + 1}")
+            raise OutOfOrder(
+                f"writer {writer!r} sent sequence {sequence} after {last}: continue under a new name, from 1"
+            )
         return last
 
     def check(self, segment: PackedSegment, trusted: bool = False) -> None:

@@ -19,7 +19,7 @@ import grpc
 
 from protos import replay_pb2 as pb
 from protos.codec import insert_request, pack_segment
-from protos.types import PackedSegment
+from protos.types import UNLIMITED_CREDIT, PackedSegment
 from replay.security import UNPROTECTED, Access
 from replay.wire.connection import ShardConnection, all_gone
 from rl.errors import BadInput, RunFault
@@ -274,7 +274,8 @@ class Writer:
 
     def _describe_streams(self) -> str:
         return ", ".join(
-            f"{s.connection.address}: {len(s.queue)} in flight, credit {s.credit_left}, {s.connection.last_error}"
+            f"{s.connection.address}: {len(s.queue)} in flight, unused credit {_describe_credit(s.credit_left)}, "
+            f"{s.connection.last_error}"
             for s in self._streams
         )
 
@@ -306,3 +307,7 @@ class Writer:
             stream.connection.channel.close()
         for stream in streams:
             stream.join()
+
+
+def _describe_credit(items: int | None) -> str:
+    return "unknown" if items is None else "unlimited" if items >= UNLIMITED_CREDIT else f"{items:,} items"

@@ -251,7 +251,7 @@ def test_duplicated_and_reordered_sequences_are_stored_once_and_in_order(shards)
             assert error is None
         else:
             assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
-            assert f"sent sequence {gap} after {last}: resend from {last + 1}" in error.details()
+            assert f"sent sequence {gap} after {last}: continue under a new name" in error.details()
     assert stored(shard) == [("w", k) for k in range(1, last + 1)]
 
 

@@ -189,7 +189,7 @@ def test_sequences_are_stored_once_and_in_order(shards, rng):
     with pytest.raises(grpc.RpcError) as caught:
         send(5)
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert "resend from 4" in caught.value.details()
+    assert "sent sequence 5 after 3: continue under a new name" in caught.value.details()
 
 
 def test_sampling_an_empty_shard_returns_none_after_the_timeout(shards):
