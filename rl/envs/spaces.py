@@ -76,7 +76,8 @@ def _adapt_spaces(env: AnyEnv, env_id: str, takes: SpaceKind) -> AnyEnv:
         raise BadSetting(
             EnvConfig,
             "id",
-            f"{env_id!r} has actions {action}: this method needs a Discrete action space, such as CartPole-v1's",
+            f"{env_id!r} has actions {action}: write an environment with Discrete actions, such as CartPole-v1; for "
+            "continuous actions use `qfleet classic continuous`",
         )
     if takes == "table":
         return _with_table_states(env, env_id)
@@ -87,7 +88,7 @@ def _adapt_spaces(env: AnyEnv, env_id: str, takes: SpaceKind) -> AnyEnv:
             EnvConfig,
             "id",
             f"{env_id!r} has observations {_shorten(observation)}: write an environment with a Box or Discrete space, "
-            "or use a method with a table, such as q-learning",
+            "or use a method with a table, such as `qfleet classic q-learning`",
         )
     return env
 
