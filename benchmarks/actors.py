@@ -28,7 +28,7 @@ class Command:
     seconds: float = 15.0
     """Seconds to measure each number of actors."""
     json: bool = False
-    """Print the figures as a JSON object in the last line."""
+    """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "environments")

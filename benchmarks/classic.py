@@ -39,7 +39,7 @@ class Command:
     write: bool = True
     """Write the tables and the pictures into docs/."""
     json: bool = False
-    """Print the figures as a JSON object in the last line."""
+    """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "jobs")

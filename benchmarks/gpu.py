@@ -51,7 +51,7 @@ class Command:
     quick: Annotated[bool, Doc("Only check that everything runs: 3 updates, batches of 4, speeds not meaningful")] = (
         False
     )
-    json: Annotated[bool, Doc("Print the figures as a JSON object in the last line")] = False
+    json: Annotated[bool, Doc("The last line of output is a JSON object with the figures")] = False
 
     def __post_init__(self) -> None:
         if self.updates < 1:
@@ -60,7 +60,7 @@ class Command:
             raise BadInput(f"--seconds is {self.seconds:g}: write a positive number of seconds")
         if not self.batches or not 1 <= min(self.batches) <= max(self.batches) <= MAX_BATCH:
             sizes = " ".join(map(str, self.batches)) or "empty"
-            raise BadInput(f"--batches is {sizes}: write one or more sizes, each from 1 to {MAX_BATCH:,}")
+            raise BadInput(f"--batches is {sizes}: write one or more sizes, each from 1 to {MAX_BATCH}")
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Command:
     sb3: bool = True
     """Measure Stable-Baselines3 too; needs pip install 'qfleet[bench]'."""
     json: bool = False
-    """Print the figures as a JSON object in the last line."""
+    """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "windows", "seconds")

@@ -64,13 +64,13 @@ class Command:
     windows: int = 3
     """Windows of each case; the medians are reported."""
     items: int = 20_000
-    """Capacity of the shard in transitions; as many are played on Pong and then inserted repeatedly."""
+    """Capacity of the shard in transitions; this many are played on Pong, then inserted again and again."""
     batches_ahead: int = 16
     """Batches that the sampler requests in advance."""
     vs: Literal["nobody", "reverb"] = "nobody"
     """reverb: measure Reverb 0.14 too. The first time it is installed into a virtual environment of 1.3 GB."""
     json: bool = False
-    """Print the figures as a JSON object in the last line."""
+    """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "windows", "items", "seconds")

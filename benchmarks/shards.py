@@ -75,7 +75,7 @@ class Command:
     to: str = "replay_shards.png"
     """Picture to write, a .png file; the figures go to a .jsonl file of the same name."""
     json: bool = False
-    """Print the figures as a JSON object in the last line."""
+    """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "windows", "items")

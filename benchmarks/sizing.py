@@ -46,7 +46,7 @@ class Command:
     items: int = 20_000
     """Transitions of Pong to play for measuring the bytes."""
     json: bool = False
-    """Print the figures as a JSON object in the last line."""
+    """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "actors_per_node", "publish_period", "items")

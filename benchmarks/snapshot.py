@@ -47,7 +47,7 @@ class Command:
     rounds: int = 3
     """Number of snapshots of each kind (full, incremental)."""
     json: bool = False
-    """Print the figures as a JSON object in the last line."""
+    """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "items", "rounds")

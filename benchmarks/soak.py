@@ -57,20 +57,20 @@ class Command:
     capacity: int = 200_000
     """Capacity of the shard in transitions."""
     wraps: int = 20
-    """How often the content must be replaced completely, at least, to pass."""
+    """Times that the content must be replaced completely for the benchmark to pass."""
     every: float = 10.0
     """Seconds between readings."""
     to: str = "replay_soak.png"
     """Picture to write, a .png file."""
     json: bool = False
-    """Print the figures as a JSON object in the last line."""
+    """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "capacity", "wraps")
         if self.every <= 0 or self.minutes * 60 < 10 * self.every:
             raise BadInput(
-                f"--minutes {self.minutes:g} with --every {self.every:g} (seconds) is too short: "
-                "write values for 10 readings or more"
+                f"--every is {self.every:g}: write a positive number of seconds, at most a tenth of --minutes "
+                f"({self.minutes * 6:g} s)"
             )
         check_picture_path(self.to)
 

@@ -48,7 +48,7 @@ class Command:
     train: str = ""
     """More flags for qfleet train, for example --train="--learner.target-update-period 100"."""
     json: bool = False
-    """Print the figures as a JSON object in the last line."""
+    """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "episodes")

@@ -190,7 +190,7 @@ def learn_continuous(config: ContinuousConfig, env: EnvConfig, seed: int, monito
 def _report(monitor: Monitor, at: int, losses_and_values: Sequence[tuple[float, float]], scale: float) -> None:
     loss, q = np.mean(losses_and_values, axis=0)
     if not np.isfinite(loss):
-        raise RunFault(f"q diverged within {at:,} agent steps: lower `learning_rate` or `tau`")
+        raise RunFault(f"the action values diverged within {at:,} agent steps: lower `learning_rate` or `tau`")
     monitor.report(at, {"loss": float(loss), "q": float(q) / scale})
 
 

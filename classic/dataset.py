@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rl.bounds import at_least, require
+from rl.bounds import as_written, at_least, require
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments, spec_and_actions
 from rl.errors import BadSetting
@@ -40,7 +40,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         at_least(self, MIN_TRANSITIONS, "steps")
-        require(self.steps <= MAX_TRANSITIONS, self, "steps", f"at most {MAX_TRANSITIONS:,}")
+        require(self.steps <= MAX_TRANSITIONS, self, "steps", f"at most {as_written(MAX_TRANSITIONS)}")
         if self.dataset and self.save_dataset:
             message = "excludes `save_dataset`: write the first to learn from a file, the second to collect a new one"
             raise BadSetting(type(self), "dataset", message)

@@ -86,7 +86,7 @@ def open_tabular(name: str, env: EnvConfig) -> tuple[Any, gym.Space[Any], Callab
     if fitted is None:
         raise BadInput(
             f"dataset {name} has observations {' '.join(str(data.observation_space).split())[:80]}, which do not suit "
-            "a table, because no state would occur twice: write the method fitted-q, or train DQN offline on it"
+            f"a table, because no state would occur twice: use `qfleet train --offline {name}`"
         )
     played = make_env(env, "table")
     played.close()

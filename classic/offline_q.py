@@ -200,9 +200,7 @@ def play_training_seeds(
     """
     chosen = [k for k, seed in enumerate(data.seeds) if seed is not None][:most]
     if not chosen:
-        monitor.note(
-            "the dataset has no seeds: no evaluation on them" if most else "no evaluation on the dataset's seeds"
-        )
+        monitor.note("not evaluated on the dataset's seeds: " + ("it has none" if most else "`training_seeds` is 0"))
         return {}
     has_action = set(data.s_tm1.tolist())
     returns, visited, other_starts = [], [], 0

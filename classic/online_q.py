@@ -141,7 +141,7 @@ def online_q(config: OnlineQConfig, env: EnvConfig, seed: int, monitor: Monitor)
     for batch in batches(config, play(config, learner, env, seed, monitor), seed):
         losses.append(learner.update(batch))
         if not np.isfinite(losses[-1]):
-            raise RunFault(f"q diverged after {len(losses):,} steps: lower `learning_rate`")
+            raise RunFault(f"the action values diverged after {len(losses):,} steps: lower `learning_rate`")
         if len(losses) % REPORT_PERIOD == 0:
             monitor.report(len(losses), {"loss": float(np.mean(losses[-REPORT_PERIOD:]))})
     return from_values(learner.values, {"loss": np.array(losses)}, updates=learner.updates)

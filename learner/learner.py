@@ -178,7 +178,7 @@ class Learner:
         if not all(np.isfinite(x).all() for x in arrays["online"].values()):
             raise RunFault(
                 "the learner has diverged (a weight is not finite), so no checkpoint was written: resume from the last "
-                "one with a smaller learner.learning_rate"
+                "one with a smaller `learner.learning_rate`"
             )
         state = {
             "updates": self.updater.updates,

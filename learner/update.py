@@ -320,5 +320,5 @@ def td_abs_array(td_abs: Tensor) -> Float32:
     """``td_abs`` as a numpy array, float32 [B]. Raises RunFault if a value is not finite: the run has diverged."""
     values = td_abs.float().cpu().numpy()
     if not np.isfinite(values).all():
-        raise RunFault("the learner has diverged (a TD error is not finite): write a smaller learner.learning_rate")
+        raise RunFault("the learner has diverged (a TD error is not finite): write a smaller `learner.learning_rate`")
     return values

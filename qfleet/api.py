@@ -138,5 +138,6 @@ def load_policy(run: str | Path, which: str = "best") -> Policy:
         raise BadInput(f"{directory.path / CONFIG}: {message_with_paths(error)}") from error
     except ValueError as error:
         raise BadInput(
-            f"{run}: {error}: its config.yaml was edited, or an older Qfleet wrote the run; write another run"
+            f"{run}: its checkpoint has {error}: config.yaml was edited, or an older Qfleet wrote the run; write another "
+            "run"
         ) from error

@@ -66,7 +66,8 @@ class TrainConfig:
     max_updates: int = 0
     """Learner updates after which the run ends; 0: no limit."""
     ready_timeout: float = 180.0
-    """Seconds in which the shards, then the learner, then the actors must start; more if nodes are launched first."""
+    """Seconds for the start of the shards, then of the learner, then of the actors. Raise it if the cluster must launch
+    nodes first."""
     max_minutes: float = 0.0
     """Minutes of training after which the run ends; 0: no limit."""
     offline: str = ""

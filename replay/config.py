@@ -27,7 +27,7 @@ def check_capacity_bytes(
             owner,
             "capacity_bytes",
             f"is {as_written(capacity_bytes)}: the rows and priorities of {as_written(shards * capacity)} transitions "
-            f"alone take {as_written(fixed)} bytes; write more, or 0 for unlimited, or a smaller `capacity`",
+            f"alone take {as_written(fixed)} bytes; write more, or 0 for no limit, or a smaller `capacity`",
         )
 
 

@@ -14,7 +14,7 @@ from rl.types import Array, Float32
 
 @dataclass(frozen=True)
 class BetaConfig:
-    """Beta, the exponent of the importance weights, annealed linearly."""
+    """The exponent of the importance weights, which changes linearly."""
 
     start: float = 0.4
     """Exponent at the first batch."""

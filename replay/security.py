@@ -112,7 +112,9 @@ def make_token_file(path: str) -> bool:
         finally:
             os.unlink(temporary)
     except OSError as error:
-        raise BadSetting(SecurityConfig, "token_file", f"{path} cannot be written: {error.strerror}") from error
+        raise BadSetting(
+            SecurityConfig, "token_file", f"{path} cannot be written ({error.strerror}): write another path"
+        ) from error
     return False
 
 

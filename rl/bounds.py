@@ -27,14 +27,17 @@ def at_least(config: object, least: float, *names: str, unit: str = "", zero: st
     """
     wanted = f"at least {least:g}" if least else f"0 ({zero}) or more" if zero else "0 or more"
     for name in names:
-        require(least <= getattr(config, name) < math.inf, config, name, f"{wanted} {unit}".rstrip())
+        value = getattr(config, name)
+        finite = "a finite number, " if value == math.inf else ""
+        require(least <= value < math.inf, config, name, f"{finite}{wanted} {unit}".rstrip())
 
 
 def positive(config: object, *names: str, unit: str = "") -> None:
     """Raise BadSetting unless each of the fields ``names`` is above 0. The message contains ``unit``."""
     for name in names:
-        wanted = f"a positive number of {unit}" if unit else "a positive number"
-        require(0 < getattr(config, name) < math.inf, config, name, wanted)
+        value = getattr(config, name)
+        finite = "finite " if value == math.inf else ""
+        require(0 < value < math.inf, config, name, f"a {finite}positive number{f' of {unit}' if unit else ''}")
 
 
 def between(
@@ -66,9 +69,12 @@ def layers(config: object, name: str, units: int = 1) -> None:
 
 
 def as_written(value: Any) -> str:
-    """Format a value the way a user writes it: 2.0 as "2", 20000 as "20_000", (1, 2) as "1 2", text in quotes."""
+    """Format a value the way a user writes it: 2.0 as "2", 20000 as "20_000", (1, 2) as "1 2", text in quotes.
+
+    An empty tuple is "empty".
+    """
     if isinstance(value, tuple):
-        return " ".join(map(as_written, value)) or "()"
+        return " ".join(map(as_written, value)) or "empty"
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else str(value)

@@ -37,7 +37,8 @@ class EvaluationConfig:
     max_episode_steps: int = MAX_EPISODE_STEPS
     """Agent steps after which an episode of an evaluation is cut off; its return so far counts (Atari: 27,000)."""
     goal: float = 0.0
-    """Mean return of a full evaluation at which the run is solved, if an evaluation of fresh episodes confirms it."""
+    """Mean return of a full evaluation at which the run is solved, if an evaluation of fresh episodes confirms it;
+    inf: no goal."""
     margin: float = 0.0
     """A greedy return (mean training return where epsilon is at most `exploration.greedy_below`) within this much
     of the goal starts an evaluation before it is due."""

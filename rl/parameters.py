@@ -22,12 +22,12 @@ def load_weights(module: nn.Module, weights: Mapping[str, Array]) -> None:
     own = module.state_dict()
     if own.keys() != weights.keys():
         name, *others = sorted(own.keys() ^ weights.keys())
-        more = f" and {len(others)} more" if others else ""
-        raise ValueError(f"weights of another network: only one of them has {name}{more}")
+        differing = f"{name} and {len(others)} more are" if others else f"{name} is"
+        raise ValueError(f"weights of another network ({differing} in only one of the two)")
     for name, x in own.items():
         if tuple(x.shape) != weights[name].shape:
             raise ValueError(
-                f"weights of another network: {name} has the shape {weights[name].shape}, not {tuple(x.shape)}"
+                f"weights of another network ({name} has the shape {weights[name].shape}, not {tuple(x.shape)})"
             )
     with torch.no_grad():
         for name, x in own.items():

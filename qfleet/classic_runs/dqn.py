@@ -69,7 +69,7 @@ def _setting(name: str, episodes: int) -> Setting:
 
 METHODS = {
     "dqn": Method(
-        "the distributed learner in one process",
+        "DQN with the learner and replay of `qfleet train`, in one process",
         dqn,
         "network",
         (_setting("cartpole", 100), _setting("flappybird", 20)),

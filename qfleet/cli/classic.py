@@ -23,7 +23,7 @@ from qfleet.classic_runs.pictures import draw_learning_curves
 from qfleet.classic_runs.seeds import Job, learn_seed, summarize_seeds
 from qfleet.cli.flags import errors_name_flags, flag_value, parse
 from qfleet.run.directory import CONFIG, SUMMARY, RunDir
-from rl.bounds import between, require
+from rl.bounds import as_written, between, require
 from rl.envs.config import EnvConfig
 from rl.envs.make import check_env
 from rl.envs.recording import check_recording
@@ -52,7 +52,7 @@ class ClassicCommand:
     env_kwargs: str = "{}"
     """Keyword arguments for gymnasium.make, a JSON object such as '{"is_slippery": false}'."""
     max_episode_steps: int = 0
-    """Steps after which an episode is truncated; 0: the limit with which the environment is registered."""
+    """Agent steps after which an episode is truncated; 0: the limit registered in Gymnasium."""
     seeds: tuple[int, ...] = (1,)
     """Seeds; the method learns once with each of them."""
     final_episodes: int = 1_000
@@ -64,7 +64,7 @@ class ClassicCommand:
     threads: int = 1
     """Threads of PyTorch."""
     json: bool = False
-    """Print a JSON object with the metrics as the last line of output."""
+    """The last line of output is a JSON object with the figures."""
 
     def check(self) -> None:
         """Raise BadSetting if a flag has a bad value.
@@ -75,7 +75,8 @@ class ClassicCommand:
         between(self, 1, 256, "threads")
         seeds = self.seeds
         is_valid = bool(seeds) and len(set(seeds)) == len(seeds) and min(seeds) >= 0 and max(seeds) <= MAX_SEED
-        require(is_valid, self, "seeds", f"one or more different numbers from 0 to {MAX_SEED:,}, as in --seeds 1 2")
+        wanted = f"one or more different numbers from 0 to {as_written(MAX_SEED)}, as in --seeds 1 2"
+        require(is_valid, self, "seeds", wanted)
         if len(seeds) > 1 and getattr(self, "save_dataset", None):
             raise BadSetting(type(self), "save_dataset", "saves the transitions of one seed: write only one seed")
 
@@ -85,7 +86,7 @@ class MakeDatasetCommand(MakeDatasetConfig):
     """Let MiniGrid's bot play a BabyAI level, and write its episodes as a Minari dataset, fully observed."""
 
     json: bool = False
-    """Print a JSON object with the metrics as the last line of output."""
+    """The last line of output is a JSON object with the figures."""
 
 
 class _PrintingMonitor(RecordingMonitor):
@@ -222,7 +223,7 @@ def _lock_directory(job: Job) -> RunDir:
     if str(job.folder) == ".":
         raise BadInput("--run-dir is the current directory: write a new directory, such as runs/example")
     if job.folder.exists() and not job.folder.is_dir():
-        raise BadInput(f"--run-dir {job.folder} is a file: write the name of a directory")
+        raise BadInput(f"--run-dir {job.folder} is a file: write the name of a new directory")
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

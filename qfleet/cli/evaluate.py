@@ -32,7 +32,8 @@ class EvalCommand:
     epsilon: float = 0.01
     """Probability of a random action."""
     weights: Literal["best", "last"] = "best"
-    """best: the weights with the best evaluation during training; last: those of the newest checkpoint."""
+    """best: the weights with the best evaluation during training, or the last ones if there was none; last: those of the
+    newest checkpoint."""
     seed: int = 12345
     """Random seed of the episodes."""
     video: bool = False

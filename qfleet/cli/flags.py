@@ -17,7 +17,11 @@ from rl.errors import BadInput, BadSetting
 STYLE = (tyro.conf.PositionalMetavarFromFieldName,)  # help shows a positional field `run` as RUN, not STR
 # Tyro's messages about a value, and ours.
 TYRO_ERRORS = {
-    r"Error parsing (\S+): .*(?:int|float)\b.*: (.*)$": "{0} is {1}: write a number",
+    r"Error parsing (\S+): .*invalid literal for int\(\).*: (.*)$": "{0} is {1}: write a whole number",
+    r"Error parsing (\S+): .*float\b.*: (.*)$": "{0} is {1}: write a number",
+    r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]$": (
+        "{0} is {1}: write numbers as the help of this flag shows them, with spaces between"
+    ),
     r"Missing value for argument '(\S+)'": "{0} has no value: write one after it",
     r"[Ii]nvalid choice '(.*)' for argument '(\S+)'\. Expected one of \((.*?)\)": "{1} is {0}: write one of {2}",
 }
@@ -83,7 +87,8 @@ def _one_line_error(text: str, args: list[str], prog: str, cls: Any) -> str:
         return f"missing {', '.join(missing)}: see {prog} --help"
     for pattern, message in TYRO_ERRORS.items():
         if m := re.match(pattern, first):
-            return message.format(*(", ".join(re.findall(r"[^\s,'()]+", word)) for word in m.groups()))
+            words = [re.findall(r"[^\s,'()]+", text) for text in m.groups()]
+            return message.format(*map(" ".join, words[:2]), *map(", ".join, words[2:]))  # the third: the choices
     if first.startswith("Unrecognized options"):
         flag = next((a for a in args if a.split("=")[0] in first and a.startswith("-")), None)
         word = flag or first.partition(": ")[2].split(",")[0]

@@ -31,6 +31,7 @@ USAGE = """usage: qfleet COMMAND ...
 `qfleet COMMAND --help` lists the flags of a command.
 RUN is a run's directory; for status and scale also its name in a cluster.
 presets: pong (default), cartpole, breakout, flappybird
+Any other Gymnasium environment: qfleet train --env.id ID
 """
 
 

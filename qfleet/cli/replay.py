@@ -11,8 +11,9 @@ from typing import Any
 from qfleet.cli.flags import errors_name_flags, parse
 from qfleet.cli.shards import (
     DrainCommand,
+    InfoCommand,
     LimitCommand,
-    ShardsCommand,
+    SnapshotCommand,
     drain_command,
     info_command,
     limit_command,
@@ -30,7 +31,7 @@ USAGE = """usage: qfleet replay COMMAND ...
   qfleet replay snapshot ADDRESS ...
                                   make running shards write a snapshot now
   qfleet replay limit ADDRESS ... [--no-limited]
-                                  make inserts need credit; --no-limited: not
+                                  make inserts need credit, or no longer need it
   qfleet replay drain ADDRESS ... --to ADDRESS ...
                                   move the content of shards into other shards
   qfleet replay export RUN --to DATASET
@@ -93,8 +94,8 @@ def serve_command(args: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], type[Any]]] = {  # each with the class of its flags
     "serve": (serve_command, ServeConfig),
-    "info": (info_command, ShardsCommand),
-    "snapshot": (snapshot_command, ShardsCommand),
+    "info": (info_command, InfoCommand),
+    "snapshot": (snapshot_command, SnapshotCommand),
     "limit": (limit_command, LimitCommand),
     "drain": (drain_command, DrainCommand),
 }

@@ -32,7 +32,7 @@ class StatusCommand:
     run: tyro.conf.Positional[str]
     """The run's directory, or its name in the cluster at --address."""
     address: str = "auto"
-    """Ray to ask when RUN is a name."""
+    """If RUN is a name: the Ray cluster in which it runs, auto or host:port of its head node."""
     json: bool = False
     """The last line of output is a JSON object with the figures."""
 
@@ -48,7 +48,7 @@ class ScaleCommand:
     timeout: float = 600.0
     """Seconds to wait until the run has that number."""
     address: str = "auto"
-    """Ray to ask when RUN is a name."""
+    """If RUN is a name: the Ray cluster in which it runs, auto or host:port of its head node."""
     json: bool = False
     """The last line of output is a JSON object with the figures."""
 
@@ -60,11 +60,11 @@ class ScaleCommand:
 def print_summary(s: dict[str, Any]) -> None:
     """Print ``s``, the content of a summary.json, as one line."""
     verdict = "solved" if s["solved"] else "not solved"
-    mean = "no evaluation" if s["mean_return"] is None else f"mean return {s['mean_return']:.2f}"
-    if s["mean_return"] is not None and s["best_return"] is not None and s["best_return"] > s["mean_return"]:
-        mean += f" (best {s['best_return']:.2f})"
+    mean, best = s["mean_return"], s["best_return"]
+    best_too = f" (best {best:.2f})" if mean is not None and best is not None and best > mean else ""
+    result = "no evaluation in" if mean is None else f"mean return {mean:.2f}{best_too} after"
     print(
-        f"{verdict}: {mean} after {s['agent_steps']:,} agent steps ({s['frames']:,} frames), {s['updates']:,} updates, "
+        f"{verdict}: {result} {s['agent_steps']:,} agent steps ({s['frames']:,} frames), {s['updates']:,} updates, "
         f"{s['wall_seconds'] / 60:.1f} minutes of training; results are in {s['run_dir']}"
     )
 

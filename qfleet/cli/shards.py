@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ShardsCommand:
-    """Send a command to running shards."""
+    """A command for running shards, with the flags that all of these commands have."""
 
     addresses: tyro.conf.Positional[tuple[str, ...]]
     """host:port of each shard."""
@@ -44,6 +44,16 @@ class ShardsCommand:
 
 
 @dataclass(frozen=True)
+class InfoCommand(ShardsCommand):
+    """Show the content and the limiter of running shards."""
+
+
+@dataclass(frozen=True)
+class SnapshotCommand(ShardsCommand):
+    """Make running shards write a snapshot now."""
+
+
+@dataclass(frozen=True)
 class LimitCommand(ShardsCommand):
     """Make inserts into shards need credit, or (--no-limited) accept all inserts."""
 
@@ -53,7 +63,7 @@ class LimitCommand(ShardsCommand):
 
 @dataclass(frozen=True)
 class DrainCommand(ShardsCommand):
-    """Move the content of shards without writers into other shards. Nothing is lost if the move is interrupted."""
+    """Move the content of shards, to which nothing writes any more, into other shards. An interruption loses nothing."""
 
     to: tuple[str, ...] = ()
     """host:port of each shard that receives the content."""
@@ -98,7 +108,7 @@ def info_command(args: list[str]) -> int:
 
     Raises BadInput, RunFault.
     """
-    c = parse(ShardsCommand, args, prog="qfleet replay info")
+    c = parse(InfoCommand, args, prog="qfleet replay info")
     figures = {}
     for address, info in _each(c, lambda connection: connection.info(c.timeout)):
         figures[address] = _figures(info)
@@ -132,7 +142,7 @@ def snapshot_command(args: list[str]) -> int:
 
     Raises BadInput, RunFault.
     """
-    c = parse(ShardsCommand, args, prog="qfleet replay snapshot")
+    c = parse(SnapshotCommand, args, prog="qfleet replay snapshot")
     figures = {}
     for address, written in _each(c, lambda connection: connection.snapshot(c.timeout)):
         figures[address] = {"items": written.items, "bytes_written": written.bytes, "seconds": written.seconds}

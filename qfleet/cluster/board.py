@@ -72,7 +72,7 @@ class RemoteBoard:
             reason = str(error).removesuffix(f": {HINT}")
             raise BadInput(
                 f"{run} is not a directory here, and no cluster was found in which it could be a run's name ({reason}): "
-                "write the directory of a run, or the address of its cluster"
+                "write the directory of a run, or its name and the --address of its cluster"
             ) from error
         try:
             return cls(ray.get_actor(BOARD, namespace=run))

@@ -129,7 +129,7 @@ class ReplayShards:
         index = next(i for i in range(len(self.handles) + 1) if i not in self.handles)
         call, handle = self.start(index), self.handles[index]
         try:
-            yield from _until([call], STEP_TIMEOUT, f"shard-{index} to listen: no node has a free CPU for it")
+            yield from _until([call], STEP_TIMEOUT, f"shard-{index} to listen (in a cluster it needs a free CPU)")
             self.addresses[index] = ray.get(call)
         except (RunFault, ray.exceptions.RayError):
             ray.kill(handle)
@@ -137,7 +137,7 @@ class ReplayShards:
             raise
         yield from _until(self._send_addresses([board, learner]), STEP_TIMEOUT, f"the learner to add shard-{index}")
         yield from _until(self._send_addresses(actors), STEP_TIMEOUT, f"the actors to add shard-{index}")
-        self._news = f"added replay shard-{index} at {self.addresses[index]}: {len(self.addresses)} shards"
+        self._news = f"added replay shard-{index} at {self.addresses[index]}; the run has {len(self.addresses)} shards"
 
     def _remove_shard(self, board: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
         index = max(self.addresses)
@@ -157,7 +157,9 @@ class ReplayShards:
         yield from _until([handle.remove.remote()], STEP_TIMEOUT, f"shard-{index} to end")
         ray.kill(handle)
         self.forget(index)
-        self._news = f"removed replay shard-{index}, moved its {moved:,} transitions: {len(self.addresses)} shard(s)"
+        self._news = (
+            f"removed replay shard-{index}, moved its {moved:,} transitions; the run has {len(self.addresses)} shard(s)"
+        )
 
 
 def _until(calls: list[Any], timeout: float, what: str) -> Iterator[None]:

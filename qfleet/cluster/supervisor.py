@@ -221,8 +221,8 @@ def _check_min_size(config: TrainConfig, alive: int) -> None:
     """Raise RunFault if ``alive`` shards may hold fewer items than `min_size`: the learner would wait forever."""
     if config.min_items_when_full(alive) < config.replay.limiter.min_size:
         raise RunFault(
-            f"the remaining {alive} replay shard(s) cannot hold the {config.replay.limiter.min_size} transitions of "
-            f"`replay.limiter.min_size`: resume with a larger `replay.capacity` (now {config.replay.capacity} in all)"
+            f"the remaining {alive} replay shard(s) cannot hold the {config.replay.limiter.min_size:,} transitions of "
+            f"`replay.limiter.min_size`: resume with a larger `replay.capacity` (now {config.replay.capacity:,} in all)"
         )
 
 

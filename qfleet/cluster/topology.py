@@ -126,7 +126,7 @@ def _await_ready(calls: dict[str, Any], needs: str, timeout: float, stopping: Ca
     if len(ready) < len(refs):
         missing = [name for name, ref in calls.items() if ref not in ready]
         resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        free = {k: v for k, v in resources.items() if k in ("CPU", "GPU")}
+        free = ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
         raise RunFault(
             f"not ready after {timeout:g} s: {', '.join(missing)} (needed: {needs}; free in the cluster: {free}): "
             "reduce `actors.count`, `replay.shards` or `learner.threads`, add nodes, or raise `ready_timeout`"

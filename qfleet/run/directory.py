@@ -48,7 +48,7 @@ class RunDir:
         be written.
         """
         if path is not None and str(path) == ".":
-            raise BadInput("the run's directory is '' or '.': write the name of a new directory")
+            raise BadInput("the run's directory is the current one: write a new directory, such as runs/example")
         if path is None:
             game = config.env.id.split("/")[-1].lower()
             path = Path("runs") / f"{game}-{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
@@ -111,7 +111,8 @@ class RunDir:
         checkpoint = self.newest_checkpoint()
         if (found := checkpoint_config(checkpoint)) is None:
             raise BadInput(
-                f"{file} is missing, and this run's checkpoints are too old to hold a copy: write another run"
+                f"{file} is missing, and an older Qfleet wrote this run's checkpoints, without a copy of it: write another "
+                "run"
             )
         return found
 

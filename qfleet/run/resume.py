@@ -122,7 +122,7 @@ def _check_checkpoint_fits(config: TrainConfig, checkpoint: Checkpoint, where: s
     try:
         load_weights(make_network(config.network, spec, actions, 0), checkpoint.arrays["online"])
     except ValueError as error:
-        raise BadInput(f"{where}: {error}: leave the network settings as they were") from error
+        raise BadInput(f"{where} has {error}: leave the network settings as they were") from error
     try:
         check_optimizer(config.learner.optimizer, checkpoint.arrays["optimizer"])
     except ValueError as error:

@@ -110,7 +110,9 @@ class ShardConnection:
             return getattr(self.stub, method)(request, timeout=timeout, metadata=self.metadata)
         except grpc.RpcError as error:
             code, details = _status(error)
-            raise RunFault(f"replay shard {self.address} did not answer {method}: {code.name}: {details}") from error
+            is_silent = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            what = f"did not answer {method}: {code.name}" if is_silent else f"answered {method} with {code.name}"
+            raise RunFault(f"replay shard {self.address} {what}: {details}") from error
 
     def __reduce__(self) -> tuple[type[ShardConnection], tuple[str, float, Access]]:
         return ShardConnection, (self.address, self.give_up_after, self.access)

@@ -19,7 +19,7 @@ from replay.store.shard import Shard, random_generation
 from replay.store.snapshots import Restored, Snapshots
 from replay.wire.guard import Limits
 from replay.wire.service import INSERT_TIMEOUT, start_server
-from rl.bounds import at_least, between, positive, require
+from rl.bounds import as_written, at_least, between, positive, require
 from rl.errors import BadSetting
 from rl.types import ObservationSpec
 
@@ -36,12 +36,11 @@ class ServeConfig:
     """Transitions that the shard can hold; when it is full, it evicts the oldest."""
     capacity_bytes: int = 0
     """Memory limit in bytes for the content: compressed frames, the data of each step and segment, and the rows and
-    priorities of `capacity` transitions. The process itself takes about 60 MB more. 0: no
-    limit."""
+    priorities of `capacity` transitions. The process itself takes about 60 MB more. 0: no limit."""
     frame_shape: tuple[int, ...] = (84, 84)
     """Shape of one frame."""
     dtype: str = "uint8"
-    """NumPy dtype of a frame: uint8 or float32."""
+    """NumPy dtype of a frame, such as uint8 or float32."""
     stack: int = 4
     """Frames per observation; 1: no stacking."""
     selector: SelectorConfig = field(default_factory=SelectorConfig)
@@ -64,7 +63,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         require(bool(self.host), self, "host", "an address of this machine, or 0.0.0.0 for all of them")
         between(self, 0, 2**16 - 1, "port")
-        require(1 <= self.capacity <= MAX_CAPACITY, self, "capacity", f"1 to {MAX_CAPACITY:,} transitions")
+        require(1 <= self.capacity <= MAX_CAPACITY, self, "capacity", f"1 to {as_written(MAX_CAPACITY)} transitions")
         check_capacity_bytes(type(self), self.capacity_bytes, self.capacity, 1, self.selector)
         sides = "one or more numbers of at least 1"
         require(bool(self.frame_shape) and min(self.frame_shape) >= 1, self, "frame_shape", sides)

@@ -29,9 +29,9 @@ class EnvConfig:
     size: int = 84
     """Atari: side of the square grayscale frame, in pixels."""
     kwargs: str = "{}"
-    """Not for Atari: arguments of the environment's constructor, a JSON object such as '{"is_slippery": false}'."""
+    """Not for Atari: keyword arguments for gymnasium.make, a JSON object such as '{"is_slippery": false}'."""
     max_episode_steps: int = 0
-    """Not for Atari: agent steps after which an episode is truncated; 0: the environment's registered limit."""
+    """Not for Atari: agent steps after which an episode is truncated; 0: the limit registered in Gymnasium."""
 
     on_resume: ClassVar[Rules] = rules(stays="id sticky noop_max max_frames size kwargs max_episode_steps")
 

@@ -81,7 +81,8 @@ def _adapt_spaces(env: AnyEnv, env_id: str, space_kind: SpaceKind) -> AnyEnv:
         raise BadSetting(
             EnvConfig,
             "id",
-            f"{env_id!r} has actions {action}: this method needs a Discrete action space, such as CartPole-v1's",
+            f"{env_id!r} has actions {action}: write an environment with Discrete actions, such as CartPole-v1; for "
+            "continuous actions use `qfleet classic continuous`",
         )
     if space_kind == "table":
         return _with_table_states(env, env_id)
@@ -92,7 +93,7 @@ def _adapt_spaces(env: AnyEnv, env_id: str, space_kind: SpaceKind) -> AnyEnv:
             EnvConfig,
             "id",
             f"{env_id!r} has observations {_shorten(observation)}: write an environment with a Box or Discrete space, "
-            "or use a method with a table, such as q-learning",
+            "or use a method with a table, such as `qfleet classic q-learning`",
         )
     return env
 

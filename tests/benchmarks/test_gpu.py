@@ -36,7 +36,7 @@ def test_without_cuda_the_message_names_the_flag_to_write(main, flags, capsys):
         (["--device", "tpu"], "invalid choice: 'tpu'"),
         (["--updates", "0"], "--updates is 0: write at least 1"),
         (["--seconds", "nan"], "--seconds is nan"),
-        (["--batches", "32", "0"], "from 1 to 8,192"),
+        (["--batches", "32", "0"], "from 1 to 8192"),
         (["--update", "3"], "--update"),
     ],
 )

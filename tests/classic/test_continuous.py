@@ -249,7 +249,7 @@ def test_the_pendulum_picture_has_the_values_of_its_observations():
 def test_bad_input_is_one_line():
     with pytest.raises(BadInput, match=r"CartPole-v1.*needs a bounded Box, such as Pendulum-v1's"):
         learn_continuous(SMALL, EnvConfig(id="CartPole-v1"), 1, RecordingMonitor())
-    with pytest.raises(BadInput, match="sarsa: write one of cem, naf, ddpg"):
+    with pytest.raises(BadInput, match="--maximizer is sarsa: write one of cem, naf, ddpg"):
         parse(ContinuousConfig, ["--maximizer", "sarsa"])
     for field, value, says in (
         ("gamma", 1.1, "gamma is 1.1: write a number from 0 to 1"),
@@ -257,7 +257,7 @@ def test_bad_input_is_one_line():
         ("warm_up", 0, "warm_up is 0: write at least 1"),
         ("tau", 0.0, "tau is 0: write a number above 0 to 1"),
         ("elites", 99, "elites is 99: write at most samples, which is 8"),
-        ("hidden", (), "hidden is (): write at least one layer of at least 1 unit"),
+        ("hidden", (), "hidden is empty: write at least one layer of at least 1 unit"),
     ):
         with pytest.raises(BadInput) as error:
             replace(SMALL, **{field: value})
@@ -265,7 +265,9 @@ def test_bad_input_is_one_line():
 
 
 def test_divergence_raises_run_fault():
-    with pytest.raises(RunFault, match=r"q diverged within 400 agent steps: lower `learning_rate` or `tau`"):
+    with pytest.raises(
+        RunFault, match=r"the action values diverged within 400 agent steps: lower `learning_rate` or `tau`"
+    ):
         learn_continuous(replace(SMALL, learning_rate=1e30), AIM, 1, RecordingMonitor())
 
 

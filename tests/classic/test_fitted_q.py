@@ -201,7 +201,7 @@ def test_missing_damaged_and_unwritable_files_are_rejected(tmp_path):
 
 
 def test_spaces_that_do_not_fit_are_rejected():
-    with pytest.raises(BadInput, match="needs a Discrete action space"):
+    with pytest.raises(BadInput, match="write an environment with Discrete actions"):
         fitted_q(QUICK, EnvConfig(id="Pendulum-v1"), 1, RecordingMonitor())
 
 

@@ -116,7 +116,7 @@ def test_too_few_sweeps_are_noted(tmp_path):
     name = write(str(tmp_path / "d-v0"), [([0, 1, 0], [0, 0], [1.0, 1.0], "truncated")])
     offline_q(OfflineQConfig(dataset=name, sweeps=5), CLIFF, 1, monitor)
     assert any("raise `sweeps`" in text for text in notes)
-    assert any("has no seeds" in text for text in notes)
+    assert any("not evaluated on the dataset's seeds: it has none" in text for text in notes)
     assert [at for at, _ in monitor.rows] == [1, 2, 3, 4, 5]
     assert monitor.rows[0][1]["max_change"] == pytest.approx(1.0)
     assert monitor.rows[1][1]["max_change"] == pytest.approx(0.99)
@@ -153,7 +153,7 @@ BAD = {
     "empty": (lambda d: write(d, []), "has no episodes"),
     "floats": (
         lambda d: write(d, [(np.eye(2), [0], [1.0], "terminated")], space=BOX),
-        "fitted-q, or train DQN offline",
+        "no state would occur twice: use `qfleet train --offline",
     ),
     "continuous actions": (
         lambda d: write(d, [([0, 1], np.zeros((1, 2)), [1.0], "terminated")], action_space=BOX),

@@ -32,11 +32,13 @@ class Outer:
 NAN, INF = float("nan"), float("inf")
 
 CASES = [
-    (lambda c: at_least(c, 1, "x"), [1, 2.5, 10**9], [0, 0.99, -1, NAN, INF], "at least 1"),
+    (lambda c: at_least(c, 1, "x"), [1, 2.5, 10**9], [0, 0.99, -1, NAN], "at least 1"),
+    (lambda c: at_least(c, 1, "x"), [1], [INF], "a finite number, at least 1"),
     (lambda c: at_least(c, 1, "x", unit="step"), [1], [0], "at least 1 step"),
     (lambda c: at_least(c, 0, "x", unit="steps"), [0], [-1], "0 or more steps"),
     (lambda c: at_least(c, 0, "x", unit="steps", zero="no limit"), [0], [-1], "0 (no limit) or more steps"),
-    (lambda c: positive(c, "x"), [1e-9, 7], [0, -1.0, NAN, INF], "a positive number"),
+    (lambda c: positive(c, "x"), [1e-9, 7], [0, -1.0, NAN], "a positive number"),
+    (lambda c: positive(c, "x"), [1], [INF], "a finite positive number"),
     (lambda c: positive(c, "x", unit="seconds"), [1], [0], "a positive number of seconds"),
     (lambda c: between(c, 0, 1, "x"), [0, 0.5, 1], [-0.1, 1.1, NAN, INF], "a number from 0 to 1"),
     (lambda c: between(c, 0, 1, "x", above=True), [0.5, 1], [0, 2], "a number above 0 to 1"),

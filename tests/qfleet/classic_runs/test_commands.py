@@ -84,7 +84,7 @@ def test_the_usage_text_has_every_method_and_its_environments(capsys):
     [
         (("q-lerning",), "unknown method 'q-lerning': did you mean 'q-learning'?"),
         (("q-learning", "--env", "CartPole-v1"), "a table needs Discrete ones, such as FrozenLake-v1's"),
-        (("q-learning", "--env", "Pendulum-v1"), "needs a Discrete action space"),
+        (("q-learning", "--env", "Pendulum-v1"), "write an environment with Discrete actions"),
         (("q-learning", "--env", "FrozenLake-v9"), "did you mean 'FrozenLake-v1'?"),
         (("q-learning", "--alpha", "2"), "--alpha is 2: write a number from 0 to 1"),
         (("q-learning", "--alfa", "0.1"), "unknown flag --alfa: did you mean --alpha?"),
@@ -101,7 +101,7 @@ def test_the_usage_text_has_every_method_and_its_environments(capsys):
             "--dataset nothing.npz does not exist: write an existing file, or --save-dataset nothing.npz",
         ),
         (("neural-fitted-q", "--save-dataset", "no/where.npz"), "in a directory that does not exist"),
-        (("fitted-q", "--env", "Pendulum-v1"), "needs a Discrete action space"),
+        (("fitted-q", "--env", "Pendulum-v1"), "write an environment with Discrete actions"),
         (("offline-q", "--dataset", "./nothing-v0"), "there is no dataset ./nothing-v0 at"),
         (("continuous", "--env", "CartPole-v1"), "for Discrete actions use dqn or q-learning"),
         (("continuous", "--maximizer", "sgd"), "--maximizer is sgd: write one of cem, naf, ddpg"),

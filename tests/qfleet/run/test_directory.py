@@ -40,7 +40,7 @@ def test_create_rejects_a_path_that_cannot_hold_a_new_run(tmp_path):
         tmp_path / "taken": "already holds a run: write another directory, or continue that run",
         tmp_path / "file": "is a file",
         Path("/proc/run"): "cannot be written",
-        Path(): "is '' or '.'",
+        Path(): "is the current one",
     }.items():
         with pytest.raises(BadInput, match=words):
             RunDir.create(path, short())

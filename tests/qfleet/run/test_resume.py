@@ -163,9 +163,7 @@ def test_a_missing_config_is_read_from_the_checkpoint(own):
 
 def test_a_missing_config_without_a_copy_in_the_checkpoint_is_rejected(run):
     (run / "config.yaml").unlink()
-    with pytest.raises(
-        BadInput, match=r"config.yaml is missing, and this run's checkpoints are too old to hold a copy"
-    ):
+    with pytest.raises(BadInput, match=r"config.yaml is missing, and an older Qfleet wrote this run's checkpoints"):
         RunDir.open(run).config()
 
 

@@ -126,7 +126,7 @@ def test_atari_game_maps_an_id_to_the_name_of_the_game():
     ("env_id", "words"),
     [
         ("CartPole-v11", "CartPole-v1"),
-        ("Pendulum-v1", "Discrete action space"),
+        ("Pendulum-v1", "with Discrete actions"),
         ("Blackjack-v1", "Box or Discrete"),
     ],
 )
