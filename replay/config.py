@@ -77,7 +77,7 @@ class ReplayConfig:
         at_least(self, 0, "snapshot_minutes", zero="no snapshots")
         if self.limiter.min_size > self.capacity:
             asked, most = as_written(self.limiter.min_size), as_written(self.capacity)
-            message = f"is {asked}, but `capacity` is {most}: write at most {most}"
+            message = f"is {asked}, above `capacity` of {most}: write a smaller number"
             raise BadSetting(type(self), "limiter.min_size", message)
 
     @property

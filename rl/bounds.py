@@ -76,7 +76,7 @@ def as_written(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(as_written, value)) or "empty"
     if isinstance(value, float):
-        short = f"{value:g}"
+        short = f"{value:_.0f}" if value.is_integer() and abs(value) >= 10_000 else f"{value:g}"
         return short if float(short) == value else str(value)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
         return f"{value:_}"

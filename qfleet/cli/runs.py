@@ -59,7 +59,7 @@ class ScaleCommand:
 
 def print_summary(s: dict[str, Any]) -> None:
     """Print ``s``, the content of a summary.json, as one line."""
-    verdict = "solved" if s["solved"] else "not solved"
+    verdict = "ended (no goal)" if s["goal"] is None else "solved" if s["solved"] else "not solved"
     mean, best = s["mean_return"], s["best_return"]
     best_too = f" (best {best:.2f})" if mean is not None and best is not None and best > mean else ""
     result = "no evaluation in" if mean is None else f"mean return {mean:.2f}{best_too} after"

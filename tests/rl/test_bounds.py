@@ -69,6 +69,7 @@ def test_a_check_accepts_good_values_and_says_what_to_write_instead_of_bad_ones(
         ("a b", "'a b'"),
         ((0, 2), "0 2"),
         (100_000, "100_000"),
+        (1e6, "1_000_000"),
     ],
 )
 def test_the_message_shows_the_value_as_a_user_would_write_it(value, shown):

@@ -55,7 +55,14 @@ def driver(run, answer):
 def test_status_before_and_after_a_run(run, capsys):
     assert command("status", run.path) == 0
     assert "the run has no status yet" in capsys.readouterr().out
-    summary = {**FIGURES, "solved": True, "mean_return": 480.5, "best_return": 490.0, "run_dir": str(run.path)}
+    summary = {
+        **FIGURES,
+        "solved": True,
+        "goal": 475.0,
+        "mean_return": 480.5,
+        "best_return": 490.0,
+        "run_dir": str(run.path),
+    }
     run.write_json(SUMMARY, summary)
     assert command("status", run.path, "--json") == 0
     line, last = capsys.readouterr().out.splitlines()
@@ -122,3 +129,10 @@ def test_scale_rejects_an_invalid_number_before_it_requests_it(run, capsys):
     assert command("scale", run.path, "--shards", 300) == 2
     assert "slack" in capsys.readouterr().err
     assert run.read_json(SCALE) is None
+
+
+def test_a_run_without_a_goal_is_not_called_unsolved(run, capsys):
+    summary = {**FIGURES, "solved": False, "goal": None, "mean_return": 5.0, "best_return": 5.0, "run_dir": "r"}
+    run.write_json(SUMMARY, summary)
+    assert command("status", run.path) == 0
+    assert capsys.readouterr().out.startswith("ended (no goal): mean return 5.00 after 2,000 agent steps")
