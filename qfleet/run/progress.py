@@ -30,7 +30,7 @@ class Screen(Console):
         self._on_closed = on_closed
 
     def on_broken_pipe(self) -> None:
-        """Called by rich when the pipe is closed."""
+        """Called by rich when the pipe is closed. Raises BrokenPipeError if there is no ``on_closed``."""
         if self._on_closed is None:
             raise BrokenPipeError(errno.EPIPE, "standard error is closed")
         discard_output(self.file)
