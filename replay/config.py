@@ -61,8 +61,8 @@ class ReplayConfig:
 
     on_resume: ClassVar[Rules] = rules(
         may="host batches_ahead give_up_after snapshot_minutes",
-        capacity="restored transitions that do not fit are dropped, the oldest first",
-        capacity_bytes="restored transitions that do not fit are dropped, the oldest first",
+        capacity="transitions restored from snapshots that do not fit are dropped, the oldest first",
+        capacity_bytes="transitions restored from snapshots that do not fit are dropped, the oldest first",
         shards="added shards start empty; the content of removed shards is not restored",
     )
 

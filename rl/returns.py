@@ -23,6 +23,10 @@ from rl.resuming import Rules, rules
 from rl.types import Array, Bool, Float32
 
 
+# The consequence of a change, on resume.
+OLD_RETURNS = "the network was trained with the old value so far, and transitions restored from snapshots keep it"
+
+
 @dataclass(frozen=True)
 class ReturnConfig:
     """Rewards, discount and n-step returns."""
@@ -37,10 +41,10 @@ class ReturnConfig:
     """Treat the loss of a life as terminal (discount 0), without resetting the game."""
 
     on_resume: ClassVar[Rules] = rules(
-        n_step="restored transitions keep their returns over the old number of steps",
-        gamma="the network was trained with the old value so far, and restored transitions keep it",
-        clip_reward="the network was trained with the old value so far, and restored transitions keep it",
-        life_loss_terminates="the network was trained with the old value so far, and restored transitions keep it",
+        n_step="transitions restored from snapshots keep their returns over the old number of steps",
+        gamma=OLD_RETURNS,
+        clip_reward=OLD_RETURNS,
+        life_loss_terminates=OLD_RETURNS,
     )
 
     def __post_init__(self) -> None:

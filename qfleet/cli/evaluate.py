@@ -89,7 +89,8 @@ def _video_folder(run: str, env: EnvConfig) -> Path:
     try:
         check_recording(env)
     except BadInput as error:
-        raise BadInput(f"{message_with_paths(error)}, or leave out --video") from error
+        reason = message_with_paths(error)
+        raise BadInput(f"no video can be recorded: {reason} (leave out --video to evaluate only)") from error
     folder = Path(run) / "videos"
     try:
         tempfile.TemporaryFile(dir=folder if folder.exists() else run).close()

@@ -6,6 +6,7 @@ process that SIGPIPE ended; Python itself ignores SIGPIPE. A training run writes
 
 from __future__ import annotations
 
+import importlib.metadata
 import select
 import signal
 import sys
@@ -28,7 +29,7 @@ USAGE = """usage: qfleet COMMAND ...
   qfleet replay COMMAND ...       the replay service alone: see `qfleet replay`
   qfleet bench NAME [flags]       benchmarks: see `qfleet bench`
 
-`qfleet COMMAND --help` lists the flags of a command.
+`qfleet COMMAND --help` lists the flags of a command. See also qfleet --version.
 RUN is a run's directory; for status and scale also its name in a cluster.
 presets: pong (default), cartpole, breakout, flappybird
 Any other Gymnasium environment: qfleet train --env.id ID
@@ -168,6 +169,9 @@ def _exit_status(args: list[str]) -> int:
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE)
+        return 0
+    if args[0] == "--version":
+        print(f"qfleet {importlib.metadata.version('qfleet')}")
         return 0
     if args[0] not in COMMANDS:
         raise BadInput(f"unknown command {args[0]!r}: {suggestion(args[0], COMMANDS)}")

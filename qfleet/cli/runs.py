@@ -15,7 +15,7 @@ import tyro
 from qfleet.cli.flags import parse
 from qfleet.config import with_shards
 from qfleet.run.directory import SCALE, STATUS, SUMMARY, RunDir, ScaleRequest
-from qfleet.run.progress import number, plain_line
+from qfleet.run.progress import duration, number, plain_line
 from rl.bounds import at_least, positive
 from rl.errors import BadInput, RunFault
 
@@ -99,6 +99,10 @@ def _print_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | N
     elif figures:
         row = {k: float("nan") if v is None else v for k, v in figures.items()}
         print(plain_line(row, number(row["last_return"]), float("nan")))
+        age = time.time() - figures.get("time", time.time())
+        if age > STATUS_MAX_AGE:
+            then = f"`qfleet train --resume {run}` continues it"
+            print(f"not updated for {duration(age)}: the run was probably killed ({then})")
     else:
         print(f"{run}: the run has no status yet")
 

@@ -50,7 +50,7 @@ class RunDir:
         if path is not None and str(path) == ".":
             raise BadInput("the run's directory is the current one: write a new directory, such as runs/example")
         if path is None:
-            game = config.env.id.split("/")[-1].lower()
+            game = config.env.id.split("/")[-1].lower().replace(":", "-")  # a colon means a host to scp and rsync
             path = Path("runs") / f"{game}-{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
         if (path / CONFIG).exists():
             raise BadInput(f"{path} already holds a run: write another directory, or continue that run with --resume")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shlex
 import socket
@@ -121,3 +122,8 @@ def test_a_preset_survives_config_yaml(name):
 def test_without_a_command_the_usage_is_printed(capsys):
     assert cli.main([]) == 0
     assert capsys.readouterr().out.startswith("usage: qfleet COMMAND")
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"qfleet {importlib.metadata.version('qfleet')}\n"

@@ -45,11 +45,11 @@ def run_eval(run, *flags, without=""):
 
 
 def test_eval_checks_that_it_can_draw_a_video_before_it_plays(places):
-    message = "qfleet: env.id 'CartPole-v1' cannot be rendered: pygame is not installed, run `pip install"
+    message = "qfleet: no video can be recorded: env.id 'CartPole-v1' cannot be rendered: pygame is not installed, run"
     status, out, err = run_eval(places["RUN"], "--video", without="pygame")
     assert (status, out, len(err.splitlines())) == (2, "", 1), err
     assert err.startswith(message)
-    assert err.endswith("or leave out --video\n")
+    assert err.endswith("(leave out --video to evaluate only)\n")
     assert run_eval(places["RUN"], without="pygame")[0] == 0
 
 

@@ -136,3 +136,14 @@ def test_a_run_without_a_goal_is_not_called_unsolved(run, capsys):
     run.write_json(SUMMARY, summary)
     assert command("status", run.path) == 0
     assert capsys.readouterr().out.startswith("ended (no goal): mean return 5.00 after 2,000 agent steps")
+
+
+def test_status_of_a_killed_run_gives_the_age_of_its_figures(run, capsys):
+    write_status(
+        run, time=time.time() - 75, steps_per_s=1.0, updates_per_s=1.0, samples_per_insert=8.0, epsilon_min=0.1
+    )
+    figures = run.read_json(STATUS)
+    run.write_json(STATUS, {**figures, "train_return": None, "greedy_return": None})
+    assert command("status", run.path) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("not updated for 0:01:15: the run was probably killed")

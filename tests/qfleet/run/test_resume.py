@@ -101,7 +101,7 @@ def test_changed_settings_lists_each_difference_with_its_rule():
         ("max_steps", 2_000_000, 7),
     ]
     lines = [str(c) for c in changed_settings(old, new)]
-    consequence = "restored transitions that do not fit are dropped, the oldest first"
+    consequence = "transitions restored from snapshots that do not fit are dropped, the oldest first"
     assert lines[0] == f"replay.capacity changes from 200_000 to 90_000: {consequence}"
     assert lines[2] == "max_steps changes from 2_000_000 to 7"
 
