@@ -22,7 +22,6 @@ from rl.bounds import at_least, between
 from rl.resuming import Rules, rules
 from rl.types import Array, Bool, Float32
 
-
 # The consequence of a change, on resume.
 OLD_RETURNS = "the network was trained with the old value so far, and transitions restored from snapshots keep it"
 
