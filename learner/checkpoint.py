@@ -105,7 +105,7 @@ class CheckpointStore:
     def load_newest(self) -> Checkpoint | None:
         """Load the newest undamaged checkpoint, or return None if there is none. Logs a warning for damaged ones.
 
-        Raises BadInput if a newer Qfleet wrote it.
+        Raises BadInput if a newer Qfleet wrote it, and OSError if a file exists but cannot be read.
         """
         for _, _, name in reversed(self._saves()):
             try:
@@ -118,7 +118,7 @@ class CheckpointStore:
         try:
             sums = json.loads(self.fs.cat_file(posixpath.join(folder, MANIFEST)))["sha256"]
             files = {name: self.fs.cat_file(posixpath.join(folder, name)) for name in sums}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"{folder}: {error}") from error
         for name, data in files.items():
             if hashlib.sha256(data).hexdigest() != sums[name]:
@@ -154,11 +154,12 @@ class CheckpointStore:
             self.fs.pipe_file(path, data)
 
     def _delete_others(self, step: int, written: str) -> None:
-        """Delete all saves except ``written`` and the newest saves of the ``keep`` - 1 newest other steps.
+        """Delete all saves except ``written`` and the newest saves of the ``keep`` - 1 newest earlier steps.
 
-        Interrupted saves are deleted too.
+        Interrupted saves are deleted too. So are saves of later steps: they were skipped as damaged by the resume, and
+        the run has taken another course since.
         """
-        newest = {number: name for number, _, name in self._saves() if number != step}
+        newest = {number: name for number, _, name in self._saves() if number < step}
         kept = {written, *list(newest.values())[max(0, len(newest) - (self._keep - 1)) :]}
         for name in self._names():
             if (SAVE_NAME.fullmatch(name) or name.startswith(".")) and name not in kept:

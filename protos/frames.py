@@ -110,7 +110,7 @@ def check_unpacked(frames: Array, steps: int, spec: ObservationSpec) -> None:
 
 
 def check_frames(sizes: Array, data: bytes, steps: int, spec: ObservationSpec) -> None:
-    """Raise InvalidMessage unless ``data`` holds ``steps`` + 1 complete frames; frame j takes ``sizes[j]`` bytes."""
+    """Raise InvalidMessage unless ``data`` holds ``steps`` + 1 complete frames, of ``sizes`` [steps + 1] bytes."""
     if len(sizes) != steps + 1:
         raise InvalidMessage(f"frame_sizes has {len(sizes)} elements, {steps} steps need {steps + 1}")
     if int(sizes.sum(dtype=np.uint64)) != len(data):

@@ -62,7 +62,11 @@ def train(
         directory, resumed, changes = resume_run(config, Path(resume))
     else:
         directory = RunDir.create(None if run_dir is None else Path(run_dir), config)
-    run = Run(config, directory, resumed, on_episode)
+    try:
+        run = Run(config, directory, resumed, on_episode)
+    except OSError as error:
+        directory.unlock()
+        raise BadInput(f"{directory.path} cannot be written ({error}): remove what is in the way") from error
     for change in changes:
         run.progress.note(str(change))
     try:

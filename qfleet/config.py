@@ -172,7 +172,7 @@ def _check_finite(config: Any, prefix: str) -> None:
         value, name = getattr(config, f.name), prefix + f.name
         if dataclasses.is_dataclass(value):
             _check_finite(value, name + ".")
-        elif isinstance(value, float) and not math.isfinite(value) and (name != "evaluation.goal" or math.isnan(value)):
+        elif isinstance(value, float) and not math.isfinite(value) and (name != "evaluation.goal" or value != math.inf):
             wanted = "a number, or inf for no goal" if name == "evaluation.goal" else "a finite number"
             raise BadSetting(TrainConfig, name, f"is {value}: write {wanted}")
 

@@ -73,11 +73,13 @@ def as_written(value: Any) -> str:
 
     An empty tuple is "empty".
     """
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, tuple):
         return " ".join(map(as_written, value)) or "empty"
     if isinstance(value, float):
-        short = f"{value:_.0f}" if value.is_integer() and abs(value) >= 10_000 else f"{value:g}"
+        short = f"{value:_.0f}" if value.is_integer() and 10_000 <= abs(value) < 1e15 else f"{value:g}"
         return short if float(short) == value else str(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+    if isinstance(value, int) and abs(value) >= 10_000:
         return f"{value:_}"
     return repr(value) if isinstance(value, str) else str(value)

@@ -17,10 +17,14 @@ KEY = "format"
 Renamed = Sequence[Mapping[str, str]]  # entry n: {old: new} for the dotted keys that were renamed in format n + 1
 
 
+class NewerFormat(BadInput):
+    """A file that a newer Qfleet wrote."""
+
+
 def format_of(data: Any, newest: int, where: str) -> int:
     """The format number in ``data``, or 0 if there is none.
 
-    ``where`` is the file's name for the message. Raises BadInput if the number is above ``newest``. Raises ValueError
+    ``where`` is the file's name for the message. Raises NewerFormat if the number is above ``newest``. Raises ValueError
     if ``data`` is not a mapping or the number is not an integer of at least 0.
     """
     if not isinstance(data, Mapping):
@@ -29,7 +33,7 @@ def format_of(data: Any, newest: int, where: str) -> int:
     if type(number) is not int or number < 0:
         raise ValueError(f"its {KEY} is {number!r}, but must be an integer of at least 0")
     if number > newest:
-        raise BadInput(
+        raise NewerFormat(
             f"{where} has format {number}, but this Qfleet reads formats up to {newest}: use the Qfleet that wrote it"
         )
     return number
@@ -38,7 +42,7 @@ def format_of(data: Any, newest: int, where: str) -> int:
 def upgraded(data: Any, renamed: Renamed, where: str) -> dict[str, Any]:
     """A deep copy of ``data`` with all renamed keys replaced by their current names, without the format number.
 
-    ``data`` may have any format up to ``len(renamed)``. Raises BadInput and ValueError as `format_of` does.
+    ``data`` may have any format up to ``len(renamed)``. Raises NewerFormat and ValueError as `format_of` does.
     """
     number = format_of(data, len(renamed), where)
     result = {key: copy.deepcopy(value) for key, value in data.items() if key != KEY}

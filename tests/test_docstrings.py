@@ -13,7 +13,8 @@ from tests.conftest import ROOT
 
 ARRAYS = {"Array", "Float32", "Float64", "Int64", "UInt64", "Bool", "NDArray", "ndarray", "Tensor"}
 STATES = {"Mapping", "dict"}  # by name: every array has a shape of its own
-SHAPE = re.compile(r"\[[^\[\]]*\]|^See `")  # [B, A], [N], [] for a scalar; or a pointer to the protocol's docstring
+# A shape such as [B, A] or [], but neither list[int] nor a link; or a pointer to the protocol's docstring.
+SHAPE = re.compile(r"(?<!\w)\[[^\[\]]*\](?!\()|^See `")
 
 
 def mentions_array(annotation: ast.AST | None) -> bool:
@@ -33,7 +34,7 @@ def public_functions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[s
     for node in body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             yield from public_functions(node.body, f"{node.name}.")
-        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
             yield prefix + node.name, node
 
 
@@ -66,6 +67,7 @@ def test_functions_with_arrays_state_a_shape():
         ("(x: 'np.ndarray | None')", "Values.", True),
         ("(self, *, x: list[Tensor])", "Values.", True),
         ("(x: Array) -> None", "See `Selector.sample`.", False),
+        ("(x: Array) -> list[int]", "A list[int]; see [the docs](docs/x.md).", True),
         ("() -> Mapping[str, Array]", "The state.", False),
         ("(n: int) -> float", "The mean.", False),
     ],

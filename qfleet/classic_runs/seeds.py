@@ -18,7 +18,7 @@ from qfleet.classic_runs.pictures import draw_pictures
 from qfleet.run.directory import SUMMARY, RunDir, package_versions
 from rl.envs.make import make_environments
 from rl.envs.recording import record
-from rl.errors import RunFault
+from rl.errors import BadInput, RunFault
 from rl.evaluation import evaluate
 from rl.parameters import to_bytes
 
@@ -49,7 +49,7 @@ class Job:
         """The content of a finished seed's summary.json; None if the file does not exist or cannot be read."""
         try:
             return RunDir(self.seed_folder(seed)).read_json(SUMMARY)
-        except (OSError, ValueError):
+        except (OSError, BadInput):
             return None
 
 

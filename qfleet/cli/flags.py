@@ -87,26 +87,34 @@ def _one_line_error(text: str, args: list[str], prog: str, cls: Any) -> str:
         return f"missing {', '.join(missing)}: see {prog} --help"
     for pattern, message in TYRO_ERRORS.items():
         if m := re.match(pattern, first):
-            words = [re.findall(r"[^\s,'()]+", text) for text in m.groups()]
-            return message.format(*map(" ".join, words[:2]), *map(", ".join, words[2:]))  # the third: the choices
+            *words, choices = [*m.groups(), "", ""][:3]
+            return message.format(*(word.strip("'") for word in words), ", ".join(re.findall(r"[^\s,'()]+", choices)))
+    if first.startswith("Unrecognized options") and (switch := _switch_with_value(args, flag_names(cls))):
+        return f"{switch} takes no value: write {switch}, or {flag(switch.removeprefix('--') + ': false')}"
     if first.startswith("Unrecognized options"):
-        flag = next((a for a in args if a.split("=")[0] in first and a.startswith("-")), None)
-        word = flag or first.partition(": ")[2].split(",")[0]
-        if flag is None:
-            return f"unexpected word {word!r}: see {prog} --help"
-        near = difflib.get_close_matches(flag.split("=")[0], flag_names(cls), n=1, cutoff=0.5)
-        return f"unknown flag {flag}: " + (f"did you mean {near[0]}?" if near else f"see {prog} --help")
+        unknown = next((a for a in args if a.split("=")[0] in first and a.startswith("-")), None)
+        if unknown is None:
+            return f"unexpected word {first.partition(': ')[2].split(',')[0]!r}: see {prog} --help"
+        near = difflib.get_close_matches(unknown.split("=")[0], flag_names(cls), n=1, cutoff=0.6)
+        return f"unknown flag {unknown}: " + (f"did you mean {near[0]}?" if near else f"see {prog} --help")
     return f"{first.rstrip('.')}: see {prog} --help"
 
 
+def _switch_with_value(args: list[str], names: list[str]) -> str | None:
+    """The first switch (--x, with a --no-x) in ``args`` that has a value, as in --x=false."""
+    written = (a.partition("=")[0] for a in args if "=" in a)
+    return next((a for a in written if a in names and flag(a.removeprefix("--") + ": false") in names), None)
+
+
 def flag_value(args: list[str], flag: str) -> str | None:
-    """The value of ``flag`` in the unparsed ``args``; None if it is not there."""
+    """The value of ``flag`` in the unparsed ``args``, of a repeated flag the last one; None if it is not there."""
+    value = None
     for i, arg in enumerate(args):
         if arg.startswith(flag + "="):
-            return arg.partition("=")[2]
-        if arg == flag and i + 1 < len(args):
-            return args[i + 1]
-    return None
+            value = arg.partition("=")[2]
+        elif arg == flag and i + 1 < len(args):
+            value = args[i + 1]
+    return value
 
 
 def flag_names(cls: Any) -> list[str]:

@@ -44,9 +44,11 @@ class Setting(NamedTuple):
 
 def take_help_request(args: list[str]) -> str | None:
     """Remove ``--help`` and the group after it from ``args``; returns the group, "" without one, None without --help."""
-    position = next((i for i, word in enumerate(args) if word in HELP), None)
+    position = next((i for i, word in enumerate(args) if word.partition("=")[0] in HELP), None)
     if position is None:
         return None
+    if "=" in args[position]:
+        return args.pop(position).partition("=")[2]
     following = args[position + 1] if position + 1 < len(args) else ""
     group = "" if following.startswith("-") else following
     del args[position : position + (2 if group else 1)]

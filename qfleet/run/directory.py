@@ -7,7 +7,6 @@ import fcntl
 import importlib.metadata
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +15,13 @@ from typing import IO, Any
 from learner.checkpoint import Checkpoint, CheckpointStore
 from qfleet.config import TrainConfig, from_data, from_yaml, to_yaml
 from rl.errors import BadInput
+from rl.files import sync, write_synced
+from rl.formats import NewerFormat
 
 log = logging.getLogger("qfleet.run_dir")
 
 CONFIG, SUMMARY, STATUS, LOCK = "config.yaml", "summary.json", "status.json", ".lock"
+CHECKPOINTS, BEST, METRICS = "checkpoints", "best", "metrics.csv"
 HISTORY = "config.history"  # one JSON object per line: what each resume changed
 SCALE = "scale.json"  # the last request of `qfleet scale`
 
@@ -36,8 +38,8 @@ class RunDir:
 
     def __init__(self, path: Path, keep_checkpoints: int = 3) -> None:
         self.path = path
-        self.checkpoints = CheckpointStore(str(path / "checkpoints"), keep_checkpoints)
-        self.best = CheckpointStore(str(path / "best"), keep=1)
+        self.checkpoints = CheckpointStore(str(path / CHECKPOINTS), keep_checkpoints)
+        self.best = CheckpointStore(str(path / BEST), keep=1)
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -52,7 +54,7 @@ class RunDir:
         if path is None:
             game = config.env.id.split("/")[-1].lower().replace(":", "-")  # a colon means a host to scp and rsync
             path = Path("runs") / f"{game}-{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
-        if (path / CONFIG).exists():
+        if any((path / name).exists() for name in (CONFIG, CHECKPOINTS, BEST, METRICS)):
             raise BadInput(f"{path} already holds a run: write another directory, or continue that run with --resume")
         if path.exists() and not path.is_dir():
             raise BadInput(f"{path} is a file: write the name of a new directory")
@@ -101,13 +103,20 @@ class RunDir:
             self._lock.close()
 
     def config(self) -> TrainConfig:
-        """The run's configuration: from config.yaml, or from the newest checkpoint if that file is missing.
+        """The run's configuration: from config.yaml, or from the newest checkpoint if that file is missing or empty.
 
         Raises BadInput if neither can be read.
         """
         file = self.path / CONFIG
-        if file.is_file():
-            return from_yaml(file.read_text(), str(file))
+        text = file.read_text(errors="replace") if file.is_file() else ""
+        if text.strip():
+            try:
+                return from_yaml(text, str(file))
+            except NewerFormat:
+                raise
+            except BadInput as error:
+                copy = " (or delete the file: the newest checkpoint has a copy)" if self.checkpoints.steps() else ""
+                raise BadInput(f"{error}{copy}") from error
         checkpoint = self.newest_checkpoint()
         if (found := checkpoint_config(checkpoint)) is None:
             raise BadInput(
@@ -117,26 +126,40 @@ class RunDir:
         return found
 
     def newest_checkpoint(self) -> Checkpoint:
-        """The newest complete checkpoint. Raises BadInput if there is none."""
-        checkpoint = self.checkpoints.load_newest()
+        """The newest complete checkpoint. Raises BadInput if there is none, or if it cannot be read at present."""
+        try:
+            checkpoint = self.checkpoints.load_newest()
+        except OSError as error:
+            raise BadInput(f"{self.path}: a checkpoint cannot be read ({error}): try again later") from error
         if checkpoint is None:
             raise BadInput(f"{self.path} holds no complete checkpoint to resume from: start a new run")
         return checkpoint
 
     def write(self, name: str, text: str) -> None:
-        """Write the file ``name`` atomically: a reader sees the old or the new text. Raises OSError."""
-        temporary = self.path / f".{name}.{os.getpid()}"
-        temporary.write_text(text)
-        temporary.replace(self.path / name)
+        """Write the file ``name`` atomically: a reader, also after a power cut, sees the old or the new text.
+
+        Raises OSError.
+        """
+        write_synced(self.path / name, text.encode())
+        sync(self.path)
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
-        """Write ``data`` as JSON to the file ``name``, atomically. Raises OSError."""
+        """Write ``data`` as JSON to the file ``name``, as `write` does. Raises OSError."""
         self.write(name, json.dumps(data, indent=1) + "\n")
 
+    def write_status(self, data: Mapping[str, Any]) -> None:
+        """Replace the run's status. A power cut may damage it. Raises OSError."""
+        temporary = self.path / f".{STATUS}"
+        temporary.write_text(json.dumps(data, indent=1) + "\n")
+        temporary.replace(self.path / STATUS)
+
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The JSON object in the file ``name``; None if there is no such file. Raises ValueError if it is not JSON."""
+        """The JSON object in the file ``name``; None if there is no such file. Raises BadInput if it is damaged."""
         file = self.path / name
-        return json.loads(file.read_text()) if file.is_file() else None
+        try:
+            return dict(json.loads(file.read_bytes())) if file.is_file() else None
+        except (ValueError, TypeError) as error:
+            raise BadInput(f"{file} is damaged ({error}): delete it") from error
 
 
 def checkpoint_config(checkpoint: Checkpoint) -> TrainConfig | None:

@@ -35,7 +35,7 @@ class RunLog:
     run repeats that part.
     """
 
-    def __init__(self, folder: Path, over: str = "agent_steps", resumed: Mapping[str, int] | None = None) -> None:
+    def __init__(self, folder: Path, over: str = "agent_steps", resumed: Mapping[str, float] | None = None) -> None:
         self._over = over
         # TensorBoard hides points of earlier files from this step on
         purge = None if resumed is None else resumed[over] + 1
@@ -71,7 +71,7 @@ class RunLog:
 class _Csv:
     """A CSV file to which rows are appended. A new run creates it; a resume deletes the rows beyond its checkpoint."""
 
-    def __init__(self, file: Path, columns: tuple[str, ...], resumed: Mapping[str, int] | None) -> None:
+    def __init__(self, file: Path, columns: tuple[str, ...], resumed: Mapping[str, float] | None) -> None:
         kept = _rows_until(file, resumed) if resumed is not None else []
         if resumed is not None or not file.exists():
             temporary = file.with_name(f".{file.name}")
@@ -91,17 +91,17 @@ class _Csv:
         self._file.close()
 
 
-def _rows_until(file: Path, resumed: Mapping[str, int]) -> list[dict[str, str]]:
+def _rows_until(file: Path, resumed: Mapping[str, float]) -> list[dict[str, str]]:
     """The rows of a file up to the checkpoint, without a last row that a killed process wrote only in part."""
     if not file.exists():
         return []
-    with file.open(newline="") as rows:
+    with file.open(newline="", errors="replace") as rows:  # a damaged row is then dropped
         return [row for row in csv.DictReader(rows) if None not in row.values() and not _is_beyond(row, resumed)]
 
 
-def _is_beyond(row: Mapping[str, str], resumed: Mapping[str, int]) -> bool:
+def _is_beyond(row: Mapping[str, str], resumed: Mapping[str, float]) -> bool:
     try:
-        return any(int(row[name]) > most for name, most in resumed.items())
+        return any(float(row[name]) > most for name, most in resumed.items())
     except (KeyError, ValueError):
         return True
 

@@ -49,12 +49,15 @@ def resume_run(config: TrainConfig, path: Path) -> tuple[RunDir, Checkpoint, lis
         changes = changed_settings(checkpoint_config(checkpoint) or directory.config(), config)
         _check_changes(changes, str(path))
         _check_checkpoint_fits(config, checkpoint, str(path))
-    except BadInput:
+        directory.write(CONFIG, to_yaml(config))
+        _append_history(directory, checkpoint, changes)
+        (directory.path / SUMMARY).unlink(missing_ok=True)
+    except OSError as error:
+        directory.unlock()
+        raise BadInput(f"{path} cannot be written ({error}): make it writable, or remove what is in the way") from error
+    except BaseException:
         directory.unlock()  # the error's traceback refers to `directory` and would keep the lock
         raise
-    directory.write(CONFIG, to_yaml(config))
-    _append_history(directory, checkpoint, changes)
-    (directory.path / SUMMARY).unlink(missing_ok=True)
     return directory, checkpoint, changes
 
 
@@ -101,7 +104,7 @@ def _wrapped(names: Iterable[str]) -> list[str]:
 def _append_history(directory: RunDir, checkpoint: Checkpoint, changes: list[Change]) -> None:
     """Append one line to config.history: the time, the checkpoint's counters, and the changed settings."""
     counters = {name: checkpoint.state[name] for name in ("agent_steps", "updates") if name in checkpoint.state}
-    changed = {c.name: [c.old, c.new] for c in changes}
+    changed = json.loads(json.dumps({c.name: [c.old, c.new] for c in changes}), parse_constant=str)  # inf is not JSON
     entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **counters, "changed": changed}
     with (directory.path / HISTORY).open("a") as file:
         file.write(json.dumps(entry) + "\n")
@@ -118,6 +121,11 @@ def _check_changes(changes: list[Change], where: str) -> None:
 
 def _check_checkpoint_fits(config: TrainConfig, checkpoint: Checkpoint, where: str) -> None:
     """Raise BadInput if the checkpoint's network or optimizer is not the one in ``config``."""
+    if lacking := {"online", "target", "optimizer"} - set(checkpoint.arrays):
+        raise BadInput(
+            f"the newest checkpoint in {where} has no {', '.join(sorted(lacking))}: it was not saved for a resume; "
+            "remove it"
+        )
     spec, actions = spec_and_actions(config.env)
     try:
         load_weights(make_network(config.network, spec, actions, 0), checkpoint.arrays["online"])

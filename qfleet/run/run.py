@@ -13,7 +13,7 @@ from typing import Any
 
 from learner.checkpoint import Checkpoint
 from qfleet.config import TrainConfig, to_data
-from qfleet.run.directory import STATUS, SUMMARY, RunDir, package_versions
+from qfleet.run.directory import SUMMARY, RunDir, package_versions
 from qfleet.run.log import RunLog
 from qfleet.run.progress import Progress, duration
 from qfleet.run.scheduler import Candidate, EvaluationScheduler, Kind
@@ -44,8 +44,11 @@ class Run:
         self.config, self.dir, self.resumed = config, run_dir, resumed
         earlier = dict(resumed.state) if resumed else {}
         self.stats = RunStats(config, earlier, on_episode)
-        self.scheduler = EvaluationScheduler(config.evaluation, self.stats.steps_or_updates, earlier.get("evaluation"))
-        counters = {n: int(earlier[n]) for n in ("agent_steps", "updates")} if resumed else None
+        self.scheduler = EvaluationScheduler(
+            config.evaluation, self.stats.steps_or_updates, self._earlier_evaluations()
+        )
+        logged = ("agent_steps", "updates", "wall_seconds")
+        counters = {n: earlier[n] for n in logged if n in earlier} if resumed else None
         self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps", counters)
         title = f"Qfleet {config.env.id}  {run_dir.path}"
         self.progress = Progress(title, self._limits(), config.evaluation.goal, self._on_output_closed)
@@ -55,6 +58,16 @@ class Run:
         self.last_row: dict[str, Any] = {}
         self.scaling: dict[str, Any] = {}  # entries of status.json about replay shards, for `qfleet scale`
         self.interrupted_by: int | None = None  # number of the signal that ended the run; SIGPIPE: output closed
+
+    def _earlier_evaluations(self) -> dict[str, Any]:
+        """The scheduler's state in the checkpoint; weights that best/ got after it keep their rank."""
+        if self.resumed is None:
+            return {}
+        state = dict(self.resumed.state.get("evaluation") or {})
+        best = self.dir.best.load_newest()
+        if best is not None and best.state["updates"] > self.resumed.state["updates"]:
+            state |= {"best_return": best.state["mean_return"], "best_is_full": best.state.get("is_full", False)}
+        return state
 
     def _on_output_closed(self) -> None:
         """End the run as a signal would, because its standard error is closed."""
@@ -87,7 +100,7 @@ class Run:
             self.log.returns_by_epsilon(self.stats.agent_steps, self.stats.returns_by_epsilon())
         if force or now - self._last_status >= STATUS_PERIOD:
             self._last_status = now
-            self.dir.write_json(STATUS, self.status(row))
+            self.dir.write_status(self.status(row))
 
     def status(self, row: dict[str, Any]) -> dict[str, Any]:
         """The content of status.json, which `qfleet status` shows; ``row`` comes from `RunStats.row`."""
@@ -118,7 +131,11 @@ class Run:
             return None
         next_kind, is_best = self.scheduler.record(kind, result)
         if is_best:
-            state = {"mean_return": result.mean_return, "agent_steps": candidate.agent_steps}
+            state = {
+                "mean_return": result.mean_return,
+                "is_full": kind != "quick",
+                "agent_steps": candidate.agent_steps,
+            }
             state |= {"updates": candidate.updates, "weights_version": candidate.version}
             self.dir.best.save(candidate.updates, Checkpoint({"online": dict(candidate.weights)}, state))
         self.log.evaluation(
@@ -159,7 +176,7 @@ class Run:
         left = min([(most - row[n]) / rates[n] for n, most in self._limits().items() if rates[n] > 0], default=math.inf)
         if self.config.max_minutes > 0:
             left = min(left, self.config.max_minutes * 60.0 - self.stats.wall_seconds)
-        return left
+        return max(left, 0.0)
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json."""

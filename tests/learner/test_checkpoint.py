@@ -64,3 +64,27 @@ def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
     folder = tmp_path / store.save(5, Checkpoint(arrays(), {"a": 1}))
     assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".json", ".safetensors", ".safetensors"]
     json.loads((folder / "state.json").read_text())
+
+
+def test_a_read_error_is_not_taken_for_damage(tmp_path, monkeypatch):
+    """Else a resume would silently take an older save, because a disk or a network failed for a moment."""
+    store = CheckpointStore(str(tmp_path))
+    for step in (1, 2):
+        store.save(step, Checkpoint(arrays(), {"updates": step}))
+
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(store.fs, "cat_file", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.load_newest()
+
+
+def test_a_save_deletes_those_of_later_steps_that_a_resume_skipped(tmp_path):
+    store = CheckpointStore(str(tmp_path), keep=2)
+    for step in (10, 30):
+        store.save(step, Checkpoint(arrays(), {"updates": step}))
+    (tmp_path / f"{30:012d}" / "state.json").unlink()
+    assert store.load_newest().state == {"updates": 10}
+    store.save(20, Checkpoint(arrays(), {"updates": 20}))
+    assert store.steps() == [10, 20]

@@ -147,3 +147,11 @@ def test_status_of_a_killed_run_gives_the_age_of_its_figures(run, capsys):
     assert command("status", run.path) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("not updated for 0:01:15: the run was probably killed")
+
+
+@pytest.mark.parametrize("name", [STATUS, SUMMARY])
+def test_status_of_a_damaged_file_is_one_line(run, name, capsys):
+    (run.path / name).write_text('{"updates"')
+    assert command("status", run.path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"qfleet: {run.path / name} is damaged (")

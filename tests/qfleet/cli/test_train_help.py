@@ -55,6 +55,7 @@ def test_help_of_a_group_lists_only_its_flags(capsys):
     assert "one of: huber, squared" in out
     assert "--learner.double, --learner.no-double (default: on)\n" in out
     assert "--max-minutes" in help_output(capsys, "--help", "run")
+    assert help_output(capsys, "cartpole", "--help=learner") == out
 
 
 def test_an_unknown_group_is_a_one_line_error(capsys):

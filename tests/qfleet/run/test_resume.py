@@ -12,7 +12,7 @@ import pytest
 
 from qfleet.api import train
 from qfleet.cli import main as cli
-from qfleet.config import TrainConfig, from_data, to_data
+from qfleet.config import TrainConfig, from_data, to_data, to_yaml
 from qfleet.run.directory import HISTORY, RunDir, checkpoint_config
 from qfleet.run.resume import changed_settings, resume_run, rules_table, settings
 from rl.errors import BadInput, BadSetting
@@ -203,3 +203,92 @@ def test_a_run_resumed_twice_prints_the_changes_and_logs_each_step_once(tmp_path
     assert steps == sorted(steps)
     assert 88888 not in steps
     assert len((path / HISTORY).read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("left", ["checkpoints", "best", "metrics.csv"])
+def test_a_new_run_does_not_start_among_the_files_of_another(own, left):
+    for path in own.iterdir():
+        if path.name != left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = files(own)
+    with pytest.raises(BadInput, match="already holds a run"):
+        RunDir.create(own, TrainConfig())
+    assert files(own) == before
+
+
+def test_an_empty_config_is_read_from_the_checkpoint(own):
+    expected = RunDir.open(own).config()
+    (own / "config.yaml").write_text("\n")
+    assert RunDir.open(own).config() == expected
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"env: [", b"env: {id: 3}\n"])
+def test_a_damaged_config_is_one_line_that_names_the_copy(own, content, capsys):
+    (own / "config.yaml").write_bytes(content)
+    before = files(own)
+    assert cli.main(["train", "--resume", str(own), "--serial"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("(or delete the file: the newest checkpoint has a copy)")
+    assert files(own) == before
+
+
+def test_a_checkpoint_without_an_optimizer_is_rejected(own):
+    """As in best/, from where somebody may copy it."""
+    directory = RunDir.open(own)
+    checkpoint = directory.newest_checkpoint()
+    weights = {"online": checkpoint.arrays["online"]}
+    directory.checkpoints.save(2_000, replace(checkpoint, arrays=weights))
+    with pytest.raises(BadInput, match=f"newest checkpoint in {own} has no optimizer, target"):
+        resume_run(directory.config(), own)
+
+
+def test_what_cannot_be_written_is_one_line_and_the_lock_is_free(own):
+    directory = RunDir.open(own)
+    config = directory.config()
+    (own / HISTORY).mkdir()
+    with pytest.raises(BadInput, match="cannot be written .* make it writable, or remove what is in the way"):
+        resume_run(config, own)
+    directory.lock()
+    directory.unlock()
+    (own / HISTORY).rmdir()
+    shutil.rmtree(own / "tensorboard", ignore_errors=True)
+    (own / "tensorboard").write_text("")
+    with pytest.raises(BadInput, match="remove what is in the way"):
+        train(replace(config, replay=replace(config.replay, snapshot_minutes=0.0)), resume=own, serial=True)
+    directory.lock()
+
+
+def test_a_log_with_stray_bytes_loses_only_the_damaged_row(tmp_path):
+    run = tmp_path / "run"
+    train(short(max_steps=300), run_dir=run, serial=True)
+    rows = len((run / "metrics.csv").read_text().splitlines())
+    with (run / "metrics.csv").open("ab") as file:
+        file.write(b"1,\xff\x00")
+    train(short(max_steps=400), resume=run, serial=True)
+    content = (run / "metrics.csv").read_text().splitlines()
+    assert len(content) >= rows
+    assert len({len(line.split(",")) for line in content}) == 1
+    seconds = [float(line.split(",")[0]) for line in content[1:]]
+    assert seconds == sorted(seconds)
+
+
+def test_of_repeated_flags_the_last_one_counts(own, tmp_path, capsys):
+    other = shutil.copytree(own, tmp_path / "other")
+    config = RunDir.open(other).config()
+    RunDir(other).write("config.yaml", to_yaml(replace(config, max_updates=777)))
+    assert cli.main(["train", "--resume", str(other), "--resume", str(own), "--help", "run"]) == 0
+    assert f"run: flags, with the values of {own}" in (out := capsys.readouterr().out)
+    assert "777" not in out
+
+
+def test_weights_that_best_got_after_the_checkpoint_keep_their_rank(own):
+    directory = RunDir.open(own)
+    config = directory.config()
+    config = replace(config, max_steps=1, replay=replace(config.replay, snapshot_minutes=0.0))
+    checkpoint = directory.newest_checkpoint()
+    assert checkpoint.state["evaluation"]["best_return"] < 496.5
+    state = {"mean_return": 496.5, "is_full": True, "updates": checkpoint.state["updates"] + 1}
+    directory.best.save(state["updates"], replace(checkpoint, state=state))
+    summary = train(config, resume=own, serial=True)
+    assert summary["best_return"] == 496.5
+    assert RunDir.open(own).newest_checkpoint().state["evaluation"]["best_is_full"]
