@@ -55,6 +55,9 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
     return []
 
 
+SETTINGS_FRAME = b"\x04"
+# What an HTTP/2 client sends first, with an empty SETTINGS frame (RFC 9113, section 3.4); the server answers with its own.
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS_FRAME + b"\0" * 5
 HINT = "start one with `ray start --head`, or write the host:port of a running one"
 
 
@@ -84,12 +87,18 @@ def join_ray(address: str, namespace: str, **options: Any) -> None:
 
 
 def _answers(address: str, timeout: float) -> bool:
-    """Whether something listens at ``address``. Raises BadInput if it is not host:port."""
+    """Whether a gRPC server, as a Ray head is one, answers at ``address``. Raises BadInput if it is not host:port.
+
+    `ray.init` would wait for minutes for anything else that listens there.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise BadInput(f"address {address!r} is not host:port: write auto, or host:port of a Ray head")
     try:
-        with socket.create_connection((host, int(port)), timeout=timeout):
-            return True
+        with socket.create_connection((host, int(port)), timeout=timeout) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "1":
+                return True  # it answers only after a TLS handshake
+            connection.sendall(HTTP2_PREFACE)
+            return connection.recv(4, socket.MSG_WAITALL)[3:] == SETTINGS_FRAME
     except OSError:
         return False

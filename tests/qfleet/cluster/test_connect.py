@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import socket
+import threading
+from concurrent import futures
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import grpc
 import pytest
 
 from qfleet.cluster import connect
@@ -12,15 +16,19 @@ from rl.errors import BadInput
 
 
 @pytest.fixture
-def listening():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+def answering():
+    """The address of a gRPC server."""
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
 
 
-def test_an_address_resolves_to_itself_and_auto_to_ray_address(listening, monkeypatch):
-    assert resolve_address(listening) == listening
-    monkeypatch.setenv("RAY_ADDRESS", listening)
-    assert resolve_address("auto") == listening
+def test_an_address_resolves_to_itself_and_auto_to_ray_address(answering, monkeypatch):
+    assert resolve_address(answering) == answering
+    monkeypatch.setenv("RAY_ADDRESS", answering)
+    assert resolve_address("auto") == answering
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:", ":6379", "127.0.0.1:port"])
@@ -35,3 +43,14 @@ def test_an_address_without_a_ray_is_rejected_with_what_to_do(monkeypatch):
         BadInput, match=r"no Ray answers at 127.0.0.1:1 within 0.5 s: start one with `ray start --head`"
     ):
         resolve_address("127.0.0.1:1")
+
+
+def test_a_silent_listener_and_another_protocol_are_no_ray(monkeypatch):
+    monkeypatch.setattr(connect, "JOIN_TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(BadInput, match="no Ray answers"):
+        resolve_address(f"127.0.0.1:{silent.getsockname()[1]}")
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    with pytest.raises(BadInput, match="no Ray answers"):
+        resolve_address(f"127.0.0.1:{server.server_port}")
+    server.server_close()
