@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from qfleet.cli.flags import flag
 from qfleet.presets import PRESETS
+from rl.bounds import as_written
 from rl.errors import BadInput, suggestion
 
 WIDTH, FLAG_WIDTH = 80, 35  # columns of the terminal, and of the flags on the first screen
@@ -159,10 +160,4 @@ def _choices(hint: Any) -> list[str]:
 
 def _format_value(value: Any) -> str:
     """A value as it can be written after its flag."""
-    if isinstance(value, tuple):
-        return " ".join(_format_value(x) for x in value)
-    if isinstance(value, int) and abs(value) >= 10_000:
-        return f"{value:_}"
-    if isinstance(value, float):
-        return f"{value:_.0f}" if value.is_integer() and abs(value) >= 10_000 else f"{value:g}"
-    return shlex.quote(str(value))
+    return shlex.quote(value) if isinstance(value, str) else as_written(value)

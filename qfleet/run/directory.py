@@ -108,7 +108,7 @@ class RunDir:
         Raises BadInput if neither can be read.
         """
         file = self.path / CONFIG
-        text = file.read_text(errors="replace") if file.is_file() else ""
+        text = file.read_bytes().decode(errors="replace") if file.is_file() else ""
         if text.strip():
             try:
                 return from_yaml(text, str(file))

@@ -31,8 +31,8 @@ class RunLog:
         log.close()
 
     ``over`` is the x-axis in TensorBoard: "agent_steps", or "updates" of an offline run. ``resumed`` holds the
-    agent_steps and updates of the checkpoint that a resumed run starts from; rows beyond them are deleted, because the
-    run repeats that part.
+    agent_steps, updates and wall_seconds of the checkpoint that a resumed run starts from; rows beyond them are
+    deleted, because the run repeats that part.
     """
 
     def __init__(self, folder: Path, over: str = "agent_steps", resumed: Mapping[str, float] | None = None) -> None:
