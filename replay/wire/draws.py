@@ -18,7 +18,7 @@ from protos import replay_pb2 as pb
 from protos.codec import count_reply_items, counts_from_message, sample_request
 from protos.types import Counts, LimiterState
 from replay.credit import ShardAccount
-from replay.wire.connection import ShardConnection
+from replay.wire.connection import ShardConnection, Traffic
 from rl.errors import RunFault
 
 
@@ -73,6 +73,7 @@ class DrawStream:
     def __init__(self, index: int, connection: ShardConnection, account: ShardAccount) -> None:
         self.index, self.connection, self.account = index, connection, account
         self.counts = Counts()  # from the last reply
+        self.received = Traffic()  # replies, also those without items
         self.has_left = False
         self.failure: RunFault | None = None  # set if the shard rejects a request; the sampler raises it
         self._lock = threading.Lock()
@@ -115,6 +116,7 @@ class DrawStream:
 
     def _handle_reply(self, reply: pb.SampleReply) -> None:
         counts = counts_from_message(reply.counts)
+        self.received.add(count_reply_items(reply), reply.ByteSize())
         with self._lock:
             request, part = self._unanswered.popleft()
             self.counts = counts
