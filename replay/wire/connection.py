@@ -36,17 +36,11 @@ CONNECTION_CLOSED_HINT = (
 class Traffic:
     """Messages of one kind that a client has sent or received: the items in them and their bytes.
 
-    Bytes are those of the serialized messages, without the framing of gRPC, HTTP/2, TCP and IP. ``add`` is not safe
-    from several threads at once.
+    Bytes are those of the serialized messages, without the framing of gRPC, HTTP/2, TCP and IP.
     """
 
     items: int = 0
     bytes: int = 0
-
-    def add(self, items: int, size: int) -> None:
-        """Count a message of ``size`` bytes with ``items`` items."""
-        self.items += items
-        self.bytes += size
 
 
 class ShardConnection:

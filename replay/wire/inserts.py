@@ -63,7 +63,8 @@ class InsertStream:
                     return
                 request = self.queue[self._sent]
                 self._sent += 1
-                self._traffic.add(count_request_items(request), request.ByteSize())
+                self._traffic.items += count_request_items(request)
+                self._traffic.bytes += request.ByteSize()  # about 2 us; packing the segment takes 300
             yield request
 
     def _run(self) -> None:
