@@ -8,7 +8,7 @@ learner.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
@@ -19,8 +19,16 @@ from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
 from rl.bounds import at_least, positive, require
 from rl.networks import NetworkConfig, make_network
+from rl.parameters import bytes_of, weights_of
 
 BATCH = 32
+# The counters of a run that measure the same as figures of `measure_bytes` (docs/runs.md).
+COUNTED = {
+    "insert_bytes": "qfleet_actor_replay_bytes_sent / qfleet_actor_replay_items_sent",
+    "sample_bytes": "qfleet_learner_replay_bytes_received / qfleet_learner_replay_items_received",
+    "weights_bytes": "qfleet_actor_weights_bytes_received / (qfleet_actor_weights_publications + "
+    "qfleet_actor_weights_target_syncs)",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class Command:
     """Actors per node (machine)."""
     publish_period: int = 20
     """Learner updates between publications of weights."""
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig("nature", hidden=(512,), dueling=False))
+    """The network whose weights are published."""
     items: int = 20_000
     """Transitions of Pong to play for measuring the bytes."""
     json: bool = False
@@ -57,8 +67,11 @@ class Command:
 def run(c: Command, log: Callable[[str], None] = print) -> dict[str, Any]:
     """Measure the bytes and log the table; returns the bytes by name, and ``fleets``: the columns by actors."""
     log(f"playing {c.items:,} transitions of Pong ...")
-    sizes = measure_bytes(c.items)
+    sizes = measure_bytes(c.items, c.network)
     log(", ".join(f"{name.replace('_', ' ')} {value:,.0f}" for name, value in sizes.items()))
+    log("a run on Ray counts the same bytes (docs/runs.md); compare:")
+    for name, counters in COUNTED.items():
+        log(f"{sizes[name]:>12,.0f} {name.replace('_', ' ')} = {counters}")
     columns = [needs_of_actors(c, sizes, actors) for actors in c.actors]
     log("| | " + " | ".join(f"{actors:,} actors" for actors in c.actors) + " |")
     log("|---" * (len(columns) + 1) + "|")
@@ -72,12 +85,12 @@ def run(c: Command, log: Callable[[str], None] = print) -> dict[str, Any]:
     return {**sizes, "fleets": dict(zip(map(str, c.actors), columns, strict=True))}
 
 
-def measure_bytes(items: int) -> dict[str, float]:
-    """Play ``items`` transitions of Pong; returns bytes per transition, and bytes of a Nature network's weights.
+def measure_bytes(items: int, network: NetworkConfig) -> dict[str, float]:
+    """Play ``items`` transitions of Pong; returns bytes per transition, and bytes of the weights of ``network``.
 
     insert_bytes: in insert requests; payload_bytes: compressed frames in a shard; resident_bytes: all memory of the
-    content of a shard, by its own count; sample_bytes: in sample replies; weights_bytes: float32 weights of the whole
-    network.
+    content of a shard, by its own count; sample_bytes: in sample replies; weights_bytes: weights and buffers of the
+    whole network, as published.
     """
     name = "0" * 32  # as long as a writer's name
     segments = [pack_segment(segment) for segment in pong_segments(items)]
@@ -89,13 +102,12 @@ def measure_bytes(items: int) -> dict[str, float]:
         inserts.append(pb.InsertRequest(writer=name, origin=name, sequence=sequence, segment=message))
         shard.insert(name, sequence, segment)
     replies = [sampled_to_message(shard.sample([BATCH]), PONG_SPEC) for _ in range(100)]
-    network = make_network(NetworkConfig(kind="nature", hidden=(512,), dueling=False), PONG_SPEC, PONG_ACTIONS, 0)
     return {
         "insert_bytes": sum(r.ByteSize() for r in inserts) / stored,
         "payload_bytes": shard.counts().bytes / stored,
         "resident_bytes": shard.counts().resident_bytes / stored,
         "sample_bytes": sum(r.ByteSize() for r in replies) / (BATCH * len(replies)),
-        "weights_bytes": sum(p.numel() * p.element_size() for p in network.parameters()),
+        "weights_bytes": bytes_of(weights_of(make_network(network, PONG_SPEC, PONG_ACTIONS, 0))),
     }
 
 

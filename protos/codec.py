@@ -314,6 +314,11 @@ def insert_request(segment: PackedSegment, origin: str, transferred: bool = Fals
     return pb.InsertRequest(segment=segment_to_message(segment), origin=origin, transferred=transferred)
 
 
+def count_request_items(message: pb.InsertRequest) -> int:
+    """Return the number of items in a request to insert, without unpacking it."""
+    return len(message.segment.td_abs) // _F4.itemsize
+
+
 def count_reply_items(message: pb.SampleReply) -> int:
     """Return the number of items in a reply, without unpacking it."""
     return len(message.keys) // _U8.itemsize

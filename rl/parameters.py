@@ -17,6 +17,11 @@ def weights_of(module: nn.Module) -> dict[str, Array]:
     return {name: np.array(x.detach().cpu().numpy()) for name, x in module.state_dict().items()}
 
 
+def bytes_of(weights: Mapping[str, Array]) -> int:
+    """Number of bytes of the arrays."""
+    return sum(x.nbytes for x in weights.values())
+
+
 def load_weights(module: nn.Module, weights: Mapping[str, Array]) -> None:
     """Copy ``weights`` into the parameters and buffers of ``module``. Raises ValueError if names or shapes differ."""
     own = module.state_dict()

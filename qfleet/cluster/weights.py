@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from rl.errors import RunFault
+from rl.parameters import bytes_of
 from rl.ports import Publication
 
 Found = tuple[Publication, list[Any]]  # a publication without its weights; [online] or [online, target], references
@@ -89,6 +90,19 @@ class RayWeightSource:
         self._version, self._target_version = 0, -1
         self._pending_query: Any = None
         self._found: Found | None = None
+        self._publications = self._target_syncs = self._bytes = 0  # received
+
+    def stats(self) -> dict[str, float]:
+        """What `poll` and `wait` have returned: ``publications``, ``target_syncs`` among them, ``bytes_received``.
+
+        A target sync is a publication with target weights. Bytes are those of the weights. All readers of a node share
+        one copy, which crosses the network once.
+        """
+        return {
+            "publications": float(self._publications),
+            "target_syncs": float(self._target_syncs),
+            "bytes_received": float(self._bytes),
+        }
 
     def poll(self) -> Publication | None:
         """The newest publication, once its weights are on this node; None if there is no newer one. Never blocks."""
@@ -101,6 +115,9 @@ class RayWeightSource:
         online, *target = ray.get(refs)
         self._found = None
         self._version = newest.version
+        self._publications += 1
+        self._target_syncs += len(target)
+        self._bytes += sum(bytes_of(weights) for weights in (online, *target))
         if target:
             self._target_version = newest.target_version
         return replace(newest, weights=online, target_weights=target[0] if target else None)

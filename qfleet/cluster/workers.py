@@ -88,10 +88,10 @@ class ActorWorker:
         steps_so_far = board.status().get("agent_steps", 0)  # of all actors; above base_steps after a restart
         base_steps = max(base_steps, int(steps_so_far))
         shards = board.shards()
-        weights = RayWeightSource(_weight_store())
-        weights.await_first(FIRST_WEIGHTS_TIMEOUT)  # initial weights would act badly and give wrong priorities
+        self._weights = RayWeightSource(_weight_store())
+        self._weights.await_first(FIRST_WEIGHTS_TIMEOUT)  # initial weights would act badly and give wrong priorities
         self._writer = Writer(shards, config.replay.give_up_after, access=access)
-        self._actor = make_actor(config, index, base_steps, self._writer, weights)
+        self._actor = make_actor(config, index, base_steps, self._writer, self._weights)
         self._metrics = RayMetrics("actor", f"{run}/{index}")
         self._loop = _ThreadedLoop(self._act, "actor")
         self._loop.start()
@@ -103,7 +103,8 @@ class ActorWorker:
     def poll(self) -> dict[str, Any]:
         """`failure` (or None), `agent_steps` since the process started, and `episodes` finished since the last poll."""
         stats = dict(self._actor.stats())
-        self._metrics.report(stats)
+        sent = {f"replay_{k}": v for k, v in self._writer.stats().items()}
+        self._metrics.report({**stats, **sent, **{f"weights_{k}": v for k, v in self._weights.stats().items()}})
         return {"failure": self._loop.failure, "episodes": self._actor.take_episodes(), **stats}
 
     def set_shards(self, addresses: list[str]) -> None:

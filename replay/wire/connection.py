@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -29,6 +30,17 @@ CONNECTION_CLOSED_HINT = (
     " (the connection was accepted and then closed: the shard may expect TLS or a client certificate, or have too many "
     "connections)"
 )
+
+
+@dataclass
+class Traffic:
+    """Messages of one kind that a client has sent or received: the items in them and their bytes.
+
+    Bytes are those of the serialized messages, without the framing of gRPC, HTTP/2, TCP and IP.
+    """
+
+    items: int = 0
+    bytes: int = 0
 
 
 class ShardConnection:

@@ -18,8 +18,10 @@ from protos import replay_pb2 as pb
 from protos.codec import count_reply_items, counts_from_message, sample_request
 from protos.types import Counts, LimiterState
 from replay.credit import ShardAccount
-from replay.wire.connection import ShardConnection
+from replay.wire.connection import ShardConnection, Traffic
 from rl.errors import RunFault
+
+SAMPLE = f"/{pb.DESCRIPTOR.services_by_name['Replay'].full_name}/Sample"  # the name of the method in gRPC
 
 
 @dataclass
@@ -73,7 +75,12 @@ class DrawStream:
     def __init__(self, index: int, connection: ShardConnection, account: ShardAccount) -> None:
         self.index, self.connection, self.account = index, connection, account
         self.counts = Counts()  # from the last reply
+        self.received = Traffic()  # replies, also those without items
         self.has_left = False
+        # The stub's method, but it counts bytes: a parsed reply would have to be serialized again to know its own.
+        self._sample = connection.channel.stream_stream(
+            SAMPLE, request_serializer=pb.SampleRequest.SerializeToString, response_deserializer=self._parse
+        )
         self.failure: RunFault | None = None  # set if the shard rejects a request; the sampler raises it
         self._lock = threading.Lock()
         self._unanswered: deque[tuple[DrawRequest, ShardRequest]] = deque()  # in the order of the requests sent
@@ -103,8 +110,7 @@ class DrawStream:
         while self.is_alive:
             requests = self._requests
             try:
-                stub, metadata = self.connection.stub, self.connection.metadata
-                for reply in stub.Sample(iter(requests.get, None), metadata=metadata):
+                for reply in self._sample(iter(requests.get, None), metadata=self.connection.metadata):
                     self.connection.record_answer()
                     self._handle_reply(reply)
             except grpc.RpcError as error:
@@ -113,8 +119,13 @@ class DrawStream:
                 break
         self._mark_all_lost()  # including requests sent during a backoff
 
+    def _parse(self, data: bytes) -> pb.SampleReply:
+        self.received.bytes += len(data)
+        return pb.SampleReply.FromString(data)
+
     def _handle_reply(self, reply: pb.SampleReply) -> None:
         counts = counts_from_message(reply.counts)
+        self.received.items += count_reply_items(reply)
         with self._lock:
             request, part = self._unanswered.popleft()
             self.counts = counts

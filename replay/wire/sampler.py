@@ -253,7 +253,11 @@ class Sampler:
             raise all_gone([s.connection for s in members])
 
     def stats(self) -> Mapping[str, float]:
-        """Return the sums of the shards' last counts, and the numbers of lost updates and gone shards, by name."""
+        """Return the sums of the shards' last counts, the numbers of lost updates and gone shards, and what was received.
+
+        ``items_received`` and ``bytes_received`` are of all replies on the Sample streams, in bytes of messages
+        (`Traffic`). A reply may carry only counts, and items may be received that are never used.
+        """
         alive = [s.counts for s in self._streams if s.is_alive]
         return {
             "inserted": float(sum(s.counts.inserted for s in self._streams)),
@@ -263,6 +267,8 @@ class Sampler:
             "dropped_updates": float(sum(s.counts.dropped_updates for s in self._streams)),
             "lost_updates": float(self.lost_updates),
             "shards_gone": float(sum(s.connection.is_gone for s in self._streams if not s.has_left)),
+            "items_received": float(sum(s.received.items for s in self._streams)),
+            "bytes_received": float(sum(s.received.bytes for s in self._streams)),
         }
 
     def get_state(self) -> Mapping[str, int]:

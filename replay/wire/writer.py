@@ -1,10 +1,8 @@
 """The writer: sends segments to shards over gRPC, with a bounded number in flight; each segment is stored exactly once.
 
-Each shard has one stream with two threads: a gRPC thread takes segments from `ShardStream._outgoing` and sends them,
-the stream's own thread reads the replies. When a call breaks, its unacknowledged segments are sent again, in order, on
-the next call to the same shard, which ignores those that it has already stored. Segments move to other shards only when
-their shard is gone (`ShardConnection`). Shards may join and leave: segments in flight to a leaving shard are still
-delivered.
+Each shard has one stream (`inserts.py`), which sends the unacknowledged segments of a broken call again. Segments move
+to other shards only when their shard is gone (`ShardConnection`). Shards may join and leave: segments in flight to a
+leaving shard are still delivered.
 """
 
 from __future__ import annotations
@@ -12,128 +10,18 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterator, Sequence
-
-import grpc
+from collections.abc import Mapping, Sequence
 
 from protos import replay_pb2 as pb
 from protos.codec import insert_request, pack_segment
 from protos.types import UNLIMITED_CREDIT, PackedSegment
 from replay.security import UNPROTECTED, Access
-from replay.wire.connection import ShardConnection, all_gone
+from replay.wire.connection import ShardConnection, Traffic, all_gone
+from replay.wire.inserts import InsertStream
 from rl.errors import BadInput, RunFault
 from rl.types import Segment
 
 WINDOW = 4  # segments in flight to one shard
-
-
-class ShardStream:
-    """The Insert stream to one shard, with the queue of segments that it has not acknowledged; reopened when it breaks.
-
-    ``changed`` is the `Writer`'s condition: it guards the state of all streams.
-    """
-
-    def __init__(self, connection: ShardConnection, changed: threading.Condition) -> None:
-        self.connection, self._changed = connection, changed
-        # A new writer name for each stream: a shard that leaves and joins again still knows the old sequence numbers.
-        self._name = uuid.uuid4().hex
-        self.queue: deque[pb.InsertRequest] = deque()  # not yet acknowledged, in order
-        self.credit_left: int | None = None  # unused credit in items, from the last reply; None before the first
-        self._sequence = 0
-        self._sent = 0  # how many of `queue` were sent on the current call
-        self._call = 0  # number of the current Insert call
-        self.acknowledged = 0  # segments, since the stream was created
-        self.is_closed = self.is_leaving = False
-        self.failure: RunFault | None = None
-        self._thread = threading.Thread(target=self._run, name=f"writer-{connection.address}", daemon=True)
-        self._thread.start()
-
-    def enqueue(self, request: pb.InsertRequest) -> None:
-        """Queue a request with this stream's name and next sequence number. The caller must hold the lock."""
-        self._sequence += 1
-        request.writer, request.sequence = self._name, self._sequence
-        self.queue.append(request)
-        self._changed.notify_all()
-
-    @property
-    def accepts_segments(self) -> bool:
-        """Whether new segments may be sent to this shard."""
-        return not (self.is_leaving or self.connection.is_gone)
-
-    def _outgoing(self, call: int) -> Iterator[pb.InsertRequest]:
-        while True:
-            with self._changed:
-                while self._sent >= len(self.queue) and not self.is_closed and call == self._call:
-                    self._changed.wait(timeout=1.0)
-                if call != self._call or (self.is_closed and self._sent >= len(self.queue)):
-                    return
-                request = self.queue[self._sent]
-                self._sent += 1
-            yield request
-
-    def _run(self) -> None:
-        while not self.is_closed and not self.connection.is_gone:
-            with self._changed:
-                self._call += 1
-                self._sent = 0
-                call = self._call
-            try:
-                for reply in self.connection.stub.Insert(self._outgoing(call), metadata=self.connection.metadata):
-                    self._acknowledge(reply)
-            except grpc.RpcError as error:
-                self._handle_error(error)
-            except ValueError:  # the channel is closed
-                return
-
-    def _acknowledge(self, reply: pb.InsertReply) -> None:
-        self.connection.record_answer()
-        with self._changed:
-            while self.queue and self.queue[0].sequence <= reply.acknowledged:
-                self.queue.popleft()
-                self._sent = max(
-                    0, self._sent - 1
-                )  # a duplicate is acknowledged together with later ones not yet resent
-                self.acknowledged += 1
-            self.credit_left = reply.credit_left
-            self._changed.notify_all()
-
-    def _handle_error(self, error: grpc.RpcError) -> None:
-        if self.is_closed:
-            return
-        if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.FAILED_PRECONDITION:
-            self._restart_numbering()
-        try:
-            backoff = self.connection.record_failure(error)
-        except RunFault as fault:
-            self.failure = fault
-            self.connection.is_gone = True
-            backoff = 0.0
-        with self._changed:
-            self._call += 1  # ends `_outgoing` of the broken call
-            self._changed.notify_all()
-            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.ABORTED:
-                self._changed.wait_for(
-                    lambda: self.is_closed or self.queue
-                )  # it was idle: reopen it for the next segment
-            else:
-                self._changed.wait_for(lambda: self.is_closed, timeout=backoff)
-
-    def _restart_numbering(self) -> None:
-        """Continue under a new name, with sequence numbers from 1.
-
-        The shard was restarted and has lost segments that it had acknowledged. It has none of the segments in flight
-        either, so they can be sent again under new numbers without being stored twice.
-        """
-        with self._changed:
-            self._name = uuid.uuid4().hex
-            for sequence, request in enumerate(self.queue, start=1):
-                request.writer, request.sequence = self._name, sequence
-            self._sequence = len(self.queue)
-
-    def join(self) -> None:
-        """Wait up to 5 seconds for the stream's thread to end."""
-        self._thread.join(timeout=5.0)
 
 
 class Writer:
@@ -158,7 +46,8 @@ class Writer:
         self._access = access
         self.name = uuid.uuid4().hex  # the origin of its segments; each stream has a writer name of its own
         self._changed = threading.Condition()
-        self._streams: list[ShardStream] = []
+        self._sent = Traffic()  # also on streams that are closed
+        self._streams: list[InsertStream] = []
         self._closed = False
         self.set_shards(addresses)
         self._next_index = hash(self.name) % len(addresses)  # so that writers start at different shards
@@ -184,7 +73,7 @@ class Writer:
                 stream.is_leaving = stream.connection.address not in addresses
             connected = {stream.connection.address for stream in self._streams}
             self._streams += [
-                ShardStream(ShardConnection(a, self._give_up_after, self._access), self._changed)
+                InsertStream(ShardConnection(a, self._give_up_after, self._access), self._changed, self._sent)
                 for a in addresses
                 if a not in connected
             ]
@@ -208,6 +97,13 @@ class Writer:
     @property
     def _acknowledged(self) -> int:
         return sum(stream.acknowledged for stream in self._streams)
+
+    def stats(self) -> Mapping[str, float]:
+        """Return what was sent to all shards, by name: ``items_sent`` and ``bytes_sent``.
+
+        An item that was sent twice counts twice. Bytes are those of messages (`Traffic`).
+        """
+        return {"items_sent": float(self._sent.items), "bytes_sent": float(self._sent.bytes)}
 
     def write(self, segment: Segment) -> None:
         """Queue a segment for a shard, if possible one with enough unused credit; waits while no shard can take one.
@@ -236,7 +132,7 @@ class Writer:
                 self._raise_failure()
             stream.enqueue(request)
 
-    def _choose_stream(self, items: int) -> ShardStream | None:
+    def _choose_stream(self, items: int) -> InsertStream | None:
         """Return the next stream (round robin) that can take a segment of ``items`` items, or None.
 
         It must have room in its window and enough unused credit. If none has, an idle stream is returned: its segment

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -16,10 +18,14 @@ from benchmarks.processes import shard as shard_process
 from benchmarks.processes.plain_stream import plain_stream
 from protos.codec import pack_segment
 from qfleet.cli import main as cli
+from qfleet.cluster.weights import RayWeightSource
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
+from replay.wire.writer import Writer
 from rl.errors import RunFault
 from tests.conftest import SMALL, make_segment
+
+NOWHERE = "127.0.0.1:1"  # no shard
 
 
 @pytest.mark.parametrize(
@@ -77,10 +83,22 @@ def test_sizing_follows_the_formulas_of_the_docs():
     assert needs["samples per insert"] == 0.01
     assert needs["memory for one hour of inserts, GB"] == 1_440
     assert (needs["actor nodes"], needs["weights to the actor nodes, MB/s"]) == (63, 441)
-    measured = sizing.measure_bytes(500)
+    measured = sizing.measure_bytes(500, c.network)
     assert 200 < measured["payload_bytes"] < measured["insert_bytes"] < measured["resident_bytes"] < 500
     assert 8 * 200 < measured["sample_bytes"] < 10 * 300
     assert measured["weights_bytes"] == 4 * 1_687_206  # as Mnih et al. 2015 for 6 actions
+
+
+def test_sizing_names_the_counters_of_a_run():
+    with (
+        contextlib.closing(Writer([NOWHERE])) as w,
+        contextlib.closing(measure.unlimited_sampler([NOWHERE], 32, 4)) as s,
+    ):
+        exported = {f"qfleet_actor_replay_{name}" for name in w.stats()}
+        exported |= {f"qfleet_learner_replay_{name}" for name in s.stats()}
+    exported |= {f"qfleet_actor_weights_{name}" for name in RayWeightSource(None).stats()}
+    for counters in sizing.COUNTED.values():
+        assert set(re.findall(r"\w+", counters)) <= exported
 
 
 def test_a_child_that_fails_is_a_run_fault(monkeypatch, capfd):

@@ -22,7 +22,8 @@ class FlakyProxy:
     pause: nothing is forwarded in either direction for a short time; another fault follows later.
     half_close: the client sees the end of the stream while the shard still receives; then the connection is cut.
 
-    While the attribute ``drop_all_replies`` is True, replies are dropped on all connections.
+    While the attribute ``drop_all_replies`` is True, replies are dropped on all connections. ``forwarded`` counts the
+    bytes that went through: of requests to the shard, of replies to the client.
     """
 
     FAULTS = ("cut", "drop_replies", "drop_replies", "pause", "half_close")
@@ -31,6 +32,7 @@ class FlakyProxy:
         self._shard_port, self._random, self._fault_after = port, random.Random(seed), fault_after
         self.faults = dict.fromkeys(self.FAULTS, 0)  # how often each one was caused
         self.dropped_bytes = 0  # of replies
+        self.forwarded = {"requests": 0, "replies": 0}  # bytes
         self.drop_all_replies = False
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
@@ -92,6 +94,7 @@ class FlakyProxy:
                     state.update(fault="", bytes_left=self._random.randint(*self._fault_after))
                 else:
                     state["fault"], cut_at = fault, self._loop.time() + seconds
+            self.forwarded["requests"] += len(data)
             writer.write(data)
             await writer.drain()
 
@@ -106,6 +109,7 @@ class FlakyProxy:
             if state["fault"] or self.drop_all_replies:
                 self.dropped_bytes += len(data)
                 continue
+            self.forwarded["replies"] += len(data)
             writer.write(data)
             await writer.drain()
 

@@ -52,6 +52,7 @@ def test_a_slow_store_does_not_block_the_learner_and_target_weights_are_sent_lat
     got = source.wait(10.0)
     assert (got.version, got.target_version) == (7, 1)
     np.testing.assert_array_equal(got.target_weights["w"], 7)
+    assert source.stats() == {"publications": 3, "target_syncs": 2, "bytes_received": (3 + 2) * 3 * 4}
 
 
 def test_a_store_that_accepts_no_weights_is_an_error():
