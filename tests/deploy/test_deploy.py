@@ -25,10 +25,10 @@ TO_FILL_IN = {
     "aws": ["ImageId", "ImageId"],
     "gcp": ["project_id"],
 }
-GOOGLE = set(  # the keys of node_config in gcp.yaml, which were looked up in Google's API
-    "machineType scheduling onHostMaintenance provisioningModel instanceTerminationAction "
-    "disks boot autoDelete initializeParams diskSizeGb sourceImage".split()
-)
+GOOGLE = {  # the keys of node_config in gcp.yaml, which were looked up in Google's API
+    *("machineType", "scheduling", "onHostMaintenance", "provisioningModel", "instanceTerminationAction", "disks"),
+    *("boot", "autoDelete", "initializeParams", "diskSizeGb", "sourceImage"),
+}
 LABELS = {"head": {"qfleet": "learner"}, "actors": {"qfleet": "actors"}}
 PREFIX = {"RAY_worker_niceness=0", "RAY_enable_autoscaler_v2=0"}  # settings that may precede `ray start`
 
