@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Sets up one node of a cluster: ~/qfleet/.venv with the pinned versions, and ~/.bashrc. Later it changes nothing.
+#   setup.sh PYTHON     the Python of .venv, for example python3 or python3.12; the same version on every node
+# Without an NVIDIA GPU it takes PyTorch's CPU build (0.2 GB instead of about 3) from the index named below, unless this
+# machine has settings for pip of its own (pip.conf or PIP_... variables); then those alone count.
+set -euo pipefail
+python=$1
+cd ~/qfleet
+
+version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+
+if ! command -v "$python" > /dev/null; then
+    echo "setup.sh: $(hostname) has no $python: install it, or name another Python in setup_commands" >&2
+    exit 1
+fi
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "setup.sh: $python on $(hostname) is Python $(version "$python"), Qfleet needs 3.11 or newer:" \
+        "name another in setup_commands" >&2
+    exit 1
+fi
+if [ -x .venv/bin/python ] && [ "$(version .venv/bin/python)" != "$(version "$python")" ]; then
+    rm -rf .venv  # made by another version of Python
+fi
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+
+if ! nvidia-smi -L > /dev/null 2>&1 && ! .venv/bin/python -m pip config list | grep -qE 'index|find-links'; then
+    # the build 2.13.0+cpu is newer than 2.13.0 by pip's rules, so pip prefers it to the one with CUDA
+    export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+fi
+make .venv/.installed PYTHON="$python"
+
+# `ray down` and `ray exec` type a bare `ray`, and Ray's commands use its token only in this mode. The line goes to the
+# top, because the .bashrc of some distributions ends early in shells that are not interactive.
+touch ~/.bashrc
+line='export PATH=~/qfleet/.venv/bin:$PATH RAY_AUTH_MODE=token  # qfleet'
+{ echo "$line"; grep -v '# qfleet$' ~/.bashrc || true; } > ~/.bashrc.qfleet
+cat ~/.bashrc.qfleet > ~/.bashrc  # keeps its owner and mode
+rm ~/.bashrc.qfleet
