@@ -17,11 +17,11 @@ from rl.errors import BadInput
 
 T = TypeVar("T")
 
-TIMEOUT = 60.0  # seconds for one call on small files
+TIMEOUT = 30.0  # seconds for one call on small files
 SAVE_TIMEOUT = 300.0  # seconds to read or write a checkpoint
 # Options of the file systems. A server that does not answer must not hold a request for minutes; s3fs itself tries a
 # request five times, so botocore need not repeat it, too.
-S3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 0}}}
+S3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": {"max_attempts": 0}}}
 OPTIONS: dict[str, dict[str, Any]] = {"s3": S3, "s3a": S3}
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"} | dict.fromkeys(("az", "abfs", "adl"), "adlfs")
 EXAMPLE = "such as s3://bucket/pong"
@@ -49,7 +49,7 @@ def last_part(place: str | Path) -> str:
     return str(place).rstrip("/").rpartition("/")[2]
 
 
-def bounded(call: Callable[[], T], seconds: float = TIMEOUT) -> T:
+def bounded(call: Callable[[], T], seconds: float) -> T:
     """The result of ``call``, which may use any file system of fsspec.
 
     Raises Unreachable for every failure, and if there is no result after ``seconds``. FileNotFoundError, BadInput and
@@ -117,21 +117,21 @@ class Remote:
             return {last_part(path) for path in self.fs.ls(self.path, detail=False)}
 
         try:
-            return bounded(listed)
+            return bounded(listed, TIMEOUT)
         except FileNotFoundError:
             return set()
 
     def read(self, name: str) -> bytes | None:
         """The content of the file ``name``; None if there is none. Raises Unreachable."""
         try:
-            return bytes(bounded(lambda: self.fs.cat_file(f"{self.path}/{name}")))
+            return bytes(bounded(lambda: self.fs.cat_file(f"{self.path}/{name}"), TIMEOUT))
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
         """Replace the file ``name``. Raises Unreachable."""
         try:
-            bounded(lambda: self.fs.pipe_file(f"{self.path}/{name}", data))
+            bounded(lambda: self.fs.pipe_file(f"{self.path}/{name}", data), TIMEOUT)
         except FileNotFoundError as error:  # a store has no folders that could be missing
             raise Unreachable(str(error)) from error
 
@@ -143,7 +143,7 @@ class Remote:
             if self.fs.exists(f"{self.path}/{name}"):
                 self.fs.rm_file(f"{self.path}/{name}")
 
-        bounded(removed)
+        bounded(removed, TIMEOUT)
 
     def probe(self) -> None:
         """Write a small file and remove it. Raises Unreachable."""
@@ -178,7 +178,7 @@ class RemoteCheckpoints(CheckpointStore):
 
     def steps(self) -> list[int]:
         """As `CheckpointStore.steps`. Raises Unreachable."""
-        return bounded(super().steps)
+        return bounded(super().steps, TIMEOUT)
 
     def load_newest(self) -> Checkpoint | None:
         """As `CheckpointStore.load_newest`. Raises Unreachable."""

@@ -175,7 +175,10 @@ class Uploads:
         return True
 
     def _write_saves(self) -> None:
-        for key, save in list(self._saves.items()):
+        with self._mutex:
+            # best/ before checkpoints/: a checkpoint's state must not name a best return whose weights are not there
+            waiting = sorted(self._saves.items(), key=lambda item: item[0])
+        for key, save in waiting:
             store, step, checkpoint = save
             store.save_now(step, checkpoint)
             with self._mutex:
