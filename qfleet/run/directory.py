@@ -74,7 +74,7 @@ class RunDir:
         ``place`` None: runs/ENVIRONMENT-DATE-TIME-seedN. Raises BadInput if the directory already holds a run or cannot
         be written.
         """
-        if place is not None and str(place) == ".":
+        if place is not None and not is_url(place) and local_path(place) == Path():
             raise BadInput("the run's directory is the current one: write a new directory, such as runs/example")
         if place is None:
             game = config.env.id.split("/")[-1].lower().replace(":", "-")  # a colon means a host to scp and rsync

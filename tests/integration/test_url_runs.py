@@ -65,7 +65,7 @@ def killed_run(s3, name):
     """A run that is killed after a checkpoint and an evaluation; returns its state in the newest checkpoint."""
     process = start_qfleet("train", *RUN, "--run-dir", f"s3://bucket/{name}", "--learner.checkpoint-minutes", "0.01")
     try:
-        wait_until(process, lambda: s3.glob(f"bucket/{name}/checkpoints/*/MANIFEST.json"))
+        wait_until(process, lambda: s3.glob(f"bucket/{name}/checkpoints/*/MANIFEST.json"), 150)
         wait_until(process, lambda: s3.exists(f"bucket/{name}/eval.csv") and rows(s3, f"bucket/{name}/eval.csv"))
         wait_until(process, lambda: s3.glob(f"bucket/{name}/best/*/MANIFEST.json"))
     finally:
