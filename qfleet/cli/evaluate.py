@@ -98,8 +98,7 @@ def _video_folder(run: str, env: EnvConfig) -> Path:
         raise BadInput(f"no video can be recorded: {reason} (leave out --video to evaluate only)") from error
     folder = Path("videos") / last_part(run) if is_url(run) else local_path(run) / "videos"
     try:
-        if is_url(run):
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=folder if folder.exists() else folder.parent).close()
     except OSError as error:
         raise BadInput(
