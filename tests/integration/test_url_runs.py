@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
 import time
 from dataclasses import replace
 
@@ -42,6 +43,8 @@ def s3(server, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # working folders, of other processes
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # and of this one
     s3fs.S3FileSystem.clear_instance_cache()
     yield s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
     s3fs.S3FileSystem.clear_instance_cache()
