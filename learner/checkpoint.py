@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import fsspec
@@ -56,11 +57,11 @@ class CheckpointStore:
         store.save(step, checkpoint)
         checkpoint = store.load_newest()  # None if there is none
 
-    Only one process at a time may write to a root.
+    ``options`` are passed to the file system of a URL. Only one process at a time may write to a root.
     """
 
-    def __init__(self, root: str, keep: int = 3) -> None:
-        self.fs, self.path = fsspec.core.url_to_fs(root)
+    def __init__(self, root: str, keep: int = 3, options: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.fs, self.path = fsspec.core.url_to_fs(root, **options)
         self._keep = keep
         self._local = "file" in _as_tuple(self.fs.protocol)
 

@@ -11,6 +11,7 @@ from learner.checkpoint import Checkpoint
 from qfleet.config import TrainConfig, check_config, message_with_paths
 from qfleet.run.directory import CONFIG, RunDir
 from qfleet.run.offline import fit_replay_to_dataset
+from qfleet.run.remote import is_url
 from qfleet.run.resume import Change, resume_run
 from qfleet.run.run import Run
 from qfleet.run.serial import run_serial
@@ -35,11 +36,11 @@ def train(
 ) -> dict[str, Any]:
     """Train until the run is solved, reaches a limit, or is interrupted.
 
-    ``run_dir`` is the directory of a new run; by default it is created under runs/. ``resume`` is the directory of a
-    run to continue; ``config`` may then differ from the run's in the settings that docs/resume.md lists, and each
-    difference is printed and appended to config.history. ``serial`` trains in this process, without Ray. ``address``
-    joins a running Ray ("auto", or host:port of its head) instead of starting a local one. ``on_episode`` is called
-    with the `EpisodeResult` of each finished training episode.
+    ``run_dir`` is the directory of a new run, or its URL; by default it is created under runs/. ``resume`` is the
+    directory or URL of a run to continue; ``config`` may then differ from the run's in the settings that docs/resume.md
+    lists, and each difference is printed and appended to config.history. ``serial`` trains in this process, without
+    Ray. ``address`` joins a running Ray ("auto", or host:port of its head) instead of starting a local one.
+    ``on_episode`` is called with the `EpisodeResult` of each finished training episode.
 
     Returns the content of summary.json, and `interrupted_by`: the number of the signal that ended the run, or None.
     Raises BadInput before anything starts, and RunFault for an error at run time.
@@ -52,6 +53,9 @@ def train(
     if serial and config.replay.snapshot_minutes > 0:
         message = "needs a run on Ray, but this run is serial or `offline`: write `replay.snapshot_minutes: 0`"
         raise BadSetting(TrainConfig, "replay.snapshot_minutes", message)
+    if config.replay.snapshot_minutes > 0 and is_url(place := resume or run_dir or ""):
+        message = f"writes files on the nodes of the shards, not to {place}: write `replay.snapshot_minutes: 0`"
+        raise BadSetting(TrainConfig, "replay.snapshot_minutes", message)
     if address is not None:
         from qfleet.cluster.connect import resolve_address
 
@@ -59,14 +63,14 @@ def train(
     resumed: Checkpoint | None = None
     changes: list[Change] = []
     if resume is not None:
-        directory, resumed, changes = resume_run(config, Path(resume))
+        directory, resumed, changes = resume_run(config, resume)
     else:
-        directory = RunDir.create(None if run_dir is None else Path(run_dir), config)
+        directory = RunDir.create(run_dir, config)
     try:
         run = Run(config, directory, resumed, on_episode)
     except OSError as error:
         directory.unlock()
-        raise BadInput(f"{directory.path} cannot be written ({error}): remove what is in the way") from error
+        raise BadInput(f"{directory.where} cannot be written ({error}): remove what is in the way") from error
     for change in changes:
         run.progress.note(str(change))
     try:
@@ -121,25 +125,28 @@ class Policy:
 
 
 def load_policy(run: str | Path, which: str = "best") -> Policy:
-    """Load the policy of the run in the directory ``run``.
+    """Load the policy of the run in the directory, or at the URL, ``run``.
 
     ``which`` is "best" (the weights with the best evaluation) or "last" (those of the newest checkpoint). While a run
     has no best weights yet, "best" loads the last ones; `Policy.which` says which were loaded. Raises BadInput if the
     directory holds no run or no complete checkpoint, or if its config.yaml does not fit the weights.
     """
-    directory = RunDir.open(Path(run))
+    directory = RunDir.open(run)
     stores = {"best": directory.best, "last": directory.checkpoints}
     if which not in stores:
         raise BadInput(f"unknown weights {which!r}: write best or last")
-    checkpoint = stores[which].load_newest()
-    if checkpoint is None and which == "best":
-        which, checkpoint = "last", directory.checkpoints.load_newest()
+    try:
+        checkpoint = stores[which].load_newest()
+        if checkpoint is None and which == "best":
+            which, checkpoint = "last", directory.checkpoints.load_newest()
+    except OSError as error:
+        raise BadInput(f"{run}: a checkpoint cannot be read ({error}): try again later") from error
     if checkpoint is None:
         raise BadInput(f"{run} holds no complete checkpoint yet: let the run continue, or write another run")
     try:
         return Policy(directory.config(), checkpoint, which)
     except BadSetting as error:
-        raise BadInput(f"{directory.path / CONFIG}: {message_with_paths(error)}") from error
+        raise BadInput(f"{directory.at(CONFIG)}: {message_with_paths(error)}") from error
     except ValueError as error:
         raise BadInput(
             f"{run}: its checkpoint has {error}: config.yaml was edited, or an older Qfleet wrote the run; write another "

@@ -23,6 +23,7 @@ from qfleet.classic_runs.pictures import draw_learning_curves
 from qfleet.classic_runs.seeds import Job, learn_seed, summarize_seeds
 from qfleet.cli.flags import errors_name_flags, flag_value, parse
 from qfleet.run.directory import CONFIG, SUMMARY, RunDir
+from qfleet.run.remote import is_url, local_path
 from rl.bounds import as_written, between, require
 from rl.envs.config import EnvConfig
 from rl.envs.make import check_env
@@ -208,7 +209,9 @@ def _setting(command: Any, method: Method) -> Setting:
 
 def _run_folder(command: Any, name: str) -> Path:
     if command.run_dir is not None:
-        return Path(command.run_dir)
+        if is_url(command.run_dir):
+            raise BadInput(f"--run-dir {command.run_dir} is a URL, which only qfleet train takes: write a directory")
+        return local_path(command.run_dir)
     env = command.env.split("/")[-1].lower()
     return Path("runs") / f"{name}-{env}-{time.strftime('%Y%m%d-%H%M%S')}"
 

@@ -17,6 +17,7 @@ from protos.types import InvalidMessage, ShardInfo
 from qfleet.cli.flags import errors_name_flags, parse
 from qfleet.cli.shards import check_addresses
 from qfleet.run.directory import CONFIG, RunDir
+from qfleet.run.remote import is_url, local_path
 from replay.datasets.dataset import Dataset
 from replay.datasets.episodes import episode_fragments
 from replay.datasets.export import DatasetWriter
@@ -94,8 +95,11 @@ def export_command(args: list[str]) -> int:
     signal.signal(
         signal.SIGTERM, lambda number, frame: sys.exit(143)
     )  # DatasetWriter then removes the incomplete dataset
-    env = _played_env(Path(c.run), c.env)
-    spec, stored = _stored_shards(Path(c.run))
+    if is_url(c.run):
+        raise BadInput(f"{c.run} holds no replay snapshot, as no run at a URL does: write the directory of a run")
+    run = local_path(c.run)
+    env = _played_env(run, c.env)
+    spec, stored = _stored_shards(run)
     progress = _Progress()
     if env is not None and spec_and_actions(env)[0] != spec:
         raise BadInput(

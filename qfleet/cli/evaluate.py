@@ -13,6 +13,7 @@ import tyro
 from qfleet.api import load_policy
 from qfleet.cli.flags import parse
 from qfleet.config import message_with_paths
+from qfleet.run.remote import is_url, last_part, local_path
 from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
@@ -26,7 +27,7 @@ class EvalCommand:
     """Evaluate a run's policy: play episodes and print their mean return."""
 
     run: tyro.conf.Positional[str]
-    """Directory of the run."""
+    """Directory or URL of the run."""
     episodes: int = 30
     """Number of episodes."""
     epsilon: float = 0.01
@@ -37,7 +38,8 @@ class EvalCommand:
     seed: int = 12345
     """Random seed of the episodes."""
     video: bool = False
-    """Also record one episode as an mp4 file in the run's directory, under videos/."""
+    """Also record one episode as an mp4 file in the run's directory, under videos/; of a run at a URL, in a directory
+    videos/NAME here."""
     json: bool = False
     """The last line of output is a JSON object with the figures."""
 
@@ -85,15 +87,19 @@ def eval_command(args: list[str]) -> int:
 
 
 def _video_folder(run: str, env: EnvConfig) -> Path:
-    """The directory of a run's videos. Raises BadInput if no video can be recorded, or none can be written there."""
+    """The directory of a run's videos: its own videos/, or videos/NAME here if the run is at a URL.
+
+    Raises BadInput if no video can be recorded, or none can be written there.
+    """
     try:
         check_recording(env)
     except BadInput as error:
         reason = message_with_paths(error)
         raise BadInput(f"no video can be recorded: {reason} (leave out --video to evaluate only)") from error
-    folder = Path(run) / "videos"
+    folder = Path("videos") / last_part(run) if is_url(run) else local_path(run) / "videos"
     try:
-        tempfile.TemporaryFile(dir=folder if folder.exists() else run).close()
+        folder.parent.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=folder if folder.exists() else folder.parent).close()
     except OSError as error:
         raise BadInput(
             f"{folder} cannot be written ({error.strerror}): make it writable, or leave out --video"

@@ -30,7 +30,7 @@ USAGE = """usage: qfleet COMMAND ...
   qfleet bench NAME [flags]       benchmarks: see `qfleet bench`
 
 `qfleet COMMAND --help` lists the flags of a command. See also qfleet --version.
-RUN is a run's directory; for status and scale also its name in a cluster.
+RUN is a run's directory or URL; for status and scale also its name in a cluster.
 presets: pong (default), cartpole, breakout, flappybird
 Any other Gymnasium environment: qfleet train --env.id ID
 """

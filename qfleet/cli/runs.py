@@ -16,6 +16,7 @@ from qfleet.cli.flags import parse
 from qfleet.config import with_shards
 from qfleet.run.directory import SCALE, STATUS, SUMMARY, RunDir, ScaleRequest
 from qfleet.run.progress import duration, number, plain_line
+from qfleet.run.remote import is_url, last_part, local_path
 from rl.bounds import at_least, positive
 from rl.errors import BadInput, RunFault
 
@@ -30,7 +31,7 @@ class StatusCommand:
     """Show the progress of a run, or its summary if it has ended."""
 
     run: tyro.conf.Positional[str]
-    """The run's directory, or its name in the cluster at --address."""
+    """The run's directory or URL, or its name in the cluster at --address."""
     address: str = "auto"
     """If RUN is a name: the Ray cluster in which it runs, auto or host:port of its head node."""
     json: bool = False
@@ -72,8 +73,8 @@ def print_summary(s: dict[str, Any]) -> None:
 def status_command(args: list[str]) -> int:
     """Run `qfleet status`; returns the exit status. Raises BadInput, RunFault."""
     c = parse(StatusCommand, args, prog="qfleet status")
-    if Path(c.run).is_dir():
-        run = RunDir.open(Path(c.run))
+    if is_url(c.run) or local_path(c.run).is_dir():
+        run = RunDir.open(c.run)
         figures = run.read_json(STATUS) or {}
         summary = run.read_json(SUMMARY)
         if summary is not None and "solved" not in summary:
@@ -87,9 +88,17 @@ def status_command(args: list[str]) -> int:
 
 
 def _find_board(name: str, address: str) -> RemoteBoard:
-    """The board of the run called ``name`` in the Ray cluster at ``address``. Raises BadInput if there is none."""
+    """The board of the run called ``name`` in the Ray cluster at ``address``. Raises BadInput if there is none.
+
+    The name of a run at a URL is the URL's last part.
+    """
     from qfleet.cluster.board import RemoteBoard  # imports Ray, which is not needed when RUN is a directory
 
+    if is_url(name):
+        try:
+            return RemoteBoard.of(last_part(name), address)
+        except BadInput as error:
+            raise BadInput(f"{name} is changed by its name in the cluster where it trains: {error}") from error
     return RemoteBoard.of(name, address)
 
 

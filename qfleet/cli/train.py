@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from qfleet.api import train
 from qfleet.cli.flags import errors_name_flags, flag_value, parse
@@ -25,9 +24,10 @@ class TrainCommand(TrainConfig):
     """Train a DQN agent with many actors, a replay service and one learner."""
 
     run_dir: str | None = None
-    """Directory of the new run; by default one under runs/, named after environment, date and seed."""
+    """Directory of the new run, or its URL, such as s3://bucket/pong; by default a directory under runs/, named after
+    environment, date and seed."""
     resume: str | None = None
-    """Continue the run in this directory from its newest checkpoint."""
+    """Continue the run in this directory, or at this URL, from its newest checkpoint."""
     serial: bool = False
     """Train in one process, without Ray; the same seed then gives the same numbers."""
     address: str | None = None
@@ -47,7 +47,7 @@ def train_command(args: list[str]) -> int:
     if resume is not None:
         if name is not None:
             raise BadInput(f"--resume takes the settings of the run, not of a preset: leave out {name!r}")
-        base = RunDir.open(Path(resume)).config()
+        base = RunDir.open(resume).config()
     elif offline is not None:
         with errors_name_flags(TrainCommand):
             base = offline_preset(offline, name, env_id)

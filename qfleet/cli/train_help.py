@@ -26,8 +26,8 @@ FIRST_SCREEN = {  # ten flags, so that the first screen fits 24 lines
     "max_steps": "agent steps after which the run ends",
     "evaluation.goal": "mean return at which the run is solved",
     "seed": "random seed",
-    "run_dir": "the run's directory; default: new, in runs/",
-    "resume": "continue the run in this directory",
+    "run_dir": "its directory or URL; default: new, in runs/",
+    "resume": "continue the run in this directory or URL",
     "serial": "one process without Ray; reproducible",
     "address": "join a running Ray: auto, or host:port",
 }

@@ -35,26 +35,29 @@ class Change(NamedTuple):
         return f"{self.name} changes from {as_written(self.old)} to {as_written(self.new)}{consequence}"
 
 
-def resume_run(config: TrainConfig, path: Path) -> tuple[RunDir, Checkpoint, list[Change]]:
-    """Prepare the run at ``path`` to continue with ``config``.
+def resume_run(config: TrainConfig, place: str | Path) -> tuple[RunDir, Checkpoint, list[Change]]:
+    """Prepare the run in the directory, or at the URL, ``place`` to continue with ``config``.
 
     Returns the run's locked directory, its newest complete checkpoint, and the settings that differ from the
     checkpoint's. Raises BadInput if the run cannot continue with ``config``; then nothing is written and the lock is
     released.
     """
-    directory = RunDir.open(path, config.learner.keep_checkpoints)
+    directory = RunDir.open(place, config.learner.keep_checkpoints)
     directory.lock()
     try:
         checkpoint = directory.newest_checkpoint()
         changes = changed_settings(checkpoint_config(checkpoint) or directory.config(), config)
-        _check_changes(changes, str(path))
-        _check_checkpoint_fits(config, checkpoint, str(path))
+        _check_changes(changes, directory.where)
+        _check_checkpoint_fits(config, checkpoint, directory.where)
         directory.write(CONFIG, to_yaml(config))
         _append_history(directory, checkpoint, changes)
-        (directory.path / SUMMARY).unlink(missing_ok=True)
+        directory.remove(SUMMARY)
+        directory.send()
     except OSError as error:
         directory.unlock()
-        raise BadInput(f"{path} cannot be written ({error}): make it writable, or remove what is in the way") from error
+        raise BadInput(
+            f"{place} cannot be written ({error}): make it writable, or remove what is in the way"
+        ) from error
     except BaseException:
         directory.unlock()  # the error's traceback refers to `directory` and would keep the lock
         raise

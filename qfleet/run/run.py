@@ -50,8 +50,9 @@ class Run:
         logged = ("agent_steps", "updates", "wall_seconds")
         counters = {n: earlier[n] for n in logged if n in earlier} if resumed else None
         self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps", counters)
-        title = f"Qfleet {config.env.id}  {run_dir.path}"
+        title = f"Qfleet {config.env.id}  {run_dir.where}"
         self.progress = Progress(title, self._limits(), config.evaluation.goal, self._on_output_closed)
+        run_dir.start(self.progress.note)
         # of the last, least exploring environment: its epsilon is logged as epsilon_min
         self._exploration = Exploration(config.exploration, config.total_environments - 1, 1, config.total_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
@@ -89,7 +90,10 @@ class Run:
         return c.max_minutes > 0 and self.training_minutes >= c.max_minutes
 
     def tick(self, force: bool = False) -> None:
-        """Update the display. Log a row and write status.json, each when its period has passed or with ``force``."""
+        """Update the display. Log a row and write status.json, each when its period has passed or with ``force``.
+
+        Without ``force`` it raises RunFault if the run's URL could not be written for minutes.
+        """
         now = time.monotonic()
         row = self.stats.row(float(self._exploration.epsilons(self.stats.agent_steps)[0]))
         self.last_row = row
@@ -101,6 +105,8 @@ class Run:
         if force or now - self._last_status >= STATUS_PERIOD:
             self._last_status = now
             self.dir.write_status(self.status(row))
+            if not force:
+                self.dir.check()
 
     def status(self, row: dict[str, Any]) -> dict[str, Any]:
         """The content of status.json, which `qfleet status` shows; ``row`` comes from `RunStats.row`."""
@@ -194,15 +200,19 @@ class Run:
             "evaluation_seconds": round(stats.evaluation_seconds, 1),
             "episodes": stats.episodes,
             "seed": self.config.seed,
-            "run_dir": str(self.dir.path),
+            "run_dir": self.dir.where,
             "versions": package_versions(),
         }
 
     def close(self) -> dict[str, Any]:
-        """Write summary.json and close the logs and the display; returns the summary."""
+        """Write summary.json and close the logs and the display; returns the summary.
+
+        Raises RunFault if the run's directory is a URL and its last files could not be written.
+        """
         self.tick(force=True)
         self.progress.close()
         self.log.close()
         summary = self.summary()
         self.dir.write_json(SUMMARY, summary)
+        self.dir.finish()
         return summary
