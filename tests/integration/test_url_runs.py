@@ -19,9 +19,6 @@ from tests.integration.runs import FAST, run_command, start_qfleet, wait_for_out
 from tests.integration.s3_server import request, s3_server
 from tests.qfleet.configs import short
 
-s3fs = pytest.importorskip("s3fs")
-pytest.importorskip("moto.server")
-
 RUN = ["cartpole", "--serial", *FAST, "--replay.limiter.min-size", "200"]
 RUN += ["--evaluation.period", "400", "--evaluation.quick-episodes", "1"]
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
