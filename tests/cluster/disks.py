@@ -101,6 +101,9 @@ def _make_disk(disks: Path, disk: Path, address: str) -> None:
     (disk / "home").chmod(0o700)
     for file in (".profile", ".bashrc"):
         shutil.copy(Path("/etc/skel") / file, disk / "home")
+    programs = disk / "home" / ".local" / "bin"  # .profile puts it on PATH
+    programs.mkdir(parents=True)
+    (programs / "python3").symlink_to(f"{sys.base_prefix}/bin/python{sys.version_info[0]}.{sys.version_info[1]}")
     ssh = disk / "home" / ".ssh"
     ssh.mkdir(mode=0o700)
     shutil.copy(disks / "user_key.pub", ssh / "authorized_keys")

@@ -57,7 +57,7 @@ class Scenario:
     def do(self, step: Step) -> dict[str, Any]:
         """Do ``step``; returns its name, seconds, deadline and figures. Raises StepFailed."""
         started = time.monotonic()
-        self._until = started + step.seconds * self.patience
+        self.start_clock(step.seconds)
         try:
             figures = step.run(self) or {}
         except HostError as error:
@@ -69,6 +69,10 @@ class Scenario:
             "deadline": step.seconds * self.patience,
             "figures": figures,
         }
+
+    def start_clock(self, seconds: float) -> None:
+        """From now on `type` and `until` have ``seconds``, times `patience`."""
+        self._until = time.monotonic() + seconds * self.patience
 
     def left(self) -> float:
         """Seconds until the deadline of the present step, at least 1."""
