@@ -1,12 +1,13 @@
 # Each target first creates the virtual environment .venv, with the versions in constraints.txt, if it is missing.
-# Variables: PYTHON (default python3); for `make train` SEED and ARGS (more flags); for `make results` ARGS.
+# Variables: PYTHON (default python3); for `make train` SEED and ARGS (more flags); for `make results` and
+# `make cluster-test` ARGS.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-dev
 RUN    := $(VENV)/.installed
 
-.PHONY: train test test-slow results check format protos clean
+.PHONY: train test test-slow cluster-test results check format protos clean
 
 train: $(RUN)
 	$(BIN)/qfleet train $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -17,6 +18,10 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 3600
 	$(BIN)/python -m pytest -m "" --nbmake --nbmake-timeout 1200 --timeout 1300 docs/notebooks
+
+cluster-test: $(STAMP)
+	$(BIN)/python -m tests.cluster $(ARGS)
+	$(BIN)/python -m pytest -m cluster --timeout 1800 tests/cluster
 
 results: $(STAMP)
 	$(BIN)/qfleet bench classic $(ARGS)
