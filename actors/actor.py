@@ -41,7 +41,8 @@ class ActorConfig:
     """Precision of the weights in actors and evaluator: float32; bfloat16, only for networks that convolve pixels;
     auto: bfloat16 for those networks if the hardware supports it, else float32."""
     nice: int = 5
-    """Niceness added to the actor processes on a local Ray, so that they do not slow the learner down; 0: none."""
+    """Niceness added to the actor processes, so that they do not slow other processes of their node down, such as the
+    learner; 0: none."""
 
     on_resume: ClassVar[Rules] = rules(may="count environments segment_items weights_period precision nice")
 

@@ -34,7 +34,8 @@ class LearnerConfig(UpdateConfig):
     """auto (CUDA, else MPS, else the CPU), or a torch device such as cpu, cuda, cuda:1, mps."""
     threads: int = 0
     """Torch threads on the CPU for each half of the update (targets, gradient step), which run at the same time;
-    0: half the cores, at most 8. In serial mode the halves run one after the other, and 0 means all cores."""
+    0: half the cores, in a cluster half the CPUs that the other processes of the run leave on the learner's node; at
+    most 8, and 1 with a GPU. In serial mode the halves run one after the other, and 0 means all cores."""
     publish_period: int = 20  # learner updates
     """Learner updates between publications of the weights."""
     checkpoint_minutes: float = 5.0
@@ -59,16 +60,28 @@ class LearnerConfig(UpdateConfig):
         positive(self, "checkpoint_minutes", unit="minutes")
 
 
+def _parse_device(name: str) -> torch.device:
+    """The torch device of that name, whether or not it is available. Raises BadSetting if torch knows none."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        message = f"{name!r} is not a torch device: write auto, cpu, cuda or mps"
+        raise BadSetting(LearnerConfig, "device", message) from error
+
+
+def check_cluster_device(name: str) -> None:
+    """Raise BadSetting if no node of a cluster could use the device ``name``; this machine need not have it."""
+    if name != "auto" and _parse_device(name).index:
+        message = f"{name!r} numbers a device, but in a cluster Ray assigns the learner's GPU: write cuda"
+        raise BadSetting(LearnerConfig, "device", message)
+
+
 def pick_device(name: str) -> torch.device:
     """The torch device for the setting ``name``. Raises BadSetting if it is unknown or not available."""
     mps = torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        message = f"{name!r} is not a torch device: write auto, cpu, cuda or mps"
-        raise BadSetting(LearnerConfig, "device", message) from error
+    device = _parse_device(name)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps}.get(device.type, False)
     if available and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         available = False
@@ -78,15 +91,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def learner_threads(config: LearnerConfig) -> int:
-    """PyTorch threads for each thread of the learner: as configured, else half the cores, at most 8; with a GPU 1.
+    """PyTorch threads for each thread of a learner on this machine: as configured, or else `threads_on` all its cores.
 
     Raises BadSetting as `pick_device` does.
     """
-    if config.threads:
-        return config.threads
-    if pick_device(config.device).type != "cpu":
-        return 1
-    return max(1, min((os.cpu_count() or 1) // 2, 8))
+    return config.threads or threads_on(os.cpu_count() or 1, pick_device(config.device).type != "cpu")
+
+
+def threads_on(cpus: float, gpu: bool) -> int:
+    """PyTorch threads for each thread of a learner that has ``cpus`` CPUs: half of them, at most 8; with a GPU 1."""
+    return 1 if gpu else max(1, min(int(cpus) // 2, 8))
 
 
 class Learner:

@@ -45,7 +45,7 @@ def train(
     Returns the content of summary.json, and `interrupted_by`: the number of the signal that ended the run, or None.
     Raises BadInput before anything starts, and RunFault for an error at run time.
     """
-    check_config(config)
+    check_config(config, in_cluster=address is not None)
     if config.offline:
         config, serial = fit_replay_to_dataset(config), True
         if address is not None:

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import yaml
 
 from actors.actor import ActorConfig
-from learner.learner import LearnerConfig, pick_device
+from learner.learner import LearnerConfig, check_cluster_device, pick_device
 from protos.codec import MAX_STEPS
+from qfleet.placement import PlacementConfig
 from replay.config import ReplayConfig
 from replay.importance_weights import BetaConfig
 from replay.rate_limiter import RateLimiter
@@ -55,6 +56,8 @@ class TrainConfig:
     """Replay service."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """Learner."""
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    """Nodes of a cluster."""
     beta: BetaConfig = field(default_factory=BetaConfig)
     """Exponent of the importance weights."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -91,6 +94,7 @@ class TrainConfig:
             raise BadSetting(type(self), "offline", message)
         self._check_batch()
         self._check_segments()
+        self._check_ports()
         if bool(self.replay.security.certificate) != bool(self.replay.security.authority):
             raise BadSetting(
                 type(self),
@@ -129,6 +133,16 @@ class TrainConfig:
                 "replay.limiter.min_size",
                 f"is {asked}: with capacity {capacity} and segments of up to {longest} items, full shards may hold fewer; "
                 f"write at most {as_written(max(room, 0))}",
+            )
+
+    def _check_ports(self) -> None:
+        ports, shards = self.replay.port_range, self.replay.shards
+        if ports and self.placement.shards == "learner" and len(ports) < shards:
+            raise BadSetting(
+                type(self),
+                "replay.ports",
+                f"is {as_written(self.replay.ports)}, {len(ports)} port(s) for {shards} shards on one node: write a larger "
+                "range, or `placement.shards: spread` in a cluster",
             )
 
     @property
@@ -177,9 +191,15 @@ def _check_finite(config: Any, prefix: str) -> None:
             raise BadSetting(TrainConfig, name, f"is {value}: write {wanted}")
 
 
-def check_config(config: TrainConfig) -> None:
-    """Raise BadInput if ``config`` does not fit its environment or this machine. Starts nothing."""
-    pick_device(config.learner.device)
+def check_config(config: TrainConfig, in_cluster: bool = False) -> None:
+    """Raise BadInput if ``config`` does not fit its environment or this machine. Starts nothing.
+
+    ``in_cluster``: the learner runs on a node of a cluster, which may have devices that this machine lacks.
+    """
+    if in_cluster:
+        check_cluster_device(config.learner.device)
+    else:
+        pick_device(config.learner.device)
     Access.load(config.replay.security)
     check_env(config.env)
     spec, _ = spec_and_actions(config.env)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from rl.errors import BadSetting
 from rl.resuming import Rules, rules
 from rl.types import ObservationSpec
 
+MAX_PORT = 2**16 - 1
 MAX_CAPACITY = 100_000_000  # transitions in a shard; rows and priorities alone then take 4 to 8 GB
 
 
@@ -49,6 +51,9 @@ class ReplayConfig:
     """The samples-per-insert limiter."""
     host: str = "127.0.0.1"
     """Address that shards listen on with a local Ray; in a cluster (--address), each listens on its node's address."""
+    ports: str = ""
+    """Ports that shards listen on, such as 50051-50082, for a firewall: each shard takes the first free one. By
+    default any free port."""
     batches_ahead: int = 4
     """Batches that the learner requests before it needs them; serial mode requests each when it is needed."""
     give_up_after: float = 60.0
@@ -60,7 +65,7 @@ class ReplayConfig:
     load them."""
 
     on_resume: ClassVar[Rules] = rules(
-        may="host batches_ahead give_up_after snapshot_minutes",
+        may="host ports batches_ahead give_up_after snapshot_minutes",
         capacity="transitions restored from snapshots that do not fit are dropped, the oldest first",
         capacity_bytes="transitions restored from snapshots that do not fit are dropped, the oldest first",
         shards="added shards start empty; the content of removed shards is not restored",
@@ -70,6 +75,7 @@ class ReplayConfig:
         at_least(self, 1, "capacity", unit="transition")
         at_least(self, 1, "shards", unit="shard")
         at_least(self, 1, "batches_ahead", unit="batch")
+        require(self.port_range is not None, self, "ports", f"a range such as 50051-50082, of ports up to {MAX_PORT}")
         most = f"at most {as_written(MAX_CAPACITY)} transitions per shard, or more `shards`"
         require(self.capacity <= MAX_CAPACITY * self.shards, self, "capacity", most)
         check_capacity_bytes(type(self), self.capacity_bytes, self.shard_capacity, self.shards, self.selector)
@@ -79,6 +85,15 @@ class ReplayConfig:
             asked, most = as_written(self.limiter.min_size), as_written(self.capacity)
             message = f"is {asked}, above `capacity` of {most}: write a smaller number"
             raise BadSetting(type(self), "limiter.min_size", message)
+
+    @property
+    def port_range(self) -> range | None:
+        """The ports of `ports` in ascending order, an empty range if it is ""; None if it is not a valid range."""
+        if not self.ports:
+            return range(0)
+        found = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", self.ports)
+        ports = range(int(found[1]), int(found[2]) + 1) if found else range(0)
+        return ports if ports and ports[0] >= 1 and ports[-1] <= MAX_PORT else None
 
     @property
     def shard_capacity(self) -> int:

@@ -82,7 +82,7 @@ def _first_screen(command: Any, groups: dict[str, str], source: str) -> str:
     lines += [f"presets: {presets}" if source in PRESETS else f"values of {source}:"]
     shown = {path: flag(path) if path == "serial" else _flag_with_default(settings[path]) for path in FIRST_SCREEN}
     lines += [f"  {shown[path]:<{FLAG_WIDTH - 2}}{text}" for path, text in FIRST_SCREEN.items()]
-    lines += ["", "All flags: `qfleet train --help all`. By group: `qfleet train --help GROUP`:"]
+    lines += ["All flags: `qfleet train --help all`. By group: `qfleet train --help GROUP`:"]
     lines += [f"  {'run':<12}limits, time-outs, directories, offline training, JSON output"]
     return "\n".join(lines + [f"  {name:<12}{about}" for name, about in groups.items()])
 

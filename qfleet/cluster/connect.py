@@ -36,8 +36,7 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
     if address is not None:
         join_ray(address, **common)
         return []
-    needs = Needs.of(config)
-    needed, cores = needs.total_cpus(config), os.cpu_count() or 1
+    needed, cores = Needs.here(config).total_cpus(config), os.cpu_count() or 1
     try:
         ray.init(
             address="local",
@@ -46,7 +45,7 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
             object_store_memory=300 * 2**20,  # for weights and checkpoints; Ray's default is 30% of the memory
             **common,
         )
-    except (RuntimeError, OSError) as error:  # its control service did not start in time, or the disk is full
+    except Exception as error:  # too slow (a RuntimeError, or a bare Exception), or the disk is full (an OSError)
         raise RunFault(f"Ray could not be started on this machine: {last_line(error)}") from error
     if needed > cores:
         return [

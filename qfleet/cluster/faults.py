@@ -1,6 +1,16 @@
-"""Shortens error messages of Ray to one line."""
+"""Faults on Ray: error messages shortened to one line, and a start that the user ended."""
 
 from __future__ import annotations
+
+import re
+
+import ray
+
+OWN = re.compile(r"^rl\.errors\.(RunFault|BadInput|BadSetting): ")  # Python's name of our errors, before their message
+
+
+class StoppedDuringStart(Exception):
+    """The user ended the run while its processes were starting."""
 
 
 def last_line(error: Exception) -> str:
@@ -8,9 +18,14 @@ def last_line(error: Exception) -> str:
 
     For an error raised in a worker, the last line is the error itself; the lines before it are its traceback.
     """
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
+    return OWN.sub("", next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error)))
 
 
 def first_line(error: Exception) -> str:
     """The first non-empty line of an error's message, or its repr if the message is empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def reason(error: Exception) -> str:
+    """One line about an error that a call of a Ray actor has raised, without the actor's traceback."""
+    return last_line(error) if isinstance(error, ray.exceptions.RayTaskError) else first_line(error)

@@ -1,4 +1,4 @@
-"""The CPUs and GPUs that each process of a run requests from Ray."""
+"""What each process of a run requests from Ray: CPUs, GPUs and memory."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ from qfleet.config import TrainConfig
 
 @dataclass(frozen=True)
 class Needs:
-    """CPUs and GPUs of a process, by kind of process."""
+    """What a process requests, by kind of process; memory in bytes, 0: it requests none."""
 
     learner_cpus: int
     learner_gpus: int
+    shard_memory: int = 0
     actor_cpus: int = 1
     shard_cpus: int = 1
     evaluator_cpus: int = 1
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Needs:
-        """The CPUs and GPUs that the processes of ``config`` need. Raises BadInput if its device is not available."""
-        cuda = pick_device(config.learner.device).type == "cuda"
+    def of(cls, threads: int, gpus: int, shard_memory: int = 0) -> Needs:
+        """The needs of a run whose learner has ``threads`` PyTorch threads and ``gpus`` GPUs."""
         # The thread that makes updates and the prefetch thread each use this number of PyTorch threads.
-        return cls(2 * learner_threads(config.learner), 1 if cuda else 0)
+        return cls(2 * threads, gpus, shard_memory)
+
+    @classmethod
+    def here(cls, config: TrainConfig) -> Needs:
+        """The needs of ``config`` on this machine. Raises BadInput if its device is not available here."""
+        return cls.of(learner_threads(config.learner), int(pick_device(config.learner.device).type == "cuda"))
+
+    @property
+    def threads(self) -> int:
+        """PyTorch threads of each of the learner's two threads."""
+        return self.learner_cpus // 2
 
     def total_cpus(self, config: TrainConfig) -> int:
         """CPUs of all processes of the run together."""

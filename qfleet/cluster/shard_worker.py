@@ -18,13 +18,15 @@ from replay.wire.connection import ShardConnection
 from replay.wire.drain import drain
 from replay.wire.service import ShardServer
 from replay.wire.writer import Writer
+from rl.errors import RunFault
 from rl.types import ObservationSpec
 
 
 class ShardWorker:
     """One replay shard and its gRPC server, which listens on ``host`` ("": the address of this node).
 
-    If the run makes snapshots, the shard writes them to ``directory`` and restores the last one when it starts.
+    If the run makes snapshots, the shard writes them to ``directory`` and restores the last one when it starts. Raises
+    RunFault if all ports of `replay.ports` are taken.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class ShardWorker:
         if snapshots is None:
             shard.generation = random_generation()  # with snapshots, these count the generations
         restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        self._server = _serve(shard, host, access, snapshots, restarted)
+        self._server = _serve(shard, host, config.port_range or range(0), access, snapshots, restarted)
         self._access, self._directory = access, directory if snapshots else None
         self._news = str(snapshots.restored or "") if snapshots else ""  # message that the driver has not polled yet
         if restarted:
@@ -89,15 +91,26 @@ class ShardWorker:
         return True
 
 
-def _serve(shard: Shard, host: str, access: Access, snapshots: Snapshots | None, restarted: bool) -> ShardServer:
-    """Start the shard's server: after a restart on its old port, which its clients know, if that is free."""
-    if snapshots is None:
-        return ShardServer(shard, host, access=access)
-    file = snapshots.directory / "port"
+def _serve(
+    shard: Shard, host: str, ports: range, access: Access, snapshots: Snapshots | None, restarted: bool
+) -> ShardServer:
+    """Start the shard's server on the first free one of ``ports`` (empty: any free port).
+
+    After a restart, its old port, which its clients know, is tried first. Raises RunFault if all ports are taken.
+    """
+    file = snapshots.directory / "port" if snapshots else None
+    old = [int(file.read_text())] if restarted and file is not None and file.is_file() else []
     server = None
-    if restarted and file.is_file():
-        with contextlib.suppress(RuntimeError):  # another process uses the port now
-            server = ShardServer(shard, host, int(file.read_text()), access, snapshots=snapshots)
+    for port in (*old, *ports):
+        with contextlib.suppress(RuntimeError):  # another process uses the port
+            server = ShardServer(shard, host, port, access, snapshots=snapshots)
+            break
+    if server is None and ports:
+        raise RunFault(
+            f"no port is free for a replay shard on the node {host}: all of `replay.ports` {ports[0]}-{ports[-1]} are "
+            "taken; write a larger range"
+        )
     server = server or ShardServer(shard, host, access=access, snapshots=snapshots)
-    file.write_text(str(server.port))
+    if file is not None:
+        file.write_text(str(server.port))
     return server

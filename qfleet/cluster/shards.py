@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,19 @@ remote: Any = ray.remote  # untyped, because Ray's handles have no typed methods
 class ReplayShards:
     """Handles and addresses of a run's shards, by index.
 
-        shards = ReplayShards(config, directory, access, local=True)
+        shards = ReplayShards(config, directory, access, local=True, options=placement.shard_options())
         shards.addresses = {i: ray.get(shards.start(i)) for i in range(config.replay.shards)}
         news = shards.advance(request, board, learner, actors)  # repeatedly, from the driver's loop
 
-    ``local``: the run has started its own Ray, and did not join one.
+    ``local``: the run has started its own Ray, and did not join one. ``options``: Ray's options of each shard, which
+    say what it requests and where it is placed.
     """
 
-    def __init__(self, config: TrainConfig, directory: Path, access: Access, local: bool) -> None:
+    def __init__(
+        self, config: TrainConfig, directory: Path, access: Access, local: bool, options: Mapping[str, Any]
+    ) -> None:
         self._config, self._directory, self.access, self._local = config, directory, access, local
+        self._options = options
         self._spec, _ = spec_and_actions(config.env)
         self.handles: dict[int, Any] = {}
         self.addresses: dict[int, str] = {}
@@ -53,15 +57,16 @@ class ReplayShards:
         """Start a shard; returns Ray's reference to its address (host:port), ready once the shard listens."""
         config = self._config
         max_restarts = -1 if config.replay.snapshot_minutes > 0 else 0  # without a snapshot it would restart empty
-        is_extra = self._local and index >= config.replay.shards  # the local Ray has no CPU left for it
+        options = dict(self._options)
+        if self._local and index >= config.replay.shards:  # the local Ray has no CPU left for it
+            options["num_cpus"] = 0
         self.handles[index] = (
             remote(ShardWorker)
             .options(
                 name=f"shard-{index}",
-                num_cpus=0 if is_extra else 1,
                 max_restarts=max_restarts,
-                scheduling_strategy="SPREAD",
                 max_concurrency=2,  # so that it answers polls while it is drained
+                **options,
             )
             .remote(
                 config.replay,
@@ -125,11 +130,17 @@ class ReplayShards:
         """The run's configuration with ``shards`` shards of the same size. Raises BadInput if it is not valid."""
         return with_shards(self._config, shards)
 
+    def _needed(self) -> str:
+        """What a new shard requests from Ray, and where, as text."""
+        memory = self._options.get("memory", 0)
+        where = "anywhere" if self._options.get("scheduling_strategy") == "SPREAD" else "on the learner's node"
+        return f"1 CPU{f' and {memory / 1e9:.3g} GB of memory' if memory else ''} {where}"
+
     def _add_shard(self, board: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
         index = next(i for i in range(len(self.handles) + 1) if i not in self.handles)
         call, handle = self.start(index), self.handles[index]
         try:
-            yield from _until([call], STEP_TIMEOUT, f"shard-{index} to listen (in a cluster it needs a free CPU)")
+            yield from _until([call], STEP_TIMEOUT, f"shard-{index} to listen (it needs {self._needed()})")
             self.addresses[index] = ray.get(call)
         except (RunFault, ray.exceptions.RayError):
             ray.kill(handle)

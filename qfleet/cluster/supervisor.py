@@ -9,8 +9,9 @@ from typing import Any
 import ray
 
 from qfleet.cluster.connect import start_ray
-from qfleet.cluster.faults import first_line, last_line
-from qfleet.cluster.topology import StoppedDuringStart, Topology, start_processes
+from qfleet.cluster.faults import StoppedDuringStart, first_line, last_line, reason
+from qfleet.cluster.placement import cluster_nodes
+from qfleet.cluster.topology import Topology, start_processes
 from qfleet.config import TrainConfig, to_yaml
 from qfleet.run.directory import CONFIG, SCALE, ScaleRequest
 from qfleet.run.run import Run
@@ -122,18 +123,19 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
             directory,
             run.resumed,
             run.stats.base_steps,
-            local=address is None,
+            address,
             stopping=lambda: run.interrupted_by is not None,
+            note=run.progress.note,
         )
         run.progress.note(_describe(run.config, topology))
         run.stats.start_clock()
-        failure: RunFault | None = None
+        failure: Exception | None = None
         try:
             _training_loop(run, topology)
-        except RunFault as fault:
-            failure = fault
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            failure = RunFault(first_line(error))
+        except (ray.exceptions.RayError, RunFault, TimeoutError) as error:
+            # The death of a store shows first as an error of whoever used it.
+            is_own = isinstance(error, RunFault) and not isinstance(error, ray.exceptions.RayTaskError)
+            failure = topology.stores.fault(wait=5.0) or (error if is_own else RunFault(reason(error)))
         run.stats.stop_clock()
         _finish(run, topology)
         if failure is not None:
@@ -146,13 +148,28 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
 
 def _describe(config: TrainConfig, topology: Topology) -> str:
     """One line about the processes of the run and where they are, for the user."""
-    url = ray.get_runtime_context().gcs_address
-    dashboard = ray._private.worker.global_worker.node and ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
-    where = f", dashboard http://{dashboard}" if dashboard else ""
+    url, node = ray.get_runtime_context().gcs_address, topology.placement.node
+    learner = f"learner on {topology.device}" if node is None else f"learner on {node.address} ({topology.device})"
     shards = topology.shards.addresses
     return (
         f"{config.actors.count} actor(s) x {config.actors.environments} environments, {len(shards)} replay shard(s) at "
-        f"{', '.join(shards.values())}, learner on {topology.device}; Ray at {url}{where}"
+        f"{', '.join(shards.values())}, {learner}; Ray at {url}{_describe_dashboard(local=node is None)}"
+    )
+
+
+def _describe_dashboard(local: bool) -> str:
+    """How to open Ray's dashboard: its address on this machine, else the command for the machine where the user sits."""
+    dashboard = ray._private.worker.global_worker.node and ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
+    if not dashboard:
+        return ""
+    if local:
+        return f", dashboard http://{dashboard}"
+    head = next((n.address for n in cluster_nodes() if n.is_head), "HEAD")
+    host, _, port = dashboard.rpartition(":")
+    target = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host
+    return (
+        f", dashboard at http://127.0.0.1:{port} after `ray dashboard deploy/FILE` or "
+        f"`ssh -N -L {port}:{target}:{port} {head}` on your machine"
     )
 
 
@@ -162,6 +179,8 @@ def _training_loop(run: Run, topology: Topology) -> None:
     status_call: Any = None
     while not run.is_finished():
         started = time.monotonic()
+        if (fault := topology.stores.fault()) is not None:
+            raise fault
         for name, answer in poller.poll().items():
             _handle_answer(run, topology, name, answer)
         evaluation.advance()

@@ -1,4 +1,4 @@
-"""Starts the processes of a run on Ray, each with the CPUs and GPUs that it needs."""
+"""Starts the processes of a run on Ray, each on the node and with the resources of its placement."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 import ray
 
 from learner.checkpoint import Checkpoint
-from learner.learner import learner_threads
-from qfleet.cluster.board import BOARD, RunBoard
-from qfleet.cluster.faults import last_line
-from qfleet.cluster.needs import Needs
+from qfleet.cluster.faults import StoppedDuringStart, last_line
+from qfleet.cluster.placement import Node, Placement, cluster_nodes, count_room, describe_lack, place, place_locally
 from qfleet.cluster.shards import ReplayShards
-from qfleet.cluster.weights import WEIGHT_STORE, WeightStore
+from qfleet.cluster.stores import Stores
+from qfleet.cluster.versions import check_versions, survey_nodes, versions_here
 from qfleet.cluster.workers import ActorWorker, EvaluatorWorker, LearnerWorker
 from qfleet.config import TrainConfig
 from replay.security import Access, new_token
@@ -25,21 +24,27 @@ from rl.errors import RunFault
 remote: Any = ray.remote  # untyped, because Ray's handles have no typed methods
 
 
-class StoppedDuringStart(Exception):
-    """The user ended the run while its processes were starting."""
-
-
 @dataclass
 class Topology:
-    """Handles of the Ray actors of a run, and a description of the learner's device."""
+    """Handles of the Ray actors of a run, where they are placed, and a description of the learner's device."""
 
-    board: Any
-    weights: Any
+    stores: Stores
     shards: ReplayShards
     learner: Any
     actors: list[Any]
     evaluator: Any
-    device: str = ""
+    placement: Placement
+    device: str
+
+    @property
+    def board(self) -> Any:
+        """The handle of the board."""
+        return self.stores.board
+
+    @property
+    def weights(self) -> Any:
+        """The handle of the weight store."""
+        return self.stores.weights
 
     def workers(self) -> list[tuple[str, Any]]:
         """(name, handle) of every worker that the driver polls: the learner, the actors and the shards."""
@@ -53,57 +58,92 @@ def start_processes(
     directory: Path,
     resumed: Checkpoint | None,
     base_steps: int,
-    local: bool,
+    address: str | None,
     stopping: Callable[[], bool],
+    note: Callable[[str], None],
 ) -> Topology:
     """Start all processes of a run and wait until they are ready; returns their handles.
 
-    ``base_steps``: agent steps made before a resume. ``local``: the run has started its own Ray. Raises RunFault if a
-    process is not ready in time, and StoppedDuringStart once ``stopping`` returns True.
+    ``base_steps``: agent steps made before a resume. ``address``: the Ray that the run has joined; None: it has started
+    its own. ``note`` gets lines for the user. Raises BadInput if the run does not fit the cluster, RunFault if a process
+    is not ready in time, and StoppedDuringStart once ``stopping`` returns True.
     """
-    needs, run = Needs.of(config), directory.name
-    board, weights = _start_stores(run)
+    run, local = directory.name, address is None
+    placement = place_locally(config) if local else place_in_cluster(config, stopping, note)
     access = Access.load(config.replay.security)
     access = replace(access, token=access.token or new_token())  # passed as an argument only, never written to disk
-    shards = ReplayShards(config, directory, access, local)
-    shard_calls = {f"shard-{i}": shards.start(i) for i in range(config.replay.shards)}
-    addresses = _await_ready(shard_calls, f"{needs.shard_cpus} CPU each", config.ready_timeout, stopping)
-    shards.addresses = dict(enumerate(addresses))
-    board.set_shards.remote(addresses)
-    learner = (
-        remote(LearnerWorker)
-        .options(name="learner", num_cpus=needs.learner_cpus, num_gpus=needs.learner_gpus)
-        .remote(config, addresses, resumed, run, learner_threads(config.learner), access)
-    )
-    device = _await_ready(
-        {"learner": learner.start.remote()},
-        f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU",
-        config.ready_timeout,
-        stopping,
-    )
-    actors = _start_actors(config, base_steps, run, config.actors.nice if local else 0, access)
-    evaluator = (
-        remote(EvaluatorWorker)
-        .options(name="evaluator", num_cpus=needs.evaluator_cpus, max_restarts=-1)
-        .remote(config, base_steps, run)
-    )
-    ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
-    ready["evaluator"] = evaluator.__ray_ready__.remote()
-    _await_ready(ready, "1 CPU each", config.ready_timeout, stopping)
-    return Topology(board, weights, shards, learner, actors, evaluator, device[0])
-
-
-def _start_stores(run: str) -> tuple[Any, Any]:
-    """Start the run's board and its weight store. Raises RunFault if this Ray already has a run of the same name."""
     try:
-        board = remote(RunBoard).options(name=BOARD, num_cpus=0, max_restarts=0).remote()
-        return board, remote(WeightStore).options(name=WEIGHT_STORE, num_cpus=0, max_restarts=0).remote()
+        learner, placement = _start_learner(config, run, placement, access, local, stopping, note)
+        resume = f"qfleet train --resume {directory}" + ("" if local else f" --address {address}")
+        stores = Stores(placement, resume)
     except ValueError as error:
         raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir with another name") from error
+    needs, timeout = placement.needs, config.ready_timeout
+    shards = ReplayShards(config, directory, access, local, placement.shard_options())
+    shard_calls = {f"shard-{i}": shards.start(i) for i in range(config.replay.shards)}
+    addresses = _await_ready(shard_calls, f"{needs.shard_cpus} CPU each", timeout, stopping)
+    shards.addresses = dict(enumerate(addresses))
+    stores.board.set_shards.remote(addresses)
+    started = {"learner": learner.start.remote(addresses, resumed)}
+    [device] = _await_ready(started, f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU", timeout, stopping)
+    evaluator = (
+        remote(EvaluatorWorker)
+        .options(name="evaluator", **placement.evaluator_options())
+        .remote(config, base_steps, run)
+    )
+    actors = _start_actors(config, base_steps, run, config.actors.nice, access, placement.actor_options())
+    ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
+    ready["evaluator"] = evaluator.__ray_ready__.remote()
+    _await_ready(ready, "1 CPU each", timeout, stopping)
+    return Topology(stores, shards, learner, actors, evaluator, placement, device)
 
 
-def _start_actors(config: TrainConfig, base_steps: int, run: str, nice: int, access: Access) -> list[Any]:
-    options = {"num_cpus": Needs.of(config).actor_cpus, "max_restarts": -1, "scheduling_strategy": "SPREAD"}
+def place_in_cluster(config: TrainConfig, stopping: Callable[[], bool], note: Callable[[str], None]) -> Placement:
+    """The placement of the run in the cluster that this process has joined, after a comparison of versions.
+
+    Raises BadInput, RunFault and StoppedDuringStart.
+    """
+    nodes = cluster_nodes()
+    answers = survey_nodes({n.id: n.address for n in nodes}, stopping)
+    check_versions(versions_here(), {n.address: answers[n.id].versions for n in nodes})
+    placement = place(config, nodes, any(answer.autoscaler for answer in answers.values()))
+    lack = describe_lack(count_room(placement, cluster_nodes()), placement, config.ready_timeout)
+    if lack:
+        note(f"warning: {lack}")
+    return placement
+
+
+def _start_learner(
+    config: TrainConfig,
+    run: str,
+    placement: Placement,
+    access: Access,
+    local: bool,
+    stopping: Callable[[], bool],
+    note: Callable[[str], None],
+) -> tuple[Any, Placement]:
+    """Create the learner's process; returns its handle and the placement with the node that it is on.
+
+    Raises ValueError if this Ray already has a run of the same name.
+    """
+    needs = placement.needs
+    learner = (
+        remote(LearnerWorker)
+        .options(name="learner", **placement.learner_options())
+        .remote(config, run, needs.threads, access, None if local else needs.learner_gpus)
+    )
+    wanted = f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU"
+    [where] = _await_ready({"learner": learner.describe.remote()}, wanted, config.ready_timeout, stopping)
+    for warning in where.warnings:
+        note(f"warning: {warning}")
+    if local:
+        return learner, placement
+    return learner, replace(placement, node=placement.node or Node(where.node, where.address))
+
+
+def _start_actors(
+    config: TrainConfig, base_steps: int, run: str, nice: int, access: Access, options: dict[str, Any]
+) -> list[Any]:
     return [
         remote(ActorWorker).options(name=f"actor-{i}", **options).remote(config, i, base_steps, run, nice, access)
         for i in range(config.actors.count)
@@ -133,5 +173,5 @@ def _await_ready(calls: dict[str, Any], needs: str, timeout: float, stopping: Ca
         )
     try:
         return list(ray.get(refs))
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.RayError as error:
         raise RunFault(f"{', '.join(calls)} could not start: {last_line(error)}") from error

@@ -17,6 +17,7 @@ from rl.parameters import bytes_of
 from rl.ports import Publication
 
 Found = tuple[Publication, list[Any]]  # a publication without its weights; [online] or [online, target], references
+DIED = "the weight store has died"  # Ray does not restart it: its content would be lost
 WEIGHT_STORE = "weights"  # the actor's name, in the run's own namespace
 
 
@@ -63,14 +64,20 @@ class RayWeightSink:
         self._last_progress = time.monotonic()  # when the store last finished a publication, or had none in flight
 
     def publish(self, publication: Publication) -> None:
-        """Send or hold back ``publication``. Raises RunFault if the store finishes none for ``timeout`` seconds."""
+        """Send or hold back ``publication``.
+
+        Raises RunFault if the store has died, or finishes none for ``timeout`` seconds.
+        """
         if self._held is not None and publication.target_weights is None:
             publication = replace(publication, target_weights=self._held.target_weights)
         self._held = None
         done, self._pending = (
             ray.wait(self._pending, num_returns=len(self._pending), timeout=0) if self._pending else ([], [])
         )
-        ray.get(done)  # re-raises an exception of the store
+        try:
+            ray.get(done)  # re-raises an exception of the store
+        except ray.exceptions.RayActorError:
+            raise RunFault(DIED) from None
         now = time.monotonic()
         if done or not self._pending:
             self._last_progress = now
@@ -105,7 +112,10 @@ class RayWeightSource:
         }
 
     def poll(self) -> Publication | None:
-        """The newest publication, once its weights are on this node; None if there is no newer one. Never blocks."""
+        """The newest publication, once its weights are on this node; None if there is no newer one. Never blocks.
+
+        Raises RunFault if the store has died.
+        """
         if self._found is None and not self._query():
             return None
         if not self._has_arrived():
@@ -131,8 +141,10 @@ class RayWeightSource:
             return False
         try:
             self._found = ray.get(self._pending_query)
-        except ray.exceptions.RayActorError:  # the store is restarting: query again next time
+        except ray.exceptions.ActorUnavailableError:  # the network is interrupted: query again next time
             self._found = None
+        except ray.exceptions.RayActorError:
+            raise RunFault(DIED) from None
         self._pending_query = None
         return self._found is not None
 
@@ -143,7 +155,10 @@ class RayWeightSource:
         return len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs)
 
     def await_first(self, timeout: float) -> None:
-        """Wait until `poll` can return a publication. Raises RunFault after ``timeout`` seconds."""
+        """Wait until `poll` can return a publication.
+
+        Raises RunFault after ``timeout`` seconds, or if the store has died.
+        """
         deadline = time.monotonic() + timeout
         while not ((self._found is not None or self._query()) and self._has_arrived()):
             if time.monotonic() > deadline:
@@ -153,13 +168,16 @@ class RayWeightSource:
     def wait(self, timeout: float) -> Publication | None:
         """Wait up to ``timeout`` seconds for the newest publication; returns None if there is no newer one.
 
-        Raises RunFault when the store does not answer in that time.
+        Raises RunFault if the store does not answer in that time, or has died; ActorUnavailableError while the network
+        is interrupted.
         """
         call = self._store.newer_than.remote(self._version, self._target_version)
         try:
             found = ray.get(call, timeout=timeout)
         except ray.exceptions.GetTimeoutError:
             raise RunFault(f"the weight store has not answered for {timeout:g} s") from None
+        except ray.exceptions.ActorDiedError:
+            raise RunFault(DIED) from None
         self._found = found
         if found is None:
             return None

@@ -10,12 +10,14 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import ray
 import torch
 
 from learner.checkpoint import Checkpoint
+from learner.learner import LearnerConfig, pick_device
 from qfleet.cluster.board import RemoteBoard
 from qfleet.cluster.metrics import RayMetrics
 from qfleet.cluster.weights import WEIGHT_STORE, RayWeightSink, RayWeightSource
@@ -26,7 +28,7 @@ from replay.wire.sampler import Sampler
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
 from rl.envs.make import spec_and_actions
-from rl.errors import RunFault
+from rl.errors import BadInput, RunFault
 from rl.evaluation import EvaluationResult
 from rl.ports import Weights
 
@@ -60,6 +62,41 @@ class _ThreadedLoop:
         self.stopping.set()
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+
+def choose_device(config: LearnerConfig, gpus: int, node: str) -> tuple[str, str]:
+    """The device of a learner to which Ray has assigned ``gpus`` GPUs, and a warning for the user or "".
+
+    ``node``: the address of this machine, for messages. Raises RunFault if it lacks the configured device.
+    """
+    name, torch_here = config.device, f"torch {torch.__version__}"
+    if gpus and not torch.cuda.is_available():
+        problem = f"Ray has a GPU on the node {node}, but {torch_here} finds no CUDA there"
+        if name != "auto":
+            raise RunFault(f"{problem}: install a build of torch for CUDA, or write `learner.device` auto or cpu")
+        return "cpu", f"{problem}: the learner trains on the CPU"
+    if (
+        name == "auto" and not gpus and torch.cuda.is_available()
+    ):  # another process may use a GPU that Ray does not count
+        problem = f"torch finds CUDA on the node {node}, but Ray declares no GPU there"
+        return "cpu", f"{problem}: the learner trains on the CPU; start Ray there with --num-gpus"
+    if name == "auto":
+        return "cuda" if gpus else "mps" if torch.backends.mps.is_available() else "cpu", ""
+    try:
+        return str(pick_device(name)), ""
+    except BadInput:
+        raise RunFault(f"the node {node} has no `learner.device` {name} ({torch_here}): write auto") from None
+
+
+def niceness_warning(address: str) -> str:
+    """A warning if this process, on the node at ``address``, has a lower priority than others; else ""."""
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    if nice <= 0:
+        return ""
+    return (
+        f"the learner on {address} has niceness {nice}, below the priority of other processes: start Ray there with "
+        "RAY_worker_niceness=0 in its environment"
+    )
 
 
 def _weight_store() -> Any:
@@ -119,22 +156,48 @@ class ActorWorker:
         return self._loop.stop(timeout=10.0)
 
 
-class LearnerWorker:
-    """The learner. It starts to learn when `start` is called."""
+class LearnerPlace(NamedTuple):
+    """What the learner's process reports about where it is."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        shards: list[str],
-        resumed: Checkpoint | None,
-        run: str,
-        threads: int,
-        access: Access,
-    ) -> None:
+    node: str  # Ray's id
+    address: str
+    warnings: list[str]
+
+
+class LearnerWorker:
+    """The learner. Its process starts before replay and weight store do: `describe` is called first, then `start`.
+
+    ``gpus``: the number of GPUs that Ray has assigned to it. None: the run has its own Ray, whose processes have all
+    devices of the machine.
+    """
+
+    def __init__(self, config: TrainConfig, run: str, threads: int, access: Access, gpus: int | None) -> None:
         keep_freed_memory()
-        spec, _ = spec_and_actions(config.env)
         torch.set_num_threads(threads)
-        self._threads = threads
+        self._config, self._threads, self._access, self._gpus = config, threads, access, gpus
+        self._node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._metrics = RayMetrics("learner", run)
+        self._checkpoint_request: dict[str, Any] | None = None  # the extra state of a requested checkpoint
+        self._checkpoint: Checkpoint | None = None
+        self._checkpoint_done = threading.Event()
+        self._loop = _ThreadedLoop(self._learn, "learner")
+
+    def describe(self) -> LearnerPlace:
+        """Choose the device, and say where this process is. Raises RunFault if the node lacks the configured device."""
+        warnings = []
+        if self._gpus is not None:
+            device, warning = choose_device(self._config.learner, self._gpus, self._node)
+            self._config = replace(self._config, learner=replace(self._config.learner, device=device))
+            warnings = [warning, niceness_warning(self._node)]
+        return LearnerPlace(ray.get_runtime_context().get_node_id(), self._node, [w for w in warnings if w])
+
+    def start(self, shards: list[str], resumed: Checkpoint | None) -> str:
+        """Start to learn from the shards at these addresses (host:port), from the checkpoint ``resumed`` if there is one.
+
+        Returns the device and the precision as text, such as "cuda in bfloat16".
+        """
+        config = self._config
+        spec, _ = spec_and_actions(config.env)
         self._sampler = Sampler(
             shards,
             spec,
@@ -143,20 +206,12 @@ class LearnerWorker:
             config.replay.batches_ahead,
             config.replay.give_up_after,
             seed=config.seed + (int(resumed.state["updates"]) if resumed else 0),
-            access=access,
+            access=self._access,
         )
-        self._metrics = RayMetrics("learner", run)
         sink = RayWeightSink(_weight_store())
         self._learner = make_learner(config, spec, self._sampler, sink, self._metrics, threaded=True)
         if resumed is not None:
             self._learner.set_checkpoint(resumed)
-        self._checkpoint_request: dict[str, Any] | None = None  # the extra state of a requested checkpoint
-        self._checkpoint: Checkpoint | None = None
-        self._checkpoint_done = threading.Event()
-        self._loop = _ThreadedLoop(self._learn, "learner")
-
-    def start(self) -> str:
-        """Start to learn; returns the device and the precision as text, such as "cuda in bfloat16"."""
         self._loop.start()
         updater = self._learner.updater
         return f"{updater.device} in {str(updater.dtype).removeprefix('torch.')}"

@@ -10,6 +10,9 @@ import ray
 
 from qfleet.cluster import board
 from qfleet.cluster.board import RemoteBoard, RunBoard
+from qfleet.cluster.needs import Needs
+from qfleet.cluster.placement import Placement, cluster_nodes
+from qfleet.cluster.stores import Stores
 from qfleet.cluster.weights import RayWeightSink, RayWeightSource, WeightStore
 from rl.errors import RunFault
 from rl.ports import Publication
@@ -118,3 +121,40 @@ def test_a_board_that_is_silent_or_gone_is_reported_in_one_line(monkeypatch):
     with pytest.raises(RunFault, match=r"^the run's board is gone: the run has ended or was killed$"):
         while time.monotonic() < deadline:
             remote.status()
+
+
+def until_fault(stores):
+    """The fault of ``stores`` once it is known, as text; `ray.kill` returns before the process is gone."""
+    deadline = time.monotonic() + 30.0
+    while (fault := stores.fault()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return str(fault)
+
+
+def test_a_store_that_has_died_is_named_with_its_node_and_how_to_resume():
+    [node] = cluster_nodes()
+    placement, resume = Placement(Needs.of(1, 0), 1, 1, node), "qfleet train --resume runs/pong --address auto"
+    stores = Stores(placement, resume)
+    sink, source = RayWeightSink(stores.weights), RayWeightSource(stores.weights)
+    sink.publish(publication(1))
+    assert source.wait(30.0).version == 1
+    assert stores.fault(wait=30.0) is None
+    ray.kill(stores.board)
+    fault = until_fault(stores)
+    assert fault.startswith(f"the board of the run, on the node {node.address}, has died (The actor is dead because ")
+    assert fault.endswith(f"): continue the run with `{resume}`")
+    assert str(stores.fault(wait=30.0)) == fault  # also for who asks later
+    ray.kill(stores.weights)
+    gone = r"^the weight store has died$"
+    with pytest.raises(RunFault, match=gone):
+        source.await_first(30.0)
+    with pytest.raises(RunFault, match=gone):
+        source.wait(30.0)
+    sink.publish(publication(2))
+    time.sleep(0.5)
+    with pytest.raises(RunFault, match=gone):
+        sink.publish(publication(3))
+    lost = Stores(Placement(Needs.of(1, 0), 1, 1, None), resume)
+    ray.kill(lost.weights)
+    assert until_fault(lost).startswith("the weight store of the run has died (")

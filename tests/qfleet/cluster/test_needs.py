@@ -28,11 +28,11 @@ def config(threads=1, actors=1, shards=1):
 )
 def test_the_learner_needs_twice_its_threads_and_other_processes_one_cpu(threads, actors, shards, cpus):
     own = config(threads, actors, shards)
-    assert Needs.of(own).total_cpus(own) == cpus
+    assert Needs.here(own).total_cpus(own) == cpus
 
 
 def test_a_learner_on_cuda_needs_a_gpu(monkeypatch):
     monkeypatch.setattr("qfleet.cluster.needs.pick_device", lambda name: torch.device("cuda"))
-    assert (Needs.of(config()).learner_gpus, Needs.of(config()).learner_cpus) == (1, 2)
+    assert (Needs.here(config()).learner_gpus, Needs.here(config()).learner_cpus) == (1, 2)
     monkeypatch.undo()
-    assert Needs.of(config()).learner_gpus == 0
+    assert Needs.here(config()).learner_gpus == 0

@@ -22,7 +22,7 @@ class Client:
 
 @pytest.fixture
 def shards(tmp_path):
-    made = ReplayShards(cartpole(), tmp_path, UNPROTECTED, local=True)
+    made = ReplayShards(cartpole(), tmp_path, UNPROTECTED, local=True, options={"num_cpus": 1})
     made.addresses, made.handles = {0: "a:1", 1: "b:2"}, {0: object(), 1: object()}
     return made
 

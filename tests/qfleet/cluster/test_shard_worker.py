@@ -1,0 +1,66 @@
+"""The ports that a replay shard listens on."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import numpy as np
+import pytest
+
+from qfleet.cluster.shard_worker import _serve
+from replay.config import ReplayConfig, make_shard
+from replay.security import UNPROTECTED
+from replay.store.snapshots import Snapshots
+from rl.errors import RunFault
+from tests.conftest import SMALL
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def ports():
+    """Three consecutive ports that are free now, as a range."""
+    for low in range(21_000 + np.random.default_rng().integers(1000) * 3, 29_000, 3):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(low, low + 3):
+                stack.enter_context(socket.create_server((HOST, port)))
+            return range(low, low + 3)
+    raise AssertionError("no three consecutive ports are free")
+
+
+def shard():
+    return make_shard(ReplayConfig(), SMALL, 0, limited=False)
+
+
+def test_shards_take_the_ports_of_the_range_in_turn_and_name_a_range_that_is_taken(ports):
+    servers = [_serve(shard(), HOST, ports, UNPROTECTED, None, restarted=False) for _ in ports]
+    try:
+        assert [s.port for s in servers] == list(ports)
+        with pytest.raises(RunFault) as caught:
+            _serve(shard(), HOST, ports, UNPROTECTED, None, restarted=False)
+        assert str(caught.value) == (
+            f"no port is free for a replay shard on the node {HOST}: all of `replay.ports` {ports[0]}-{ports[-1]} are "
+            "taken; write a larger range"
+        )
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def test_a_restarted_shard_takes_its_old_port_if_that_is_free(ports, tmp_path):
+    def serve(restarted):
+        content = shard()
+        return _serve(content, HOST, ports, UNPROTECTED, Snapshots(tmp_path, content), restarted)
+
+    with socket.create_server((HOST, ports[0])):
+        first = serve(restarted=False)
+        assert first.port == ports[1]
+        first.stop()
+    again = serve(restarted=True)
+    assert again.port == ports[1]  # although the first one is free now
+    again.stop()
+    with socket.create_server((HOST, ports[1])):
+        moved = serve(restarted=True)
+        assert moved.port == ports[0]
+        moved.stop()
