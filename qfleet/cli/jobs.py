@@ -174,7 +174,9 @@ def last_steps(name: str, directory: str, place: Place) -> str:
     """What to type after a run has ended: how to fetch and how to continue it."""
     what = shlex.quote(directory if "://" in directory else name)
     fetch = what if "://" in what else f"{what} {place.flags()}"
-    return f"  fetch it      qfleet fetch {fetch}\n  continue it   qfleet submit {place.flags()} -- train --resume {what}"
+    return (
+        f"  fetch it      qfleet fetch {fetch}\n  continue it   qfleet submit {place.flags()} -- train --resume {what}"
+    )
 
 
 def logs_command(args: list[str]) -> int:

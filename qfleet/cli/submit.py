@@ -73,8 +73,12 @@ def submit_command(args: list[str]) -> int:
         name = _last_part(directory)
         for job in server.runs():
             if name == job.run and not job.has_ended:
-                other = f"stop it first with `qfleet stop {name} {c.flags()}`"
-                raise BadInput(f"{name} is running as job {job.id}: " + (other if training.resume else "write another --name"))
+                other = (
+                    f"stop it first with `qfleet stop {name} {c.flags()}`"
+                    if training.resume
+                    else "write another --name"
+                )
+                raise BadInput(f"{name} is running as job {job.id}: {other}")
         job_id = free_id(name, server.ids())
         server.submit(job_id, entrypoint(c, training, directory), {RUN: name, DIRECTORY: directory}, upload)
         print(f"qfleet: {name} is submitted as job {job_id}", file=sys.stderr)
@@ -162,8 +166,7 @@ def _check_name(c: SubmitCommand, training: Training) -> None:
     source, given = next(((f, v) for f, v in (("--name", c.name), ("--run-dir", c.run_dir)) if v is not None), ("", ""))
     name = _last_part(given) if source == "--run-dir" else given
     if source and not RUN_NAME.fullmatch(name):
-        what = f"whose last part is {name!r}" if source == "--run-dir" else ""
-        raise BadInput(f"{source} is {given!r}{' ' + what if what else ''}: write letters, digits, and . _ - after the first")
+        raise BadInput(f"{source} is {given!r}: write a name of letters, digits and, after the first, . _ -")
 
 
 def _last_part(directory: str) -> str:

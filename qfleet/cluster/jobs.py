@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import aiohttp
 import ray
 import requests
-from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -230,7 +230,7 @@ class JobServer:
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
             raise Unreachable(str(error)) from error
         finally:
-            await chunks.aclose()
+            await chunks.aclose()  # type: ignore[attr-defined]  # it is an async generator
 
 
 class _Client(JobSubmissionClient):
@@ -248,7 +248,9 @@ class _Client(JobSubmissionClient):
             client = cls(url, headers=dict(token.get_token_for_http_header()) if has_token else {})
         except AuthenticationError as error:
             wanted = "copy ~/.ray/auth_token of the head node to the same path here"
-            says = "rejects Ray's token of this machine" if has_token else "asks for Ray's token, and there is none here"
+            says = (
+                "rejects Ray's token of this machine" if has_token else "asks for Ray's token, and there is none here"
+            )
             raise BadInput(f"{where} {says}: {wanted}") from error
         except (requests.RequestException, OSError) as error:
             raise Unreachable(last_line(error)) from error

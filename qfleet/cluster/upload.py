@@ -54,6 +54,6 @@ def _check_size(folder: Path) -> None:
         largest = ", ".join(f"{name} ({size / MIB:,.1f} MiB)" for name, size in sizes.most_common(3))
         raise BadInput(
             f"--upload: the checkout has {total / MIB:,.1f} MiB, and Ray takes less than "
-            f"{packaging.GCS_STORAGE_MAX_SIZE / MIB:,.1f} MiB; the largest are {largest}: name what the run does not need in "
-            ".gitignore"
+            f"{packaging.GCS_STORAGE_MAX_SIZE / MIB:,.1f} MiB; the largest are {largest}: name what the "
+            "run does not need in .gitignore"
         )

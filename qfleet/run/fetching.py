@@ -57,7 +57,8 @@ def copy_run(source: str, target: Path) -> Copied:
         for file in fs.find(boards) if fs.isdir(boards) else []:
             _copy_file(fs, file, target / BOARD / posixpath.relpath(file, boards))
     except (OSError, ValueError, ImportError) as error:  # ImportError: the package for this kind of URL is missing
-        raise BadInput(f"{source} cannot be read ({' '.join(str(error).split())}): check the address and the keys") from error
+        why = " ".join(str(error).split())
+        raise BadInput(f"{source} cannot be read ({why}): check the address and the keys") from error
     names += [BOARD] if (target / BOARD).is_dir() else []
     (target / FETCHED).write_text(json.dumps({"from": source, "checkpoints": _saves(target)}, indent=1) + "\n")
     return Copied(names, checkpoint, best)
@@ -115,7 +116,9 @@ def _copy_newest(fs: Any, folder: str, target: Path) -> str | None:
     """Copy the newest complete and undamaged save in ``folder``; returns its name, None if there is none."""
     for _ in range(TRIES):
         fs.invalidate_cache()
-        names = [posixpath.basename(str(p).rstrip("/")) for p in (fs.ls(folder, detail=False) if fs.isdir(folder) else [])]
+        names = [
+            posixpath.basename(str(p).rstrip("/")) for p in (fs.ls(folder, detail=False) if fs.isdir(folder) else [])
+        ]
         saves = sorted((name for name in names if SAVE_NAME.fullmatch(name)), key=_order, reverse=True)
         for name in saves:
             save = target / name
