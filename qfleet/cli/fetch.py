@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from qfleet.cli.flags import parse
-from qfleet.cli.jobs import Place, directory_on_head, ended_by_signals, quoted, run_on_head, run_shell_on_head
+from qfleet.cli.jobs import Place, directory_on_head, ended_by_signals, quoted, run_on_head
 from qfleet.run.fetching import Copied, check_copy, check_place, copy_run, put_in_place
 from rl.errors import BadInput, RunFault
 
@@ -73,12 +73,14 @@ def _fetch(c: FetchCommand, copy: Path) -> str:
         # The head node makes a copy at one moment, with whole checkpoints, which then crosses the network.
         staging, name = f"runs/.fetch-{uuid.uuid4().hex[:8]}", directory.rstrip("/").split("/")[-1]
         try:
-            if run_on_head(server, c, ["fetch", directory, "--to", staging], quiet=True):
-                raise RunFault(f"{directory} could not be copied on the head node: see above")
+            said: list[str] = []
+            if status := run_on_head(server, c.command(["fetch", directory, "--to", staging]), said.append):
+                line = "".join(said).strip().rpartition("\n")[2].removeprefix("qfleet: ")
+                raise (BadInput if status == 2 else RunFault)(f"on the head node: {line}")
             copy.mkdir(parents=True)
             copy_from_head(c.cluster, f"{c.checkout}/{staging}/{name}", copy, COPY_TIMEOUT)
         finally:
-            run_shell_on_head(server, "qfleet-clean", f"rm -rf {quoted(f'{c.checkout}/{staging}')}", quiet=True)
+            run_on_head(server, f"rm -rf {quoted(f'{c.checkout}/{staging}')}")
         return f"{directory} of {c.cluster}"
 
 

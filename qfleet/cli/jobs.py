@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -239,7 +239,7 @@ def remote_command(command: str, args: list[str]) -> int:
         raise BadInput(f"missing RUN: write qfleet {command} RUN {' '.join(rest)}".rstrip())
     with ended_by_signals(), place.connect() as server:
         words = [command, directory_on_head(server, rest[0]), *rest[1:]]
-        return run_on_head(server, place, words)
+        return run_on_head(server, place.command(words))
 
 
 def without_flag(args: list[str], name: str) -> list[str]:
@@ -252,30 +252,21 @@ def without_flag(args: list[str], name: str) -> list[str]:
     return kept
 
 
-def run_on_head(server: JobServer, place: Place, words: list[str], quiet: bool = False) -> int:
-    """Run `qfleet WORDS` on the head node as a short job; returns its exit status. Its output is printed.
+def run_on_head(server: JobServer, command: str, write: Callable[[str], object] = show) -> int:
+    """Run a shell command on the head node as a short job, and ``write`` its output; returns its exit status.
 
-    With ``quiet`` it is printed only if the command fails. After Ctrl-C the job is stopped.
+    After Ctrl-C the job is stopped.
     """
-    return run_shell_on_head(server, f"qfleet-{words[0]}", place.command(words), quiet)
-
-
-def run_shell_on_head(server: JobServer, name: str, command: str, quiet: bool = False) -> int:
-    """Run a shell command on the head node as a short job ``name``-NUMBER, as `run_on_head` does."""
-    job_id = f"{name}-{uuid.uuid4().hex[:8]}"
+    job_id = f"qfleet-command-{uuid.uuid4().hex[:8]}"
     server.submit(job_id, command, {}, {})
-    output: list[str] = []
     try:
-        job = server.follow(job_id, output.append if quiet else show)
+        job = server.follow(job_id, write)
     except BaseException:
         with contextlib.suppress(RunFault):
             server.stop(job_id)
         raise
-    status = job.exit_status()
-    if status and quiet:
-        show("".join(output))
     server.delete(job_id)
-    return status
+    return job.exit_status()
 
 
 def list_runs(server: JobServer) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,13 @@ RECONNECT_TIMEOUT = 60.0  # seconds for which a server that no longer answers is
 REQUEST_TIMEOUT = 15.0  # seconds for a request; Ray's own client waits for ever
 QUIET = 10.0  # seconds without a line of the log after which the server is asked whether it still answers
 STOP_WAIT = 120  # seconds that a stopped job has for its last checkpoint before Ray kills it (Ray's default: 3)
+# Modules of Ray that log which files are uploaded.
+NOISY = (
+    "dashboard.modules.dashboard_sdk",
+    "dashboard.modules.job.sdk",
+    "_private.runtime_env.packaging",
+    "_private.runtime_env.working_dir",
+)
 RUN, DIRECTORY = "qfleet_run", "qfleet_directory"  # keys of a job's metadata
 T = TypeVar("T")
 
@@ -50,7 +58,6 @@ class Job:
     """Unix time."""
     exit_code: int | None
     message: str
-    entrypoint: str
 
     @property
     def has_ended(self) -> bool:
@@ -133,8 +140,10 @@ class JobServer:
         except (requests.RequestException, OSError) as error:
             raise Unreachable(f"{self.where} does not answer: {last_line(error)}") from error
         except RuntimeError as error:
-            kind = Unreachable if "status code 50" in str(error) else RunFault  # 500: the node or Ray's control is gone
-            raise kind(f"{self.where} says: {last_line(error)}") from error
+            # A 500 that does not contain the 400 of another server: the node or Ray's control is gone.
+            kind = Unreachable if "code 50" in str(error) and "code 40" not in str(error) else RunFault
+            said = [line.strip() for line in str(error).splitlines() if re.search(r"\w", line)]
+            raise kind(f"{self.where} says: {said[-1] if said else 'an error'}") from error
 
     def submit(self, job_id: str, entrypoint: str, metadata: Mapping[str, str], upload: Mapping[str, Any]) -> None:
         """Submit the shell command ``entrypoint`` as a job; ``upload`` is its working_dir and excludes, or empty.
@@ -168,7 +177,7 @@ class JobServer:
 
     def log(self, job_id: str) -> str:
         """What the job has printed so far."""
-        return _Log(self.job(job_id)).feed(self._ask(lambda client: client.get_job_logs(job_id)))
+        return _Log(job_id).feed(self._ask(lambda client: client.get_job_logs(job_id)))
 
     def stop(self, job_id: str) -> None:
         """Send SIGTERM to the job, which then has STOP_WAIT seconds."""
@@ -193,7 +202,7 @@ class JobServer:
         A connection that breaks, or a server that is silent for QUIET + REQUEST_TIMEOUT seconds, is tried again for
         RECONNECT_TIMEOUT seconds. Raises Unreachable after that.
         """
-        log = _Log(self.job(job_id))
+        log = _Log(job_id)
         broken_since = math.inf
         while True:
             before = log.written
@@ -241,7 +250,8 @@ class _Client(JobSubmissionClient):
         """Connect to the server at ``url``. Raises Unreachable if none answers; BadInput if it refuses this client."""
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would go there instead of to `url`
             os.environ.pop(name, None)
-        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+        for module in NOISY:
+            logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)
         token = AuthenticationTokenLoader.instance()
         has_token = token.has_token(ignore_auth_mode=True)
         try:
@@ -252,10 +262,10 @@ class _Client(JobSubmissionClient):
                 "rejects Ray's token of this machine" if has_token else "asks for Ray's token, and there is none here"
             )
             raise BadInput(f"{where} {says}: {wanted}") from error
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:  # ValueError: the answer is no JSON
+            raise BadInput(f"{where} is no job server of Ray ({first_line(error)}): write the URL of one") from error
         except (requests.RequestException, OSError) as error:
             raise Unreachable(last_line(error)) from error
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{where} is no job server of Ray ({first_line(error)}): write the URL of one") from error
         if client._server_ray_version != ray.__version__:
             raise BadInput(
                 f"{where} runs Ray {client._server_ray_version}, and here is Ray {ray.__version__}: install the same version"
@@ -267,26 +277,21 @@ class _Client(JobSubmissionClient):
 
 
 class _Log:
-    """The output of a job, without the lines that Ray writes before it."""
+    """The output of a job, without the lines that Ray writes into it (at its start, but not always before all others)."""
 
-    def __init__(self, job: Job) -> None:
-        self._before = f"Running entrypoint for job {job.id}: {job.entrypoint}\n"
+    def __init__(self, job_id: str) -> None:
+        line = rf"Running entrypoint for job {re.escape(job_id)}: |\d{{4}}-\d\d-\d\d \S+\s+\w+ job_manager\.py:\d+ -- "
+        self._of_ray = re.compile(rf"^(?:{line}).*\n", re.MULTILINE)
         self.written = 0  # characters
-        self.restart()
+        self._skip = 0
 
     def restart(self) -> None:
         """The text will come from its start again; what was written is skipped."""
-        self._head: str | None = ""  # what came before the line of the entrypoint; None after it
         self._skip = self.written
 
     def feed(self, text: str) -> str:
-        """The part of the next ``text`` that is new."""
-        if self._head is not None:
-            self._head += text
-            _, found, text = self._head.partition(self._before)
-            if not found:
-                return ""
-            self._head = None
+        """The part of the next whole lines ``text`` that is new."""
+        text = self._of_ray.sub("", text)
         new = text[self._skip :]
         self._skip = max(0, self._skip - len(text))
         self.written += len(new)
@@ -303,7 +308,6 @@ def _job(details: JobDetails) -> Job:
         started=(details.start_time or 0) / 1000.0,
         exit_code=details.driver_exit_code,
         message=details.message or "",
-        entrypoint=details.entrypoint,
     )
 
 
