@@ -8,7 +8,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from rl.errors import BadInput, RunFault
 CONNECT_TIMEOUT = 30.0  # seconds until the job server must have answered for the first time, with ssh before it
 DIRECT_TIMEOUT = 10.0  # the same without ssh
 RECONNECT_TIMEOUT = 60.0  # seconds for which a server that no longer answers is tried again
+RETRY_PAUSE = 2.0  # seconds between two tries of ssh
 REQUEST_TIMEOUT = 15.0  # seconds for a request; Ray's own client waits for ever
 QUIET = 10.0  # seconds without a line of the log after which the server is asked whether it still answers
 STOP_WAIT = 120  # seconds that a stopped job has for its last checkpoint before Ray kills it (Ray's default: 3)
@@ -82,7 +83,7 @@ class JobServer:
     """The job server of a cluster, at the URL ``jobs`` or, through ssh, of the `ray up` file ``cluster``.
 
     with JobServer(cluster="deploy/aws.yaml") as server:
-        server.submit("pong", "cd ~/qfleet && exec .venv/bin/qfleet train ...", {RUN: "pong"})
+        server.submit("pong", "cd ~/qfleet && exec .venv/bin/qfleet train ...", {RUN: "pong"}, {})
         status = server.follow("pong", print).exit_status()
 
     Entering raises BadInput if no job server answers there, if it is that of another version of Ray, or if it rejects
@@ -132,13 +133,24 @@ class JobServer:
                     raise Unreachable(f"{self.where}: no job server answers within {timeout:g} s: {hint}") from error
             time.sleep(0.3)
 
+    def _reconnect(self, timeout: float) -> None:
+        """Connect again; an ssh that ends at once, as without a network, is started again for ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return self._connect(max(1.0, deadline - time.monotonic()))
+            except Unreachable:
+                if time.monotonic() + RETRY_PAUSE >= deadline:
+                    raise
+            time.sleep(RETRY_PAUSE)
+
     def _ask(self, question: Callable[[_Client], T]) -> T:
         """The client's answer. Raises Unreachable, or RunFault with the server's reason."""
         assert self._client is not None, "used outside `with`"
         try:
             return question(self._client)
         except (requests.RequestException, OSError) as error:
-            raise Unreachable(f"{self.where} does not answer: {last_line(error)}") from error
+            raise Unreachable(f"{self.where} does not answer") from error
         except RuntimeError as error:
             # A 500 that does not contain the 400 of another server: the node or Ray's control is gone.
             kind = Unreachable if "code 50" in str(error) and "code 40" not in str(error) else RunFault
@@ -207,7 +219,7 @@ class JobServer:
         while True:
             before = log.written
             try:
-                _run(self._stream(job_id, log, write))
+                asyncio.run(self._stream(job_id, log, write))
                 job = self.job(job_id)
                 if job.has_ended:
                     return job
@@ -216,7 +228,7 @@ class JobServer:
                 broken_since = now if log.written > before else min(broken_since, now)
                 if (left := RECONNECT_TIMEOUT - (now - broken_since)) <= 0:
                     raise
-                self._connect(left)
+                self._reconnect(left)
             log.restart()
             time.sleep(1.0)
 
@@ -311,12 +323,7 @@ def _job(details: JobDetails) -> Job:
     )
 
 
-def _run(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run ``coroutine``; Ctrl-C and SystemExit of a signal handler pass through."""
-    asyncio.run(coroutine)
-
-
-def free_id(name: str, taken: Sequence[str] | set[str]) -> str:
+def free_id(name: str, taken: Set[str]) -> str:
     """The id of the next job of the run ``name``: the name, or with -2, -3, ... what is not ``taken``."""
     number = 1
     while (job_id := name if number == 1 else f"{name}-{number}") in taken:
