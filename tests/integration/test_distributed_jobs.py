@@ -108,7 +108,7 @@ def test_a_run_is_submitted_watched_stopped_and_resumed(head, qfleet, tmp_path):
     assert (
         f"qfleet: no longer watching; the run goes on\n  watch it      qfleet logs first --jobs {url}" in err.getvalue()
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while json.loads((run / "status.json").read_text())["updates"] < 10:
         assert time.monotonic() < deadline, out.getvalue()
         time.sleep(0.2)
@@ -149,7 +149,7 @@ def test_a_stopped_job_has_time_for_its_last_checkpoint(server):
     server.submit(
         "slow-end", "trap 'sleep 5; echo saved; exit 0' TERM; echo ready; while :; do sleep 0.1; done", {}, {}
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while "ready" not in server.log("slow-end"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
