@@ -82,7 +82,7 @@ def train(
 
 
 def _train_until_finished(run: Run, serial: bool, address: str | None) -> None:
-    """Train until the run is finished. Ctrl-C and SIGTERM end it after a last checkpoint."""
+    """Train until the run is finished. Ctrl-C, SIGTERM and SIGHUP end it after a last checkpoint."""
     signals = Signals(run)
     signals.catch()
     try:

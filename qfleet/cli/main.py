@@ -24,6 +24,10 @@ USAGE = """usage: qfleet COMMAND ...
   qfleet eval RUN [flags]         evaluate a run's policy over 30 episodes
   qfleet status RUN               show the progress of a run
   qfleet scale RUN --shards K     change the number of replay shards of a run
+  qfleet submit [flags] -- train  train on a cluster from here: --cluster or --jobs
+  qfleet logs RUN                 show what a submitted run prints
+  qfleet stop RUN                 stop a submitted run after a last checkpoint
+  qfleet fetch RUN                copy a run from a cluster or a URL
   qfleet plot RUN [RUN ...]       plot learning curves
   qfleet classic METHOD [flags]   methods before DQN: see `qfleet classic`
   qfleet replay COMMAND ...       the replay service alone: see `qfleet replay`
@@ -31,6 +35,8 @@ USAGE = """usage: qfleet COMMAND ...
 
 `qfleet COMMAND --help` lists the flags of a command. See also qfleet --version.
 RUN is a run's directory or URL; for status and scale also its name in a cluster.
+logs, stop, fetch, status and scale take --cluster FILE (that of `ray up`) or
+--jobs URL for a run on a cluster; `qfleet status --cluster FILE` lists its runs.
 presets: pong (default), cartpole, breakout, flappybird
 Any other Gymnasium environment: qfleet train --env.id ID
 """
@@ -53,15 +59,47 @@ def _eval(args: list[str]) -> int:
 
 
 def _run_status(args: list[str]) -> int:
+    from qfleet.cli.jobs import is_remote, remote_command
+
+    if is_remote(args):
+        return remote_command("status", args)
     from qfleet.cli.runs import status_command
 
     return status_command(args)
 
 
 def _scale(args: list[str]) -> int:
+    from qfleet.cli.jobs import is_remote, remote_command
+
+    if is_remote(args):
+        return remote_command("scale", args)
     from qfleet.cli.runs import scale_command
 
     return scale_command(args)
+
+
+def _submit(args: list[str]) -> int:
+    from qfleet.cli.submit import submit_command
+
+    return submit_command(args)
+
+
+def _logs(args: list[str]) -> int:
+    from qfleet.cli.jobs import logs_command
+
+    return logs_command(args)
+
+
+def _stop(args: list[str]) -> int:
+    from qfleet.cli.jobs import stop_command
+
+    return stop_command(args)
+
+
+def _fetch(args: list[str]) -> int:
+    from qfleet.cli.fetch import fetch_command
+
+    return fetch_command(args)
 
 
 def _plot(args: list[str]) -> int:
@@ -93,6 +131,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": _eval,
     "status": _run_status,
     "scale": _scale,
+    "submit": _submit,
+    "logs": _logs,
+    "stop": _stop,
+    "fetch": _fetch,
     "plot": _plot,
     "classic": _classic,
     "replay": _replay,
@@ -104,7 +146,7 @@ CLOSED_PIPE = 128 + signal.SIGPIPE
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (None: that of the process); returns its exit status.
 
-    0: success; 1: RunFault; 2: BadInput; 130: Ctrl-C; 141: the output pipe was closed; 143: SIGTERM.
+    0: success; 1: RunFault; 2: BadInput; 129: SIGHUP; 130: Ctrl-C; 141: the output pipe was closed; 143: SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -128,7 +170,7 @@ def _run_and_flush(args: list[str]) -> int:
     """
     try:
         status = _exit_status(args)
-    except SystemExit:  # after --help or SIGTERM
+    except SystemExit:  # after --help, SIGTERM or SIGHUP
         _flush()
         raise
     _flush()

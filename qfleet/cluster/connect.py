@@ -12,6 +12,7 @@ import ray
 from qfleet.cluster.faults import last_line
 from qfleet.cluster.needs import Needs
 from qfleet.config import TrainConfig
+from qfleet.run.signals import hangup_blocked
 from rl.errors import BadInput, RunFault
 
 JOIN_TIMEOUT = 10.0  # seconds to wait for a Ray head to answer
@@ -38,13 +39,14 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
         return []
     needed, cores = Needs.here(config).total_cpus(config), os.cpu_count() or 1
     try:
-        ray.init(
-            address="local",
-            num_cpus=max(needed, cores),  # Ray must start all processes, even if they share cores
-            include_dashboard=True,
-            object_store_memory=300 * 2**20,  # for weights and checkpoints; Ray's default is 30% of the memory
-            **common,
-        )
+        with hangup_blocked():
+            ray.init(
+                address="local",
+                num_cpus=max(needed, cores),  # Ray must start all processes, even if they share cores
+                include_dashboard=True,
+                object_store_memory=300 * 2**20,  # for weights and checkpoints; Ray's default is 30% of the memory
+                **common,
+            )
     except Exception as error:  # too slow (a RuntimeError, or a bare Exception), or the disk is full (an OSError)
         raise RunFault(f"Ray could not be started on this machine: {last_line(error)}") from error
     if needed > cores:

@@ -22,7 +22,7 @@ class Screen(Console):
     """A rich console on standard error that survives a closed pipe (rich itself would end the process).
 
     When the pipe is closed, it calls ``on_closed`` and discards later output; without ``on_closed`` it raises
-    BrokenPipeError.
+    BrokenPipeError. When its terminal is gone, it only discards later output: what that means for the run, SIGHUP says.
     """
 
     def __init__(self, on_closed: Callable[[], None] | None = None) -> None:
@@ -35,6 +35,15 @@ class Screen(Console):
             raise BrokenPipeError(errno.EPIPE, "standard error is closed")
         discard_output(self.file)
         self._on_closed()
+
+    def _check_buffer(self) -> None:
+        """Write what was printed (called by rich)."""
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            discard_output(self.file)
 
 
 def discard_output(stream: TextIO | Any) -> None:

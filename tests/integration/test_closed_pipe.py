@@ -1,4 +1,7 @@
-"""Commands whose output is no longer read (`| head`) end with 141 and no message; a run writes a last checkpoint."""
+"""Commands whose output is no longer read (`| head`) end with 141 and no message; a run writes a last checkpoint.
+
+So does a run whose terminal is gone; it ends with 129.
+"""
 
 from __future__ import annotations
 
@@ -90,6 +93,11 @@ def start_run(run, *more, **streams):
     return subprocess.Popen([*QFLEET, *RUN, "--run-dir", str(run), *more], text=True, **{"env": ENV, **streams})
 
 
+def wait_for_updates(run, process):
+    while not (run / STATUS).is_file() or not json.loads((run / STATUS).read_text())["updates"]:
+        assert process.poll() is None
+
+
 def checked_state(run):
     """The last checkpoint's state, after a check that summary, status and checkpoint agree."""
     summary = json.loads((run / SUMMARY).read_text())
@@ -133,10 +141,23 @@ def test_a_run_whose_progress_is_not_read_still_stops_cleanly_on_a_signal(tmp_pa
         assert process.stderr.readline() == f"Qfleet CartPole-v1  {run}\n"
         assert re.search(r" eval -( at most \d+:\d\d:\d\d left)?\n$", process.stderr.readline())
         process.stderr.close()
-        while not (run / STATUS).is_file() or not json.loads((run / STATUS).read_text())["updates"]:
-            assert process.poll() is None
+        wait_for_updates(run, process)
         process.send_signal(signal.SIGINT)
         output = process.stdout.read()
         assert process.wait(timeout=60) == 130, output
     assert output.startswith("not solved: ")
+    checked_state(run)
+
+
+def test_a_run_whose_terminal_is_gone_writes_its_last_checkpoint(tmp_path):
+    """As when an ssh session drops: the terminal hangs up, and SIGHUP goes to the process."""
+    run = tmp_path / "run"
+    terminal, side = os.openpty()
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), side)
+    with start_run(run, "--evaluation.period", "0", **streams) as process:
+        os.close(side)
+        wait_for_updates(run, process)
+        os.close(terminal)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP
     checked_state(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 
@@ -21,17 +22,20 @@ from tests.integration.runs import (
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_resuming_a_stopped_or_killed_run_continues_its_counters(tmp_path, stop_signal):
     run = tmp_path / "run"
     common = ["--actors.count", 1, *FAST, "--learner.checkpoint-minutes", 0.05]
-    process = start_qfleet("train", "cartpole", "--run-dir", run, *common)
+    process = start_qfleet("train", "cartpole", "--run-dir", run, *common, start_new_session=True)
     wait_for_checkpoint(process, run)
-    process.send_signal(stop_signal)
+    if stop_signal == signal.SIGHUP:
+        os.killpg(process.pid, stop_signal)  # as when an ssh session drops: Ray's processes get it too
+    else:
+        process.send_signal(stop_signal)
     output = wait_for_output(process, 90)
-    assert process.returncode == (130 if stop_signal == signal.SIGINT else -signal.SIGKILL), output
+    assert process.returncode == (-stop_signal if stop_signal == signal.SIGKILL else 128 + stop_signal), output
     before = newest_checkpoint_state(run)
-    if stop_signal == signal.SIGINT:
+    if stop_signal != signal.SIGKILL:
         assert json.loads((run / "summary.json").read_text())["updates"] == before["updates"]
     goal = before["agent_steps"] + 3000
     rows_before = read_rows(run / "metrics.csv")

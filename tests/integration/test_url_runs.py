@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import s3fs
 
 from learner.checkpoint import Checkpoint, CheckpointStore
 from qfleet.api import load_policy, train

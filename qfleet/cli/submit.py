@@ -1,0 +1,186 @@
+"""`qfleet submit`: starts a run on a cluster from a laptop, as a Ray job."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learner.learner import pick_device
+from qfleet.cli.flags import errors_name_flags, flag_value, parse
+from qfleet.cli.jobs import Place, directory_on_head, ended_by_signals, follow, last_steps, next_steps, without_flag
+from qfleet.cli.train import TrainCommand
+from qfleet.config import TrainConfig, check_config
+from qfleet.presets import PRESETS, preset
+from replay.security import SecurityConfig
+from rl.envs.atari import atari_game
+from rl.errors import BadInput, suggestion
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class SubmitCommand(Place):
+    """Train on a cluster, as a job that goes on without this machine: qfleet submit [flags] -- train [flags of train]."""
+
+    name: str | None = None
+    """The run's name, and that of its directory under runs/; by default preset or environment, date and time."""
+    run_dir: str | None = None
+    """The run's directory: a path on the head node, or a URL. Its last part is the run's name."""
+    upload: bool = False
+    """Run the code of this checkout, the current directory, instead of the one that `ray up` copied."""
+    detach: bool = False
+    """Return at once instead of showing what the run prints."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What to run: the flags of `qfleet train`, checked."""
+
+    words: list[str]
+    """Without --resume."""
+    resume: str | None
+    name: str
+    """A name for a new run."""
+    on_ray: bool
+
+
+def submit_command(args: list[str]) -> int:
+    """Run `qfleet submit`; returns the run's exit status, 0 with --detach, and 130 after Ctrl-C.
+
+    Raises BadInput before anything is submitted; RunFault.
+    """
+    end = args.index("--") if "--" in args else len(args)
+    c = parse(SubmitCommand, args[:end], prog="qfleet submit")
+    training = check_training(args[end + 1 :])
+    _check_name(c, training)
+    c.check()
+    from qfleet.cluster.jobs import DIRECTORY, RUN, free_id  # imports Ray
+    from qfleet.cluster.upload import upload_of
+
+    upload = upload_of(Path.cwd()) if c.upload else {}
+    with ended_by_signals(), c.connect() as server:
+        if training.resume is not None:
+            directory = directory_on_head(server, training.resume)
+        else:
+            directory = c.run_dir or f"runs/{c.name or training.name}"
+        name = _last_part(directory)
+        for job in server.runs():
+            if name == job.run and not job.has_ended:
+                other = (
+                    f"stop it first with `qfleet stop {name} {c.flags()}`"
+                    if training.resume
+                    else "write another --name"
+                )
+                raise BadInput(f"{name} is running as job {job.id}: {other}")
+        job_id = free_id(name, server.ids())
+        server.submit(job_id, entrypoint(c, training, directory), {RUN: name, DIRECTORY: directory}, upload)
+        print(f"qfleet: {name} is submitted as job {job_id}", file=sys.stderr)
+        print(next_steps(name, c), file=sys.stderr)
+        if c.detach:
+            print(last_steps(name, directory, c), file=sys.stderr)
+            return 0
+        return follow(server, job_id, name, c)
+
+
+def check_training(words: list[str]) -> Training:
+    """The words after `--`, checked without the cluster, its devices and its files. Raises BadInput."""
+    if not words or words[0] != "train":
+        given = f", not {words[0]}" if words else ""
+        raise BadInput(f"submit runs `train`{given}: write qfleet submit [flags] -- train [PRESET] [flags]")
+    words = words[1:]
+    if any(w in ("-h", "--help") or w.startswith("--help=") for w in words):
+        raise BadInput("--help of train is not submitted: write qfleet train --help")
+    for name in ("--run-dir", "--address"):
+        if flag_value(words, name) is not None:
+            hint = "write it before the --" if name == "--run-dir" else "a job joins its own cluster; leave it out"
+            raise BadInput(f"{name} after the --: {hint}")
+    preset_name = words[0] if words and not words[0].startswith("-") else None
+    if preset_name is not None and preset_name not in PRESETS:
+        hint = suggestion(preset_name, PRESETS)
+        raise BadInput(f"unknown preset {preset_name!r}: {hint} (for another environment write --env.id)")
+    resume, env_id = flag_value(words, "--resume"), flag_value(words, "--env.id")
+    if resume is not None and preset_name is not None:
+        raise BadInput(f"--resume takes the settings of the run, not of a preset: leave out {preset_name!r}")
+    flags = words[preset_name is not None :]
+    command = _parse_resumed(flags) if resume is not None else _parse_new(flags, preset_name, env_id)
+    name = preset_name or command.env.id.split("/")[-1].lower().replace(":", "-")
+    return Training(
+        without_flag(words, "--resume"),
+        resume,
+        f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        on_ray=not (command.serial or command.offline),
+    )
+
+
+def _parse(base: str, flags: list[str]) -> TrainCommand:
+    fields = {f.name: getattr(preset(base), f.name) for f in dataclasses.fields(TrainConfig)}
+    command: TrainCommand = parse(TrainCommand, list(flags), TrainCommand(**fields), "qfleet train")
+    return command
+
+
+def _parse_new(flags: list[str], preset_name: str | None, env_id: str | None) -> TrainCommand:
+    """The parsed flags of a new run. Raises BadInput, also if a setting does not fit the environment."""
+    base = preset_name or ("pong" if env_id is None else "atari" if atari_game(env_id) else "generic")
+    command = _parse(base, flags)
+    if command.offline:
+        return command  # the dataset is on the cluster
+    fields: dict[str, Any] = {f.name: getattr(command, f.name) for f in dataclasses.fields(TrainConfig)}
+    if command.learner.device != "auto":
+        try:
+            torch.device(command.learner.device)
+        except RuntimeError:
+            with errors_name_flags(TrainCommand):
+                pick_device(command.learner.device)
+    learner = dataclasses.replace(command.learner, device="cpu")  # the cluster decides which devices there are,
+    replay = dataclasses.replace(command.replay, security=SecurityConfig())  # and has the files of keys and tokens
+    with errors_name_flags(TrainCommand):
+        check_config(TrainConfig(**{**fields, "learner": learner, "replay": replay}))
+    return command
+
+
+def _parse_resumed(flags: list[str]) -> TrainCommand:
+    """The parsed flags of a resumed run, whose other settings are on the cluster: some preset must accept them."""
+    first: BadInput | None = None
+    for base in PRESETS:
+        try:
+            return _parse(base, flags)
+        except BadInput as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _check_name(c: SubmitCommand, training: Training) -> None:
+    """Raise BadInput for a name or a directory that cannot be used."""
+    if training.resume is not None and (c.name or c.run_dir):
+        raise BadInput("--resume continues under the name of the run: leave out --name and --run-dir")
+    if c.name and c.run_dir:
+        raise BadInput("--name and --run-dir cannot be combined: the last part of --run-dir is the name")
+    source, given = next(((f, v) for f, v in (("--name", c.name), ("--run-dir", c.run_dir)) if v is not None), ("", ""))
+    name = _last_part(given) if source == "--run-dir" else given
+    if source and not RUN_NAME.fullmatch(name):
+        raise BadInput(f"{source} is {given!r}: write a name of letters, digits and, after the first, . _ -")
+
+
+def _last_part(directory: str) -> str:
+    return directory.rstrip("/").split("/")[-1]
+
+
+def entrypoint(place: Place, training: Training, directory: str) -> str:
+    """The shell command of the job: `qfleet train` as the job's own process, so that it gets the SIGTERM of a stop.
+
+    A job with an upload starts in the uploaded folder, which is first on Python's path; others start in the checkout.
+    """
+    upload = isinstance(place, SubmitCommand) and place.upload
+    if upload and not directory.startswith(("/", "~")) and "://" not in directory:
+        directory = f"{place.checkout}/{directory}"
+    words = ["train", *training.words, *(["--address", "auto"] if training.on_ray else [])]
+    words += ["--resume" if training.resume is not None else "--run-dir", directory]
+    return place.command(words, change_folder=not upload)
