@@ -14,10 +14,11 @@ from learner.checkpoint import Checkpoint
 from learner.learner import learner_threads
 from qfleet.cluster.board import BOARD, RunBoard
 from qfleet.cluster.faults import last_line
+from qfleet.cluster.fleet import ActorFleet
 from qfleet.cluster.needs import Needs
 from qfleet.cluster.shards import ReplayShards
 from qfleet.cluster.weights import WEIGHT_STORE, WeightStore
-from qfleet.cluster.workers import ActorWorker, EvaluatorWorker, LearnerWorker
+from qfleet.cluster.workers import EvaluatorWorker, LearnerWorker
 from qfleet.config import TrainConfig
 from replay.security import Access, new_token
 from rl.errors import RunFault
@@ -37,15 +38,19 @@ class Topology:
     weights: Any
     shards: ReplayShards
     learner: Any
-    actors: list[Any]
+    fleet: ActorFleet
     evaluator: Any
     device: str = ""
 
+    @property
+    def actors(self) -> list[Any]:
+        """Handles of the actors that have started; the same list object all the time."""
+        return self.fleet.actors
+
     def workers(self) -> list[tuple[str, Any]]:
-        """(name, handle) of every worker that the driver polls: the learner, the actors and the shards."""
-        actors = [(f"actor-{i}", a) for i, a in enumerate(self.actors)]
+        """(name, handle) of every worker that the driver polls: the learner, the started actors and the shards."""
         shards = [(f"shard-{i}", s) for i, s in self.shards.handles.items()]
-        return [("learner", self.learner), *actors, *shards]
+        return [("learner", self.learner), *self.fleet.workers(), *shards]
 
 
 def start_processes(
@@ -56,8 +61,10 @@ def start_processes(
     local: bool,
     stopping: Callable[[], bool],
 ) -> Topology:
-    """Start all processes of a run and wait until they are ready; returns their handles.
+    """Start all processes of a run and wait until they can train; returns their handles.
 
+    One actor is enough: the others join when they have started. The evaluator is requested before the actors, so that
+    it gets a CPU; the run does not wait for it.
     ``base_steps``: agent steps made before a resume. ``local``: the run has started its own Ray. Raises RunFault if a
     process is not ready in time, and StoppedDuringStart once ``stopping`` returns True.
     """
@@ -81,16 +88,16 @@ def start_processes(
         config.ready_timeout,
         stopping,
     )
-    actors = _start_actors(config, base_steps, run, config.actors.nice if local else 0, access)
     evaluator = (
         remote(EvaluatorWorker)
         .options(name="evaluator", num_cpus=needs.evaluator_cpus, max_restarts=-1)
         .remote(config, base_steps, run)
     )
-    ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
-    ready["evaluator"] = evaluator.__ray_ready__.remote()
-    _await_ready(ready, "1 CPU each", config.ready_timeout, stopping)
-    return Topology(board, weights, shards, learner, actors, evaluator, device[0])
+    fleet = _start_actors(config, base_steps, run, local, access)
+    fleet.await_first(config.ready_timeout, stopping)
+    if stopping():
+        raise StoppedDuringStart
+    return Topology(board, weights, shards, learner, fleet, evaluator, device[0])
 
 
 def _start_stores(run: str) -> tuple[Any, Any]:
@@ -102,12 +109,12 @@ def _start_stores(run: str) -> tuple[Any, Any]:
         raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir with another name") from error
 
 
-def _start_actors(config: TrainConfig, base_steps: int, run: str, nice: int, access: Access) -> list[Any]:
+def _start_actors(config: TrainConfig, base_steps: int, run: str, local: bool, access: Access) -> ActorFleet:
     options = {"num_cpus": Needs.of(config).actor_cpus, "max_restarts": -1, "scheduling_strategy": "SPREAD"}
-    return [
-        remote(ActorWorker).options(name=f"actor-{i}", **options).remote(config, i, base_steps, run, nice, access)
-        for i in range(config.actors.count)
-    ]
+    extra = {"num_cpus": 0} if local else {}  # the local Ray has no CPU left for actors that are added later
+    fleet = ActorFleet(config, run, access, base_steps, config.actors.nice if local else 0, options, extra)
+    fleet.start()
+    return fleet
 
 
 def _await_ready(calls: dict[str, Any], needs: str, timeout: float, stopping: Callable[[], bool]) -> list[Any]:

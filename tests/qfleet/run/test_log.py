@@ -54,7 +54,8 @@ def test_a_ladder_of_one_environment_has_no_series_by_epsilon():
     alone = replace(config, actors=replace(config.actors, environments=1))
     for c, series in ((alone, 0), (config, 2)):
         stats = RunStats(replace(c, exploration=replace(c.exploration, kind="ladder")))
-        stats.add_actor_report(0, 10, [EpisodeResult(1.0, 5, 0.5, False), EpisodeResult(1.0, 5, 0.4, False)])
+        end = 0.4 ** (1 + c.exploration.ladder_alpha)
+        stats.add_actor_report(0, 10, [EpisodeResult(1.0, 5, end, False), EpisodeResult(1.0, 5, 0.4, False)])
         assert len(stats.returns_by_epsilon()) == series
 
 
