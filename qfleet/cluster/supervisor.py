@@ -255,7 +255,8 @@ def _check_min_size(config: TrainConfig, alive: int) -> None:
 def _finish(run: Run, topology: Topology) -> None:
     """Stop the actors and the learner, write the last checkpoint and snapshots, and kill all processes."""
     try:
-        ray.wait([a.stop.remote() for a in topology.actors], num_returns=len(topology.actors), timeout=0.5)
+        if calls := [a.stop.remote() for a in topology.actors]:
+            ray.wait(calls, num_returns=len(calls), timeout=0.5)
         ended = ray.get(topology.learner.stop.remote(), timeout=CALL_TIMEOUT)
         if not ended:  # a checkpoint could hold an update that is only half done
             raise TimeoutError("the learner did not end its last update within 20 s")
