@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -107,8 +108,9 @@ class Roster:
 
     def place(self, index: int) -> tuple[int, int]:
         """(number of the first environment of actor ``index``, environments of the fleet), with it in the fleet."""
-        fleet = sorted({*self.living, index})
-        return fleet.index(index) * self._environments, len(fleet) * self._environments
+        before = bisect_left(self.living, index)
+        actors = len(self.living) + (self.living[before : before + 1] != [index])
+        return before * self._environments, actors * self._environments
 
 
 def _names(indices: Iterable[int]) -> str:
