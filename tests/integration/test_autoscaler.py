@@ -102,7 +102,7 @@ def training(tmp_path):
     ]
     env = {"RAY_enable_autoscaler_v2": "1", "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     env |= {"RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD, "PYTHONUNBUFFERED": "1"}
-    env |= {"PYTHONPATH": str(ROOT)}  # of the fake nodes' provider
+    env |= {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}  # where the fake nodes' provider is found
     env |= {"RAY_AUTH_MODE": "disabled"}  # a token in the home directory of whoever runs the tests would turn it on
     script = SCRIPT.format(store=STORE, config=config)
     with output.open("w") as file:
