@@ -211,9 +211,9 @@ def _training_loop(run: Run, topology: Topology) -> None:
         if checkpoint_call is not None and _is_ready(checkpoint_call):
             run.save_checkpoint(ray.get(checkpoint_call))
             checkpoint_call = None
-        run.tick()
         request = ray.get(status_call) if status_call is not None and _is_ready(status_call) else None
         scaling.advance(request)
+        run.tick()
         status_call = topology.board.set_status.remote(run.status(run.last_row))
         while time.monotonic() - started < POLL_PERIOD and not run.is_finished():
             time.sleep(0.05)
