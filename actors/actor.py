@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,11 @@ from rl.precision import Precision
 from rl.resuming import Rules, rules
 from rl.returns import ReturnConfig
 from rl.stepping import SeedSequence, rollout
-from rl.types import Array, EpisodeResult, Float32, Float64, Int64
+from rl.types import Array, EpisodeResult, Float32, Float64, Int64, Segment
+
+# The id of an episode is (index of the actor + 1) << 40 | environment << 24 | number of the episode: 64 bits in all.
+MAX_ACTORS = 2**24 - 1
+MAX_ENVIRONMENTS = 2**16
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class ActorConfig:
     """The actor processes."""
 
     count: int = 1
-    """Number of actor processes."""
+    """Number of actor processes that are wanted. A run on Ray starts with those for which there is room, at least one,
+    and grows as room is found; `qfleet scale` changes the number."""
     environments: int = 16
     """Environments per actor, stepped together with one forward pass."""
     segment_items: int = 40
@@ -48,7 +53,17 @@ class ActorConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "count", "environments", "segment_items", "weights_period")
+        between(self, 1, MAX_ACTORS, "count")
+        between(self, 1, MAX_ENVIRONMENTS, "environments")
         between(self, 0, 19, "nice")
+
+
+class FleetView(NamedTuple):
+    """What an actor has to know of the fleet, that is, of all living actors."""
+
+    offset: int  # place of the actor's first environment among the environments of the fleet
+    environments: int  # of the fleet
+    agent_steps: int  # of all actors since the run's first start
 
 
 class Actor:
@@ -61,7 +76,8 @@ class Actor:
     Args:
         double: whether the learner uses Double DQN; the initial priorities then do too.
         networks: (online, target). The actor changes them in place.
-        index: number of this actor among all actors, from 0.
+        exploration: with the actor's place in the fleet, until `set_view` changes it.
+        index: number of this actor, from 0; no other actor that writes to the same replay may have it.
         base_steps: agent steps of all actors before this actor started. It also seeds the random numbers, so that a
             restarted actor draws new ones.
     """
@@ -87,7 +103,9 @@ class Actor:
         self._exploration = exploration
         self.version = 0  # of the loaded weights
         self.agent_steps = 0  # of this actor since it started
-        self._total_steps = lambda: base_steps + self.agent_steps * config.count  # of all actors, estimated
+        self._view: FleetView | None = None  # the newest one
+        self._taken_view: FleetView | None = None  # the one by which the actor acts
+        self._fleet_steps, self._own_steps = base_steps, 0  # the fleet's steps when the view was taken; its own then
         self._rng = np.random.default_rng([seed, index, 2, base_steps])  # new numbers after a restart or resume
         # the episode ids of each environment: room for 2^24 episodes, and unique among all actors
         first_episodes = [((index + 1) << 40) + (i << 24) for i in range(config.environments)]
@@ -100,16 +118,36 @@ class Actor:
             double,
         )
         self._finished: deque[EpisodeResult] = deque(maxlen=1_000)  # episodes since the last `take_episodes`
+        self._unwritten: deque[Segment] = deque()  # complete, but not yet accepted by the sink
         self._q: Float32  # [N, A], the action values that chose the last actions
+        self._epsilons: Float64  # [N], with which the last actions were chosen
         self._steps = rollout(self.environments, self._act, SeedSequence(seed, 1000 + index, base_steps).draw)
         self._batched_steps = 0
 
-    def _epsilons(self) -> Float64:
-        return self._exploration.epsilons(self._total_steps())
+    def set_view(self, view: FleetView) -> None:
+        """Act by this view of the fleet, from the next step on. Safe from any thread."""
+        self._view = view
+
+    def _take_view(self) -> None:
+        view = self._view
+        if view is not None and view is not self._taken_view:
+            self._taken_view = view
+            self._exploration.move(view.offset, view.environments)
+            self._fleet_steps, self._own_steps = view.agent_steps, self.agent_steps
+
+    @property
+    def fleet_steps(self) -> int:
+        """Agent steps of all actors: those known from the last view, and an estimate of those made since.
+
+        The estimate is this actor's own steps since then, times the number of living actors.
+        """
+        actors = self._exploration.total // self.environments.count
+        return self._fleet_steps + (self.agent_steps - self._own_steps) * actors
 
     def _act(self, observation: Array) -> Int64:
         self._q = q_values(self.online, observation)
-        return epsilon_greedy(self._q, self._epsilons(), self._rng)
+        self._epsilons = self._exploration.epsilons(self.fleet_steps)
+        return epsilon_greedy(self._q, self._epsilons, self._rng)
 
     def step(self) -> int:
         """Step every environment once and write the segments that are complete. Load newer weights if it is time.
@@ -120,12 +158,14 @@ class Actor:
         if self._batched_steps % self.config.weights_period == 0:
             self.pull_weights()
         self._batched_steps += 1
+        self._take_view()
         acted = next(self._steps)
-        segments = self._adder.add(acted, self._q, self.version)
-        self._finished.extend(result for _, result in acted.finished_episodes(self._epsilons()))
+        self._unwritten.extend(self._adder.add(acted, self._q, self.version))
+        self._finished.extend(result for _, result in acted.finished_episodes(self._epsilons))
         self.agent_steps += self.environments.count
-        for segment in segments:
-            self._sink.write(segment)
+        while self._unwritten:
+            self._sink.write(self._unwritten[0])
+            self._unwritten.popleft()
         return self.environments.count
 
     def pull_weights(self) -> bool:
@@ -143,6 +183,11 @@ class Actor:
         """Call `step` until ``should_stop()`` returns True. Raises RunFault if replay has failed."""
         while not should_stop():
             self.step()
+
+    @property
+    def unwritten(self) -> int:
+        """Number of complete segments that the sink has not accepted; above 0 only while `step` waits for it."""
+        return len(self._unwritten)
 
     def take_episodes(self) -> list[EpisodeResult]:
         """Return the episodes that finished since the last call, at most the newest 1,000, and forget them."""

@@ -69,8 +69,8 @@ class TrainConfig:
     max_updates: int = 0
     """Learner updates after which the run ends; 0: no limit."""
     ready_timeout: float = 180.0
-    """Seconds for the start of the shards, then of the learner, then of the actors. Raise it if the cluster must launch
-    nodes first."""
+    """Seconds for the start of the shards, then of the learner, then of the first actor. Raise it if the cluster must
+    launch nodes first."""
     max_minutes: float = 0.0
     """Minutes of training after which the run ends; 0: no limit."""
     offline: str = ""
@@ -156,7 +156,7 @@ class TrainConfig:
 
     @property
     def total_environments(self) -> int:
-        """Environments of all actors together."""
+        """Environments of all wanted actors together."""
         return self.actors.count * self.actors.environments
 
     def make_limiter(self) -> RateLimiter:
@@ -172,6 +172,14 @@ def with_shards(config: TrainConfig, shards: int) -> TrainConfig:
     try:
         replay = dataclasses.replace(c, shards=shards, capacity=capacity, capacity_bytes=memory)
         return dataclasses.replace(config, replay=replay)
+    except BadSetting as error:
+        raise BadInput(message_with_paths(error)) from error
+
+
+def with_actors(config: TrainConfig, actors: int) -> TrainConfig:
+    """The configuration with ``actors`` actors. Raises BadInput if it is not valid."""
+    try:
+        return dataclasses.replace(config, actors=dataclasses.replace(config.actors, count=actors))
     except BadSetting as error:
         raise BadInput(message_with_paths(error)) from error
 

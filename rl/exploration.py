@@ -62,20 +62,25 @@ def ladder(epsilon: float, alpha: float, count: int) -> Float64:
 class Exploration:
     """The epsilons of one actor's ``count`` environments.
 
-    They are the environments ``offset`` to ``offset + count - 1`` of the ``total`` environments of all actors.
+    They are the environments ``offset`` to ``offset + count - 1`` of the ``total`` environments of all living actors.
     """
 
     def __init__(self, config: ExplorationConfig, offset: int, count: int, total: int) -> None:
         self.config = config
         self._count = count
+        self.move(offset, total)
+
+    def move(self, offset: int, total: int) -> None:
+        """Change the place of the environments, because the number of living actors has changed."""
+        config, self.total = self.config, total
         self.uses_ladder = config.kind == "ladder" and total > 1
         if self.uses_ladder:
-            self._fixed = ladder(config.ladder_epsilon, config.ladder_alpha, total)[offset : offset + count]
+            self._fixed = ladder(config.ladder_epsilon, config.ladder_alpha, total)[offset : offset + self._count]
 
     def epsilons(self, agent_steps: int) -> Float64:
         """The epsilons, [count], after ``agent_steps`` agent steps of all actors together.
 
-        If all actors together have a single environment, the kind "ladder" uses the linear schedule.
+        If all living actors together have a single environment, the kind "ladder" uses the linear schedule.
         """
         if self.uses_ladder:
             return self._fixed

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from actors.actor import MAX_ACTORS
 from qfleet.cli.flags import parse
-from qfleet.config import with_shards
+from qfleet.config import with_actors, with_shards
 from qfleet.run.directory import SCALE, STATUS, SUMMARY, RunDir, ScaleRequest
 from qfleet.run.progress import duration, number, plain_line
 from qfleet.run.remote import is_url, last_part, local_path
-from rl.bounds import at_least, positive
-from rl.errors import BadInput, RunFault
+from rl.bounds import at_least, between, positive
+from rl.errors import BadInput, BadSetting, RunFault
 
 if TYPE_CHECKING:
     from qfleet.cluster.board import RemoteBoard
@@ -40,21 +40,32 @@ class StatusCommand:
 
 @dataclass(frozen=True)
 class ScaleCommand:
-    """Change the number of replay shards of a run while it trains. Removed shards move their content to the others."""
+    """Change the number of replay shards or actors of a run while it trains.
+
+    Removed shards move their content to the others. Removed actors send what they have played. Actors for which there
+    is no room join later, when nodes with free CPUs come.
+    """
 
     run: tyro.conf.Positional[str]
     """The run's directory, or its name in the cluster at --address."""
-    shards: int
+    shards: int | None = None
     """New number of replay shards."""
+    actors: int | None = None
+    """New number of actors."""
     timeout: float = 600.0
-    """Seconds to wait until the run has that number."""
+    """Seconds to wait until the run has these numbers."""
     address: str = "auto"
     """If RUN is a name: the Ray cluster in which it runs, auto or host:port of its head node."""
     json: bool = False
     """The last line of output is a JSON object with the figures."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "shards", unit="shard")
+        if self.shards is None and self.actors is None:
+            raise BadSetting(type(self), "shards", "and `actors` are missing: write at least one of them")
+        if self.shards is not None:
+            at_least(self, 1, "shards", unit="shard")
+        if self.actors is not None:
+            between(self, 1, MAX_ACTORS, "actors")
         positive(self, "timeout", unit="seconds")
 
 
@@ -108,6 +119,8 @@ def _print_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | N
     elif figures:
         row = {k: float("nan") if v is None else v for k, v in figures.items()}
         print(plain_line(row, number(row["last_return"]), float("nan")))
+        if "actors_wanted" in figures and "shards" in figures:  # a run on Ray
+            print(f"{figures['actors']} of {figures['actors_wanted']} actors, {figures['shards']} replay shard(s)")
         age = time.time() - figures.get("time", time.time())
         if age > STATUS_MAX_AGE:
             then = f"`qfleet train --resume {run}` continues it"
@@ -116,55 +129,137 @@ def _print_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | N
         print(f"{run}: the run has no status yet")
 
 
+class _Training:
+    """A run that trains on Ray now: by its directory, or else by its name in the Ray at ``address``.
+
+    Raises BadInput if there is none.
+    """
+
+    def __init__(self, name: str, address: str) -> None:
+        self.name = name
+        self._place = RunDir.open(Path(name)) if Path(name).is_dir() else _find_board(name, address)
+        status = self.status()
+        if self.has_ended or time.time() - status.get("time", 0.0) > STATUS_MAX_AGE or "shards" not in status:
+            why = "it has ended" if self.has_ended else "it has not started yet, is a --serial run, or was killed"
+            raise BadInput(f"{name} is not training on Ray now ({why}): write a run that is training on Ray")
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has written its summary, as far as that can be seen from here."""
+        return isinstance(self._place, RunDir) and (self._place.path / SUMMARY).exists()
+
+    def status(self) -> dict[str, Any]:
+        """The newest status, {} before the first."""
+        return (self._place.read_json(STATUS) or {}) if isinstance(self._place, RunDir) else self._place.status()
+
+    def last_request(self) -> ScaleRequest:
+        """The last request of any `qfleet scale`, {} if none."""
+        return (self._place.read_json(SCALE) or {}) if isinstance(self._place, RunDir) else self._place.last_request()
+
+    def check(self, wanted: ScaleRequest) -> None:
+        """Raise BadInput if the run cannot have these numbers. Of a run by its name, the driver checks them."""
+        if isinstance(self._place, RunDir):
+            config = self._place.config()
+            config = config if wanted["actors"] is None else with_actors(config, wanted["actors"])
+            if wanted["shards"] is not None:
+                with_shards(config, wanted["shards"])
+
+    def request(self, wanted: ScaleRequest) -> str:
+        """Leave a request for the driver; returns its number. It also asks for what an earlier one, not taken yet, does."""
+        earlier = self.last_request()
+        if earlier and earlier["number"] != self.status().get("scale_taken"):
+            wanted = {kind: earlier.get(kind) if value is None else value for kind, value in wanted.items()}
+        request = {**wanted, "number": uuid.uuid4().hex}
+        if isinstance(self._place, RunDir):
+            self._place.write_json(SCALE, request)
+        else:
+            self._place.request_scale(request)
+        return str(request["number"])
+
+
 def scale_command(args: list[str]) -> int:
     """Run `qfleet scale`; returns the exit status. Raises BadInput, RunFault."""
     c = parse(ScaleCommand, args, prog="qfleet scale")
-    if Path(c.run).is_dir():
-        run = RunDir.open(Path(c.run))
-        status: Callable[[], dict[str, Any]] = lambda: run.read_json(STATUS) or {}  # noqa: E731
-    else:
-        board = _find_board(c.run, c.address)
-        status = board.status
-    before = status()
-    ended = Path(c.run).is_dir() and (Path(c.run) / SUMMARY).exists()
-    if ended or time.time() - before.get("time", 0.0) > STATUS_MAX_AGE or "shards" not in before:
-        why = "it has ended" if ended else "it has not started yet, is a --serial run, or was killed"
-        raise BadInput(f"{c.run} is not training on Ray now ({why}): write a run that is training on Ray")
-    request = {"shards": c.shards, "number": uuid.uuid4().hex}
-    if Path(c.run).is_dir():
-        with_shards(run.config(), c.shards)
-        run.write_json(SCALE, request)
-    else:
-        board.request_scale(request)
-    after = _await_shards(c, status, request)
-    print(f"{c.run}: {after['shards']} replay shard(s)")
+    run, wanted = _Training(c.run, c.address), {"shards": c.shards, "actors": c.actors}
+    run.check(wanted)
+    after = _await_numbers(run, wanted, c.timeout)
+    print(f"{c.run}: {_count(wanted, after)}")
     if c.json:
-        print(json.dumps({"shards": after["shards"]}))
+        print(json.dumps({kind: after[kind] for kind, value in wanted.items() if value is not None}))
     return 0
 
 
-def _await_shards(c: ScaleCommand, status: Callable[[], dict[str, Any]], request: ScaleRequest) -> dict[str, Any]:
-    """Wait until the run has the requested number of shards; returns its status.
+def _count(wanted: ScaleRequest, numbers: dict[str, Any]) -> str:
+    """The numbers of what ``wanted`` asks for, such as "2 replay shard(s), 6 actor(s)"."""
+    words = {"shards": "replay shard(s)", "actors": "actor(s)"}
+    return ", ".join(f"{numbers[kind]} {words[kind]}" for kind, value in wanted.items() if value is not None)
 
-    Raises RunFault if the run rejects the request, ends, stops reporting, or takes longer than ``c.timeout`` seconds.
+
+def _await_numbers(run: _Training, wanted: ScaleRequest, timeout: float) -> dict[str, Any]:
+    """Ask for the numbers ``wanted`` and wait until the run has them; returns its status.
+
+    Raises RunFault if the run rejects the request, ends, stops reporting, or takes longer than ``timeout`` seconds, and
+    if another `qfleet scale` asks for other numbers meanwhile.
     """
-    deadline, printed = time.monotonic() + c.timeout, ""
-    while (now := status())["shards"] != c.shards:
-        if now["scale_request"] == request and now["scale_news"] != printed:
-            printed = now["scale_news"]
-            if printed.startswith("warning"):
-                raise RunFault(printed.removeprefix("warning: "))
-            print(printed, flush=True)
-        if Path(c.run).is_dir() and (Path(c.run) / SUMMARY).exists():
-            raise RunFault(f"{c.run} has ended with {now['shards']} replay shard(s)")
-        if time.time() - now["time"] > STATUS_MAX_AGE:
-            raise RunFault(
-                f"{c.run} had {now['shards']} replay shard(s), but has not updated its status for {STATUS_MAX_AGE:g} s: "
-                "it may have been killed"
-            )
-        if time.monotonic() > deadline:
-            raise RunFault(
-                f"{c.run} has {now['shards']} replay shard(s) after {c.timeout:g} s, not {c.shards}: raise --timeout"
-            )
+    deadline, printed, is_taken = time.monotonic() + timeout, {""}, False
+    numbers = {run.request(wanted)}  # of the requests that ask for these numbers
+    while not _has(wanted, now := run.status()):
+        is_taken = is_taken or now.get("scale_taken") in numbers
+        if not is_taken:
+            numbers.add(_number_of(run, wanted, numbers))
+        lines = []
+        if is_taken and (now["scale_request"] or {}).get("number") in numbers:
+            lines += [now["scale_news"]]
+        if is_taken and wanted["actors"] is not None:
+            lines += [f"{now['actors']} of {now['actors_wanted']} actors"]
+        for line in lines:
+            if line.startswith("warning"):
+                raise RunFault(line.removeprefix("warning: "))
+            if line not in printed:
+                print(line, flush=True)
+                printed.add(line)
+        if is_taken and wanted["actors"] not in (None, now["actors_wanted"]):
+            raise RunFault(f"another `qfleet scale` has asked for {now['actors_wanted']} actors since")
+        _check_waiting(run, wanted, now, None if time.monotonic() < deadline else timeout)
         time.sleep(0.5)
     return now
+
+
+def _has(wanted: ScaleRequest, now: dict[str, Any]) -> bool:
+    """Whether a run with the status ``now`` has the numbers ``wanted``."""
+    shards, actors = wanted["shards"], wanted["actors"]
+    return shards in (None, now["shards"]) and (actors is None or now["actors"] == now["actors_wanted"] == actors)
+
+
+def _number_of(run: _Training, wanted: ScaleRequest, numbers: set[str]) -> str:
+    """The number of the last request, while the driver has taken none of ``numbers``, which ask for ``wanted``.
+
+    Another `qfleet scale` may have replaced them at the same instant. If its request leaves out what this one wants, it
+    is made again, with both. Raises RunFault if it asks for other numbers.
+    """
+    last = run.last_request()
+    mine = {kind: value for kind, value in wanted.items() if value is not None}
+    theirs = {kind: last[kind] for kind in mine if last.get(kind) is not None}
+    if last.get("number") in numbers or theirs == mine:
+        return str(last["number"])
+    if any(theirs[kind] != mine[kind] for kind in theirs):
+        raise RunFault(f"another `qfleet scale` has asked for {_count(theirs, theirs)} at the same time")
+    return run.request(wanted)
+
+
+def _check_waiting(run: _Training, wanted: ScaleRequest, now: dict[str, Any], waited: float | None) -> None:
+    """Raise RunFault if the run has ended or stopped reporting, or if the time is over: ``waited`` seconds, not None."""
+    count = _count(wanted, now)
+    if run.has_ended:
+        raise RunFault(f"{run.name} has ended with {count}")
+    if time.time() - now["time"] > STATUS_MAX_AGE:
+        raise RunFault(
+            f"{run.name} had {count}, but has not updated its status for {STATUS_MAX_AGE:g} s: it may have been killed"
+        )
+    if waited is not None and wanted["shards"] not in (None, now["shards"]):
+        raise RunFault(f"{run.name} has {count} after {waited:g} s, not {_count(wanted, wanted)}: raise --timeout")
+    if waited is not None:
+        raise RunFault(
+            f"{run.name} has {now['actors']} of {wanted['actors']} actors after {waited:g} s: the rest waits for nodes with "
+            "free CPUs, and the request stays"
+        )

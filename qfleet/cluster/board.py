@@ -40,8 +40,12 @@ class RunBoard:
         return self._shards
 
     def request_scale(self, request: ScaleRequest) -> None:
-        """Store a request for a number of replay shards; the driver receives it from its next `set_status`."""
+        """Store a request for numbers of shards and actors; the driver receives it from its next `set_status`."""
         self._request = request
+
+    def last_request(self) -> ScaleRequest:
+        """The last request, {} if none."""
+        return self._request
 
 
 class RemoteBoard:
@@ -49,7 +53,7 @@ class RemoteBoard:
 
     board = RemoteBoard.of("cartpole-seed1", "auto")  # or RemoteBoard.here(), in one of the run's own processes
     before = board.status()
-    board.request_scale({"shards": 2, "number": uuid.uuid4().hex})
+    board.request_scale({"shards": 2, "actors": None, "number": uuid.uuid4().hex})
     """
 
     def __init__(self, handle: Any) -> None:
@@ -91,8 +95,12 @@ class RemoteBoard:
         return list(_answer(self._handle.shards.remote()))
 
     def request_scale(self, request: ScaleRequest) -> None:
-        """Ask for a number of replay shards. Raises RunFault."""
+        """Ask for numbers of shards and actors. Raises RunFault."""
         _answer(self._handle.request_scale.remote(request))
+
+    def last_request(self) -> ScaleRequest:
+        """The last request, {} if none. Raises RunFault."""
+        return dict(_answer(self._handle.last_request.remote()))
 
 
 def _answer(ref: ray.ObjectRef[Any]) -> Any:

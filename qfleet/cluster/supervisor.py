@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,22 +12,28 @@ import ray
 from qfleet.cluster.connect import start_ray
 from qfleet.cluster.faults import StoppedDuringStart, first_line, last_line, reason
 from qfleet.cluster.placement import cluster_nodes
+from qfleet.cluster.scaling import Scaling
 from qfleet.cluster.topology import Topology, start_processes
-from qfleet.config import TrainConfig, to_yaml
-from qfleet.run.directory import CONFIG, SCALE, ScaleRequest
+from qfleet.config import TrainConfig
+from qfleet.run.directory import SCALE
 from qfleet.run.run import Run
 from qfleet.run.scheduler import Candidate, Kind
+from qfleet.run.stats import RunStats
 from rl.errors import RunFault
 
 POLL_PERIOD = 1.0  # seconds between polls
 CALL_TIMEOUT = 60.0  # seconds to wait for an answer of a worker
+EVALUATOR_NOTE_AFTER = 60.0  # seconds without an evaluator after which the user is told
 
 
 class _Poller:
-    """Polls all workers, with one call per worker in flight. A worker that is restarting may miss some polls."""
+    """Polls all workers, with one call per worker in flight. A worker that is restarting may miss some polls.
 
-    def __init__(self, topology: Topology, warn: Callable[[str], None]) -> None:
-        self._topology = topology
+    A poll tells an actor its place in the fleet, and the agent steps of all actors.
+    """
+
+    def __init__(self, topology: Topology, stats: RunStats, warn: Callable[[str], None]) -> None:
+        self._topology, self._stats = topology, stats
         self._warn = warn
         self._pending: dict[str, Any] = {}  # calls in flight
         self._last_answer: dict[str, float] = {}  # times
@@ -35,15 +42,19 @@ class _Poller:
     def poll(self) -> dict[str, dict[str, Any]]:
         """The answers since the last call, by worker.
 
-        For a worker that has died there is one last answer, with its `failure`. A worker that does not answer causes a
-        warning; a learner that does not answer raises RunFault.
+        For a worker that has died there is one last answer, with its `failure`. A shard that does not answer causes a
+        warning (of the actors, the fleet keeps account); a learner that does not answer raises RunFault.
         """
-        workers = {name: handle for name, handle in self._topology.workers() if name not in self._dead}
+        workers = dict(self._topology.workers())
+        self._dead &= workers.keys()  # an actor that was scaled away may come back under its name
+        workers = {name: handle for name, handle in workers.items() if name not in self._dead}
         self._last_answer = {name: self._last_answer.get(name, time.monotonic()) for name in workers}
         self._pending = {name: call for name, call in self._pending.items() if name in workers}
         for name, handle in workers.items():
             if name not in self._pending:
-                self._pending[name] = handle.poll.remote()
+                is_actor = name.startswith("actor-")
+                view = [self._topology.fleet.view(name, self._stats.agent_steps)] if is_actor else []
+                self._pending[name] = handle.poll.remote(*view)
         refs = list(self._pending.values())
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=POLL_PERIOD / 2)
         answers = {}
@@ -61,6 +72,8 @@ class _Poller:
             if time.monotonic() - last > CALL_TIMEOUT * 3:
                 if name == "learner":
                     raise RunFault(f"{name} has not answered for {CALL_TIMEOUT * 3:g} s")
+                if name.startswith("actor-"):
+                    continue
                 self._warn(f"warning: {name} has not answered for {CALL_TIMEOUT * 3:g} s; the run continues without it")
                 self._last_answer[name] = time.monotonic()
         return answers
@@ -71,13 +84,20 @@ class _Evaluation:
 
     def __init__(self, run: Run, evaluator: Any) -> None:
         self._run, self._evaluator = run, evaluator
+        self._start_call: Any = evaluator.__ray_ready__.remote()  # None once the evaluator has started
+        self._note_at = time.monotonic() + EVALUATOR_NOTE_AFTER
         self._kind: Kind | None = None
         self._candidate: Candidate | None = None
         self._weights_call: Any = None
         self._play_call: Any = None
 
     def advance(self) -> None:
-        """Start an evaluation if one is due, or record its result if it has finished."""
+        """Start an evaluation if one is due, or record its result if it has finished.
+
+        Raises RunFault if the evaluator cannot start.
+        """
+        if self._start_call is not None:
+            self._check_start()
         if self._kind is None:
             self._kind = self._run.scheduler.due(self._run.stats)
             if self._kind is not None:
@@ -90,6 +110,23 @@ class _Evaluation:
                 f"warning: lost an evaluation, because the evaluator is restarting: {first_line(error)}"
             )
             self._kind = self._weights_call = self._play_call = None
+
+    def _check_start(self) -> None:
+        if not _is_ready(self._start_call):
+            if time.monotonic() > self._note_at:
+                self._note_at = math.inf
+                self._run.progress.note(
+                    f"warning: the evaluator still waits for a free CPU after {EVALUATOR_NOTE_AFTER:g} s: the run trains, "
+                    "but evaluates nothing until a node has one"
+                )
+            return
+        call, self._start_call = self._start_call, None
+        try:
+            ray.get(call)
+        except ray.exceptions.ActorUnavailableError:  # Ray restarts it
+            self._start_call = self._evaluator.__ray_ready__.remote()
+        except ray.exceptions.RayActorError as error:
+            raise RunFault(f"evaluator could not start: {last_line(error)}") from error
 
     def _advance(self, kind: Kind) -> None:
         if self._weights_call is not None and _is_ready(self._weights_call):
@@ -150,9 +187,10 @@ def _describe(config: TrainConfig, topology: Topology) -> str:
     """One line about the processes of the run and where they are, for the user."""
     url, node = ray.get_runtime_context().gcs_address, topology.placement.node
     learner = f"learner on {topology.device}" if node is None else f"learner on {node.address} ({topology.device})"
-    shards = topology.shards.addresses
+    shards, started, wanted = topology.shards.addresses, len(topology.actors), topology.fleet.wanted
+    rest = f" (of {wanted}: the others join when there is room)" if started < wanted else ""
     return (
-        f"{config.actors.count} actor(s) x {config.actors.environments} environments, {len(shards)} replay shard(s) at "
+        f"{started} actor(s){rest} x {config.actors.environments} environments, {len(shards)} replay shard(s) at "
         f"{', '.join(shards.values())}, {learner}; Ray at {url}{_describe_dashboard(local=node is None)}"
     )
 
@@ -174,7 +212,8 @@ def _describe_dashboard(local: bool) -> str:
 
 
 def _training_loop(run: Run, topology: Topology) -> None:
-    poller, evaluation = _Poller(topology, run.progress.note), _Evaluation(run, topology.evaluator)
+    poller, evaluation = _Poller(topology, run.stats, run.progress.note), _Evaluation(run, topology.evaluator)
+    scaling = Scaling(run, topology)
     checkpoint_call: Any = None
     status_call: Any = None
     while not run.is_finished():
@@ -189,27 +228,12 @@ def _training_loop(run: Run, topology: Topology) -> None:
         if checkpoint_call is not None and _is_ready(checkpoint_call):
             run.save_checkpoint(ray.get(checkpoint_call))
             checkpoint_call = None
-        run.tick()
         request = ray.get(status_call) if status_call is not None and _is_ready(status_call) else None
-        _advance_scaling(run, topology, request)
+        scaling.advance(request)
+        run.tick()
         status_call = topology.board.set_status.remote(run.status(run.last_row))
         while time.monotonic() - started < POLL_PERIOD and not run.is_finished():
             time.sleep(0.05)
-
-
-def _advance_scaling(run: Run, topology: Topology, board_request: ScaleRequest | None) -> None:
-    """Advance by one step the last request of `qfleet scale`, from the run's directory or else from its board."""
-    request = run.dir.read_json(SCALE) or board_request or None
-    news = topology.shards.advance(request, topology.board, topology.learner, topology.actors)
-    shards = len(topology.shards.addresses)
-    if news:
-        run.progress.note(news)
-        run.config = topology.shards.with_shards(shards)  # the next checkpoint holds it
-        run.dir.write(CONFIG, to_yaml(run.config))
-    changes: dict[str, Any] = {"scale_news": news, "scale_request": request} if news else {}
-    if not topology.shards.is_changing:  # `qfleet scale` waits until all clients have the new addresses
-        changes["shards"] = shards
-    run.scaling = {"scale_news": "", "scale_request": None, "shards": shards, **run.scaling, **changes}
 
 
 def _handle_answer(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> None:
@@ -233,7 +257,7 @@ def _handle_answer(run: Run, topology: Topology, name: str, answer: dict[str, An
     elif name == "learner":
         run.stats.add_learner_report(answer)
     elif name.startswith("actor-"):
-        run.stats.add_actor_report(int(name.removeprefix("actor-")), answer["agent_steps"], answer["episodes"])
+        run.stats.add_actor_report(topology.fleet.answered(name), answer["agent_steps"], answer["episodes"])
 
 
 def _check_min_size(config: TrainConfig, alive: int) -> None:
@@ -248,7 +272,8 @@ def _check_min_size(config: TrainConfig, alive: int) -> None:
 def _finish(run: Run, topology: Topology) -> None:
     """Stop the actors and the learner, write the last checkpoint and snapshots, and kill all processes."""
     try:
-        ray.wait([a.stop.remote() for a in topology.actors], num_returns=len(topology.actors), timeout=0.5)
+        if calls := [a.stop.remote() for a in topology.actors]:
+            ray.wait(calls, num_returns=len(calls), timeout=0.5)
         ended = ray.get(topology.learner.stop.remote(), timeout=CALL_TIMEOUT)
         if not ended:  # a checkpoint could hold an update that is only half done
             raise TimeoutError("the learner did not end its last update within 20 s")
@@ -260,7 +285,7 @@ def _finish(run: Run, topology: Topology) -> None:
     if run.config.replay.snapshot_minutes > 0:
         _stop_shards(run, shards)
     for handle in (
-        *topology.actors,
+        *topology.fleet.all_handles(),
         *shards.values(),
         topology.evaluator,
         topology.learner,

@@ -12,11 +12,12 @@ import ray
 
 from learner.checkpoint import Checkpoint
 from qfleet.cluster.faults import StoppedDuringStart, last_line
+from qfleet.cluster.fleet import ActorFleet
 from qfleet.cluster.placement import Node, Placement, cluster_nodes, count_room, describe_lack, place, place_locally
 from qfleet.cluster.shards import ReplayShards
 from qfleet.cluster.stores import Stores
 from qfleet.cluster.versions import check_versions, survey_nodes, versions_here
-from qfleet.cluster.workers import ActorWorker, EvaluatorWorker, LearnerWorker
+from qfleet.cluster.workers import EvaluatorWorker, LearnerWorker
 from qfleet.config import TrainConfig
 from replay.security import Access, new_token
 from rl.errors import RunFault
@@ -31,7 +32,7 @@ class Topology:
     stores: Stores
     shards: ReplayShards
     learner: Any
-    actors: list[Any]
+    fleet: ActorFleet
     evaluator: Any
     placement: Placement
     device: str
@@ -46,11 +47,15 @@ class Topology:
         """The handle of the weight store."""
         return self.stores.weights
 
+    @property
+    def actors(self) -> list[Any]:
+        """Handles of the actors that have started; the same list object all the time."""
+        return self.fleet.actors
+
     def workers(self) -> list[tuple[str, Any]]:
-        """(name, handle) of every worker that the driver polls: the learner, the actors and the shards."""
-        actors = [(f"actor-{i}", a) for i, a in enumerate(self.actors)]
+        """(name, handle) of every worker that the driver polls: the learner, the started actors and the shards."""
         shards = [(f"shard-{i}", s) for i, s in self.shards.handles.items()]
-        return [("learner", self.learner), *actors, *shards]
+        return [("learner", self.learner), *self.fleet.workers(), *shards]
 
 
 def start_processes(
@@ -62,8 +67,10 @@ def start_processes(
     stopping: Callable[[], bool],
     note: Callable[[str], None],
 ) -> Topology:
-    """Start all processes of a run and wait until they are ready; returns their handles.
+    """Start all processes of a run and wait until they can train; returns their handles.
 
+    One actor is enough: the others join when they have started. The evaluator is requested before the actors, so that
+    it gets a CPU; the run does not wait for it.
     ``base_steps``: agent steps made before a resume. ``address``: the Ray that the run has joined; None: it has started
     its own. ``note`` gets lines for the user. Raises BadInput if the run does not fit the cluster, RunFault if a process
     is not ready in time, and StoppedDuringStart once ``stopping`` returns True.
@@ -91,11 +98,11 @@ def start_processes(
         .options(name="evaluator", **placement.evaluator_options())
         .remote(config, base_steps, run)
     )
-    actors = _start_actors(config, base_steps, run, config.actors.nice, access, placement.actor_options())
-    ready = {f"actor-{i}": a.poll.remote() for i, a in enumerate(actors)}
-    ready["evaluator"] = evaluator.__ray_ready__.remote()
-    _await_ready(ready, "1 CPU each", timeout, stopping)
-    return Topology(stores, shards, learner, actors, evaluator, placement, device)
+    fleet = _start_actors(config, base_steps, run, local, access, placement.actor_options())
+    fleet.await_first(timeout, stopping)
+    if stopping():
+        raise StoppedDuringStart
+    return Topology(stores, shards, learner, fleet, evaluator, placement, device)
 
 
 def place_in_cluster(config: TrainConfig, stopping: Callable[[], bool], note: Callable[[str], None]) -> Placement:
@@ -142,12 +149,12 @@ def _start_learner(
 
 
 def _start_actors(
-    config: TrainConfig, base_steps: int, run: str, nice: int, access: Access, options: dict[str, Any]
-) -> list[Any]:
-    return [
-        remote(ActorWorker).options(name=f"actor-{i}", **options).remote(config, i, base_steps, run, nice, access)
-        for i in range(config.actors.count)
-    ]
+    config: TrainConfig, base_steps: int, run: str, local: bool, access: Access, options: dict[str, Any]
+) -> ActorFleet:
+    extra = {"num_cpus": 0} if local else {}  # the local Ray has no CPU left for actors that are added later
+    fleet = ActorFleet(config, run, access, base_steps, config.actors.nice, options, extra)
+    fleet.start()
+    return fleet
 
 
 def _await_ready(calls: dict[str, Any], needs: str, timeout: float, stopping: Callable[[], bool]) -> list[Any]:

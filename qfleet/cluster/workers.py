@@ -6,8 +6,10 @@ timeout.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
+from actors.actor import FleetView
 from learner.checkpoint import Checkpoint
 from learner.learner import LearnerConfig, pick_device
 from qfleet.cluster.board import RemoteBoard
@@ -44,6 +47,11 @@ class _ThreadedLoop:
         self._body = body
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
+    @property
+    def is_started(self) -> bool:
+        """Whether `start` was called."""
+        return self._thread.ident is not None
+
     def start(self) -> None:
         self._thread.start()
 
@@ -58,9 +66,10 @@ class _ThreadedLoop:
                 self.failure = traceback.format_exc(limit=8)
 
     def stop(self, timeout: float) -> bool:
-        """Ask the loop to end; returns whether it ended within ``timeout`` seconds."""
+        """Ask the loop to end; returns whether it ended within ``timeout`` seconds, or was never started."""
         self.stopping.set()
-        self._thread.join(timeout)
+        if self.is_started:
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
 
@@ -104,7 +113,7 @@ def _weight_store() -> Any:
 
 
 class ActorWorker:
-    """One actor. It starts acting as soon as it is created, also after a restart by Ray.
+    """One actor. It starts acting at its first poll, also after a restart by Ray: then it knows its place in the fleet.
 
     ``base_steps``: agent steps made before a resume. Raises RunFault if the learner publishes no weights within
     FIRST_WEIGHTS_TIMEOUT seconds.
@@ -131,14 +140,25 @@ class ActorWorker:
         self._actor = make_actor(config, index, base_steps, self._writer, self._weights)
         self._metrics = RayMetrics("actor", f"{run}/{index}")
         self._loop = _ThreadedLoop(self._act, "actor")
-        self._loop.start()
 
     def _act(self) -> None:
         torch.set_num_threads(1)  # OpenMP keeps this number for each thread
         self._actor.run(self._loop.stopping.is_set)
 
-    def poll(self) -> dict[str, Any]:
-        """`failure` (or None), `agent_steps` since the process started, and `episodes` finished since the last poll."""
+    def poll(self, view: FleetView) -> dict[str, Any]:
+        """`failure` (or None), `agent_steps` since the process started, and `episodes` finished since the last poll.
+
+        ``view`` is the fleet as the driver sees it now.
+        """
+        self._actor.set_view(view)
+        if not self._loop.is_started:
+            with contextlib.suppress(RunFault):  # the board did not answer in time: the next poll asks again
+                # Shards may have joined or left while this process started; from now on the driver sends changes.
+                self._writer.set_shards(RemoteBoard.here().shards())
+                self._loop.start()
+        return self._report()
+
+    def _report(self) -> dict[str, Any]:
         stats = dict(self._actor.stats())
         sent = {f"replay_{k}": v for k, v in self._writer.stats().items()}
         self._metrics.report({**stats, **sent, **{f"weights_{k}": v for k, v in self._weights.stats().items()}})
@@ -150,6 +170,20 @@ class ActorWorker:
         Raises TimeoutError after 60 s.
         """
         self._writer.set_shards(addresses, timeout=60.0)
+
+    def finish(self, timeout: float) -> dict[str, Any]:
+        """Stop acting for good, and wait up to ``timeout`` seconds until replay has stored all complete segments.
+
+        Returns the answer of a last poll, and `unsent`: the number of segments that replay has not stored by then.
+        """
+        deadline = time.monotonic() + timeout
+        self._loop.stop(timeout)
+        with contextlib.suppress(TimeoutError, RunFault):
+            self._writer.flush(deadline - time.monotonic())
+        unsent = self._actor.unwritten + self._writer.in_flight
+        report = self._report()
+        self._writer.close()
+        return {**report, "unsent": unsent}
 
     def stop(self) -> bool:
         """Stop acting; returns whether the loop ended within 10 s."""

@@ -30,7 +30,8 @@ CHECKPOINTS, BEST, METRICS, EVALS = "checkpoints", "best", "metrics.csv", "eval.
 HISTORY = "config.history"  # one JSON object per line: what each resume changed
 SCALE = "scale.json"  # the last request of `qfleet scale`
 
-ScaleRequest = dict[str, Any]  # {shards, number}; number: a unique id, which distinguishes equal requests
+# {shards, actors, number}: the numbers that are wanted, or None; a unique id, which distinguishes equal requests
+ScaleRequest = dict[str, Any]
 
 
 class RunDir:

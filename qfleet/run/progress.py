@@ -100,6 +100,8 @@ class Progress:
         acts = not _is_offline(row)
         if acts:
             table.add_row("agent steps", f"{row['agent_steps']:,}", "frames", f"{row['frames']:,}")
+            if words := _actors(row):
+                table.add_row("actors", words.removeprefix("actors "))
         most = " or ".join(f"{most:,} {name.replace('_', ' ')}" for name, most in self._limits.items())
         table.add_row("limit", most, "", bar)
         rate, updates_rate = number(row["steps_per_s"], ",.0f"), number(row["updates_per_s"], ",.1f")
@@ -134,10 +136,18 @@ def plain_line(row: Mapping[str, Any], last_eval: str, seconds_left: float) -> s
             f"samples/insert {row['samples_per_insert']:.2f} eps {row['epsilon_min']:.3g}",
             f"return {number(row['train_return'])} greedy {number(row['greedy_return'])}",
         ]
+    if actors := _actors(row):
+        words += [actors]
     words += [f"eval {last_eval}"]
     if math.isfinite(seconds_left):
         words += [f"at most {duration(seconds_left)} left"]
     return " ".join(words)
+
+
+def _actors(row: Mapping[str, Any]) -> str:
+    """The living and the wanted actors if their numbers differ, else ""."""
+    living, wanted = row.get("actors"), row.get("actors_wanted")
+    return "" if living == wanted or _is_offline(row) else f"actors {living} of {wanted}"
 
 
 def _is_offline(row: Mapping[str, Any]) -> bool:

@@ -53,11 +53,12 @@ class Run:
         title = f"Qfleet {config.env.id}  {run_dir.where}"
         self.progress = Progress(title, self._limits(), config.evaluation.goal, self._on_output_closed)
         run_dir.start(self.progress.note)
-        # of the last, least exploring environment: its epsilon is logged as epsilon_min
-        self._exploration = Exploration(config.exploration, config.total_environments - 1, 1, config.total_environments)
+        self._environments = 0
+        actors = 0 if config.offline else config.actors.count
+        self.set_fleet(actors, actors, config.total_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
         self.last_row: dict[str, Any] = {}
-        self.scaling: dict[str, Any] = {}  # entries of status.json about replay shards, for `qfleet scale`
+        self.scaling: dict[str, Any] = {}  # entries of status.json for `qfleet scale`
         self.interrupted_by: int | None = None  # number of the signal that ended the run; SIGPIPE: output closed
 
     def _earlier_evaluations(self) -> dict[str, Any]:
@@ -69,6 +70,18 @@ class Run:
         if best is not None and best.state["updates"] > self.resumed.state["updates"]:
             state |= {"best_return": best.state["mean_return"], "best_is_full": best.state.get("is_full", False)}
         return state
+
+    def set_fleet(self, living: int, wanted: int, environments: int) -> None:
+        """The run has ``living`` of ``wanted`` actors, and ``environments`` environments play.
+
+        With none, epsilon_min and the returns by epsilon stay those of the last ones that did.
+        """
+        self._actors = {"actors": living, "actors_wanted": wanted}
+        if environments and environments != self._environments:
+            self._environments = environments
+            # of the least exploring environment: its epsilon is logged as epsilon_min
+            self._exploration = Exploration(self.config.exploration, environments - 1, 1, environments)
+            self.stats.set_environments(environments)
 
     def _on_output_closed(self) -> None:
         """End the run as a signal would, because its standard error is closed."""
@@ -95,7 +108,7 @@ class Run:
         Without ``force`` it raises RunFault if the run's URL could not be written for minutes.
         """
         now = time.monotonic()
-        row = self.stats.row(float(self._exploration.epsilons(self.stats.agent_steps)[0]))
+        row = self.stats.row(float(self._exploration.epsilons(self.stats.agent_steps)[0])) | self._actors
         self.last_row = row
         self.progress.show(row, self._last_evaluation(), self._seconds_left(row))
         if force or now - self._last_log >= LOG_PERIOD:

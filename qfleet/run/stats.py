@@ -12,6 +12,7 @@ import numpy as np
 
 from qfleet.config import TrainConfig
 from rl.envs.make import frames_per_step
+from rl.exploration import Exploration
 from rl.types import EpisodeResult
 
 OnEpisode = Callable[[EpisodeResult], None]  # called with each finished training episode
@@ -29,7 +30,8 @@ class RunStats:
         row = stats.row(epsilon_min)
 
     ``earlier`` is the state of the checkpoint that a resumed run starts from. The greedy environments are those whose
-    epsilon is at most `exploration.greedy_below`.
+    epsilon is at most `exploration.greedy_below`. `set_environments` gives the number of environments that play, by
+    default that of all wanted actors.
     """
 
     def __init__(
@@ -51,8 +53,16 @@ class RunStats:
         self._recent_episodes: deque[EpisodeResult] = deque(maxlen=RECENT)
         self._greedy_returns: deque[float] = deque(maxlen=RECENT // 2)
         self.greedy_episodes = 0  # finished in greedy environments
-        self._returns_by_epsilon: dict[float, deque[float]] = {}
+        self._returns_by_epsilon: dict[float, deque[float]] = {}  # of the ladder's epsilons, as in `_rounded`
+        self.set_environments(config.total_environments)
         self._rate_points: deque[tuple[float, int, int]] = deque()  # (time, agent steps, updates) of calls of `rates`
+
+    def set_environments(self, total: int) -> None:
+        """The living actors have ``total`` environments: forget the returns at epsilons that none of them has."""
+        exploration = Exploration(self._config.exploration, 0, total, total)
+        epsilons = map(_rounded, exploration.epsilons(0)) if exploration.uses_ladder else ()
+        kept = self._returns_by_epsilon
+        self._returns_by_epsilon = {e: kept.get(e, deque(maxlen=10)) for e in epsilons}
 
     def add_actor_report(self, index: int, agent_steps: float, episodes: Iterable[EpisodeResult]) -> None:
         """Add an actor's report: its agent steps since its process started, and its newly finished episodes."""
@@ -67,8 +77,8 @@ class RunStats:
             self._recent_episodes.append(episode)
             if self._on_episode is not None:
                 self._on_episode(episode)
-            if self._config.exploration.kind == "ladder" and self._config.total_environments > 1:
-                self._returns_by_epsilon.setdefault(episode.epsilon, deque(maxlen=10)).append(episode.episode_return)
+            if (returns := self._returns_by_epsilon.get(_rounded(episode.epsilon))) is not None:
+                returns.append(episode.episode_return)
             if episode.epsilon <= self._config.exploration.greedy_below:
                 self._greedy_returns.append(episode.episode_return)
                 self.greedy_episodes += 1
@@ -112,8 +122,11 @@ class RunStats:
         return float(np.mean([e.episode_return for e in episodes])) if episodes else float("nan")
 
     def returns_by_epsilon(self) -> dict[float, float]:
-        """Mean of the last 10 training returns at each epsilon of a ladder; empty without a ladder of two or more."""
-        return {epsilon: float(np.mean(values)) for epsilon, values in sorted(self._returns_by_epsilon.items())}
+        """Mean of the last 10 training returns at each epsilon, to six digits, of the living environments' ladder.
+
+        Empty without a ladder of two or more.
+        """
+        return {e: float(np.mean(values)) for e, values in sorted(self._returns_by_epsilon.items()) if values}
 
     def stop_clock(self) -> None:
         """Stop `wall_seconds` at the end of training, before the last checkpoint and the shutdown of processes."""
@@ -168,3 +181,8 @@ class RunStats:
             "wall_seconds": self.wall_seconds,
             "evaluation_seconds": self.evaluation_seconds,
         }
+
+
+def _rounded(epsilon: float) -> float:
+    """``epsilon`` to six digits: actors on other processors may compute another last digit."""
+    return float(f"{epsilon:.6g}")

@@ -32,14 +32,14 @@ class RecordingSink:
         pass
 
 
-def make_actor(double=True, environments=3, env_id="CartPole-v1", segment_items=12, n_step=3):
+def make_actor(double=True, environments=3, env_id="CartPole-v1", segment_items=12, n_step=3, exploration=None):
     """(actor whose online and target network differ, its sink, the source of its weights)."""
     config = replace(cartpole().actors, environments=environments, segment_items=segment_items)
     env = EnvConfig(id=env_id)
     spec, actions = spec_and_actions(env)
     networks = (make_network(MLP, spec, actions, seed=1), make_network(MLP, spec, actions, seed=2))
     sink, weights = RecordingSink(), LocalWeights()
-    explore = Exploration(cartpole().exploration, 0, environments, environments)
+    explore = Exploration(exploration or cartpole().exploration, 0, environments, environments)
     returns = ReturnConfig(n_step=n_step)
     actor = Actor(config, env, returns, double, networks, explore, sink, weights.make_source(), seed=1, index=0)
     return actor, sink, weights

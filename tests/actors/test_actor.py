@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from actors.actor import FleetView
 from qfleet.presets import cartpole
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
-from rl.exploration import Exploration
+from rl.errors import RunFault
+from rl.exploration import Exploration, ExplorationConfig, ladder
 from rl.ports import Publication
 from rl.stepping import SeedSequence
 from tests.actors.players import make_actor
@@ -43,6 +45,50 @@ def test_an_episode_result_has_the_epsilon_of_its_last_action():
     actor.close()
     assert found > 10
     assert schedule.epsilons(0)[0] > schedule.epsilons(450)[0]
+
+
+def test_the_schedule_goes_by_the_true_steps_of_the_fleet():
+    """Three environments per actor: a view of four actors, then of two; own steps since it count for each of them."""
+    actor, _, _ = make_actor(environments=3)
+    assert actor.fleet_steps == 0
+    actor.step()
+    assert actor.fleet_steps == 3  # alone until it gets a view
+    actor.set_view(FleetView(offset=6, environments=12, agent_steps=1_000))
+    assert actor.fleet_steps == 3  # as of the next step
+    actor.step()
+    assert actor.fleet_steps == 1_000 + 3 * 4
+    actor.step()
+    assert actor.fleet_steps == 1_000 + 6 * 4
+    actor.set_view(FleetView(offset=0, environments=6, agent_steps=1_010))
+    actor.step()
+    assert actor.fleet_steps == 1_010 + 3 * 2
+    actor.close()
+
+
+def test_an_actor_takes_the_place_that_a_view_gives_it():
+    """Its three environments are all of the ladder, then the last three of six, as its episodes report."""
+    actor, _, _ = make_actor(environments=3, exploration=ExplorationConfig())
+    for places, total in (((0, 1, 2), 3), ((3, 4, 5), 6)):
+        actor.set_view(FleetView(places[0], total, 0))
+        for _ in range(100):
+            actor.step()
+        found = {e.epsilon for e in actor.take_episodes()}
+        assert found
+        assert found <= set(ladder(0.4, 7.0, total)[list(places)])
+    actor.close()
+
+
+def test_segments_that_the_sink_does_not_accept_are_counted():
+    actor, sink, _ = make_actor(environments=3, segment_items=4, n_step=1)
+
+    def fail(segment):
+        raise RunFault("full")
+
+    sink.write = fail
+    assert actor.unwritten == 0
+    with pytest.raises(RunFault):
+        actor.run(lambda: False)
+    assert actor.unwritten == 3  # one of each environment
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "PongNoFrameskip-v4"])

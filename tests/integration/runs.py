@@ -20,9 +20,13 @@ FAST = ["--learner.device", "cpu", "--learner.threads", "1"]
 
 def start_qfleet(*args, **kwargs):
     """The process of the command `qfleet ARGS`; its stderr goes to its stdout."""
-    command = [sys.executable, "-m", "qfleet", *map(str, args)]
+    return start_process([sys.executable, "-m", "qfleet", *args], **kwargs)
+
+
+def start_process(command, **kwargs):
+    """The process of ``command``; its stderr goes to its stdout."""
     kwargs.setdefault("stdout", subprocess.PIPE)
-    return subprocess.Popen(command, stderr=subprocess.STDOUT, text=True, **kwargs)
+    return subprocess.Popen([*map(str, command)], stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
 def run_command(*args):

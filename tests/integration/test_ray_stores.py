@@ -1,20 +1,33 @@
-"""Weight store and board on Ray: a slow store blocks no client, no target sync is lost, a silent board is an error."""
+"""Weight store, board and an actor on Ray.
+
+A slow store blocks no client, no target sync is lost, a silent board is an error, an actor that ends sends what it has.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import ray
 
+from actors.actor import FleetView
 from qfleet.cluster import board
-from qfleet.cluster.board import RemoteBoard, RunBoard
+from qfleet.cluster.board import BOARD, RemoteBoard, RunBoard
 from qfleet.cluster.needs import Needs
 from qfleet.cluster.placement import Placement, cluster_nodes
 from qfleet.cluster.stores import Stores
-from qfleet.cluster.weights import RayWeightSink, RayWeightSource, WeightStore
+from qfleet.cluster.weights import WEIGHT_STORE, RayWeightSink, RayWeightSource, WeightStore
+from qfleet.cluster.workers import ActorWorker
+from qfleet.presets import cartpole
+from qfleet.run.parts import make_q_network
+from replay.config import make_shard
+from replay.security import UNPROTECTED
+from replay.wire.service import ShardServer
+from rl.envs.make import spec_and_actions
 from rl.errors import RunFault
+from rl.parameters import weights_of
 from rl.ports import Publication
 
 
@@ -158,3 +171,67 @@ def test_a_store_that_has_died_is_named_with_its_node_and_how_to_resume():
     lost = Stores(Placement(Needs.of(1, 0), 1, 1, None), resume)
     ray.kill(lost.weights)
     assert until_fault(lost).startswith("the weight store of the run has died (")
+
+
+@pytest.fixture
+def actor_of():
+    """``actor_of(limited)``: (ActorWorker of 2 environments, the shard that it writes to).
+
+    A limited shard grants no credit, because it has no sampler.
+    """
+    config = replace(cartpole(), actors=replace(cartpole().actors, environments=2, segment_items=4))
+    running = []
+
+    def start(limited):
+        shard = make_shard(config.replay, spec_and_actions(config.env)[0], 1, limited=limited)
+        server = ShardServer(shard, "127.0.0.1")
+        store = ray.remote(WeightStore).options(name=WEIGHT_STORE).remote()
+        weights = weights_of(make_q_network(config))
+        store.publish.remote(Publication(1, 0, weights, 0, weights))
+        own_board = ray.remote(RunBoard).options(name=BOARD).remote()
+        own_board.set_shards.remote([server.address])
+        actor = ray.remote(ActorWorker).remote(config, 0, 0, "run", 0, UNPROTECTED)
+        running.extend((actor, store, own_board, server))
+        return actor, server
+
+    yield start
+    *handles, server = running
+    for handle in handles:
+        ray.kill(handle)
+    server.stop()
+
+
+def wait_for_steps(actor, steps):
+    """Poll ``actor`` until it has made ``steps`` agent steps; returns the number of its last answer."""
+    view, deadline, made = FleetView(0, 2, 0), time.monotonic() + 60.0, 0
+    while made < steps:
+        assert time.monotonic() < deadline, made
+        time.sleep(0.1)
+        made = ray.get(actor.poll.remote(view), timeout=60.0)["agent_steps"]
+    return made
+
+
+@pytest.mark.timeout(180)
+def test_an_actor_acts_from_its_first_poll_and_sends_all_its_segments_before_it_ends(actor_of):
+    actor, server = actor_of(limited=False)
+    ray.get(actor.__ray_ready__.remote(), timeout=60.0)
+    time.sleep(1.0)
+    assert ray.get(actor.poll.remote(FleetView(0, 2, 0)), timeout=60.0)["agent_steps"] == 0
+    wait_for_steps(actor, 200)
+    answer = ray.get(actor.finish.remote(20.0), timeout=60.0)
+    assert (answer["unsent"], answer["failure"]) == (0, None)
+    # At most 4 items of a segment that is not full, and those that wait for the rewards of 3 steps, per environment.
+    assert answer["agent_steps"] - 2 * (4 + 3) <= server.counts().inserted <= answer["agent_steps"]
+
+
+@pytest.mark.timeout(180)
+def test_an_actor_that_replay_does_not_let_write_ends_in_time_and_counts_its_segments(actor_of):
+    actor, server = actor_of(limited=True)
+    wait_for_steps(actor, 16)
+    time.sleep(1.0)
+    began = time.monotonic()
+    answer = ray.get(actor.finish.remote(1.0), timeout=60.0)
+    assert time.monotonic() - began < 20.0
+    assert answer["unsent"] > 0
+    assert answer["unsent"] * 4 + server.counts().inserted >= answer["agent_steps"] - 2 * (4 + 3)
+    assert answer["failure"] is None

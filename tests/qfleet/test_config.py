@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qfleet.config import from_yaml, to_yaml, with_shards
+from qfleet.config import from_yaml, to_yaml, with_actors, with_shards
 from qfleet.presets import cartpole
 from replay.security import SecurityConfig
 from rl.errors import BadInput
@@ -26,6 +26,13 @@ def test_max_segment_items_and_min_items_when_full():
 
 def test_total_environments():
     assert changed("actors", count=3, environments=8).total_environments == 24
+
+
+def test_with_actors_changes_only_their_number():
+    config = changed("actors", count=3, environments=8)
+    assert with_actors(config, 5) == changed("actors", count=5, environments=8)
+    with pytest.raises(BadInput, match="^actors.count is 0: write at least 1$"):
+        with_actors(config, 0)
 
 
 def test_with_shards_keeps_the_size_of_a_shard():

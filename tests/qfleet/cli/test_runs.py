@@ -29,19 +29,26 @@ def command(*args):
 
 
 def write_status(run, shards=1, **changes):
-    status = {"time": time.time(), "shards": shards, "scale_request": None, "scale_news": "", **FIGURES, **changes}
-    run.write_json(STATUS, status)
+    scaling = {"scale_request": None, "scale_news": "", "scale_taken": None, "actors": 2, "actors_wanted": 2}
+    run.write_json(STATUS, {"time": time.time(), "shards": shards, **scaling, **FIGURES, **changes})
 
 
 @contextlib.contextmanager
 def driver(run, answer):
-    """Plays the driver: reports 1 shard, and ``answer`` once a number of shards is requested."""
+    """Plays the driver: reports 1 shard and 2 actors, and ``answer`` once others are requested.
+
+    ``answer`` may be a function of the request.
+    """
     ended = threading.Event()
 
     def drive():
         while not ended.is_set():
             request = run.read_json(SCALE)
-            write_status(run, **({} if request is None else {"scale_request": request, **answer}))
+            changes = {}
+            if request is not None:
+                taken = {"scale_request": request, "scale_taken": request["number"]}
+                changes = taken | (answer(request) if callable(answer) else answer)
+            write_status(run, **changes)
             ended.wait(0.05)
 
     write_status(run)
@@ -83,6 +90,89 @@ def test_scale_waits_until_the_run_has_its_shards(run, capsys):
     assert json.loads(out[-1]) == {"shards": 3}
     assert out[-2].endswith("3 replay shard(s)")
     assert run.read_json(SCALE)["shards"] == 3
+
+
+def test_scale_waits_until_the_run_has_its_actors_and_says_how_many_there_are(run, capsys):
+    living = iter([2, 3, 3, 4, 4, 6])
+    answers = lambda request: {"actors": next(living, 6), "actors_wanted": request["actors"]}  # noqa: E731
+    with driver(run, answers):
+        assert command("scale", run.path, "--actors", 6, "--json") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert json.loads(out[-1]) == {"actors": 6}
+    assert out[-2] == f"{run.path}: 6 actor(s)"
+    assert all(line.endswith(" of 6 actors") for line in out[:-2])
+    request = run.read_json(SCALE)
+    assert (request["shards"], request["actors"]) == (None, 6)
+
+
+def test_actors_without_room_are_reported_after_the_timeout_and_the_request_stays(run, capsys):
+    with driver(run, {"actors": 3, "actors_wanted": 6}):
+        assert command("scale", run.path, "--actors", 6, "--timeout", 0.7) == 1
+    assert capsys.readouterr().err == (
+        f"qfleet: {run.path} has 3 of 6 actors after 0.7 s: the rest waits for nodes with free CPUs, and the request "
+        "stays\n"
+    )
+    assert run.read_json(SCALE)["actors"] == 6
+
+
+def test_shards_and_actors_can_be_scaled_at_once(run, capsys):
+    with driver(run, lambda r: {"shards": r["shards"], "actors": r["actors"], "actors_wanted": r["actors"]}):
+        assert command("scale", run.path, "--shards", 2, "--actors", 1, "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"shards": 2, "actors": 1}
+
+
+def test_two_commands_at_the_same_instant_both_get_what_they_want(run, capsys):
+    """The driver looks only now and then, so that the second request replaces the first one in the file."""
+    wanted, done, taken = {"shards": 1, "actors": 2}, [], set()
+
+    def grant(request):
+        if request["number"] not in taken and (len(done) or time.monotonic() > start + 1.0):
+            taken.add(request["number"])
+            wanted.update({k: v for k, v in request.items() if k in wanted and v is not None})
+        granted = {"scale_taken": request["number"]} if request["number"] in taken else {"scale_taken": None}
+        return {"shards": wanted["shards"], "actors": wanted["actors"], "actors_wanted": wanted["actors"], **granted}
+
+    start = time.monotonic()
+    with driver(run, grant):
+        both = [
+            threading.Thread(target=lambda a=args: done.append(command("scale", run.path, *a, "--timeout", 20)))
+            for args in (("--shards", 3), ("--actors", 5))
+        ]
+        for thread in both:
+            thread.start()
+        for thread in both:
+            thread.join()
+    assert done == [0, 0], capsys.readouterr()
+    assert wanted == {"shards": 3, "actors": 5}
+
+
+def test_another_command_for_another_number_of_actors_ends_the_wait(run, capsys):
+    with driver(run, {"actors": 3, "actors_wanted": 9}):
+        assert command("scale", run.path, "--actors", 6) == 1
+    assert capsys.readouterr().err == "qfleet: another `qfleet scale` has asked for 9 actors since\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), "--shards and --actors are missing: write at least one of them"),
+        (("--actors", 0), "--actors is 0: write a number from 1 to 16_777_215"),
+        (("--actors", 2**24), "--actors is 16_777_216: write a number from 1 to 16_777_215"),
+    ],
+)
+def test_scale_rejects_numbers_before_it_looks_for_the_run(run, flags, words, capsys):
+    assert command("scale", run.path, *flags) == 2
+    assert capsys.readouterr().err == f"qfleet: {words}\n"
+    assert run.read_json(SCALE) is None
+
+
+def test_status_shows_the_actors_and_shards_of_a_run_on_ray(run, capsys):
+    rates = {"steps_per_s": 1.0, "updates_per_s": 1.0, "samples_per_insert": 8.0, "epsilon_min": 0.1}
+    write_status(run, actors=12, actors_wanted=64, train_return=None, greedy_return=None, **rates)
+    assert command("status", run.path) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "actors 12 of 64" in first
+    assert second == "12 of 64 actors, 1 replay shard(s)"
 
 
 def test_two_equal_requests_are_told_apart(run):

@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from qfleet.api import train
 from qfleet.presets import cartpole
-from qfleet.run.log import RunLog
+from qfleet.run.log import METRIC_COLUMNS, RunLog
 from qfleet.run.stats import RunStats
 from rl.exploration import ladder
 from rl.types import EpisodeResult
@@ -54,7 +54,8 @@ def test_a_ladder_of_one_environment_has_no_series_by_epsilon():
     alone = replace(config, actors=replace(config.actors, environments=1))
     for c, series in ((alone, 0), (config, 2)):
         stats = RunStats(replace(c, exploration=replace(c.exploration, kind="ladder")))
-        stats.add_actor_report(0, 10, [EpisodeResult(1.0, 5, 0.5, False), EpisodeResult(1.0, 5, 0.4, False)])
+        end = 0.4 ** (1 + c.exploration.ladder_alpha)
+        stats.add_actor_report(0, 10, [EpisodeResult(1.0, 5, end, False), EpisodeResult(1.0, 5, 0.4, False)])
         assert len(stats.returns_by_epsilon()) == series
 
 
@@ -99,6 +100,17 @@ def test_rates_exclude_what_a_component_made_before_its_first_report(monkeypatch
     stats.add_actor_report(1, 100, [])  # restarted
     assert stats.agent_steps == 400_000 + 18_000 + 10_000 + 100
     assert stats.rates() == pytest.approx((210.0, 100.0))
+
+
+def test_a_file_without_the_column_of_actors_is_continued(tmp_path):
+    """A run of an older version wrote it."""
+    file = tmp_path / "metrics.csv"
+    old = [c for c in METRIC_COLUMNS if c != "actors"]
+    file.write_text(",".join(old) + "\n" + ",".join("7" for _ in old) + "\n")
+    log = RunLog(tmp_path, resumed={"agent_steps": 7, "updates": 7, "wall_seconds": 7.0})
+    log.metrics({**dict.fromkeys(METRIC_COLUMNS, 8), "actors": 3})
+    log.close()
+    assert [(row["agent_steps"], row["actors"]) for row in rows(file)] == [("7", ""), ("8", "3")]
 
 
 def test_a_resume_deletes_rows_beyond_the_checkpoint(tmp_path):

@@ -45,6 +45,11 @@ def test_the_plain_line(row, left, line):
     )
 
 
+def test_the_plain_line_shows_the_actors_when_some_are_missing():
+    assert " greedy - actors 3 of 6 eval " in plain_line({**ROW, "actors": 3, "actors_wanted": 6}, "9.0", NAN)
+    assert "actors" not in plain_line({**ROW, "actors": 6, "actors_wanted": 6}, "9.0", NAN)
+
+
 @pytest.mark.parametrize(("row", "rates"), [(ROW, ["82", "20.6"]), (WITHOUT_RATES, ["-", "-"])])
 def test_the_table_shows_a_dash_for_an_unknown_rate(row, rates):
     out = io.StringIO()

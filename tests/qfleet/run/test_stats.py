@@ -10,6 +10,7 @@ import pytest
 from qfleet.presets import cartpole, pong
 from qfleet.run import stats
 from qfleet.run.stats import RECENT, RunStats
+from rl.exploration import ladder
 from rl.types import EpisodeResult
 
 
@@ -55,6 +56,26 @@ def test_greedy_return_averages_only_episodes_of_greedy_environments(clock):
     assert [e.episode_return for e in reported] == [10.0, 30.0, 50.0]
     own.add_actor_report(0, 20, [episode(8.0, 1.0)] * RECENT)
     assert (own.train_return, own.greedy_return) == (8.0, 40.0)
+
+
+def test_returns_by_epsilon_are_those_of_the_living_environments(clock):
+    """Over many changes of the fleet; the ends of the ladder, which every one has, keep their returns."""
+    config = pong()
+    own = RunStats(config)
+
+    def play(total):
+        epsilons = ladder(config.exploration.ladder_epsilon, config.exploration.ladder_alpha, total)
+        own.add_actor_report(0, 10, [episode(float(total), e) for e in epsilons])
+        return epsilons
+
+    for total in (16, *range(2, 200, 3), 16):
+        own.set_environments(total)
+        own.add_actor_report(0, 10, [episode(0.0, 0.123)])  # played before its actor knew of the change
+        epsilons = play(total)
+        assert list(own.returns_by_epsilon()) == pytest.approx(sorted(epsilons), rel=1e-5)
+    assert own.returns_by_epsilon()[0.4] == pytest.approx((sum(range(173, 200, 3)) + 16) / 10)
+    own.set_environments(1)
+    assert own.returns_by_epsilon() == {}
 
 
 def test_rates_are_measured_over_half_a_minute(clock):

@@ -1,0 +1,107 @@
+"""Which actors of a fleet are living, and their places; tests/integration has fleets of real actors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qfleet.cluster.fleet import LOST_AFTER, NOTE_PERIOD, Roster
+from rl.exploration import Exploration, ExplorationConfig, ladder
+
+
+def roster_of(*indices, environments=2, ladder=True, now=0.0):
+    made = Roster(environments, ladder)
+    for index in indices:
+        made.answer(index, now)
+    return made
+
+
+def epsilons(roster, index, environments, total_steps=0):
+    """The epsilons of actor ``index`` of a fleet that explores by a ladder from 0.4 with alpha 7."""
+    offset, total = roster.place(index)
+    return Exploration(ExplorationConfig(), offset, environments, total).epsilons(total_steps)
+
+
+def test_places_of_the_living_actors_have_no_gaps():
+    roster = roster_of(0, 2, 3, 7)
+    assert [roster.place(i) for i in (0, 2, 3, 7)] == [(0, 8), (2, 8), (4, 8), (6, 8)]
+    roster.remove(2)
+    assert [roster.place(i) for i in (0, 3, 7)] == [(0, 6), (2, 6), (4, 6)]
+    assert roster.place(5) == (4, 8)  # a place for one that joins now, between 3 and 7
+
+
+def test_the_ladder_is_spread_anew_when_an_actor_leaves():
+    """Three actors of two environments, then two: the last one is the greediest, whatever its index."""
+    roster = roster_of(0, 1, 5)
+    assert epsilons(roster, 5, 2) == pytest.approx([0.4 ** (1 + 7 * 4 / 5), 0.4 ** (1 + 7 * 5 / 5)])
+    roster.remove(5)
+    assert epsilons(roster, 0, 2) == pytest.approx([0.4 ** (1 + 7 * 0 / 3), 0.4 ** (1 + 7 * 1 / 3)])
+    assert epsilons(roster, 1, 2) == pytest.approx([0.4 ** (1 + 7 * 2 / 3), 0.4 ** (1 + 7 * 3 / 3)])
+
+
+@given(st.sets(st.integers(0, 60), min_size=1), st.integers(1, 5), st.data())
+def test_the_epsilons_of_any_living_set_are_the_whole_ladder(indices, environments, data):
+    roster = roster_of(*indices, environments=environments)
+    for index in data.draw(st.sets(st.sampled_from(sorted(indices)), max_size=len(indices) - 1)):
+        roster.remove(index)
+    total = len(roster.living) * environments
+    union = np.concatenate([epsilons(roster, i, environments) for i in roster.living])
+    if total > 1:
+        np.testing.assert_array_equal(union, ladder(0.4, 7.0, total))
+        assert union[0] == 0.4
+        assert union[-1] == pytest.approx(0.4 ** (1 + 7))
+    else:
+        assert union == [1.0]  # a single environment follows the linear schedule
+
+
+def test_an_actor_that_does_not_answer_leaves_and_returns_when_it_does():
+    roster = roster_of(0, 1, 2)
+    assert roster.update(0.0) == "actor-0, actor-1, actor-2 join: the ladder is spread over 3 actors"
+    roster.answer(0, 9.0)
+    roster.answer(2, 9.0)
+    assert roster.update(LOST_AFTER) == ""  # exactly as long is not too long
+    line = "warning: actor-1 does not answer: the ladder is spread over 2 actors"
+    assert roster.update(NOTE_PERIOD + 1.0) == line
+    assert (roster.living, roster.place(2)) == ([0, 2], (2, 4))
+    assert roster.place(1) == (2, 6)  # what it is told, should it answer
+    roster.answer(1, 18.0)
+    assert (roster.living, roster.place(2)) == ([0, 1, 2], (4, 6))
+    for index in (0, 2):
+        roster.answer(index, 18.0)
+    assert roster.update(22.0) == "actor-1 answers again: the ladder is spread over 3 actors"
+    assert roster.update(23.0) == ""
+
+
+def test_actors_that_are_lost_together_are_one_line_and_lines_are_rare():
+    roster = roster_of(*range(12), ladder=False)
+    roster.forget_news()
+    roster.answer(11, 15.0)
+    assert roster.update(15.0) == (
+        "warning: actor-0, actor-1, actor-2, actor-3, 7 more do not answer: the run has 1 actor"
+    )
+    lines = []
+    for second in range(16, 16 + 100):  # actor 0 answers every 12 seconds
+        roster.answer(11, float(second))
+        if second % 12 == 0:
+            roster.answer(0, float(second))
+        lines += [line for line in [roster.update(float(second))] if line]
+    assert 1 <= len(lines) <= 100 / NOTE_PERIOD + 1, lines
+
+
+def test_a_fleet_without_actors_says_so_and_keeps_a_place_for_each():
+    roster = roster_of(4)
+    roster.forget_news()
+    assert roster.update(60.0) == "warning: actor-4 does not answer: no actor is left, the run waits for one"
+    assert roster.living == []
+    assert roster.place(4) == (0, 2)
+
+
+def test_an_index_that_is_used_again_joins_as_a_new_actor():
+    roster = roster_of(0, 1)
+    roster.forget_news()
+    roster.remove(1)
+    assert roster.update(1.0) == ""  # it was asked for
+    roster.answer(1, 2.0)
+    assert roster.update(2.0) == "actor-1 joins: the ladder is spread over 2 actors"
