@@ -122,7 +122,8 @@ def test_a_run_joins_a_cluster_and_ends_when_its_weight_store_dies(tmp_path, thr
         assert f"warning: Ray has a GPU on the node {GPU_NODE}, but {missing}" in words
         assert f"learner on {GPU_NODE} (cpu in float32)" in words
     assert f"warning: the learner on {GPU_NODE} has niceness" in words
-    assert re.search(r"`ssh -N -L (\d+):127.0.0.1:\1 127.0.0.1`", words)
+    head = three_nodes.head_node.node_ip_address
+    assert re.search(rf"`ssh -N -L (\d+):127.0.0.1:\1 {head}`", words)
 
     assert process.returncode == 1, output
     last = output.splitlines()[-1]
@@ -153,7 +154,8 @@ def test_what_does_not_fit_the_cluster_is_named_before_the_run_starts(three_node
 
     with pytest.raises(BadInput, match=rf"need 41 CPU.* {GPU_NODE} has 4 CPU in all \(short of 37 CPU\): write fewer"):
         start(learner=replace(base.learner, threads=20))
-    with pytest.raises(BadInput, match=rf"write one of 127.0.0.1, {GPU_NODE}, {OTHER}, or auto$"):
+    addresses = ", ".join(sorted([three_nodes.head_node.node_ip_address, GPU_NODE, OTHER]))
+    with pytest.raises(BadInput, match=rf"write one of {addresses}, or auto$"):
         start(placement=PlacementConfig("10.0.0.9"))
     with pytest.raises(BadInput, match=f"^the learner's node {OTHER} has no GPU"):
         start(placement=PlacementConfig(OTHER), learner=replace(base.learner, device="cuda"))
