@@ -13,7 +13,7 @@ train: $(RUN)
 	$(BIN)/qfleet train $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -65,9 +65,9 @@ RAY_TESTS = ("test_distributed", "test_ray_stores")  # parts of the paths of fil
 
 
 def pytest_collection_modifyitems(items):
-    """Group the tests for parallel workers (`make test`): one group for each file, the longest first.
+    """Order the files of tests for parallel workers (`make test`), each of which takes one file at a time.
 
-    All tests that start Ray are one group: when a small machine starts Ray twice at once, it may exceed Ray's timeouts.
+    The longest come first. No more than two tests start Ray at the same time: a small machine exceeds Ray's timeouts.
     """
 
     def rank(item):
@@ -75,8 +75,6 @@ def pytest_collection_modifyitems(items):
         return 0 if any(name in path for name in RAY_TESTS) else 1 if "integration/" in path else 2
 
     items.sort(key=rank)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if rank(item) == 0 else str(item.path)))
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ def head():
     before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), str(ROOT)
     port = free_port()
     args = {"num_cpus": 5, "include_dashboard": True, "dashboard_port": port, "temp_dir": str(folder)}
+    args["dashboard_agent_listen_port"] = free_port()  # by default the same for every Ray of a machine
     cluster = Cluster(initialize_head=True, head_node_args=args)
     (folder / "ray_current_cluster").write_text(cluster.address)
     yield f"http://127.0.0.1:{port}", checkout

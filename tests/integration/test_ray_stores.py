@@ -173,6 +173,17 @@ def test_a_store_that_has_died_is_named_with_its_node_and_how_to_resume():
     assert until_fault(lost).startswith("the weight store of the run has died (")
 
 
+def create_named(cls, name):
+    """A Ray actor called ``name``; waits until Ray has forgotten one of that name, which was killed."""
+    deadline = time.monotonic() + 30.0
+    while True:
+        try:
+            return ray.remote(cls).options(name=name).remote()
+        except ValueError:
+            assert time.monotonic() < deadline, f"{name} is taken"
+            time.sleep(0.1)
+
+
 @pytest.fixture
 def actor_of():
     """``actor_of(limited)``: (ActorWorker of 2 environments, the shard that it writes to).
@@ -185,10 +196,10 @@ def actor_of():
     def start(limited):
         shard = make_shard(config.replay, spec_and_actions(config.env)[0], 1, limited=limited)
         server = ShardServer(shard, "127.0.0.1")
-        store = ray.remote(WeightStore).options(name=WEIGHT_STORE).remote()
+        store = create_named(WeightStore, WEIGHT_STORE)
         weights = weights_of(make_q_network(config))
         store.publish.remote(Publication(1, 0, weights, 0, weights))
-        own_board = ray.remote(RunBoard).options(name=BOARD).remote()
+        own_board = create_named(RunBoard, BOARD)
         own_board.set_shards.remote([server.address])
         actor = ray.remote(ActorWorker).remote(config, 0, 0, "run", 0, UNPROTECTED)
         running.extend((actor, store, own_board, server))
