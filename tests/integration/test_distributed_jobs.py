@@ -94,6 +94,7 @@ class InterruptAfter(io.StringIO):
         return written
 
 
+@pytest.mark.slow  # `make cluster-test` does the same over ssh
 @pytest.mark.timeout(400)
 def test_a_run_is_submitted_watched_stopped_and_resumed(head, qfleet, tmp_path):
     url, checkout = head

@@ -63,16 +63,19 @@ def rows(s3, file):
 
 
 def killed_run(s3, name):
-    """A run that is killed after a checkpoint and an evaluation; returns its state in the newest checkpoint."""
+    """A run that is killed after a checkpoint that follows an evaluation; returns its state in the newest checkpoint."""
+    checkpoints = CheckpointStore(f"s3://bucket/{name}/checkpoints")
+    evaluated = lambda: rows(s3, f"bucket/{name}/eval.csv")[0]  # noqa: E731
     process = start_qfleet("train", *RUN, "--run-dir", f"s3://bucket/{name}", "--learner.checkpoint-minutes", "0.01")
     try:
         wait_until(process, lambda: s3.glob(f"bucket/{name}/checkpoints/*/MANIFEST.json"), 150)
         wait_until(process, lambda: s3.exists(f"bucket/{name}/eval.csv") and rows(s3, f"bucket/{name}/eval.csv"))
         wait_until(process, lambda: s3.glob(f"bucket/{name}/best/*/MANIFEST.json"))
+        wait_until(process, lambda: checkpoints.load_newest().state["agent_steps"] >= evaluated())
     finally:
         process.send_signal(signal.SIGKILL)
         wait_for_output(process, 10)
-    return CheckpointStore(f"s3://bucket/{name}/checkpoints").load_newest().state
+    return checkpoints.load_newest().state
 
 
 def test_a_killed_run_is_resumed_on_an_empty_machine(s3, tmp_path, monkeypatch):
