@@ -91,7 +91,8 @@ def keep(hosts: Hosts) -> None:
     """Print how to enter the hosts, and wait for Ctrl-C."""
     print(f"\nthe hosts run until Ctrl-C; more steps: python -m tests.cluster --on {hosts.site_pid} --only STEP")
     for host in hosts.all:
-        print(f"  {host.name:<9} {host.address}  {shlex.join(host.enter('exec bash -i'))}")
+        how = shlex.join(host.enter("exec bash -i")) if host.is_up else "is down"
+        print(f"  {host.name:<9} {host.address}  {how}")
     signal.pause()
 
 
