@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
+import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the tests also run on small machines
@@ -62,19 +64,48 @@ def make_message(*args, **kwargs):
 
 
 RAY_TESTS = ("test_distributed", "test_ray_stores")  # parts of the paths of files whose tests start Ray
+RAY_WAIT = 1200.0  # seconds in which the other process must end its file of tests that start Ray
+
+
+def starts_ray(path):
+    return any(name in str(path) for name in RAY_TESTS)
 
 
 def pytest_collection_modifyitems(items):
     """Order the files of tests for parallel workers (`make test`), each of which takes one file at a time.
 
-    The longest come first. No more than two tests start Ray at the same time: a small machine exceeds Ray's timeouts.
+    The long ones come first. Only one file at a time may start Ray (`one_ray`), so others lie between those that do.
     """
+    files = list(dict.fromkeys(item.path for item in items))
+    ray = [file for file in files if starts_ray(file)]
+    others = sorted((file for file in files if not starts_ray(file)), key=lambda file: "integration" not in file.parts)
+    between = sum("integration" in file.parts for file in others) // max(len(ray), 1)
+    order = []
+    for file in ray:
+        order += [file, *others[:between]]
+        others = others[between:]
+    place = {file: number for number, file in enumerate([*order, *others])}
+    items.sort(key=lambda item: place[item.path])
 
-    def rank(item):
-        path = str(item.path.relative_to(ROOT))
-        return 0 if any(name in path for name in RAY_TESTS) else 1 if "integration/" in path else 2
 
-    items.sort(key=rank)
+@pytest.fixture(scope="module", autouse=True)
+def one_ray(request, tmp_path_factory):
+    """A lock for files whose tests start Ray: two at once exceed Ray's timeouts on a small machine."""
+    if not starts_ray(request.path):
+        yield
+        return
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    folder = tmp_path_factory.getbasetemp()
+    with (folder.parent if parallel else folder).joinpath("ray.lock").open("w") as lock:
+        deadline = time.monotonic() + RAY_WAIT
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() < deadline, f"other tests have used Ray for {RAY_WAIT:g} s"
+                time.sleep(0.5)
+        yield
 
 
 @pytest.fixture
