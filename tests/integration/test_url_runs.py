@@ -82,7 +82,7 @@ def test_a_killed_run_is_resumed_on_an_empty_machine(s3, tmp_path, monkeypatch):
     url = "s3://bucket/deep/pong"
     state = killed_run(s3, "deep/pong")
     best = CheckpointStore(f"{url}/best")
-    better = {"mean_return": 499.5, "is_full": False, "updates": state["updates"] + 10**6}
+    better = {"mean_return": 499.5, "is_full": True, "updates": state["updates"] + 10**6}
     best.save(better["updates"], Checkpoint(best.load_newest().arrays, better))
     evaluations = s3.cat_file("bucket/deep/pong/eval.csv").decode()
     s3.pipe_file("bucket/deep/pong/eval.csv", (evaluations + f"99,{10**6},1,1,9,0,9,0,quick,1,0\n").encode())
