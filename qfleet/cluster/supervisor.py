@@ -158,6 +158,7 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
         topology = start_processes(
             run.config,
             directory,
+            run.dir.where,
             run.resumed,
             run.stats.base_steps,
             address,

@@ -61,6 +61,7 @@ class Topology:
 def start_processes(
     config: TrainConfig,
     directory: Path,
+    where: str,
     resumed: Checkpoint | None,
     base_steps: int,
     address: str | None,
@@ -71,9 +72,10 @@ def start_processes(
 
     One actor is enough: the others join when they have started. The evaluator is requested before the actors, so that
     it gets a CPU; the run does not wait for it.
-    ``base_steps``: agent steps made before a resume. ``address``: the Ray that the run has joined; None: it has started
-    its own. ``note`` gets lines for the user. Raises BadInput if the run does not fit the cluster, RunFault if a process
-    is not ready in time, and StoppedDuringStart once ``stopping`` returns True.
+    ``where``: the run's directory or URL, for the user. ``base_steps``: agent steps made before a resume. ``address``:
+    the Ray that the run has joined; None: it has started its own. ``note`` gets lines for the user. Raises BadInput if
+    the run does not fit the cluster, RunFault if a process is not ready in time, and StoppedDuringStart once
+    ``stopping`` returns True.
     """
     run, local = directory.name, address is None
     placement = place_locally(config) if local else place_in_cluster(config, stopping, note)
@@ -81,7 +83,7 @@ def start_processes(
     access = replace(access, token=access.token or new_token())  # passed as an argument only, never written to disk
     try:
         learner, placement = _start_learner(config, run, placement, access, local, stopping, note)
-        resume = f"qfleet train --resume {directory}" + ("" if local else f" --address {address}")
+        resume = f"qfleet train --resume {where}" + ("" if local else f" --address {address}")
         stores = Stores(placement, resume)
     except ValueError as error:
         raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir with another name") from error
