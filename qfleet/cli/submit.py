@@ -8,19 +8,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from learner.learner import pick_device
 from qfleet.cli.flags import errors_name_flags, flag_value, parse
 from qfleet.cli.jobs import Place, directory_on_head, ended_by_signals, follow, last_steps, next_steps, without_flag
-from qfleet.cli.train import TrainCommand
-from qfleet.config import TrainConfig, check_config
+from qfleet.cli.train import TrainCommand, config_of, default_preset, parse_flags, take_preset
+from qfleet.config import check_config
 from qfleet.presets import PRESETS, preset
 from replay.security import SecurityConfig
-from rl.envs.atari import atari_game
-from rl.errors import BadInput, suggestion
+from rl.errors import BadInput
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -101,15 +99,9 @@ def check_training(words: list[str]) -> Training:
         if flag_value(words, name) is not None:
             hint = "write it before the --" if name == "--run-dir" else "a job joins its own cluster; leave it out"
             raise BadInput(f"{name} after the --: {hint}")
-    preset_name = words[0] if words and not words[0].startswith("-") else None
-    if preset_name is not None and preset_name not in PRESETS:
-        hint = suggestion(preset_name, PRESETS)
-        raise BadInput(f"unknown preset {preset_name!r}: {hint} (for another environment write --env.id)")
-    resume, env_id = flag_value(words, "--resume"), flag_value(words, "--env.id")
-    if resume is not None and preset_name is not None:
-        raise BadInput(f"--resume takes the settings of the run, not of a preset: leave out {preset_name!r}")
-    flags = words[preset_name is not None :]
-    command = _parse_resumed(flags) if resume is not None else _parse_new(flags, preset_name, env_id)
+    flags = list(words)
+    preset_name, resume = take_preset(flags), flag_value(words, "--resume")
+    command = _parse_resumed(flags) if resume is not None else _parse_new(flags, preset_name)
     name = preset_name or command.env.id.split("/")[-1].lower().replace(":", "-")
     return Training(
         without_flag(words, "--resume"),
@@ -119,19 +111,11 @@ def check_training(words: list[str]) -> Training:
     )
 
 
-def _parse(base: str, flags: list[str]) -> TrainCommand:
-    fields = {f.name: getattr(preset(base), f.name) for f in dataclasses.fields(TrainConfig)}
-    command: TrainCommand = parse(TrainCommand, list(flags), TrainCommand(**fields), "qfleet train")
-    return command
-
-
-def _parse_new(flags: list[str], preset_name: str | None, env_id: str | None) -> TrainCommand:
+def _parse_new(flags: list[str], preset_name: str | None) -> TrainCommand:
     """The parsed flags of a new run. Raises BadInput, also if a setting does not fit the environment."""
-    base = preset_name or ("pong" if env_id is None else "atari" if atari_game(env_id) else "generic")
-    command = _parse(base, flags)
+    command = parse_flags(flags, preset(preset_name or default_preset(flag_value(flags, "--env.id"))))
     if command.offline:
         return command  # the dataset is on the cluster
-    fields: dict[str, Any] = {f.name: getattr(command, f.name) for f in dataclasses.fields(TrainConfig)}
     if command.learner.device != "auto":
         try:
             torch.device(command.learner.device)
@@ -141,7 +125,7 @@ def _parse_new(flags: list[str], preset_name: str | None, env_id: str | None) ->
     learner = dataclasses.replace(command.learner, device="cpu")  # the cluster decides which devices there are,
     replay = dataclasses.replace(command.replay, security=SecurityConfig())  # and has the files of keys and tokens
     with errors_name_flags(TrainCommand):
-        check_config(TrainConfig(**{**fields, "learner": learner, "replay": replay}))
+        check_config(dataclasses.replace(config_of(command), learner=learner, replay=replay))
     return command
 
 
@@ -150,7 +134,7 @@ def _parse_resumed(flags: list[str]) -> TrainCommand:
     first: BadInput | None = None
     for base in PRESETS:
         try:
-            return _parse(base, flags)
+            return parse_flags(list(flags), preset(base))
         except BadInput as error:
             first = first or error
     assert first is not None

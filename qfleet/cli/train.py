@@ -36,31 +36,53 @@ class TrainCommand(TrainConfig):
     """The last line of output is a JSON object with the figures."""
 
 
-def train_command(args: list[str]) -> int:
-    """Run `qfleet train`; returns 0, or 128 + the number of the signal that ended it. Raises BadInput, RunFault."""
+def take_preset(args: list[str]) -> str | None:
+    """Remove the preset at the front of ``args``, if there is one, and return it. Raises BadInput."""
     name = args.pop(0) if args and not args[0].startswith("-") else None
     if name is not None and name not in PRESETS:
         raise BadInput(f"unknown preset {name!r}: {suggestion(name, PRESETS)} (for another environment write --env.id)")
+    if name is not None and flag_value(args, "--resume") is not None:
+        raise BadInput(f"--resume takes the settings of the run, not of a preset: leave out {name!r}")
+    return name
+
+
+def default_preset(env_id: str | None) -> str:
+    """The preset of a command that names none, by its --env.id."""
+    return "pong" if env_id is None else "atari" if atari_game(env_id) else "generic"
+
+
+def parse_flags(flags: list[str], base: TrainConfig) -> TrainCommand:
+    """The command with these flags; what they leave out is as in ``base``. Raises BadInput."""
+    defaults = TrainCommand(**{f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)})
+    command: TrainCommand = parse(TrainCommand, flags, defaults, "qfleet train")
+    return command
+
+
+def config_of(command: TrainConfig) -> TrainConfig:
+    """The settings of the run that ``command`` starts."""
+    return TrainConfig(**{f.name: getattr(command, f.name) for f in dataclasses.fields(TrainConfig)})
+
+
+def train_command(args: list[str]) -> int:
+    """Run `qfleet train`; returns 0, or 128 + the number of the signal that ended it. Raises BadInput, RunFault."""
+    name = take_preset(args)
     group, env_id = take_help_request(args), flag_value(args, "--env.id")
     resume, offline = flag_value(args, "--resume"), flag_value(args, "--offline")
-    source = resume or offline or name or ("pong" if env_id is None else "atari" if atari_game(env_id) else "generic")
+    source = resume or offline or name or default_preset(env_id)
     if resume is not None:
-        if name is not None:
-            raise BadInput(f"--resume takes the settings of the run, not of a preset: leave out {name!r}")
         base = RunDir.open(resume).config()
     elif offline is not None:
         with errors_name_flags(TrainCommand):
             base = offline_preset(offline, name, env_id)
     else:
         base = preset(source)
-    fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(TrainConfig)}
-    command = parse(TrainCommand, args, TrainCommand(**fields), "qfleet train")
+    command = parse_flags(args, base)
     if group is not None:
         print(help_text(command, group, source))
         if resume is not None:
             print(f"\nSettings of a resumed run:\n\n{rules_table()}")
         return 0
-    config = TrainConfig(**{f: getattr(command, f) for f in fields})
+    config = config_of(command)
     if command.serial and command.address:
         raise BadInput("--serial and --address cannot be combined: leave one out")
     if command.resume and command.run_dir:
