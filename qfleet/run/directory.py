@@ -72,8 +72,8 @@ class RunDir:
     def create(cls, place: str | Path | None, config: TrainConfig) -> RunDir:
         """Create the directory of a new run, lock it and write its config.yaml.
 
-        ``place`` None: runs/ENVIRONMENT-DATE-TIME-seedN. Raises BadInput if the directory already holds a run or cannot
-        be written.
+        ``place`` None: runs/ENVIRONMENT-DATE-TIME-seedN. A run that ended before its first step is replaced, so that a
+        start that failed can be repeated. Raises BadInput if the directory holds any other run or cannot be written.
         """
         if place is not None and not is_url(place) and local_path(place) == Path():
             raise BadInput("the run's directory is the current one: write a new directory, such as runs/example")
@@ -82,7 +82,7 @@ class RunDir:
             place = Path("runs") / f"{game}-{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
         run = cls(place, config.learner.keep_checkpoints)
         try:
-            if run._names() & {CONFIG, CHECKPOINTS, BEST, METRICS}:
+            if not run._is_unused(run._names()):
                 raise BadInput(
                     f"{run.where} already holds a run: write another directory, or continue that run with --resume"
                 )
@@ -93,6 +93,8 @@ class RunDir:
             else:
                 run._remote.probe()
             run.lock()
+            for name in (METRICS, EVALS, STATUS, SUMMARY):
+                run.remove(name)
             run.write(CONFIG, to_yaml(config))
             run.send()
         except OSError as error:
@@ -121,6 +123,19 @@ class RunDir:
         if self._remote is not None:
             return self._remote.names()
         return {file.name for file in self.path.iterdir()} if self.path.is_dir() else set()
+
+    def _is_unused(self, names: set[str]) -> bool:
+        """Whether the directory, with files of these ``names``, holds no run, or one that ended before its first step.
+
+        Raises OSError; BadInput if its summary is damaged.
+        """
+        if not names & {CONFIG, CHECKPOINTS, BEST, METRICS}:
+            return True
+        if names & {CHECKPOINTS, BEST} or SUMMARY not in names:
+            return False
+        self._fetch()
+        summary = self.read_json(SUMMARY) or {}
+        return summary.get("agent_steps") == 0 and summary.get("updates") == 0
 
     def _fetch(self) -> None:
         """Copy the files at the URL, if the directory is one, to the working folder. Raises OSError."""

@@ -19,6 +19,7 @@ from rl.errors import RunFault
 from tests.integration.runs import FAST, run_command, start_qfleet, wait_for_output, wait_until
 from tests.integration.s3_server import request, s3_server
 from tests.qfleet.configs import short
+from tests.qfleet.run.test_directory import check_that_an_unused_run_is_replaced
 
 RUN = ["cartpole", "--serial", *FAST, "--replay.limiter.min-size", "200"]
 RUN += ["--evaluation.period", "400", "--evaluation.quick-episodes", "1"]
@@ -127,6 +128,26 @@ def check_commands(url, summary, folder):
     assert load_policy(url, "last").state["updates"] == summary["updates"]
     status, output = run_command("train", "cartpole", "--run-dir", url)
     assert (status, "already holds a run: write another directory" in output) == (2, True)
+
+
+def test_a_start_that_failed_is_repeated_at_the_same_url(s3):
+    check_that_an_unused_run_is_replaced("s3://bucket/unused")
+
+
+def test_a_run_on_ray_trains_and_resumes_at_a_url(s3, tmp_path):
+    url = "s3://bucket/on-ray"
+    flags = ["--max-steps", "600", "--replay.limiter.min-size", "200", "--actors.count", "2", "--json"]
+    status, output = run_command("train", "cartpole", *flags, "--run-dir", url)
+    assert status == 0, output
+    first = json.loads(output.splitlines()[-1])
+    assert CheckpointStore(f"{url}/checkpoints").load_newest().state["agent_steps"] == first["agent_steps"] >= 600
+    status, output = run_command("train", "--resume", url, "--max-steps", "1200", "--json")
+    assert status == 0, output
+    second = json.loads(output.splitlines()[-1])
+    assert second["agent_steps"] >= 1200
+    assert second["updates"] > first["updates"] > 0
+    assert rows(s3, "bucket/on-ray/metrics.csv")[-1] == second["agent_steps"]
+    assert list(tmp_path.iterdir()) == []  # no file of the run is left on this machine
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qfleet.run.directory import CONFIG, RunDir, package_versions
+from qfleet.run.directory import CONFIG, METRICS, SUMMARY, RunDir, package_versions
+from qfleet.run.run import Run
 from rl.errors import BadInput
 from tests.qfleet.configs import short
 
@@ -44,6 +45,28 @@ def test_create_rejects_a_path_that_cannot_hold_a_new_run(tmp_path):
     }.items():
         with pytest.raises(BadInput, match=words):
             RunDir.create(path, short())
+
+
+def test_a_run_that_ended_before_its_first_step_is_replaced(tmp_path):
+    check_that_an_unused_run_is_replaced(tmp_path / "run")
+
+
+def check_that_an_unused_run_is_replaced(place):
+    """Check at the path or URL ``place``, where there is no run yet; afterwards there is one with a step."""
+    for number in range(2):
+        run = Run(config := short(seed=number), RunDir.create(place, config), None)
+        run.close()
+        run.dir.unlock()
+    last = RunDir.open(place)
+    assert last.config().seed == 1
+    assert len((last.path / METRICS).read_text().splitlines()) == 2  # a header, and the last row of one run
+    run = RunDir.create(place, short())
+    assert RunDir.open(place).read_json(SUMMARY) is None
+    run.write_json(SUMMARY, {"agent_steps": 1, "updates": 0})
+    run.send()
+    run.unlock()
+    with pytest.raises(BadInput, match="already holds a run"):
+        RunDir.create(place, short())
 
 
 def test_open_rejects_a_path_that_is_not_a_run(tmp_path):
