@@ -148,7 +148,7 @@ def follow(server: JobServer, job_id: str, name: str, place: Place) -> int:
     The run goes on after Ctrl-C. Raises RunFault if the cluster can no longer be reached, or if the job failed without
     an exit status.
     """
-    from qfleet.cluster.jobs import Unreachable
+    from qfleet.cluster.job_client import Unreachable
 
     try:
         job = server.follow(job_id, show)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Set
@@ -13,36 +11,26 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
-import ray
 import requests
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus
 
-from qfleet.cluster.faults import first_line, last_line
+from qfleet.cluster.faults import last_line
 from qfleet.cluster.head import Tunnel
+from qfleet.cluster.job_client import Client, Unreachable
 from rl.errors import BadInput, RunFault
 
-CONNECT_TIMEOUT = 30.0  # seconds until the job server must have answered for the first time, with ssh before it
+# Seconds until the job server must have answered for the first time. ssh, which is before it, needs 20 s to notice that a
+# connection which it kept open from the last command is dead.
+CONNECT_TIMEOUT = 60.0
 DIRECT_TIMEOUT = 10.0  # the same without ssh
 RECONNECT_TIMEOUT = 60.0  # seconds for which a server that no longer answers is tried again
 RETRY_PAUSE = 2.0  # seconds between two tries of ssh
-REQUEST_TIMEOUT = 15.0  # seconds for a request; Ray's own client waits for ever
 QUIET = 10.0  # seconds without a line of the log after which the server is asked whether it still answers
+AGENT_TIMEOUT = 60.0  # seconds for which a head node that has just started may not yet accept jobs
 STOP_WAIT = 120  # seconds that a stopped job has for its last checkpoint before Ray kills it (Ray's default: 3)
-# Modules of Ray that log which files are uploaded.
-NOISY = (
-    "dashboard.modules.dashboard_sdk",
-    "dashboard.modules.job.sdk",
-    "_private.runtime_env.packaging",
-    "_private.runtime_env.working_dir",
-)
 RUN, DIRECTORY = "qfleet_run", "qfleet_directory"  # keys of a job's metadata
+NO_AGENT = "No available agent"  # what Ray says while no node can start a job
 T = TypeVar("T")
-
-
-class Unreachable(RunFault):
-    """The job server does not answer."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,7 @@ class JobServer:
         self.where = f"the cluster of {cluster}" if cluster else str(jobs)
         self._tunnel = Tunnel(cluster) if cluster else None
         self._url = jobs or ""
-        self._client: _Client | None = None
+        self._client: Client | None = None
 
     def __enter__(self) -> JobServer:
         try:
@@ -122,7 +110,7 @@ class JobServer:
             self._tunnel.start()
         while True:
             try:
-                self._client = _Client.connect(self._tunnel.url if self._tunnel else self._url, self.where)
+                self._client = Client.connect(self._tunnel.url if self._tunnel else self._url, self.where)
                 return
             except Unreachable as error:
                 why = self._tunnel.why_ended() if self._tunnel else None
@@ -144,7 +132,7 @@ class JobServer:
                     raise
             time.sleep(RETRY_PAUSE)
 
-    def _ask(self, question: Callable[[_Client], T]) -> T:
+    def _ask(self, question: Callable[[Client], T]) -> T:
         """The client's answer. Raises Unreachable, or RunFault with the server's reason."""
         assert self._client is not None, "used outside `with`"
         try:
@@ -160,19 +148,24 @@ class JobServer:
     def submit(self, job_id: str, entrypoint: str, metadata: Mapping[str, str], upload: Mapping[str, Any]) -> None:
         """Submit the shell command ``entrypoint`` as a job; ``upload`` is its working_dir and excludes, or empty.
 
-        Raises BadInput if the id is taken.
+        A head node that has just started is tried again for AGENT_TIMEOUT seconds. Raises BadInput if the id is taken.
         """
         env = {**upload, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT)}}
-        try:
-            self._ask(
-                lambda client: client.submit_job(
-                    entrypoint=entrypoint, submission_id=job_id, metadata=dict(metadata), runtime_env=env
+        deadline = time.monotonic() + AGENT_TIMEOUT
+        while True:
+            try:
+                self._ask(
+                    lambda client: client.submit_job(
+                        entrypoint=entrypoint, submission_id=job_id, metadata=dict(metadata), runtime_env=env
+                    )
                 )
-            )
-        except RunFault as error:
-            if "already exists" in str(error):
-                raise BadInput(f"a job {job_id} exists: write another --name") from error
-            raise
+                return
+            except RunFault as error:
+                if "already exists" in str(error):
+                    raise BadInput(f"a job {job_id} exists: write another --name") from error
+                if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(RETRY_PAUSE)
 
     def runs(self) -> list[Job]:
         """All jobs that are runs, oldest first."""
@@ -252,40 +245,6 @@ class JobServer:
             raise Unreachable(str(error)) from error
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]  # it is an async generator
-
-
-class _Client(JobSubmissionClient):
-    """Ray's client with a deadline for each request, and this machine's token."""
-
-    @classmethod
-    def connect(cls, url: str, where: str) -> _Client:
-        """Connect to the server at ``url``. Raises Unreachable if none answers; BadInput if it refuses this client."""
-        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would go there instead of to `url`
-            os.environ.pop(name, None)
-        for module in NOISY:
-            logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)
-        token = AuthenticationTokenLoader.instance()
-        has_token = token.has_token(ignore_auth_mode=True)
-        try:
-            client = cls(url, headers=dict(token.get_token_for_http_header()) if has_token else {})
-        except AuthenticationError as error:
-            wanted = "copy ~/.ray/auth_token of the head node to the same path here"
-            says = (
-                "rejects Ray's token of this machine" if has_token else "asks for Ray's token, and there is none here"
-            )
-            raise BadInput(f"{where} {says}: {wanted}") from error
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:  # ValueError: the answer is no JSON
-            raise BadInput(f"{where} is no job server of Ray ({first_line(error)}): write the URL of one") from error
-        except (requests.RequestException, OSError) as error:
-            raise Unreachable(last_line(error)) from error
-        if client._server_ray_version != ray.__version__:
-            raise BadInput(
-                f"{where} runs Ray {client._server_ray_version}, and here is Ray {ray.__version__}: install the same version"
-            )
-        return client
-
-    def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> requests.Response:
-        return super()._do_request(method, endpoint, **{"timeout": REQUEST_TIMEOUT, **kwargs})
 
 
 class _Log:

@@ -33,7 +33,7 @@ class Scaling:
                 changes |= {"scale_taken": request["number"], **answer}
         for line in topology.fleet.advance(run.stats.add_actor_report):
             run.progress.note(line)
-        shards_news = topology.shards.advance(self._shards_request, topology.board, topology.learner, topology.actors)
+        shards_news = topology.shards.advance(topology.board, topology.learner, topology.actors)
         shards = len(topology.shards.addresses)
         if shards_news:
             changes |= {"scale_request": self._shards_request, "scale_news": shards_news}
@@ -59,6 +59,7 @@ class Scaling:
             return f"warning: the run keeps {fleet.wanted} actor(s) and its replay shards: {error}"
         if shards is not None:
             self._shards_request = request
+            self._topology.shards.scale(shards)
         if actors is None or actors == fleet.wanted:
             return ""
         before, run.config = fleet.wanted, config

@@ -25,8 +25,8 @@ from rl.types import ObservationSpec
 class ShardWorker:
     """One replay shard and its gRPC server, which listens on ``host`` ("": the address of this node).
 
-    If the run makes snapshots, the shard writes them to ``directory`` and restores the last one when it starts. Raises
-    RunFault if all ports of `replay.ports` are taken.
+    If the run makes snapshots, the shard writes them to ``directory`` and restores the last one when it starts. With
+    ``resumed`` it reports if there is none. Raises RunFault if all ports of `replay.ports` are taken.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class ShardWorker:
         run: str,
         access: Access,
         directory: Path,
+        resumed: bool,
     ) -> None:
         shard = make_shard(config, spec, seed * 1009 + index, limited=config.limiter.samples_per_insert > 0)
         host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
@@ -49,6 +50,8 @@ class ShardWorker:
         self._server = _serve(shard, host, config.port_range or range(0), access, snapshots, restarted)
         self._access, self._directory = access, directory if snapshots else None
         self._news = str(snapshots.restored or "") if snapshots else ""  # message that the driver has not polled yet
+        if snapshots and resumed and not self._news:
+            self._news = f"found no snapshot in {directory} on {host}: it starts empty"
         if restarted:
             self._news = f"restarted at {self.address()}: {self._news or 'its content is lost, it had no snapshot yet'}"
         self._metrics = RayMetrics("shard", f"{run}/{index}")

@@ -18,7 +18,6 @@ import ray
 from qfleet.cluster.faults import last_line
 from qfleet.cluster.shard_worker import ShardWorker
 from qfleet.config import TrainConfig, with_shards
-from qfleet.run.directory import ScaleRequest
 from replay.security import Access
 from rl.envs.make import spec_and_actions
 from rl.errors import BadInput, RunFault
@@ -32,26 +31,34 @@ remote: Any = ray.remote  # untyped, because Ray's handles have no typed methods
 class ReplayShards:
     """Handles and addresses of a run's shards, by index.
 
-        shards = ReplayShards(config, directory, access, local=True, options=placement.shard_options())
+        shards = ReplayShards(config, directory, access, local=True, resumed=False, options=placement.shard_options())
         shards.addresses = {i: ray.get(shards.start(i)) for i in range(config.replay.shards)}
-        news = shards.advance(request, board, learner, actors)  # repeatedly, from the driver's loop
+        shards.scale(4)
+        news = shards.advance(board, learner, actors)  # repeatedly, from the driver's loop
 
-    ``local``: the run has started its own Ray, and did not join one. ``options``: Ray's options of each shard, which
-    say what it requests and where it is placed.
+    ``local``: the run has started its own Ray, and did not join one. ``resumed``: it goes on from a checkpoint, so its
+    shards report if they find no snapshot. ``options``: Ray's options of each shard, which say what it requests and where
+    it is placed.
     """
 
     def __init__(
-        self, config: TrainConfig, directory: Path, access: Access, local: bool, options: Mapping[str, Any]
+        self,
+        config: TrainConfig,
+        directory: Path,
+        access: Access,
+        local: bool,
+        resumed: bool,
+        options: Mapping[str, Any],
     ) -> None:
         self._config, self._directory, self.access, self._local = config, directory, access, local
-        self._options = options
+        self._resumed, self._options = resumed, options
         self._spec, _ = spec_and_actions(config.env)
         self.handles: dict[int, Any] = {}
         self.addresses: dict[int, str] = {}
         self._news = ""  # message for the user about the last change
         self._change: Iterator[None] | None = None
-        # The last request that was granted or rejected. It is not handled again, even if a shard is lost later.
-        self._handled_request: ScaleRequest | None = None
+        # None once there are so many: a shard that is lost later is not replaced.
+        self._wanted: int | None = None
 
     def start(self, index: int) -> Any:
         """Start a shard; returns Ray's reference to its address (host:port), ready once the shard listens."""
@@ -77,6 +84,7 @@ class ReplayShards:
                 self._directory.name,
                 self.access,
                 self._directory / "replay" / f"shard-{index}",
+                self._resumed and index < config.replay.shards,  # later ones are added during the run
             )
         )
         return self.handles[index].address.remote()
@@ -102,27 +110,29 @@ class ReplayShards:
         """Whether a shard is being added or removed."""
         return self._change is not None
 
-    def advance(self, request: ScaleRequest | None, board: Any, learner: Any, actors: list[Any]) -> str:
-        """Advance towards the number of shards in ``request`` by one step, without waiting.
+    def scale(self, shards: int) -> None:
+        """From now on, `advance` changes the number of shards to ``shards``."""
+        self._wanted = shards
+
+    def advance(self, board: Any, learner: Any, actors: list[Any]) -> str:
+        """Advance towards the number of shards of `scale` by one step, without waiting.
 
         Returns a message for the user, or "". A change that fails is abandoned with a warning in the message.
         """
         self._news = ""
         try:
             if self._change is None:
-                if request is None or request == self._handled_request:
+                if self._wanted is None or self._wanted == len(self.addresses):
+                    self._wanted = None
                     return ""
-                if request["shards"] == len(self.addresses):
-                    self._handled_request = request
-                    return ""
-                self.with_shards(request["shards"])  # raises BadInput if the number is not valid
-                change = self._add_shard if request["shards"] > len(self.addresses) else self._remove_shard
+                self.with_shards(self._wanted)  # raises BadInput if the number is not valid
+                change = self._add_shard if self._wanted > len(self.addresses) else self._remove_shard
                 self._change = change(board, learner, actors)
             next(self._change)
         except StopIteration:
             self._change = None
         except (RunFault, BadInput, ray.exceptions.RayError) as error:
-            self._change, self._handled_request = None, request
+            self._change = self._wanted = None
             self._news = f"warning: the run keeps {len(self.addresses)} replay shard(s): {last_line(error)}"
         return self._news
 

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from learner.checkpoint import Checkpoint
+from qfleet.cluster.autoscaler import nodes_that_have_not_joined
 from qfleet.cluster.faults import StoppedDuringStart, last_line
 from qfleet.cluster.fleet import ActorFleet
 from qfleet.cluster.placement import Node, Placement, cluster_nodes, count_room, describe_lack, place, place_locally
@@ -88,7 +89,7 @@ def start_processes(
     except ValueError as error:
         raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir with another name") from error
     needs, timeout = placement.needs, config.ready_timeout
-    shards = ReplayShards(config, directory, access, local, placement.shard_options())
+    shards = ReplayShards(config, directory, access, local, resumed is not None, placement.shard_options())
     shard_calls = {f"shard-{i}": shards.start(i) for i in range(config.replay.shards)}
     addresses = _await_ready(shard_calls, f"{needs.shard_cpus} CPU each", timeout, stopping)
     shards.addresses = dict(enumerate(addresses))
@@ -118,7 +119,7 @@ def place_in_cluster(config: TrainConfig, stopping: Callable[[], bool], note: Ca
     placement = place(config, nodes, any(answer.autoscaler for answer in answers.values()))
     lack = describe_lack(count_room(placement, cluster_nodes()), placement, config.ready_timeout)
     if lack:
-        note(f"warning: {lack}")
+        note(f"warning: {'; '.join(filter(None, (lack, nodes_that_have_not_joined())))}")
     return placement
 
 

@@ -55,14 +55,17 @@ def test_killed_shards_and_actors_restart_and_a_killed_learner_ends_the_run(tmp_
     assert min(snapshot_weights_versions(run)) >= 1
     saved, before = snapshot_state(run), newest_checkpoint_state(run)
     rows_before = len(read_rows(run / "metrics.csv"))
-    resumed = start_qfleet("train", "--resume", run, "--max-steps", 1_000_000, "--replay.snapshot-minutes", 10)
-    wait_until(resumed, lambda: newest_checkpoint_state(run)["agent_steps"] > before["agent_steps"] + 600)
+    args = ["--max-steps", 1_000_000, "--replay.snapshot-minutes", 10, "--replay.shards", 2]
+    resumed = start_qfleet("train", "--resume", run, *args)
+    wait_until(resumed, lambda: newest_checkpoint_state(run)["agent_steps"] > before["agent_steps"] + 1200)
     worker_process(resumed, "LearnerWorker").kill()
     output = wait_for_output(resumed, 120)
     assert resumed.returncode == 1
     assert "learner: the process ended" in output.splitlines()[-1]
     items = saved["end_key"] - saved["first_key"]
-    assert f"replay shard-0 restored {items:,} transitions from a snapshot" in " ".join(output.split())
+    words = " ".join(output.split())
+    assert f"replay shard-0 restored {items:,} transitions from a snapshot" in words
+    assert re.search(rf"replay shard-1 found no snapshot in {run}/replay/shard-1 on 127.0.0.1: it starts empty", words)
     assert snapshot_state(run)["end_key"] >= saved["end_key"] + 300  # the snapshot written at the end of the run
     assert (run / "summary.json").exists()
     after = read_rows(run / "metrics.csv")[rows_before:]

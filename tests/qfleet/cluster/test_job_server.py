@@ -10,10 +10,11 @@ import pytest
 import ray
 from ray._private.runtime_env import packaging
 
+from qfleet.cluster import jobs
 from qfleet.cluster.head import reason
 from qfleet.cluster.jobs import JobServer, free_id
 from qfleet.cluster.upload import upload_of, uploaded_sizes
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 
 SSH = "Attempting to establish dashboard locally at http://localhost:1/ connected to remote port 8265\n{}Error: "
 FAILED = (
@@ -49,12 +50,22 @@ def test_a_command_that_says_nothing():
 
 @pytest.fixture
 def answers():
-    """``answers(status, body)`` is the URL of an HTTP server that gives this answer to every request."""
+    """``answers(status, body)`` is the URL of an HTTP server that gives this answer to every GET.
+
+    ``submissions``: its answers to the POSTs, in turn; the list loses those that were given.
+    """
     servers = []
 
-    def start(status, body):
+    def start(status, body, submissions=()):
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def do_POST(self):
+                status, body = submissions.pop(0)
+                self.rfile.read(int(self.headers["Content-Length"]))
                 self.send_response(status)
                 self.end_headers()
                 self.wfile.write(body.encode())
@@ -94,6 +105,21 @@ def test_a_server_that_cannot_be_used_is_named_in_one_line(answers, status, body
     assert message.startswith(url)
     assert words in message
     assert "\n" not in message
+
+
+def test_a_head_node_that_cannot_start_jobs_yet_is_tried_again(answers, monkeypatch):
+    monkeypatch.setattr(jobs, "RETRY_PAUSE", 0.05)
+    busy = (500, "No available agent to submit job, please try again later.")
+    there = (200, json.dumps({"version": "4", "ray_version": ray.__version__}))
+    taken = [busy, busy, (200, json.dumps({"job_id": "a", "submission_id": "a"}))]
+    never = [busy] * 1000
+    with JobServer(answers(*there, taken)) as server:
+        server.submit("a", "true", {}, {})
+    assert not taken
+    monkeypatch.setattr(jobs, "AGENT_TIMEOUT", 1.0)
+    with JobServer(answers(*there, never)) as server, pytest.raises(RunFault, match="No available agent"):
+        server.submit("a", "true", {}, {})
+    assert 900 < len(never) < 998
 
 
 def test_an_upload_above_rays_limit_names_the_largest_folders(tmp_path, monkeypatch):

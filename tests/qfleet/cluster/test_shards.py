@@ -22,37 +22,39 @@ class Client:
 
 @pytest.fixture
 def shards(tmp_path):
-    made = ReplayShards(cartpole(), tmp_path, UNPROTECTED, local=True, options={"num_cpus": 1})
+    made = ReplayShards(cartpole(), tmp_path, UNPROTECTED, local=True, resumed=False, options={"num_cpus": 1})
     made.addresses, made.handles = {0: "a:1", 1: "b:2"}, {0: object(), 1: object()}
     return made
 
 
-def advance(shards, request):
-    return shards.advance(request, None, None, [])
+def advance(shards):
+    return shards.advance(None, None, [])
 
 
 def test_no_change_without_a_request_or_with_the_same_number(shards):
-    for request in (None, {"shards": 2, "number": "x"}):
-        assert advance(shards, request) == ""
-        assert not shards.is_changing
+    assert advance(shards) == ""
+    assert not shards.is_changing
+    shards.scale(2)
+    assert advance(shards) == ""
+    assert not shards.is_changing
 
 
-def test_a_granted_request_does_not_replace_a_shard_that_is_lost_later(shards):
-    request = {"shards": 2, "number": "x"}
-    advance(shards, request)
+def test_a_number_that_was_reached_does_not_replace_a_shard_that_is_lost_later(shards):
+    shards.scale(2)
+    advance(shards)
     shards.forget(1)
-    assert advance(shards, request) == ""
+    assert advance(shards) == ""
     assert not shards.is_changing
     assert (list(shards.addresses), list(shards.handles)) == ([0], [0])
 
 
-def test_a_rejected_request_is_reported_once(shards):
-    request = {"shards": 300, "number": "x"}
-    words = advance(shards, request)
-    assert words.startswith("warning: the run keeps 2 replay shard(s): ")
-    assert "slack" in words
-    assert advance(shards, request) == ""
-    assert advance(shards, {**request, "number": "y"}) == words  # a new request for the same number
+def test_a_number_that_is_not_valid_is_reported_once(shards):
+    for _ in range(2):
+        shards.scale(300)
+        words = advance(shards)
+        assert words.startswith("warning: the run keeps 2 replay shard(s): ")
+        assert "slack" in words
+        assert advance(shards) == ""
 
 
 def test_a_new_address_of_a_shard_is_sent_to_all_clients(shards):
