@@ -108,6 +108,10 @@ class Scenario:
         found: list[dict[str, Any]] = json.loads(result.output)["data"]["result"]["result"]
         return found
 
+    def ray_status(self) -> str:
+        """What `ray status` prints on the head."""
+        return self.hosts.head.run(".venv/bin/ray status", self.left()).output
+
     def nodes(self) -> dict[str, str]:
         """{id: name of the host} of all living nodes."""
         names = {host.address: host.name for host in self.hosts.all}
@@ -121,10 +125,10 @@ class Scenario:
                 found.setdefault(actor["class_name"], []).append(nodes.get(actor["node_id"], "a dead node"))
         return {name: sorted(places) for name, places in found.items()}
 
-    def status(self) -> dict[str, Any]:
-        """The status.json of the run on the head. Raises AssertionError if there is none yet."""
+    def status(self, run: str = RUN) -> dict[str, Any]:
+        """The status.json of ``run`` on the head. Raises AssertionError if there is none yet."""
         try:
-            figures: dict[str, Any] = json.loads(self.hosts.head.path(f"~/qfleet/runs/{RUN}/status.json").read_text())
+            figures: dict[str, Any] = json.loads(self.hosts.head.path(f"~/qfleet/runs/{run}/status.json").read_text())
         except (OSError, ValueError):
             raise AssertionError("the run has no status yet") from None
         return figures

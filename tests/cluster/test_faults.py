@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 SUBMIT = f"qfleet submit --cluster {FILE} --name fault --detach -- train cartpole"
 PORTS = (50051, 50082)
+AFTER = r"qfleet: \S+ has ended\n  fetch it .*\n  continue it .*"
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +32,13 @@ def cluster():
 def says(scenario, command, seconds, status, line):
     """Check that ``command``, typed on the laptop, ends within ``seconds`` with ``status``, its last line being ``line``.
 
-    ``line`` is a pattern of `re`; in no case may there be a traceback. Returns the output.
+    ``line`` is a pattern of `re`. After it there may be the hints AFTER, but nowhere a traceback. Returns the output.
     """
     scenario.start_clock(seconds)
     started = time.monotonic()
     result = scenario.type(command, check=False)
     output = result.output.strip()
-    assert re.fullmatch(line, output.splitlines()[-1]), output
+    assert re.search(rf"(?m)^{line}(\n{AFTER})?\Z", output), output
     assert (result.status, "Traceback" in output) == (status, False), output
     assert time.monotonic() - started < seconds
     return output
@@ -51,16 +52,6 @@ def trains(scenario, flags, seconds, status, line):
     )
 
 
-def test_a_head_that_no_ssh_reaches(cluster):
-    hosts = cluster.hosts
-    hosts.cut(hosts.head)
-    try:
-        reason = f"ssh: connect to host {hosts.head.address} port 22: No route to host"
-        says(cluster, SUBMIT, 30, 2, f"qfleet: the cluster of {FILE} cannot be reached: {reason}")
-    finally:
-        hosts.mend(hosts.head)
-
-
 @pytest.mark.parametrize(
     ("auth", "user"), [({"ssh_private_key": "~/.ssh/id_other"}, "root"), ({"ssh_user": "nobody"}, "nobody")]
 )
@@ -69,7 +60,7 @@ def test_a_wrong_key_and_a_wrong_user(cluster, auth, user):
     hosts.laptop.run("[ -e ~/.ssh/id_other ] || ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_other")
     write_cluster_file(hosts, **auth)
     try:
-        reason = rf"{user}@{hosts.head.address}: Permission denied \(publickey\)\."
+        reason = rf"{user}@{hosts.head.address}: Permission denied \(publickey.*\)\."
         says(cluster, SUBMIT, 30, 2, f"qfleet: the cluster of {FILE} cannot be reached: {reason}")
     finally:
         write_cluster_file(hosts)
@@ -82,7 +73,7 @@ def test_another_version_of_torch_on_a_worker(cluster):
     before = metadata.read_text()
     metadata.write_text(re.sub(r"(?m)^Version: .*$", "Version: 1.2.3", before, count=1))
     try:
-        here = r"`qfleet train` runs with torch [\d.]+"
+        here = r"`qfleet train` runs with torch \S+"
         wanted = (
             rf"qfleet: the node {worker.address} has torch 1\.2\.3, and {here}: install the same version on all nodes"
         )
@@ -94,7 +85,7 @@ def test_another_version_of_torch_on_a_worker(cluster):
 def test_a_gpu_where_the_learners_node_has_none(cluster):
     head = cluster.hosts.head.address
     line = (
-        f"qfleet: the learner's node {head} has no GPU, and --learner.device is cuda: write cpu or auto, or start Ray "
+        f"qfleet: the learner's node {head} has no GPU, and `learner.device` is cuda: write cpu or auto, or start Ray "
     )
     trains(cluster, "--learner.device cuda", 90, 2, line + "with --num-gpus on a node that has one")
 
@@ -116,13 +107,13 @@ def test_a_name_that_is_taken_and_a_place_that_cannot_be_written(cluster):
     cluster.type(long)
     says(cluster, long, 30, 2, "qfleet: taken is running as job taken: write another --name")
     cluster.start_clock(90)
+    cluster.until("the run trains", lambda: cluster.status("taken")["agent_steps"])
     cluster.type(f"qfleet stop taken --cluster {FILE}")
     again = f"qfleet submit --cluster {FILE} --name taken -- train cartpole"
     holds = "qfleet: runs/taken already holds a run: write another directory, or continue that run with --resume"
     says(cluster, again, 60, 2, holds)
-    url = "file:///sys/qfleet"
-    nowhere = f"qfleet submit --cluster {FILE} --run-dir {url} -- train cartpole"
-    says(cluster, nowhere, 60, 2, rf"qfleet: {url} cannot be written \(.*\): write another directory")
+    nowhere = f"qfleet submit --cluster {FILE} --run-dir file:///sys/qfleet -- train cartpole"
+    says(cluster, nowhere, 60, 2, r"qfleet: /sys/qfleet cannot be written \(.*\): write another directory")
 
 
 def test_shard_ports_that_a_firewall_drops(cluster):
@@ -131,7 +122,7 @@ def test_shard_ports_that_a_firewall_drops(cluster):
     try:
         flags = f"--replay.ports {PORTS[0]}-{PORTS[1]} --ready-timeout 60"
         line = rf"qfleet: .*{hosts.head.address}:50051.*"
-        trains(cluster, flags, 150, 1, line)
+        trains(cluster, flags, 240, 1, line)
     finally:
         hosts.open_ports(hosts.head)
 
@@ -139,37 +130,41 @@ def test_shard_ports_that_a_firewall_drops(cluster):
 def test_a_device_that_is_declared_but_missing_is_named_with_its_node(cluster):
     worker = cluster.hosts.workers[1]
     declare(worker, gpus=1)
-    _restart(cluster, worker)
+    _start_again(cluster)
     flags = f"--placement.learner {worker.address} --learner.device cuda --replay.shards 1 --actors.count 1"
     line = rf"qfleet: .*{worker.address}.*"
     trains(cluster, flags, 120, 1, line)
     declare(worker)
-    _restart(cluster, worker)
 
 
-def test_a_worker_without_ray_is_named_by_ray_status(cluster):
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("bin/ray", "#!/bin/sh\necho 'ray is not installed' >&2\nexit 127\n", "ray is not installed"),
+        ("lib/python*/site-packages/ray/_version.py", 'version = "1.2.3"\ncommit = "0"\n', "Version mismatch"),
+    ],
+    ids=["without", "of another version"],
+)
+def test_ray_that_is_missing_or_of_another_version_on_a_worker(cluster, file, content, reason):
+    """The run starts on the other worker, and names the one that has not joined; Ray's log says why."""
     worker = cluster.hosts.workers[1]
-    ray = worker.path("~/qfleet/.venv/bin/ray")
-    before = ray.read_text()
-    ray.write_text("#!/bin/sh\necho 'ray: not installed' >&2\nexit 127\n")
-    try:
-        _kill_ray(worker)
-
-        def named() -> bool:
-            shown = cluster.type(f"ray exec {FILE} 'ray status'", check=False).output
-            failures = shown.partition("Recent failures:")[2].partition("Resources")[0]
-            assert worker.address in failures, shown[-1500:]
-            return True
-
-        cluster.start_clock(180)
-        cluster.until(f"`ray status` names {worker.address} among the recent failures", named, 5)
-    finally:
-        ray.write_text(before)
+    (file,) = worker.path("~/qfleet/.venv").glob(file)
+    before = file.read_text()
+    file.write_text(content)
     cluster.start_clock(180)
-    _await_nodes(cluster)
+    cluster.type(f"ray up -y {FILE}")
+    log = "cat /tmp/ray/session_latest/logs/monitor.out"
+    cluster.until(
+        "the worker's set-up has failed", lambda: "update-failed" in cluster.hosts.head.run(log, check=False).output
+    )
+    assert reason in cluster.hosts.head.run(log).output
+    output = trains(cluster, "--actors.count 6 --max-steps 1000", 180, 0, r"(not solved|solved): .*")
+    assert re.search(rf"of 6 actors now .*; not joined yet: {worker.address} \(\w+\); `ray monitor .*", output)
+    file.write_text(before)
 
 
 def test_a_head_that_dies_while_a_run_is_watched(cluster):
+    _start_again(cluster)
     hosts = cluster.hosts
     command = f"qfleet submit --cluster {FILE} --name watched -- train cartpole --max-steps 50000000"
     with hosts.laptop.path("/tmp/watched.log").open("wb") as out:
@@ -187,18 +182,20 @@ def test_a_head_that_dies_while_a_run_is_watched(cluster):
     ), last
 
 
-def _kill_ray(host):
-    for process in host.processes("raylet"):
-        process.kill()
+def test_a_head_that_no_ssh_reaches(cluster):
+    """The last test: Ray's autoscaler restarts Ray on workers from which it has heard nothing for 30 s."""
+    hosts = cluster.hosts
+    if hosts.head.is_up:
+        hosts.kill(hosts.head)
+    reason = f"ssh: connect to host {hosts.head.address} port 22: No route to host"
+    says(cluster, SUBMIT, 75, 2, f"qfleet: the cluster of {FILE} cannot be reached: {reason}")
 
 
-def _restart(cluster, host):
-    """Let the head start Ray on ``host`` again, with what it now declares."""
-    _kill_ray(host)
-    cluster.start_clock(180)
-    cluster.until(f"Ray on {host.name} has ended", lambda: host.name not in cluster.nodes().values())
-    _await_nodes(cluster)
+def _start_again(cluster):
+    """`ray up`, which restarts Ray on all hosts.
 
-
-def _await_nodes(cluster):
-    cluster.until("all nodes are alive", lambda: len(cluster.nodes()) == len(cluster.hosts.all) - 1)
+    The autoscaler never sets up a host again on which that failed once (docs/cluster.md).
+    """
+    cluster.start_clock(300)
+    cluster.type(f"ray up -y {FILE}")
+    cluster.do(STEPS["nodes"])
