@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import ray
 
 from qfleet.cluster.connect import start_ray
+from qfleet.cluster.evaluation import Evaluation, is_ready
 from qfleet.cluster.faults import StoppedDuringStart, first_line, last_line, reason
 from qfleet.cluster.placement import cluster_nodes
 from qfleet.cluster.scaling import Scaling
@@ -17,13 +17,11 @@ from qfleet.cluster.topology import Topology, start_processes
 from qfleet.config import TrainConfig
 from qfleet.run.directory import SCALE
 from qfleet.run.run import Run
-from qfleet.run.scheduler import Candidate, Kind
 from qfleet.run.stats import RunStats
 from rl.errors import RunFault
 
 POLL_PERIOD = 1.0  # seconds between polls
 CALL_TIMEOUT = 60.0  # seconds to wait for an answer of a worker
-EVALUATOR_NOTE_AFTER = 60.0  # seconds without an evaluator after which the user is told
 
 
 class _Poller:
@@ -77,70 +75,6 @@ class _Poller:
                 self._warn(f"warning: {name} has not answered for {CALL_TIMEOUT * 3:g} s; the run continues without it")
                 self._last_answer[name] = time.monotonic()
         return answers
-
-
-class _Evaluation:
-    """The current evaluation of a run, played by the evaluator's process; `advance` never waits for it."""
-
-    def __init__(self, run: Run, evaluator: Any) -> None:
-        self._run, self._evaluator = run, evaluator
-        self._start_call: Any = evaluator.__ray_ready__.remote()  # None once the evaluator has started
-        self._note_at = time.monotonic() + EVALUATOR_NOTE_AFTER
-        self._kind: Kind | None = None
-        self._candidate: Candidate | None = None
-        self._weights_call: Any = None
-        self._play_call: Any = None
-
-    def advance(self) -> None:
-        """Start an evaluation if one is due, or record its result if it has finished.
-
-        Raises RunFault if the evaluator cannot start.
-        """
-        if self._start_call is not None:
-            self._check_start()
-        if self._kind is None:
-            self._kind = self._run.scheduler.due(self._run.stats)
-            if self._kind is not None:
-                self._weights_call = self._evaluator.take_weights.remote()
-            return
-        try:
-            self._advance(self._kind)
-        except ray.exceptions.RayActorError as error:  # Ray restarts the evaluator
-            self._run.progress.note(
-                f"warning: lost an evaluation, because the evaluator is restarting: {first_line(error)}"
-            )
-            self._kind = self._weights_call = self._play_call = None
-
-    def _check_start(self) -> None:
-        if not _is_ready(self._start_call):
-            if time.monotonic() > self._note_at:
-                self._note_at = math.inf
-                self._run.progress.note(
-                    f"warning: the evaluator still waits for a free CPU after {EVALUATOR_NOTE_AFTER:g} s: the run trains, "
-                    "but evaluates nothing until a node has one"
-                )
-            return
-        call, self._start_call = self._start_call, None
-        try:
-            ray.get(call)
-        except ray.exceptions.ActorUnavailableError:  # Ray restarts it
-            self._start_call = self._evaluator.__ray_ready__.remote()
-        except ray.exceptions.RayActorError as error:
-            raise RunFault(f"evaluator could not start: {last_line(error)}") from error
-
-    def _advance(self, kind: Kind) -> None:
-        if self._weights_call is not None and _is_ready(self._weights_call):
-            version, updates, weights = ray.get(self._weights_call)
-            self._weights_call = None
-            self._candidate = Candidate(weights, version, self._run.stats.agent_steps, updates)
-            self._play_call = self._evaluator.evaluate.remote(self._run.scheduler.episodes(kind))
-        elif self._play_call is not None and _is_ready(self._play_call):
-            assert self._candidate is not None
-            result = ray.get(self._play_call)
-            self._kind = next_kind = self._run.record_evaluation(kind, self._candidate, result)
-            self._play_call = None
-            if next_kind is not None:
-                self._play_call = self._evaluator.evaluate.remote(self._run.scheduler.episodes(next_kind))
 
 
 def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None]) -> None:
@@ -213,7 +147,7 @@ def _describe_dashboard(local: bool) -> str:
 
 
 def _training_loop(run: Run, topology: Topology) -> None:
-    poller, evaluation = _Poller(topology, run.stats, run.progress.note), _Evaluation(run, topology.evaluator)
+    poller, evaluation = _Poller(topology, run.stats, run.progress.note), Evaluation(run, topology.evaluator)
     scaling = Scaling(run, topology)
     checkpoint_call: Any = None
     status_call: Any = None
@@ -226,10 +160,10 @@ def _training_loop(run: Run, topology: Topology) -> None:
         evaluation.advance()
         if checkpoint_call is None and run.is_checkpoint_due():
             checkpoint_call = topology.learner.checkpoint.remote(run.checkpoint_extra())
-        if checkpoint_call is not None and _is_ready(checkpoint_call):
+        if checkpoint_call is not None and is_ready(checkpoint_call):
             run.save_checkpoint(ray.get(checkpoint_call))
             checkpoint_call = None
-        request = ray.get(status_call) if status_call is not None and _is_ready(status_call) else None
+        request = ray.get(status_call) if status_call is not None and is_ready(status_call) else None
         scaling.advance(request)
         run.tick()
         status_call = topology.board.set_status.remote(run.status(run.last_row))
@@ -305,7 +239,3 @@ def _stop_shards(run: Run, shards: dict[int, Any]) -> None:
             ray.get(call, timeout=0)
         except (ray.exceptions.RayError, TimeoutError, RunFault) as error:
             run.progress.note(f"warning: replay shard-{k} could not write its last snapshot: {last_line(error)}")
-
-
-def _is_ready(ref: Any) -> bool:
-    return bool(ray.wait([ref], timeout=0)[0])

@@ -15,13 +15,16 @@ import ray
 from actors.actor import FleetView
 from qfleet.cluster import board
 from qfleet.cluster.board import BOARD, RemoteBoard, RunBoard
+from qfleet.cluster.evaluation import Evaluation
 from qfleet.cluster.needs import Needs
 from qfleet.cluster.placement import Placement, cluster_nodes
 from qfleet.cluster.stores import Stores
 from qfleet.cluster.weights import WEIGHT_STORE, RayWeightSink, RayWeightSource, WeightStore
-from qfleet.cluster.workers import ActorWorker
+from qfleet.cluster.workers import ActorWorker, EvaluatorWorker
 from qfleet.presets import cartpole
+from qfleet.run.directory import RunDir
 from qfleet.run.parts import make_q_network
+from qfleet.run.run import Run
 from replay.config import make_shard
 from replay.security import UNPROTECTED
 from replay.wire.service import ShardServer
@@ -29,6 +32,7 @@ from rl.envs.make import spec_and_actions
 from rl.errors import RunFault
 from rl.parameters import weights_of
 from rl.ports import Publication
+from tests.qfleet.configs import short
 
 
 class SlowStore(WeightStore):
@@ -182,6 +186,35 @@ def create_named(cls, name):
         except ValueError:
             assert time.monotonic() < deadline, f"{name} is taken"
             time.sleep(0.1)
+
+
+@pytest.mark.timeout(180)
+def test_an_evaluator_that_gets_no_weights_loses_the_evaluation_and_plays_the_next(tmp_path):
+    config = short(max_steps=10_000)
+    config = replace(config, evaluation=replace(config.evaluation, period=100))
+    run = Run(config, RunDir.create(tmp_path / "run", config), None)
+    store = create_named(WeightStore, WEIGHT_STORE)
+    evaluator = ray.remote(EvaluatorWorker).remote(config, 0, "run")
+    evaluation, notes = Evaluation(run, evaluator), []
+    run.progress.note = notes.append
+
+    def advance_until(condition):
+        deadline = time.monotonic() + 60.0
+        run.stats.add_actor_report(0, run.stats.agent_steps + 200, ())  # the next one is due
+        while not condition():
+            assert time.monotonic() < deadline
+            evaluation.advance()
+            time.sleep(0.05)
+
+    advance_until(lambda: notes)
+    assert notes == ["warning: lost an evaluation, because the learner has published no weights yet"]
+    weights = weights_of(make_q_network(config))
+    store.publish.remote(Publication(1, 0, weights, 0, weights))
+    advance_until(lambda: run.scheduler.last_return is not None)
+    run.close()
+    run.dir.unlock()
+    for handle in (evaluator, store):
+        ray.kill(handle)
 
 
 @pytest.fixture
