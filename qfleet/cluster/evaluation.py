@@ -22,8 +22,8 @@ class Evaluation:
         evaluation = Evaluation(run, evaluator)
         evaluation.advance()  # repeatedly, from the driver's loop; it never waits
 
-    ``evaluator`` is the handle of an `EvaluatorWorker`. An evaluation that is lost is not repeated: the next one is played
-    when it is due.
+    ``evaluator`` is the handle of an `EvaluatorWorker`. An evaluation that is lost is not repeated: the next one is
+    played when it is due.
     """
 
     def __init__(self, run: Run, evaluator: Any) -> None:
@@ -77,7 +77,7 @@ class Evaluation:
         if self._weights_call is not None and is_ready(self._weights_call):
             try:
                 version, updates, weights = ray.get(self._weights_call)
-            except ray.exceptions.RayTaskError as error:  # its node was cut off; the death of the store ends the run
+            except RunFault as error:  # its node was cut off; the death of the store ends the run
                 return self._give_up(reason(error))
             self._weights_call = None
             self._candidate = Candidate(weights, version, self._run.stats.agent_steps, updates)

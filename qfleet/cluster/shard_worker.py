@@ -43,10 +43,10 @@ class ShardWorker:
     ) -> None:
         shard = make_shard(config, spec, seed * 1009 + index, limited=config.limiter.samples_per_insert > 0)
         host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        snapshots = Snapshots(directory, shard, config.snapshot_minutes) if config.snapshot_minutes > 0 else None
+        restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        snapshots = _open_snapshots(config.snapshot_minutes, directory, shard, keep=resumed or restarted)
         if snapshots is None:
             shard.generation = random_generation()  # with snapshots, these count the generations
-        restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._server = _serve(shard, host, config.port_range or range(0), access, snapshots, restarted)
         self._access, self._directory = access, directory if snapshots else None
         self._news = str(snapshots.restored or "") if snapshots else ""  # message that the driver has not polled yet
@@ -92,6 +92,18 @@ class ShardWorker:
         """Stop the server and write the last snapshot; returns True. Raises TimeoutError, RunFault."""
         self._server.stop(timeout=60.0)
         return True
+
+
+def _open_snapshots(minutes: float, directory: Path, shard: Shard, keep: bool) -> Snapshots | None:
+    """The shard's snapshots, every ``minutes``; None if it makes none (0).
+
+    Without ``keep``, what an earlier run of the same name has left in ``directory`` is deleted.
+    """
+    if minutes <= 0:
+        return None
+    if not keep:
+        shutil.rmtree(directory, ignore_errors=True)
+    return Snapshots(directory, shard, minutes)
 
 
 def _serve(

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from learner.checkpoint import Checkpoint
-from qfleet.cluster.autoscaler import nodes_that_have_not_joined
+from qfleet.cluster.autoscaler import nodes_outside
 from qfleet.cluster.faults import StoppedDuringStart, last_line
 from qfleet.cluster.fleet import ActorFleet
 from qfleet.cluster.placement import Node, Placement, cluster_nodes, count_room, describe_lack, place, place_locally
@@ -119,7 +119,7 @@ def place_in_cluster(config: TrainConfig, stopping: Callable[[], bool], note: Ca
     placement = place(config, nodes, any(answer.autoscaler for answer in answers.values()))
     lack = describe_lack(count_room(placement, cluster_nodes()), placement, config.ready_timeout)
     if lack:
-        note(f"warning: {'; '.join(filter(None, (lack, nodes_that_have_not_joined())))}")
+        note(f"warning: {'; '.join(filter(None, (lack, nodes_outside())))}")
     return placement
 
 

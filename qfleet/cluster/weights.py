@@ -14,7 +14,7 @@ import ray
 
 from rl.errors import RunFault
 from rl.parameters import bytes_of
-from rl.ports import Publication
+from rl.ports import Publication, Weights
 
 Found = tuple[Publication, list[Any]]  # a publication without its weights; [online] or [online, target], references
 DIED = "the weight store has died"  # Ray does not restart it: its content would be lost
@@ -122,7 +122,11 @@ class RayWeightSource:
             return None
         assert self._found is not None
         newest, refs = self._found
-        online, *target = ray.get(refs)
+        return self._take(newest, ray.get(refs))
+
+    def _take(self, newest: Publication, weights: list[Weights]) -> Publication:
+        """The publication ``newest`` with its ``weights``, [online] or [online, target]; later ones must be newer."""
+        online, *target = weights
         self._found = None
         self._version = newest.version
         self._publications += 1
@@ -168,18 +172,14 @@ class RayWeightSource:
     def wait(self, timeout: float) -> Publication | None:
         """Wait up to ``timeout`` seconds for the newest publication; returns None if there is no newer one.
 
-        Raises RunFault if the store does not answer in that time, or has died; ActorUnavailableError while the network
-        is interrupted.
+        Raises RunFault if the store does not answer in that time, or its weights do not arrive in as much, or if it has
+        died; ActorUnavailableError while the network is interrupted.
         """
         call = self._store.newer_than.remote(self._version, self._target_version)
         try:
             found = ray.get(call, timeout=timeout)
+            return None if found is None else self._take(found[0], ray.get(found[1], timeout=timeout))
         except ray.exceptions.GetTimeoutError:
             raise RunFault(f"the weight store has not answered for {timeout:g} s") from None
         except ray.exceptions.ActorDiedError:
             raise RunFault(DIED) from None
-        self._found = found
-        if found is None:
-            return None
-        ray.wait(found[1], num_returns=len(found[1]), timeout=timeout)
-        return self.poll()

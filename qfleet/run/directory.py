@@ -72,7 +72,7 @@ class RunDir:
     def create(cls, place: str | Path | None, config: TrainConfig) -> RunDir:
         """Create the directory of a new run, lock it and write its config.yaml.
 
-        ``place`` None: runs/ENVIRONMENT-DATE-TIME-seedN. A run that ended before its first step is replaced, so that a
+        ``place`` None: runs/ENVIRONMENT-DATE-TIME-seedN. A run that made no step, by its summary, is replaced, so that a
         start that failed can be repeated. Raises BadInput if the directory holds any other run or cannot be written.
         """
         if place is not None and not is_url(place) and local_path(place) == Path():
@@ -82,10 +82,7 @@ class RunDir:
             place = Path("runs") / f"{game}-{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
         run = cls(place, config.learner.keep_checkpoints)
         try:
-            if not run._is_unused(run._names()):
-                raise BadInput(
-                    f"{run.where} already holds a run: write another directory, or continue that run with --resume"
-                )
+            run._check_unused()
             if run.path.exists() and not run.path.is_dir():
                 raise BadInput(f"{run.where} is a file: write the name of a new directory")
             if run._remote is None:
@@ -93,10 +90,11 @@ class RunDir:
             else:
                 run._remote.probe()
             run.lock()
-            for name in (METRICS, EVALS, STATUS, SUMMARY):
-                run.remove(name)
+            replaced = run._check_unused()  # again: another process may have trained here since
             run.write(CONFIG, to_yaml(config))
             run.send()
+            for name in (METRICS, EVALS, STATUS, SUMMARY) if replaced else ():  # last, the one that says it is unused
+                run.remove(name)
         except OSError as error:
             raise BadInput(f"{run.where} cannot be written ({_reason(error)}): write another directory") from error
         return run
@@ -124,18 +122,24 @@ class RunDir:
             return self._remote.names()
         return {file.name for file in self.path.iterdir()} if self.path.is_dir() else set()
 
-    def _is_unused(self, names: set[str]) -> bool:
-        """Whether the directory, with files of these ``names``, holds no run, or one that ended before its first step.
+    def _check_unused(self) -> bool:
+        """Raise BadInput if the directory holds a run, except one that made no step; returns whether it holds that.
 
-        Raises OSError; BadInput if its summary is damaged.
+        Raises OSError; BadInput also if its summary is damaged.
         """
+        names = self._names()
         if not names & {CONFIG, CHECKPOINTS, BEST, METRICS}:
-            return True
-        if names & {CHECKPOINTS, BEST} or SUMMARY not in names:
             return False
-        self._fetch()
-        summary = self.read_json(SUMMARY) or {}
-        return summary.get("agent_steps") == 0 and summary.get("updates") == 0
+        summary: dict[str, Any] = {}
+        if SUMMARY in names and not names & {CHECKPOINTS, BEST}:
+            self._fetch()
+            summary = self.read_json(SUMMARY) or {}
+        if (summary.get("agent_steps"), summary.get("updates")) != (0, 0):
+            self.unlock()
+            raise BadInput(
+                f"{self.where} already holds a run: write another directory, or continue that run with --resume"
+            )
+        return True
 
     def _fetch(self) -> None:
         """Copy the files at the URL, if the directory is one, to the working folder. Raises OSError."""

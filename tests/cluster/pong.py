@@ -23,10 +23,9 @@ SETTINGS = {
     "2 shards spread": "--replay.shards 2 --placement.shards spread",
 }
 COUNTS_OF_PLACEMENT = (4,)
-WARM_UP, WINDOW = (
-    45.0,
-    210.0,
-)  # seconds after the first update that are not measured, and that are; with the start 5 minutes
+# Seconds after the first update that are not measured, and that are; with the start a run takes five minutes.
+WARM_UP = 45.0
+WINDOW = 210.0
 START_SECONDS, STOP_SECONDS = 180.0, 120.0
 RATES = {  # counters of docs/runs.md: which is divided by the sum of which
     "insert_bytes": ("actor_replay_bytes_sent", ("actor_replay_items_sent",)),
@@ -61,7 +60,7 @@ def measure(s: Scenario) -> Figures:
     rows: list[dict[str, Any]] = []
     for number, (setting, flags) in enumerate(SETTINGS.items()):
         for actors in COUNTS_OF_PLACEMENT if "placement" in flags else COUNTS:
-            row = _measure_one(s, f"pong-{number}-{actors}", f"--actors.count {actors} {flags}")
+            row = _measure_one(s, f"pong-{number}-{actors}-{int(time.time())}", f"--actors.count {actors} {flags}")
             rows.append({"setting": setting, "actors": actors} | row)
             print("         " + json.dumps(rows[-1]), flush=True)
     return {"runs": rows}
@@ -86,7 +85,6 @@ def _measure_one(s: Scenario, name: str, flags: str) -> dict[str, Any]:
         "steps_per_s": round(steps / passed, 1),
         "updates_per_s": round(updates / passed, 2),
         "samples_per_insert": round(after["samples_per_insert"], 2),
-        "learner_busy": round(after["learner_busy"], 2),
         "cores": cores,
         "head_mb_per_s": network,
         **counted,

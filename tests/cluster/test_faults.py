@@ -130,11 +130,12 @@ def test_shard_ports_that_a_firewall_drops(cluster):
 def test_a_device_that_is_declared_but_missing_is_named_with_its_node(cluster):
     worker = cluster.hosts.workers[1]
     declare(worker, gpus=1)
-    _start_again(cluster)
-    flags = f"--placement.learner {worker.address} --learner.device cuda --replay.shards 1 --actors.count 1"
-    line = rf"qfleet: .*{worker.address}.*"
-    trains(cluster, flags, 120, 1, line)
-    declare(worker)
+    try:
+        _start_again(cluster)
+        flags = f"--placement.learner {worker.address} --learner.device cuda --replay.shards 1 --actors.count 1"
+        trains(cluster, flags, 120, 1, rf"qfleet: .*Ray has a GPU on the node {worker.address}, but torch .*")
+    finally:
+        declare(worker)
 
 
 @pytest.mark.parametrize(
@@ -151,16 +152,18 @@ def test_ray_that_is_missing_or_of_another_version_on_a_worker(cluster, file, co
     (file,) = worker.path("~/qfleet/.venv").glob(file)
     before = file.read_text()
     file.write_text(content)
-    cluster.start_clock(180)
-    cluster.type(f"ray up -y {FILE}")
-    log = "cat /tmp/ray/session_latest/logs/monitor.out"
-    cluster.until(
-        "the worker's set-up has failed", lambda: "update-failed" in cluster.hosts.head.run(log, check=False).output
-    )
-    assert reason in cluster.hosts.head.run(log).output
-    output = trains(cluster, "--actors.count 6 --max-steps 1000", 180, 0, r"(not solved|solved): .*")
-    assert re.search(rf"of 6 actors now .*; not joined yet: {worker.address} \(\w+\); `ray monitor .*", output)
-    file.write_text(before)
+    try:
+        cluster.start_clock(180)
+        cluster.type(f"ray up -y {FILE}")
+        log = "cat /tmp/ray/session_latest/logs/monitor.out"
+        cluster.until(
+            "the worker's set-up has failed", lambda: "update-failed" in cluster.hosts.head.run(log, check=False).output
+        )
+        assert reason in cluster.hosts.head.run(log).output
+        output = trains(cluster, "--actors.count 6 --max-steps 1000", 180, 0, r"(not solved|solved): .*")
+        assert re.search(rf"of 6 actors now .*; not in the cluster: {worker.address} \(\w+\); `ray monitor .*", output)
+    finally:
+        file.write_text(before)
 
 
 def test_a_head_that_dies_while_a_run_is_watched(cluster):

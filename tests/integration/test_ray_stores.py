@@ -209,7 +209,7 @@ def test_an_evaluator_that_gets_no_weights_loses_the_evaluation_and_plays_the_ne
     advance_until(lambda: notes)
     assert notes == ["warning: lost an evaluation, because the learner has published no weights yet"]
     weights = weights_of(make_q_network(config))
-    store.publish.remote(Publication(1, 0, weights, 0, weights))
+    ray.get(store.publish.remote(Publication(1, 0, weights, 0, weights)))
     advance_until(lambda: run.scheduler.last_return is not None)
     run.close()
     run.dir.unlock()

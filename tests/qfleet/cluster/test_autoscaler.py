@@ -12,7 +12,7 @@ def test_nodes_that_are_set_up_and_nodes_that_failed_are_named():
         "failed_nodes": [["10.0.0.4", "x"], ["10.0.0.3", "x"]],
     }
     assert describe_report({"autoscaler_report": nodes}) == (
-        "not joined yet: 10.0.0.2 (uninitialized), 10.0.0.3 (setting-up), 10.0.0.4 (failed); "
+        "not in the cluster: 10.0.0.2 (uninitialized), 10.0.0.3 (setting-up), 10.0.0.4 (failed); "
         "`ray monitor deploy/FILE` says why"
     )
 

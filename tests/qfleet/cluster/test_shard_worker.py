@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from qfleet.cluster.shard_worker import _serve
+from qfleet.cluster.shard_worker import _open_snapshots, _serve
 from replay.config import ReplayConfig, make_shard
 from replay.security import UNPROTECTED
 from replay.store.snapshots import Snapshots
@@ -64,3 +65,15 @@ def test_a_restarted_shard_takes_its_old_port_if_that_is_free(ports, tmp_path):
         moved = serve(restarted=True)
         assert moved.port == ports[0]
         moved.stop()
+
+
+def test_a_new_run_starts_without_the_snapshots_of_an_earlier_one_of_its_name(tmp_path):
+    """The earlier one had other observations, for which its snapshot could not even be opened."""
+    earlier = replace(SMALL, frame_shape=(7,))
+    for spec, keep in ((earlier, False), (SMALL, False), (SMALL, True)):
+        shard = make_shard(ReplayConfig(), spec, 1, limited=False)
+        snapshots = _open_snapshots(1.0, tmp_path / "shard-0", shard, keep)
+        assert snapshots.restored is None
+        snapshots.close()
+    assert _open_snapshots(0.0, tmp_path / "shard-0", shard, keep=False) is None
+    assert (tmp_path / "shard-0").is_dir()

@@ -52,7 +52,7 @@ def test_a_run_that_ended_before_its_first_step_is_replaced(tmp_path):
 
 
 def check_that_an_unused_run_is_replaced(place):
-    """Check at the path or URL ``place``, where there is no run yet; afterwards there is one with a step."""
+    """Check at the path or URL ``place``, where there is no run yet; afterwards there is one."""
     for number in range(2):
         run = Run(config := short(seed=number), RunDir.create(place, config), None)
         run.close()
@@ -60,13 +60,59 @@ def check_that_an_unused_run_is_replaced(place):
     last = RunDir.open(place)
     assert last.config().seed == 1
     assert len((last.path / METRICS).read_text().splitlines()) == 2  # a header, and the last row of one run
-    run = RunDir.create(place, short())
+    RunDir.create(place, short()).unlock()
     assert RunDir.open(place).read_json(SUMMARY) is None
-    run.write_json(SUMMARY, {"agent_steps": 1, "updates": 0})
-    run.send()
+
+
+UNUSED = {"agent_steps": 0, "updates": 0}
+
+
+@pytest.mark.parametrize(
+    ("summary", "checkpoint"),
+    [
+        ({**UNUSED, "agent_steps": 1}, ""),
+        ({**UNUSED, "updates": 1}, ""),
+        (None, ""),
+        ({}, ""),
+        (UNUSED, "checkpoints"),
+        (UNUSED, "best"),
+    ],
+)
+def test_a_run_that_may_hold_something_is_not_replaced(tmp_path, summary, checkpoint):
+    run = RunDir.create(tmp_path, short())
+    run.write(METRICS, "agent_steps\n")
+    if summary is not None:
+        run.write_json(SUMMARY, summary)
+    if checkpoint:
+        (tmp_path / checkpoint).mkdir()
     run.unlock()
+    before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
     with pytest.raises(BadInput, match="already holds a run"):
-        RunDir.create(place, short())
+        RunDir.create(tmp_path, short(seed=2))
+    assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+    RunDir.open(tmp_path).lock()  # it is not left locked
+
+
+def test_a_run_that_another_process_makes_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    """It trains and ends between the first look and the lock."""
+
+    def lock(run):
+        monkeypatch.undo()
+        other = RunDir.create(tmp_path, short(seed=7))
+        other.write_json(SUMMARY, {"agent_steps": 500, "updates": 1})
+        other.unlock()
+        run.lock()
+
+    monkeypatch.setattr(RunDir, "lock", lock)
+    with pytest.raises(BadInput, match="already holds a run"):
+        RunDir.create(tmp_path, short())
+    assert RunDir.open(tmp_path).config().seed == 7
+
+
+def test_files_that_belong_to_no_run_are_kept(tmp_path):
+    (tmp_path / SUMMARY).write_text("mine")
+    RunDir.create(tmp_path, short()).unlock()
+    assert (tmp_path / SUMMARY).read_text() == "mine"
 
 
 def test_open_rejects_a_path_that_is_not_a_run(tmp_path):
