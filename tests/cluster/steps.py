@@ -181,7 +181,7 @@ def status(s: Scenario) -> Figures:
     return {"status": shown.strip().splitlines()[-1]}
 
 
-@step(120)
+@step(240)
 def fetch(s: Scenario) -> Figures:
     """`qfleet fetch` brings curves, configuration and best weights to the laptop, and they play there."""
     s.type(f"qfleet fetch {ON_CLUSTER}")
