@@ -25,8 +25,9 @@ from rl.types import ObservationSpec
 class ShardWorker:
     """One replay shard and its gRPC server, which listens on ``host`` ("": the address of this node).
 
-    If the run makes snapshots, the shard writes them to ``directory`` and restores the last one when it starts. With
-    ``resumed`` it reports if there is none. Raises RunFault if all ports of `replay.ports` are taken.
+    If the run makes snapshots, the shard writes them to ``directory``. After a restart by Ray, and with ``resumed``, it
+    restores the last one, and with ``resumed`` it reports if there is none; otherwise it deletes what is there. Raises
+    RunFault if all ports of `replay.ports` are taken.
     """
 
     def __init__(
