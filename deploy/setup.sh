@@ -18,12 +18,14 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
         "name another in setup_commands" >&2
     exit 1
 fi
-if [ -x .venv/bin/python ] && [ "$(version .venv/bin/python)" != "$(version "$python")" ]; then
-    rm -rf .venv  # made by another version of Python
+made_by=$(sed -n 's/^version\(_info\)\? *= *\([0-9]*\.[0-9]*\).*/\2/p' .venv/pyvenv.cfg 2> /dev/null || true)
+if [ "$made_by" != "$(version "$python")" ] || [ ! -x .venv/bin/python ]; then
+    rm -rf .venv  # there is none, or the system's Python is another one since
+    "$python" -m venv .venv
 fi
-[ -x .venv/bin/python ] || "$python" -m venv .venv
 
-if ! nvidia-smi -L > /dev/null 2>&1 && ! .venv/bin/python -m pip config list | grep -qE 'index|find-links'; then
+settings=$(.venv/bin/python -m pip config list)
+if ! nvidia-smi -L > /dev/null 2>&1 && ! grep -qE 'index|find-links' <<< "$settings"; then
     # the build 2.13.0+cpu is newer than 2.13.0 by pip's rules, so pip prefers it to the one with CUDA
     export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 fi
@@ -31,8 +33,11 @@ make .venv/.installed PYTHON="$python"
 
 # `ray down` and `ray exec` type a bare `ray`, and Ray's commands use its token only in this mode. The line goes to the
 # top, because the .bashrc of some distributions ends early in shells that are not interactive.
-touch ~/.bashrc
+[ -e ~/.bashrc ] || touch ~/.bashrc
 line='export PATH=~/qfleet/.venv/bin:$PATH RAY_AUTH_MODE=token  # qfleet'
-{ echo "$line"; grep -v '# qfleet$' ~/.bashrc || true; } > ~/.bashrc.qfleet
-cat ~/.bashrc.qfleet > ~/.bashrc  # keeps its owner and mode
-rm ~/.bashrc.qfleet
+if [ "$(head -n 1 ~/.bashrc)" != "$line" ]; then
+    changed=$(mktemp ~/.bashrc.XXXXXX)  # nodes that share a home directory may come here at the same time
+    cp -p ~/.bashrc "$changed"
+    { echo "$line"; grep -v '# qfleet$' ~/.bashrc || true; } > "$changed"
+    mv "$changed" "$(readlink -f ~/.bashrc)"
+fi

@@ -59,7 +59,8 @@ def main() -> int:
         print(f"cluster-test: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ncluster-test: stopped; nothing is left", file=sys.stderr)
+        left = "the hosts run on" if args.on else "nothing is left"
+        print(f"\ncluster-test: stopped; {left}", file=sys.stderr)
         return 130
     return 0 if passed else 1
 

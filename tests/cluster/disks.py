@@ -48,7 +48,11 @@ mount -t tmpfs -o mode=755 run /run
 mkdir /run/sshd
 mount --bind $disk/home {HOME}
 mount --bind $disk/tmp /tmp
-for file in {DISKS}/etc/*; do mount --bind $file /etc/${{file##*/}}; done
+for file in {DISKS}/etc/*; do
+    place=$(readlink -m /etc/${{file##*/}})  # resolv.conf may be a link into /run
+    [ -e "$place" ] || {{ mkdir -p "${{place%/*}}"; touch "$place"; }}
+    mount --bind $file "$place"
+done
 mkdir -p {VENV}
 layers=lowerdir={DISKS}/patch:{DISKS}/environment,upperdir=$disk/environment,workdir=$disk/work
 mount -t overlay overlay -o $layers {VENV}

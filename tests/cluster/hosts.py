@@ -59,9 +59,12 @@ class Hosts:
         except OSError:
             raise HostError(f"no hosts have the site {site_pid}") from None
         for record in records:
-            first = psutil.Process(record["pid"])  # of a host that is down, another process may have its id
-            same = first.create_time() == record["created"]
-            hosts._hosts[record["name"]] = Host(record["name"], record["address"], first if same else None)
+            first = None  # the host is down
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(record["pid"])
+                if process.create_time() == record["created"]:  # else another process has its id now
+                    first = process
+            hosts._hosts[record["name"]] = Host(record["name"], record["address"], first)
         return hosts
 
     def __enter__(self) -> Hosts:

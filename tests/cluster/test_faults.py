@@ -176,7 +176,7 @@ def test_a_head_that_dies_while_a_run_is_watched(cluster):
         log = hosts.laptop.path("/tmp/watched.log")
         cluster.until("the run's first figures are shown", lambda: "samples/insert" in log.read_text())
         hosts.kill(hosts.head)
-        assert watching.wait(240) == 1
+        assert watching.wait(120) == 1
     last = log.read_text().strip().splitlines()[-1]
     assert re.fullmatch(
         rf"qfleet: the cluster of {FILE}.*; the run goes on if the head node does: `qfleet logs watched --cluster {FILE}` "

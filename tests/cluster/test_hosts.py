@@ -120,6 +120,7 @@ def test_a_cut_link_closed_ports_and_a_dead_host_do_not_answer_until_they_are_me
         hosts.kill(server)
         assert not server.is_up
         assert not server.processes()
+        assert [host.is_up for host in Hosts.attach(hosts.site_pid).workers] == [False, True]
         assert not fetches(client, server, 8000)
         hosts.boot(server)
         assert server.run("ls /tmp/kept").status == 0

@@ -1,4 +1,4 @@
-"""The commands `qfleet ...` in deploy/ and docs/cluster.md have flags that exist."""
+"""The commands `qfleet ...` for clusters, in deploy/, README.md and docs/, have flags that exist."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ UNKNOWN = "--no-such-flag"
 
 
 def commands():
-    """{command: a file with it}, for each `qfleet COMMAND ...` in the comments of the cluster files and on the page.
+    """{command: a file with it}, for each `qfleet COMMAND ...` in the comments of the cluster files and on the pages.
 
     The cluster files are alike, so their commands are listed once, with the name of one of them.
     """
     found = {}
-    for path in [*sorted((ROOT / "deploy").glob("*.yaml")), ROOT / "docs" / "cluster.md"]:
+    pages = [ROOT / "docs" / "cluster.md", ROOT / "docs" / "jobs.md", ROOT / "README.md"]
+    for path in [*sorted((ROOT / "deploy").glob("*.yaml")), *pages]:
         text = path.read_text()
-        block = re.findall(r"^(?:#  | {7}| {4})\s*(qfleet .+)$", text, re.M)  # in comments and blocks
+        if path.name == "README.md":
+            text = text.partition("## On a cluster")[2].partition("\n## ")[0]
+        block = re.findall(r"^(?:#  | {7}| {4}|)\s*(?:\$ )?(qfleet .+)$", text, re.M)  # in comments and blocks
         inline = re.findall(r"`(qfleet \w+ [^`]*)`", text)
         for command in (*block, *inline):
             command = re.split(r" {2,}#", " ".join(command.split("\n")))[0]
@@ -35,6 +38,7 @@ def with_an_unknown_flag(command):
     if words[0] in ("status", "scale") and "--cluster" in words:  # the other flags are parsed on the cluster
         at = words.index("--cluster")
         del words[at : at + 2]
+        words[1:] = words[1:] or ["pong"]  # `status --cluster FILE` lists all runs
     if "--" not in words:
         return [[*words, UNKNOWN]]
     at = words.index("--")
@@ -49,5 +53,5 @@ def test_all_flags_of_a_documented_command_exist(command, capsys):
 
 
 def test_the_commands_are_found():
-    assert set(commands().values()) <= {"aws.yaml", "gcp.yaml", "local.yaml", "cluster.md"}
+    assert {"local.yaml", "cluster.md", "jobs.md", "README.md"} <= set(commands().values())
     assert {"submit", "logs", "status", "scale", "stop", "fetch", "eval"} <= {shlex.split(c)[1] for c in commands()}

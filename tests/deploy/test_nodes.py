@@ -47,7 +47,8 @@ def set_up(home, python=sys.executable, **env):
 def test_setup_takes_the_cpu_build_of_pytorch_where_there_is_no_gpu_and_no_other_setting(home, tmp_path):
     assert set_up(home).stdout.split() == [sys.executable, CPU_INDEX]
     settings = tmp_path / "pip.conf"
-    settings.write_text("[global]\nindex-url = http://127.0.0.1/simple\n")
+    more = "".join(f"option{i} = {'x' * 1000}\n" for i in range(200))  # more than a pipe holds
+    settings.write_text(f"[global]\nindex-url = http://127.0.0.1/simple\n{more}")
     assert set_up(home, PIP_CONFIG_FILE=str(settings)).stdout.split() == [sys.executable]
     script(home, "nvidia-smi", "exit 0")
     assert set_up(home).stdout.split() == [sys.executable]
@@ -64,6 +65,25 @@ def test_setup_puts_the_environment_on_the_path_of_each_shell_once(home):
         show, env={"HOME": str(home), "PATH": "/bin"}, capture_output=True, text=True, check=True
     ).stdout
     assert out == f"{home}/qfleet/.venv/bin:/bin token\n"
+    before = (home / ".bashrc").stat()
+    set_up(home)
+    after = (home / ".bashrc").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert not list(home.glob(".bashrc.*"))
+
+
+def test_setup_makes_the_environment_again_when_another_python_made_it(home):
+    environment = home / "qfleet" / ".venv"
+    environment.unlink()
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").symlink_to(sys.executable)  # as after an upgrade of the system, in place
+    (environment / "pyvenv.cfg").write_text("version = 3.9.1\n")
+    (environment / ".installed").touch()
+    assert set_up(home).returncode == 0
+    assert not (environment / ".installed").exists()
+    made = (environment / "pyvenv.cfg").stat().st_mtime_ns
+    set_up(home)
+    assert (environment / "pyvenv.cfg").stat().st_mtime_ns == made
 
 
 def test_setup_rejects_a_python_that_is_missing_or_too_old(home):
