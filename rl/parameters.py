@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from safetensors.numpy import load, save
-from torch import nn
 
 from rl.types import Array
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def weights_of(module: nn.Module) -> dict[str, Array]:
@@ -34,6 +36,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, Array]) -> None:
             raise ValueError(
                 f"weights of another network ({name} has the shape {weights[name].shape}, not {tuple(x.shape)})"
             )
+    import torch  # here, because a process that only passes weights on does not need it
+
     with torch.no_grad():
         for name, x in own.items():
             x.copy_(torch.from_numpy(np.array(weights[name])))

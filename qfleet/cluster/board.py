@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from qfleet.cluster.connect import HINT, join_ray
-from qfleet.run.directory import ScaleRequest
 from rl.errors import BadInput, RunFault
+
+if TYPE_CHECKING:
+    from qfleet.run.directory import ScaleRequest
 
 BOARD = "board"  # the actor's name, in the run's own namespace
 TIMEOUT = 30.0  # seconds to wait for an answer of the board
@@ -70,6 +71,8 @@ class RemoteBoard:
     @classmethod
     def of(cls, run: str, address: str) -> RemoteBoard:
         """The board of the run called ``run`` in the Ray at ``address``. Raises BadInput if either is missing."""
+        from qfleet.cluster.connect import HINT, join_ray  # imports torch, which the board itself does not need
+
         try:
             join_ray(address, run)
         except BadInput as error:

@@ -57,6 +57,13 @@ def test_commands_import_only_the_libraries_that_they_need(tmp_path):
         assert line.startswith(f"{' '.join(args[:2])} {status} {loaded}"), done.stdout
 
 
+def test_processes_that_do_not_learn_or_act_load_no_torch():
+    """Each process of torch takes 170 MB of memory, and 3 seconds of a slow core at its start."""
+    modules = "qfleet.cluster.board, qfleet.cluster.weights, qfleet.cluster.shard_worker"
+    done = python("-c", f"import sys, {modules}; assert not {{'torch', 'gymnasium'}} & sys.modules.keys()")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The path of a wheel built from the tracked files."""
