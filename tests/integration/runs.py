@@ -6,9 +6,11 @@ import contextlib
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -27,6 +29,28 @@ def start_process(command, **kwargs):
     """The process of ``command``; its stderr goes to its stdout."""
     kwargs.setdefault("stdout", subprocess.PIPE)
     return subprocess.Popen([*map(str, command)], stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+MARK = "QFLEET_TEST_MARK"
+
+
+def marked_environment():
+    """This process's environment with a mark, by which `processes_left` knows all processes that inherit it."""
+    return {**os.environ, MARK: f"{os.getpid()}-{time.time_ns()}"}
+
+
+def processes_left(environment, seconds=20):
+    """Command lines of the processes with the mark of ``environment`` that still live after ``seconds``."""
+    mark, deadline = f"{MARK}={environment[MARK]}".encode(), time.monotonic() + seconds
+    while True:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        if not any(found) or time.monotonic() > deadline:
+            return [line for line in found if line]
+        time.sleep(0.2)
 
 
 def run_command(*args):
