@@ -82,8 +82,7 @@ class PlaceOrHere(Place):
     """The cluster of a command that may also be typed on its head node."""
 
     jobs: str | None = None
-    """The cluster, by the URL of its job server, such as http://10.0.0.1:8265. Without --cluster and --jobs it is that of
-    this machine, http://127.0.0.1:8265."""
+    """The cluster, by the URL of its job server; without --cluster http://127.0.0.1:8265, that of this machine."""
 
     def check(self) -> None:
         """Raise BadInput if it names two clusters, or one by a bad file or URL."""
@@ -98,7 +97,7 @@ class LogsCommand(PlaceOrHere):
     run: tyro.conf.Positional[str]
     """The run's name."""
     follow: bool = True
-    """Wait for more while the run goes on; the exit status is then that of the run."""
+    """Wait for more while the run goes on; the exit status is then that of the run. It is 0 if the run has ended."""
 
 
 @dataclass(frozen=True)
