@@ -55,10 +55,17 @@ class Place:
 
         return JobServer(self.jobs, self.cluster)
 
-    def flags(self) -> str:
-        """The flags that name this place, for a command line."""
-        words = ["--cluster", self.cluster] if self.cluster is not None else ["--jobs", self.jobs or ""]
-        return shlex.join(words if self.checkout == CHECKOUT else [*words, "--checkout", self.checkout])
+    def typed(self, command: str, rest: str = "") -> str:
+        """The command line ``command``, the flags that name this place, ``rest``."""
+        flags = {"--cluster": self.cluster, "--jobs": self.jobs}
+        flags["--checkout"] = self.checkout if self.checkout != CHECKOUT else None
+        words = [word for name, value in flags.items() if value is not None for word in (name, shlex.quote(value))]
+        return " ".join([command, *words, *([rest] if rest else [])])
+
+    def on_head(self, directory: str) -> str:
+        """A run's directory, with the checkout before it if it is relative; a URL stays as it is."""
+        is_relative = not directory.startswith(("/", "~")) and "://" not in directory
+        return f"{self.checkout}/{directory}" if is_relative else directory
 
     def command(self, words: list[str], change_folder: bool = True) -> str:
         """The shell command that runs `qfleet WORDS` of the head node as the process of the job.
@@ -70,18 +77,31 @@ class Place:
         return f"{start} {' '.join(map(quoted, words))}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlaceOrHere(Place):
+    """The cluster of a command that may also be typed on its head node."""
+
+    jobs: str | None = None
+    """The cluster, by the URL of its job server; without --cluster http://127.0.0.1:8265, that of this machine."""
+
+    def check(self) -> None:
+        """Raise BadInput if it names two clusters, or one by a bad file or URL."""
+        if self.cluster is not None or self.jobs is not None:
+            super().check()
+
+
 @dataclass(frozen=True)
-class LogsCommand(Place):
+class LogsCommand(PlaceOrHere):
     """Show what a run on a cluster prints: from its last start on, and as long as it runs."""
 
     run: tyro.conf.Positional[str]
     """The run's name."""
     follow: bool = True
-    """Wait for more while the run goes on; the exit status is then that of the run."""
+    """Wait for more while the run goes on; the exit status is then that of the run. It is 0 if the run has ended."""
 
 
 @dataclass(frozen=True)
-class StopCommand(Place):
+class StopCommand(PlaceOrHere):
     """Stop a run on a cluster, after a last checkpoint."""
 
     run: tyro.conf.Positional[str]
@@ -120,6 +140,11 @@ def show(text: str) -> None:
     print(text, end="", flush=True)
 
 
+def note(line: str) -> None:
+    """Print a line about the command itself."""
+    print(f"qfleet: {line}", file=sys.stderr, flush=True)
+
+
 def newest_job(server: JobServer, run: str) -> Job:
     """The newest job of the run with this name or directory. Raises BadInput if there is none."""
     jobs = server.runs()
@@ -148,15 +173,15 @@ def follow(server: JobServer, job_id: str, name: str, place: Place) -> int:
     The run goes on after Ctrl-C. Raises RunFault if the cluster can no longer be reached, or if the job failed without
     an exit status.
     """
-    from qfleet.cluster.job_client import Unreachable
+    from qfleet.cluster.job_client import NoJobServer
 
     try:
         job = server.follow(job_id, show)
     except KeyboardInterrupt:
         print(f"\nqfleet: no longer watching; the run goes on\n{next_steps(name, place)}", file=sys.stderr)
         return 130
-    except Unreachable as error:
-        again = f"qfleet logs {shlex.quote(name)} {place.flags()}"
+    except NoJobServer as error:
+        again = place.typed(f"qfleet logs {shlex.quote(name)}")
         raise RunFault(f"{error}; the run goes on if the head node does: `{again}` shows it again") from error
     status = job.exit_status()
     if status != 2:
@@ -166,17 +191,19 @@ def follow(server: JobServer, job_id: str, name: str, place: Place) -> int:
 
 def next_steps(name: str, place: Place) -> str:
     """What to type while a run goes on."""
-    rest = f"{shlex.quote(name)} {place.flags()}"
-    return f"  watch it      qfleet logs {rest}\n  stop it       qfleet stop {rest}"
+    watch, stop = (place.typed(f"qfleet {command} {shlex.quote(name)}") for command in ("logs", "stop"))
+    return f"  watch it      {watch}\n  stop it       {stop}"
 
 
 def last_steps(name: str, directory: str, place: Place) -> str:
-    """What to type after a run has ended: how to fetch and how to continue it."""
-    what = shlex.quote(directory if "://" in directory else name)
-    fetch = what if "://" in what else f"{what} {place.flags()}"
-    return (
-        f"  fetch it      qfleet fetch {fetch}\n  continue it   qfleet submit {place.flags()} -- train --resume {what}"
-    )
+    """What to type after a run has ended: how to continue it, and how to fetch it if its files can be reached."""
+    what = shlex.quote(name if directory == f"runs/{name}" else directory)
+    lines = [f"  continue it   {place.typed('qfleet submit', f'-- train --resume {what}')}"]
+    if "://" in directory:
+        lines.insert(0, f"  fetch it      qfleet fetch {what}")
+    elif place.cluster is not None:
+        lines.insert(0, f"  fetch it      {place.typed(f'qfleet fetch {what}')}")
+    return "\n".join(lines)
 
 
 def logs_command(args: list[str]) -> int:
@@ -193,7 +220,7 @@ def logs_command(args: list[str]) -> int:
 
 
 def stop_command(args: list[str]) -> int:
-    """Run `qfleet stop`; returns 0 once the run has ended. Raises BadInput, RunFault."""
+    """Run `qfleet stop`; returns 0 once the run has ended. Raises BadInput; RunFault, also if Ray has killed the run."""
     c = parse(StopCommand, args, prog="qfleet stop")
     with ended_by_signals(), c.connect() as server:
         from qfleet.cluster.jobs import STOP_WAIT
@@ -201,12 +228,18 @@ def stop_command(args: list[str]) -> int:
         job = newest_job(server, c.run)
         if job.has_ended:
             raise BadInput(f"{c.run} does not run: its last job, {job.id}, has ended ({job.state.lower()})")
+        started = time.monotonic()
         server.stop(job.id)
         print(f"stopping {job.run}: it writes a last checkpoint (at most {STOP_WAIT} s) ...", file=sys.stderr)
-        started = time.monotonic()
         server.await_end(job.id, STOP_WAIT + 30.0)
-        where = job.directory if "://" in job.directory else f"{c.checkout}/{job.directory} on the head node"
-        print(f"{job.run} has ended after {time.monotonic() - started:.0f} s; it is in {where}")
+        seconds = time.monotonic() - started
+        if seconds >= STOP_WAIT:
+            log = c.typed(f"qfleet logs {shlex.quote(job.run)}")
+            raise RunFault(
+                f"{job.run} was killed after {seconds:.0f} s, and its last checkpoint may be missing: `{log}` shows its log"
+            )
+        where = c.on_head(job.directory) + ("" if "://" in job.directory else " on the head node")
+        print(f"{job.run} has ended after {seconds:.0f} s; it is in {where}")
         print(last_steps(job.run, job.directory, c), file=sys.stderr)
     return 0
 
@@ -258,7 +291,7 @@ def run_on_head(server: JobServer, command: str, write: Callable[[str], object] 
     After Ctrl-C the job is stopped.
     """
     job_id = f"qfleet-command-{uuid.uuid4().hex[:8]}"
-    server.submit(job_id, command, {}, {})
+    server.submit(job_id, command, {}, {}, note)
     try:
         job = server.follow(job_id, write)
     except BaseException:

@@ -24,7 +24,7 @@ USAGE = """usage: qfleet COMMAND ...
   qfleet eval RUN [flags]         evaluate a run's policy over 30 episodes
   qfleet status RUN               show the progress of a run
   qfleet scale RUN --shards K     change the number of replay shards of a run
-  qfleet submit [flags] -- train  train on a cluster from here: --cluster or --jobs
+  qfleet submit [flags] -- train  train on a cluster from here or its head node
   qfleet logs RUN                 show what a submitted run prints
   qfleet stop RUN                 stop a submitted run after a last checkpoint
   qfleet fetch RUN                copy a run from a cluster or a URL

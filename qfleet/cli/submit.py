@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -13,18 +14,28 @@ import torch
 
 from learner.learner import pick_device
 from qfleet.cli.flags import errors_name_flags, flag_value, parse
-from qfleet.cli.jobs import Place, directory_on_head, ended_by_signals, follow, last_steps, next_steps, without_flag
+from qfleet.cli.jobs import (
+    PlaceOrHere,
+    directory_on_head,
+    ended_by_signals,
+    follow,
+    last_steps,
+    next_steps,
+    note,
+    without_flag,
+)
 from qfleet.cli.train import TrainCommand, config_of, default_preset, parse_flags, take_preset
 from qfleet.config import check_config
 from qfleet.presets import PRESETS, preset
+from qfleet.run.remote import last_part
 from replay.security import SecurityConfig
-from rl.errors import BadInput
+from rl.errors import BadInput, RunFault
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
-class SubmitCommand(Place):
+class SubmitCommand(PlaceOrHere):
     """Train on a cluster, as a job that goes on without this machine: qfleet submit [flags] -- train [flags of train]."""
 
     name: str | None = None
@@ -59,7 +70,8 @@ def submit_command(args: list[str]) -> int:
     training = check_training(args[end + 1 :])
     _check_name(c, training)
     c.check()
-    from qfleet.cluster.jobs import DIRECTORY, RUN, free_id  # imports Ray
+    from qfleet.cluster.job_client import NoJobServer  # imports Ray
+    from qfleet.cluster.jobs import DIRECTORY, RUN, free_id
     from qfleet.cluster.upload import upload_of
 
     upload = upload_of(Path.cwd()) if c.upload else {}
@@ -68,18 +80,20 @@ def submit_command(args: list[str]) -> int:
             directory = directory_on_head(server, training.resume)
         else:
             directory = c.run_dir or f"runs/{c.name or training.name}"
-        name = _last_part(directory)
+        name = last_part(directory)
         for job in server.runs():
             if name == job.run and not job.has_ended:
-                other = (
-                    f"stop it first with `qfleet stop {name} {c.flags()}`"
-                    if training.resume
-                    else "write another --name"
+                stop = f"stop it first with `{c.typed(f'qfleet stop {shlex.quote(name)}')}`"
+                raise BadInput(
+                    f"{name} is running as job {job.id}: {stop if training.resume else 'write another --name'}"
                 )
-                raise BadInput(f"{name} is running as job {job.id}: {other}")
         job_id = free_id(name, server.ids())
-        server.submit(job_id, entrypoint(c, training, directory), {RUN: name, DIRECTORY: directory}, upload)
-        print(f"qfleet: {name} is submitted as job {job_id}", file=sys.stderr)
+        try:
+            server.submit(job_id, entrypoint(c, training, directory), {RUN: name, DIRECTORY: directory}, upload, note)
+        except NoJobServer as error:
+            shows = f"`{c.typed(f'qfleet logs {shlex.quote(name)}')}` then shows it"
+            raise RunFault(f"{error}; {name} may have been submitted all the same: {shows}") from error
+        note(f"{name} is submitted as job {job_id}")
         print(next_steps(name, c), file=sys.stderr)
         if c.detach:
             print(last_steps(name, directory, c), file=sys.stderr)
@@ -95,13 +109,13 @@ def check_training(words: list[str]) -> Training:
     words = words[1:]
     if any(w in ("-h", "--help") or w.startswith("--help=") for w in words):
         raise BadInput("--help of train is not submitted: write qfleet train --help")
-    for name in ("--run-dir", "--address"):
-        if flag_value(words, name) is not None:
-            hint = "write it before the --" if name == "--run-dir" else "a job joins its own cluster; leave it out"
-            raise BadInput(f"{name} after the --: {hint}")
     flags = list(words)
     preset_name, resume = take_preset(flags), flag_value(words, "--resume")
     command = _parse_resumed(flags) if resume is not None else _parse_new(flags, preset_name)
+    if command.run_dir is not None:
+        raise BadInput("--run-dir after the --: write it before the --")
+    if command.address is not None:
+        raise BadInput("--address after the --: a job joins its own cluster; leave it out")
     name = preset_name or command.env.id.split("/")[-1].lower().replace(":", "-")
     return Training(
         without_flag(words, "--resume"),
@@ -148,23 +162,18 @@ def _check_name(c: SubmitCommand, training: Training) -> None:
     if c.name and c.run_dir:
         raise BadInput("--name and --run-dir cannot be combined: the last part of --run-dir is the name")
     source, given = next(((f, v) for f, v in (("--name", c.name), ("--run-dir", c.run_dir)) if v is not None), ("", ""))
-    name = _last_part(given) if source == "--run-dir" else given
+    name = last_part(given) if source == "--run-dir" else given
     if source and not RUN_NAME.fullmatch(name):
         raise BadInput(f"{source} is {given!r}: write a name of letters, digits and, after the first, . _ -")
 
 
-def _last_part(directory: str) -> str:
-    return directory.rstrip("/").split("/")[-1]
-
-
-def entrypoint(place: Place, training: Training, directory: str) -> str:
+def entrypoint(place: SubmitCommand, training: Training, directory: str) -> str:
     """The shell command of the job: `qfleet train` as the job's own process, so that it gets the SIGTERM of a stop.
 
     A job with an upload starts in the uploaded folder, which is first on Python's path; others start in the checkout.
     """
-    upload = isinstance(place, SubmitCommand) and place.upload
-    if upload and not directory.startswith(("/", "~")) and "://" not in directory:
-        directory = f"{place.checkout}/{directory}"
+    if place.upload:
+        directory = place.on_head(directory)
     words = ["train", *training.words, *(["--address", "auto"] if training.on_ray else [])]
     words += ["--resume" if training.resume is not None else "--run-dir", directory]
-    return place.command(words, change_folder=not upload)
+    return place.command(words, change_folder=not place.upload)

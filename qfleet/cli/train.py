@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 
 from qfleet.api import train
@@ -87,6 +88,10 @@ def train_command(args: list[str]) -> int:
         raise BadInput("--serial and --address cannot be combined: leave one out")
     if command.resume and command.run_dir:
         raise BadInput("--resume continues in the directory of the run: leave out --run-dir")
+    if command.resume and config.offline and command.address == "auto":
+        # `qfleet submit` adds the address to every resume, because the run's configuration is on the cluster.
+        print(f"qfleet: {resume} trains on a dataset, without Ray: --address auto is left out", file=sys.stderr)
+        command = dataclasses.replace(command, address=None)
     with errors_name_flags(TrainCommand):
         summary = train(
             config, run_dir=command.run_dir, resume=command.resume, serial=command.serial, address=command.address

@@ -19,6 +19,8 @@ from rl.errors import BadInput, RunFault
 
 DASHBOARD_PORT = 8265  # of the head node: Ray's job server
 END_TIMEOUT = 5.0  # seconds that ssh has to end before it is killed
+# Runs "$@" as the leader of a process group, which is killed at the end of standard input.
+WATCHED = 'exec 3<&0; { read -r line <&3; kill -KILL 0; } & exec "$@" 3<&- </dev/null'
 # Lines of ssh and Ray that do not say why a command failed.
 NOISE = re.compile(
     r"Warning: |Attempting to establish|Shared connection to|Connection to \S+ closed|Loaded cached provider|If you exper"
@@ -105,12 +107,18 @@ def copy_from_head(cluster: str, source: str, target: Path, timeout: float) -> N
 
 
 def start_ray_command(args: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start the command `ray ARGS` of this environment, in a process group of its own, with its output in a file."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", *args]
+    """Start the command `ray ARGS` of this environment in a group (`start_group`), with its output in a file."""
+    return start_group([sys.executable, "-m", "ray.scripts.scripts", *args], output)
+
+
+def start_group(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start ``command`` in a process group of its own, which also ends when this process is killed.
+
+    A watching shell in the group waits for the end of a pipe that this process holds open.
+    """
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=env
-    )
+    words = ["sh", "-c", WATCHED, "sh", *command]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True, env=env)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -120,6 +128,8 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_TIMEOUT)
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def reason(output: str) -> str:

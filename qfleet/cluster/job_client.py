@@ -16,6 +16,7 @@ from qfleet.cluster.faults import first_line, last_line
 from rl.errors import BadInput, RunFault
 
 REQUEST_TIMEOUT = 15.0  # seconds for a request; Ray's own client waits for ever
+UPLOAD_TIMEOUT = 900.0  # seconds for a PUT: an upload, of which a socket's timeout limits the whole sending
 # Modules of Ray that log which files are uploaded.
 NOISY = (
     "dashboard.modules.dashboard_sdk",
@@ -25,7 +26,7 @@ NOISY = (
 )
 
 
-class Unreachable(RunFault):
+class NoJobServer(RunFault):
     """The job server does not answer."""
 
 
@@ -34,7 +35,7 @@ class Client(JobSubmissionClient):
 
     @classmethod
     def connect(cls, url: str, where: str) -> Client:
-        """Connect to the server at ``url``. Raises Unreachable if none answers; BadInput if it refuses this client."""
+        """Connect to the server at ``url``. Raises NoJobServer if none answers; BadInput if it refuses this client."""
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would go there instead of to `url`
             os.environ.pop(name, None)
         for module in NOISY:
@@ -52,7 +53,7 @@ class Client(JobSubmissionClient):
         except (RuntimeError, ValueError, KeyError, TypeError) as error:  # ValueError: the answer is no JSON
             raise BadInput(f"{where} is no job server of Ray ({first_line(error)}): write the URL of one") from error
         except (requests.RequestException, OSError) as error:
-            raise Unreachable(last_line(error)) from error
+            raise NoJobServer(last_line(error)) from error
         if client._server_ray_version != ray.__version__:
             raise BadInput(
                 f"{where} runs Ray {client._server_ray_version}, and here is Ray {ray.__version__}: install the same version"
@@ -60,4 +61,5 @@ class Client(JobSubmissionClient):
         return client
 
     def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> requests.Response:
-        return super()._do_request(method, endpoint, **{"timeout": REQUEST_TIMEOUT, **kwargs})
+        timeout = UPLOAD_TIMEOUT if method == "PUT" else REQUEST_TIMEOUT
+        return super()._do_request(method, endpoint, **{"timeout": timeout, **kwargs})

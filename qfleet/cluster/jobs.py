@@ -16,18 +16,22 @@ from ray.job_submission import JobDetails, JobStatus
 
 from qfleet.cluster.faults import last_line
 from qfleet.cluster.head import Tunnel
-from qfleet.cluster.job_client import Client, Unreachable
+from qfleet.cluster.job_client import Client, NoJobServer
 from rl.errors import BadInput, RunFault
 
 # Seconds until the job server must have answered for the first time. ssh, which is before it, needs 20 s to notice that a
 # connection which it kept open from the last command is dead.
 CONNECT_TIMEOUT = 60.0
 DIRECT_TIMEOUT = 10.0  # the same without ssh
+HERE = "http://127.0.0.1:8265"  # the job server of this machine, if it is a head node
 RECONNECT_TIMEOUT = 60.0  # seconds for which a server that no longer answers is tried again
 RETRY_PAUSE = 2.0  # seconds between two tries of ssh
+FOLLOW_PAUSE = 1.0  # seconds before the log is read again
 QUIET = 10.0  # seconds without a line of the log after which the server is asked whether it still answers
 AGENT_TIMEOUT = 60.0  # seconds for which a head node that has just started may not yet accept jobs
-STOP_WAIT = 120  # seconds that a stopped job has for its last checkpoint before Ray kills it (Ray's default: 3)
+# Seconds that a stopped job has before Ray kills it (Ray's default: 3). Its last checkpoint may have to wait 180 s for
+# the parts of a run, and its last upload 120 s for a URL.
+STOP_WAIT = 300
 RUN, DIRECTORY = "qfleet_run", "qfleet_directory"  # keys of a job's metadata
 NO_AGENT = "No available agent"  # what Ray says while no node can start a job
 T = TypeVar("T")
@@ -68,28 +72,34 @@ class Job:
 
 
 class JobServer:
-    """The job server of a cluster, at the URL ``jobs`` or, through ssh, of the `ray up` file ``cluster``.
+    """The job server of a cluster, at the URL ``jobs`` or, through ssh, of the `ray up` file ``cluster``; else HERE.
 
     with JobServer(cluster="deploy/aws.yaml") as server:
         server.submit("pong", "cd ~/qfleet && exec .venv/bin/qfleet train ...", {RUN: "pong"}, {})
         status = server.follow("pong", print).exit_status()
 
     Entering raises BadInput if no job server answers there, if it is that of another version of Ray, or if it rejects
-    this machine's token. A later method raises Unreachable if the server does not answer.
+    this machine's token. A later method raises NoJobServer if the server does not answer.
     """
 
     def __init__(self, jobs: str | None = None, cluster: str | None = None) -> None:
-        self.where = f"the cluster of {cluster}" if cluster else str(jobs)
+        self._is_named = bool(jobs or cluster)
+        self._url = jobs or HERE
+        self.where = f"the cluster of {cluster}" if cluster else self._url
         self._tunnel = Tunnel(cluster) if cluster else None
-        self._url = jobs or ""
         self._client: Client | None = None
 
     def __enter__(self) -> JobServer:
+        timeout = CONNECT_TIMEOUT if self._tunnel else DIRECT_TIMEOUT
+        unnamed = (
+            f"no cluster was named, and no job server answers at {self._url}: write --cluster with the file of `ray up`, or "
+            "--jobs with a URL"
+        )
         try:
-            self._connect(CONNECT_TIMEOUT if self._tunnel else DIRECT_TIMEOUT)
-        except Unreachable as error:
+            self._connect(timeout if self._is_named else 0.0)
+        except NoJobServer as error:
             self.close()
-            raise BadInput(str(error)) from error
+            raise BadInput(str(error) if self._is_named else unnamed) from error
         except BaseException:
             self.close()
             raise
@@ -112,13 +122,13 @@ class JobServer:
             try:
                 self._client = Client.connect(self._tunnel.url if self._tunnel else self._url, self.where)
                 return
-            except Unreachable as error:
+            except NoJobServer as error:
                 why = self._tunnel.why_ended() if self._tunnel else None
                 if why is not None:
-                    raise Unreachable(f"{self.where} cannot be reached: {why}") from error
+                    raise NoJobServer(f"{self.where} cannot be reached: {why}") from error
                 if time.monotonic() >= deadline:
                     hint = "is it up, and is the way to its port 8265 open?" if self._tunnel else "write the URL of one"
-                    raise Unreachable(f"{self.where}: no job server answers within {timeout:g} s: {hint}") from error
+                    raise NoJobServer(f"{self.where}: no job server answers within {timeout:g} s: {hint}") from error
             time.sleep(0.3)
 
     def _reconnect(self, timeout: float) -> None:
@@ -127,31 +137,39 @@ class JobServer:
         while True:
             try:
                 return self._connect(max(1.0, deadline - time.monotonic()))
-            except Unreachable:
+            except NoJobServer:
                 if time.monotonic() + RETRY_PAUSE >= deadline:
                     raise
             time.sleep(RETRY_PAUSE)
 
     def _ask(self, question: Callable[[Client], T]) -> T:
-        """The client's answer. Raises Unreachable, or RunFault with the server's reason."""
+        """The client's answer. Raises NoJobServer, or RunFault with the server's reason."""
         assert self._client is not None, "used outside `with`"
         try:
             return question(self._client)
         except (requests.RequestException, OSError) as error:
-            raise Unreachable(f"{self.where} does not answer") from error
+            raise NoJobServer(f"{self.where} does not answer") from error
         except RuntimeError as error:
             # A 500 that does not contain the 400 of another server: the node or Ray's control is gone.
-            kind = Unreachable if "code 50" in str(error) and "code 40" not in str(error) else RunFault
+            kind = NoJobServer if "code 50" in str(error) and "code 40" not in str(error) else RunFault
             said = [line.strip() for line in str(error).splitlines() if re.search(r"\w", line)]
             raise kind(f"{self.where} says: {said[-1] if said else 'an error'}") from error
 
-    def submit(self, job_id: str, entrypoint: str, metadata: Mapping[str, str], upload: Mapping[str, Any]) -> None:
+    def submit(
+        self,
+        job_id: str,
+        entrypoint: str,
+        metadata: Mapping[str, str],
+        upload: Mapping[str, Any],
+        note: Callable[[str], object] = lambda line: None,
+    ) -> None:
         """Submit the shell command ``entrypoint`` as a job; ``upload`` is its working_dir and excludes, or empty.
 
-        A head node that has just started is tried again for AGENT_TIMEOUT seconds. Raises BadInput if the id is taken.
+        A head node that has just started is tried again for AGENT_TIMEOUT seconds, about which ``note`` gets a line.
+        Raises BadInput if the id is taken; NoJobServer if there was no answer: the job may nevertheless start.
         """
         env = {**upload, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT)}}
-        deadline = time.monotonic() + AGENT_TIMEOUT
+        deadline, is_noted = time.monotonic() + AGENT_TIMEOUT, False
         while True:
             try:
                 self._ask(
@@ -163,9 +181,22 @@ class JobServer:
             except RunFault as error:
                 if "already exists" in str(error):
                     raise BadInput(f"a job {job_id} exists: write another --name") from error
-                if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                is_starting = NO_AGENT in str(error)
+                if isinstance(error, NoJobServer) and not is_starting and self._has(job_id):
+                    return  # the answer was lost
+                if not is_starting or time.monotonic() > deadline:
                     raise
+            if not is_noted:
+                note(f"the head node does not accept jobs yet; trying again for {AGENT_TIMEOUT:g} s ...")
+                is_noted = True
             time.sleep(RETRY_PAUSE)
+
+    def _has(self, job_id: str) -> bool:
+        """Whether the server has this job; False if it does not answer."""
+        try:
+            return job_id in self.ids()
+        except NoJobServer:
+            return False
 
     def runs(self) -> list[Job]:
         """All jobs that are runs, oldest first."""
@@ -205,28 +236,30 @@ class JobServer:
         """Write the job's output, from its start on, until it has ended; returns it.
 
         A connection that breaks, or a server that is silent for QUIET + REQUEST_TIMEOUT seconds, is tried again for
-        RECONNECT_TIMEOUT seconds. Raises Unreachable after that.
+        RECONNECT_TIMEOUT seconds. They begin anew with a connection that brought a line, or held for longer than that.
+        Raises NoJobServer after that.
         """
         log = _Log(job_id)
         broken_since = math.inf
         while True:
-            before = log.written
+            before, connected = log.written, time.monotonic()
             try:
                 asyncio.run(self._stream(job_id, log, write))
                 job = self.job(job_id)
                 if job.has_ended:
                     return job
-            except Unreachable:
+            except NoJobServer:
                 now = time.monotonic()
-                broken_since = now if log.written > before else min(broken_since, now)
+                has_held = log.written > before or now - connected > RECONNECT_TIMEOUT
+                broken_since = now if has_held else min(broken_since, now)
                 if (left := RECONNECT_TIMEOUT - (now - broken_since)) <= 0:
                     raise
                 self._reconnect(left)
             log.restart()
-            time.sleep(1.0)
+            time.sleep(FOLLOW_PAUSE)
 
     async def _stream(self, job_id: str, log: _Log, write: Callable[[str], object]) -> None:
-        """Write the log until the server closes the stream. Raises Unreachable if the connection breaks."""
+        """Write the log until the server closes the stream. Raises NoJobServer if the connection breaks."""
         assert self._client is not None
         chunks = self._client.tail_job_logs(job_id)
         try:
@@ -234,7 +267,7 @@ class JobServer:
                 following = asyncio.ensure_future(anext(chunks))
                 try:
                     while not (await asyncio.wait({following}, timeout=QUIET))[0]:
-                        await asyncio.to_thread(self.job, job_id)  # raises Unreachable
+                        await asyncio.to_thread(self.job, job_id)  # raises NoJobServer
                     write(log.feed(following.result()))
                 finally:
                     following.cancel()
@@ -242,7 +275,7 @@ class JobServer:
         except StopAsyncIteration:
             return
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            raise Unreachable(str(error)) from error
+            raise NoJobServer(str(error)) from error
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]  # it is an async generator
 

@@ -172,7 +172,8 @@ def test_an_upload_is_first_on_the_path_and_leaves_out_what_gitignore_names(serv
     for name in ("qfleet/__init__.py", "runs/a/config.yaml", ".venv/bin/python", "secret.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    command = f"ls -A; exec {sys.executable} -c 'import qfleet, os; print(os.path.relpath(qfleet.__file__))'"
+    # -P: without the current directory, in which Python would find the upload anyway.
+    command = f"ls -A; exec {sys.executable} -P -c 'import qfleet, os; print(os.path.relpath(qfleet.__file__))'"
     server.submit("uploaded", command, {}, upload_of(tmp_path))
     output = []
     assert server.follow("uploaded", output.append).exit_status() == 0

@@ -38,6 +38,7 @@ def test_one_line_and_status_2(case, places, capsys, monkeypatch):
 
     monkeypatch.setattr("qfleet.cluster.supervisor.run_distributed", started)
     monkeypatch.setattr("qfleet.api.run_serial", started)
+    monkeypatch.setattr("qfleet.cluster.jobs.HERE", "http://127.0.0.1:1")
     args, line = CASES[case]
     paths = re.compile("|".join(rf"\b{name}\b" for name in places))
     assert cli.main([paths.sub(lambda m: str(places[m[0]]), word) for word in args]) == 2

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 
+import psutil
 import pytest
 import ray
 from ray._private.runtime_env import packaging
 
-from qfleet.cluster import jobs
+from qfleet.cluster import job_client, jobs
 from qfleet.cluster.head import reason
+from qfleet.cluster.job_client import NoJobServer
 from qfleet.cluster.jobs import JobServer, free_id
 from qfleet.cluster.upload import upload_of, uploaded_sizes
 from rl.errors import BadInput, RunFault
+from tests.conftest import ROOT
+from tests.qfleet.job_server import JobServerStub
 
 SSH = "Attempting to establish dashboard locally at http://localhost:1/ connected to remote port 8265\n{}Error: "
 FAILED = (
@@ -48,24 +57,38 @@ def test_a_command_that_says_nothing():
     assert reason("") == "it ended without a message"
 
 
+OWNER = """
+import sys, tempfile, time
+from qfleet.cluster.head import start_group
+process = start_group(["sh", "-c", "sleep 100 & sleep 100"], tempfile.TemporaryFile())
+print(process.pid, flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_tunnel_ends_with_its_command_even_if_that_is_killed():
+    command = [sys.executable, "-c", OWNER]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as owner:
+        tunnel = psutil.Process(int(owner.stdout.readline()))
+        deadline = time.monotonic() + 10
+        while len(sleeping := [p for p in tunnel.children(recursive=True) if p.name() == "sleep"]) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        owner.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs([tunnel, *sleeping], timeout=10)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]  # nobody may collect orphans in a container
+
+
 @pytest.fixture
 def answers():
-    """``answers(status, body)`` is the URL of an HTTP server that gives this answer to every GET.
-
-    ``submissions``: its answers to the POSTs, in turn; the list loses those that were given.
-    """
+    """``answers(status, body)`` is the URL of an HTTP server that gives this answer to every GET."""
     servers = []
 
-    def start(status, body, submissions=()):
+    def start(status, body):
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def do_POST(self):
-                status, body = submissions.pop(0)
-                self.rfile.read(int(self.headers["Content-Length"]))
                 self.send_response(status)
                 self.end_headers()
                 self.wfile.write(body.encode())
@@ -107,19 +130,56 @@ def test_a_server_that_cannot_be_used_is_named_in_one_line(answers, status, body
     assert "\n" not in message
 
 
-def test_a_head_node_that_cannot_start_jobs_yet_is_tried_again(answers, monkeypatch):
+def test_a_head_node_that_cannot_start_jobs_yet_is_tried_again(monkeypatch):
     monkeypatch.setattr(jobs, "RETRY_PAUSE", 0.05)
-    busy = (500, "No available agent to submit job, please try again later.")
-    there = (200, json.dumps({"version": "4", "ray_version": ray.__version__}))
-    taken = [busy, busy, (200, json.dumps({"job_id": "a", "submission_id": "a"}))]
-    never = [busy] * 1000
-    with JobServer(answers(*there, taken)) as server:
-        server.submit("a", "true", {}, {})
-    assert not taken
+    lines = []
+    with JobServerStub(busy=2) as stub, JobServer(stub.url) as server:
+        server.submit("a", "true", {}, {}, lines.append)
+        assert (list(stub.jobs), stub.busy) == (["a"], 0)
+    assert lines == ["the head node does not accept jobs yet; trying again for 60 s ..."]
     monkeypatch.setattr(jobs, "AGENT_TIMEOUT", 1.0)
-    with JobServer(answers(*there, never)) as server, pytest.raises(RunFault, match="No available agent"):
+    with JobServerStub(busy=1000) as stub, JobServer(stub.url) as server:
+        with pytest.raises(RunFault, match="No available agent"):
+            server.submit("a", "true", {}, {})
+        assert 900 < stub.busy < 998
+
+
+def test_a_submission_whose_answer_was_lost_counts_if_the_job_is_there():
+    with JobServerStub(lose_answer=True) as stub, JobServer(stub.url) as server:
         server.submit("a", "true", {}, {})
-    assert 900 < len(never) < 998
+        assert list(stub.jobs) == ["a"]
+        stub.accept = False
+        with pytest.raises(NoJobServer, match="does not answer"):
+            server.submit("b", "true", {}, {})
+
+
+def test_an_upload_may_take_longer_than_other_requests(tmp_path, monkeypatch):
+    monkeypatch.setattr(job_client, "REQUEST_TIMEOUT", 0.5)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "qfleet"\n')
+    (tmp_path / "data").write_bytes(os.urandom(12 << 20))  # more than the buffers of the sockets hold
+    with JobServerStub(upload_seconds=1.0) as stub, JobServer(stub.url) as server:
+        server.submit("a", "true", {}, upload_of(tmp_path))
+        assert stub.uploaded > 12 << 20
+
+
+def test_a_connection_that_has_held_may_break_again(monkeypatch):
+    """The log of a run that prints nothing for hours, as while it waits for nodes, breaks twice; then the run ends."""
+    monkeypatch.setattr(jobs, "RECONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(jobs, "FOLLOW_PAUSE", 0.05)
+    with JobServerStub(holds=[0.0, 0.8]) as stub, JobServer(stub.url) as server:
+        stub.add("a")
+        assert server.follow("a", print).exit_status() == 0
+        assert not stub.holds
+
+
+def test_a_server_that_breaks_each_connection_at_once_is_given_up(monkeypatch):
+    monkeypatch.setattr(jobs, "RECONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(jobs, "FOLLOW_PAUSE", 0.05)
+    with JobServerStub(holds=[0.0] * 1000) as stub, JobServer(stub.url) as server:
+        stub.add("a")
+        with pytest.raises(NoJobServer):
+            server.follow("a", print)
+        assert 900 < len(stub.holds) < 998
 
 
 def test_an_upload_above_rays_limit_names_the_largest_folders(tmp_path, monkeypatch):
