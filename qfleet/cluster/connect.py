@@ -61,7 +61,8 @@ SETTINGS_FRAME = b"\x04"
 # What an HTTP/2 client sends first, with an empty SETTINGS frame (RFC 9113, section 3.4); the server answers with its own.
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS_FRAME + b"\0" * 5
 VERSION_MISMATCH = re.compile(
-    r"Version mismatch:.*?Ray: (?P<ray>\S+)\s+Python: (?P<python>\S+).*?Ray: (?P<ray_here>\S+)\s+Python: (?P<python_here>\S+)",
+    r"Version mismatch:.*?Ray: (?P<ray>\S+)\s+Python: (?P<python>\S+)"
+    r".*?Ray: (?P<ray_here>\S+)\s+Python: (?P<python_here>\S+)",
     re.DOTALL,
 )
 HINT = "start one with `ray start --head`, or write the host:port of a running one"
