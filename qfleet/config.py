@@ -69,8 +69,8 @@ class TrainConfig:
     max_updates: int = 0
     """Learner updates after which the run ends; 0: no limit."""
     ready_timeout: float = 180.0
-    """Seconds for the start of the shards, then of the learner, then of the first actor. Raise it if the cluster must
-    launch nodes first."""
+    """Seconds for the start of the learner's process, then of the shards, then of the learner's networks, then of the
+    first actor: each has as many. Raise it if the cluster must launch nodes first."""
     max_minutes: float = 0.0
     """Minutes of training after which the run ends; 0: no limit."""
     offline: str = ""

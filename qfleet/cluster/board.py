@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from qfleet.cluster.faults import reason
 from rl.errors import BadInput, RunFault
 
 if TYPE_CHECKING:
@@ -76,9 +77,9 @@ class RemoteBoard:
         try:
             join_ray(address, run)
         except BadInput as error:
-            reason = str(error).removesuffix(f": {HINT}")
+            why = str(error).removesuffix(f": {HINT}")
             raise BadInput(
-                f"{run} is not a directory here, and no cluster was found in which it could be a run's name ({reason}): "
+                f"{run} is not a directory here, and no cluster was found in which it could be a run's name ({why}): "
                 "write the directory of a run, or its name and the --address of its cluster"
             ) from error
         try:
@@ -107,12 +108,17 @@ class RemoteBoard:
 
 
 def _answer(ref: ray.ObjectRef[Any]) -> Any:
-    """Wait for the board's answer. Raises RunFault if its process is gone or does not answer within TIMEOUT seconds."""
+    """Wait for the board's answer.
+
+    Raises RunFault if its process is gone, cannot be reached, or does not answer within TIMEOUT seconds.
+    """
     try:
         return ray.get(ref, timeout=TIMEOUT)
     except ray.exceptions.GetTimeoutError:
         raise RunFault(
             f"the run's board has not answered for {TIMEOUT:g} s: look at its process in the Ray dashboard"
         ) from None
+    except ray.exceptions.ActorUnavailableError as error:
+        raise RunFault(f"the run's board cannot be reached now: {reason(error)}") from error
     except ray.exceptions.RayActorError as error:
         raise RunFault("the run's board is gone: the run has ended or was killed") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from typing import Any
 
@@ -59,6 +60,11 @@ def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[
 SETTINGS_FRAME = b"\x04"
 # What an HTTP/2 client sends first, with an empty SETTINGS frame (RFC 9113, section 3.4); the server answers with its own.
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS_FRAME + b"\0" * 5
+VERSION_MISMATCH = re.compile(
+    r"Version mismatch:.*?Ray: (?P<ray>\S+)\s+Python: (?P<python>\S+)"
+    r".*?Ray: (?P<ray_here>\S+)\s+Python: (?P<python_here>\S+)",
+    re.DOTALL,
+)
 HINT = "start one with `ray start --head`, or write the host:port of a running one"
 
 
@@ -84,7 +90,13 @@ def join_ray(address: str, namespace: str, **options: Any) -> None:
     try:
         ray.init(address=target, namespace=namespace, **{"log_to_driver": False, **options})
     except Exception as error:
-        raise BadInput(f"address {address}: Ray at {target} could not be joined ({error}): {HINT}") from error
+        if found := VERSION_MISMATCH.search(str(error)):
+            raise BadInput(
+                f"address {address}: the Ray at {target} is {found['ray']} with Python {found['python']}, and here is Ray "
+                f"{found['ray_here']} with Python {found['python_here']}: install the same versions on both"
+            ) from error
+        why = " ".join(str(error).split())
+        raise BadInput(f"address {address}: Ray at {target} could not be joined ({why}): {HINT}") from error
 
 
 def _answers(address: str, timeout: float) -> bool:

@@ -8,6 +8,15 @@ import ray
 
 OWN = re.compile(r"^rl\.errors\.(RunFault|BadInput|BadSetting): ")  # Python's name of our errors, before their message
 
+# Ray writes "(pid=7, ip=10.0.0.2, ..." or, on a line of its own, "ip: 10.0.0.2".
+NODE = re.compile(r"\bip[=:]\s*([^\s,)]+)")
+# What a call of a Ray actor raises that will not come back, beside ActorUnavailableError, which is a RayActorError, too.
+DIED = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.ActorUnschedulableError,
+    ray.exceptions.RuntimeEnvSetupError,
+)
+
 
 class StoppedDuringStart(Exception):
     """The user ended the run while its processes were starting."""
@@ -27,5 +36,15 @@ def first_line(error: Exception) -> str:
 
 
 def reason(error: Exception) -> str:
-    """One line about an error that a call of a Ray actor has raised, without the actor's traceback."""
-    return last_line(error) if isinstance(error, ray.exceptions.RayTaskError) else first_line(error)
+    """One line about an error that a call of a Ray actor has raised, without the actor's traceback.
+
+    The first line about an actor that has died says no more than that.
+    """
+    told_last = (ray.exceptions.RayTaskError, ray.exceptions.ActorDiedError, ray.exceptions.RuntimeEnvSetupError)
+    return last_line(error) if isinstance(error, told_last) else first_line(error)
+
+
+def where(error: Exception) -> str:
+    """ " on the node 10.0.0.2" if Ray's message says where the process was, else ""."""
+    found = NODE.search(str(error))
+    return f" on the node {found[1]}" if found else ""

@@ -1,21 +1,25 @@
-"""The actors of a run: starts those that are wanted, knows which of them live, and changes their number during the run.
+"""The actors of a run: starts those that are wanted, and changes their number during the run.
 
 All wanted actors are requested from Ray at once. Those without room wait in Ray's queue, which is the demand that an
-autoscaler sees; they join the fleet when they have started. Ray restarts an actor whose process or node dies.
+autoscaler sees; they join the fleet when they have started. Ray restarts an actor whose process or node dies. One that
+fails to start, also after a restart, is requested again; only if no actor has started yet, the run ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 from typing import Any
 
 import ray
 
 from actors.actor import FleetView
-from qfleet.cluster.faults import last_line
+from qfleet.cluster.faults import last_line, where
+from qfleet.cluster.retries import Retries
+from qfleet.cluster.roster import Roster, names_of
+from qfleet.cluster.versions import versions_here
 from qfleet.cluster.workers import ActorWorker
 from qfleet.config import TrainConfig
 from replay.security import Access
@@ -23,102 +27,10 @@ from rl.errors import RunFault
 from rl.types import EpisodeResult
 
 FIRST_WAIT = 10.0  # seconds that a starting run waits for more actors once the first is ready
-LOST_AFTER = 10.0  # seconds without an answer after which an actor leaves the fleet
-NOTE_PERIOD = 10.0  # seconds between two lines about actors that join, are lost, or return
 FINISH_TIMEOUT = 30.0  # seconds in which replay must accept the segments of an actor that ends
 KILL_AFTER = 2 * FINISH_TIMEOUT  # seconds after which an actor that does not answer is ended anyway
 
 OnReport = Callable[[int, float, Iterable[EpisodeResult]], None]  # `RunStats.add_actor_report`
-
-
-class Roster:
-    """Which actors of a fleet are living, that is, have answered within the last LOST_AFTER seconds; and their places.
-
-        roster = Roster(environments=16, ladder=True)
-        roster.answer(3, now)
-        line = roster.update(now)  # a line for the user about actors that were lost or returned, or ""
-        roster.place(3)  # (0, 16)
-
-    The environments of the living actors, in the order of their indices, are numbered without gaps. ``environments``:
-    of one actor. ``ladder``: whether epsilons depend on these numbers. Times are in seconds.
-    """
-
-    def __init__(self, environments: int, ladder: bool) -> None:
-        self._environments, self._ladder = environments, ladder
-        self._answered: dict[int, float] = {}  # time of the last answer
-        self.living: list[int] = []
-        self._known: set[int] = set()  # actors that have lived before
-        self._lost: set[int] = set()  # not reported yet, as the next two
-        self._returned: set[int] = set()
-        self._joined: set[int] = set()
-        self._next_note = 0.0
-
-    def answer(self, index: int, now: float) -> None:
-        """Actor ``index`` has answered; it joins the fleet if it was not in it."""
-        self._answered[index] = now
-        if index not in self.living:
-            self._add({index})
-
-    def _add(self, indices: set[int]) -> None:
-        self.living = sorted({*self.living, *indices})
-        self._joined |= indices - self._known
-        self._returned |= (indices & self._known) - self._lost  # one that was lost meanwhile is not worth a line
-        self._lost -= indices
-        self._known |= indices
-
-    def remove(self, index: int) -> None:
-        """Actor ``index`` ends; its index may be used again."""
-        self._answered.pop(index, None)
-        self.living = [i for i in self.living if i != index]
-        for group in (self._known, self._lost, self._returned, self._joined):
-            group.discard(index)
-
-    def update(self, now: float) -> str:
-        """Remove actors that have not answered in time; returns a line about all changes since the last one, or "".
-
-        There is at most one line in NOTE_PERIOD seconds.
-        """
-        silent = {i for i in self.living if now - self._answered[i] > LOST_AFTER}
-        self.living = [i for i in self.living if i not in silent]
-        self._lost |= silent - self._returned
-        self._returned -= silent
-        changes = (
-            (self._lost, "does not answer", "do not answer"),
-            (self._returned, "answers again", "answer again"),
-            (self._joined, "joins", "join"),
-        )
-        words = [f"{_names(group)} {one if len(group) == 1 else more}" for group, one, more in changes if group]
-        if not words or now < self._next_note:
-            return ""
-        start = "warning: " if self._lost else ""
-        for group in (self._lost, self._returned, self._joined):
-            group.clear()
-        self._next_note = now + NOTE_PERIOD
-        return f"{start}{', '.join(words)}: {self._describe()}"
-
-    def forget_news(self) -> None:
-        """Report no changes up to now."""
-        self._joined.clear()
-
-    def _describe(self) -> str:
-        count = f"{len(self.living)} actor{'s' if len(self.living) > 1 else ''}"
-        if not self.living:
-            return "no actor is left, the run waits for one"
-        return f"the ladder is spread over {count}" if self._ladder else f"the run has {count}"
-
-    def place(self, index: int) -> tuple[int, int]:
-        """(number of the first environment of actor ``index``, environments of the fleet), with it in the fleet."""
-        before = bisect_left(self.living, index)
-        actors = len(self.living) + (self.living[before : before + 1] != [index])
-        return before * self._environments, actors * self._environments
-
-
-def _names(indices: Iterable[int]) -> str:
-    """The names of actors, of the first four if there are more than five: "actor-1, actor-2"."""
-    names = [f"actor-{i}" for i in sorted(indices)]
-    if len(names) > 5:
-        names = [*names[:4], f"{len(names) - 4} more"]
-    return ", ".join(names)
 
 
 class ActorFleet:
@@ -126,9 +38,10 @@ class ActorFleet:
 
         fleet = ActorFleet(config, run, access, base_steps, nice, options, extra_options)
         fleet.start()
-        fleet.await_first(timeout, stopping)
+        fleet.await_first(timeout, stopping, lambda: "what is short")
         for name, handle in fleet.workers():  # repeatedly, from the driver's loop
-            handle.poll.remote(fleet.view(name, agent_steps))  # and fleet.answered(name) when it has answered
+            handle.poll.remote(fleet.view(name, agent_steps))
+        fleet.polled()  # and fleet.answered(name) for each that has answered, fleet.failed(name, error) if it has died
         lines = fleet.advance(stats.add_actor_report)
         fleet.scale(6)
 
@@ -150,7 +63,7 @@ class ActorFleet:
         options: Mapping[str, Any],
         extra_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._config, self._arguments = config, (base_steps, run, nice, access)
+        self._config, self._arguments = config, (base_steps, run, nice, access, versions_here())
         self._options, self._extra_options = options, extra_options or {}
         self._class: Any = ray.remote(ActorWorker)
         self.wanted = config.actors.count
@@ -159,26 +72,31 @@ class ActorFleet:
         self.actors: list[Any] = []  # handles of those that have started; the same list object all the time
         self._starting: dict[int, Any] = {}  # calls that are answered once the actor has started
         self._finishing: dict[int, tuple[Any, Any, float]] = {}  # handle, call, time at which the actor is killed
+        self._retries = Retries()
+        self._has_started = False  # whether an actor ever has
+        self._polled = time.monotonic()  # end of the last round of polls
 
     def start(self) -> None:
-        """Request all wanted actors from Ray; waits for none of them."""
-        while len(self.handles) < self.wanted:
-            self._request()
+        """Request all wanted actors from Ray, except those that failed a moment ago; waits for none of them.
 
-    def _request(self) -> None:
-        """Request the actor of the lowest free index. Raises ValueError while Ray still knows an earlier one."""
-        index = next(
-            i for i in range(self.wanted + len(self._finishing)) if i not in {**self.handles, **self._finishing}
-        )
+        Each gets the lowest free index. Raises ValueError while Ray still knows an earlier actor of that index.
+        """
+        waiting = {_index(name) for name in self._retries.waiting(time.monotonic())}
+        taken = {*self.handles, *self._finishing, *waiting}
+        free = (i for i in count() if i not in taken)
+        for _ in range(self.wanted - len(self.handles) - len(waiting)):
+            self._request(next(free))
+
+    def _request(self, index: int) -> None:
         extra = self._extra_options if index >= self._config.actors.count else {}
         options = {"name": f"actor-{index}", **self._options, **extra}
         self.handles[index] = handle = self._class.options(**options).remote(self._config, index, *self._arguments)
         self._starting[index] = handle.__ray_ready__.remote()
 
-    def await_first(self, timeout: float, stopping: Callable[[], bool]) -> None:
+    def await_first(self, timeout: float, stopping: Callable[[], bool], lack: Callable[[], str]) -> None:
         """Wait until all actors have started, but at most FIRST_WAIT seconds after the first; returns if ``stopping()``.
 
-        Raises RunFault if none has started after ``timeout`` seconds, or if one cannot start.
+        Raises RunFault if none has started after ``timeout`` seconds, with ``lack()``, or if one fails before that.
         """
         deadline, has_first = time.monotonic() + timeout, False
         while self._starting and time.monotonic() < deadline and not stopping():
@@ -186,31 +104,45 @@ class ActorFleet:
             if self.actors and not has_first:
                 deadline, has_first = min(deadline, time.monotonic() + FIRST_WAIT), True
         if not self.actors and not stopping():
-            resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-            raise RunFault(
-                f"no actor is ready after {timeout:g} s (needed: {self._options.get('num_cpus', 1)} CPU each; free in the "
-                f"cluster: {resources.get('CPU', 0):g} CPU): add nodes, reduce `replay.shards` or `learner.threads`, or "
-                "raise `ready_timeout`"
-            )
+            raise RunFault(f"no actor is ready after {timeout:g} s{lack()}")
         self.roster.forget_news()
 
     def _collect_started(self, timeout: float) -> None:
-        """Add the actors that have started since the last call. Raises RunFault if one cannot start."""
+        """Add the actors that have started since the last call.
+
+        Raises RunFault if one cannot start and none has started before.
+        """
         if not self._starting:
             return
-        calls = list(self._starting.values())
+        calls, errors = list(self._starting.values()), {}
         done = set(ray.wait(calls, num_returns=len(calls), timeout=timeout)[0])
         for index, call in [(i, c) for i, c in self._starting.items() if c in done]:
-            del self._starting[index]
             try:
                 ray.get(call)
             except ray.exceptions.ActorUnavailableError:  # Ray restarts it
                 self._starting[index] = self.handles[index].__ray_ready__.remote()
-                continue
-            except ray.exceptions.RayActorError as error:
-                raise RunFault(f"actor-{index} could not start: {last_line(error)}") from error
-            self.actors.append(self.handles[index])
-            self.roster.answer(index, time.monotonic())
+            except ray.exceptions.RayError as error:
+                errors[index] = error
+            else:
+                del self._starting[index]
+                self._has_started = True
+                self.actors.append(self.handles[index])
+                self.roster.answer(index, time.monotonic())
+                self._retries.started(f"actor-{index}")
+        for index, why in errors.items():
+            if not self._has_started:
+                raise RunFault(f"actor-{index} could not start{where(why)}: {last_line(why)}") from why
+            self.failed(f"actor-{index}", why)
+
+    def failed(self, name: str, error: Exception) -> None:
+        """Actor ``name`` has failed with ``error``, and Ray does not restart it: it is requested again later."""
+        index = _index(name)
+        handle = self.handles.pop(index)
+        ray.kill(handle)  # else Ray keeps its name
+        if self._starting.pop(index, None) is None:
+            self.actors.remove(handle)
+        self.roster.remove(index)
+        self._retries.failed(name, error, time.monotonic())
 
     @property
     def living(self) -> int:
@@ -227,8 +159,13 @@ class ActorFleet:
         return [(f"actor-{i}", handle) for i, handle in self.handles.items() if i not in self._starting]
 
     def view(self, name: str, agent_steps: int) -> FleetView:
-        """What actor ``name`` has to know now; ``agent_steps``: of all actors since the run's first start."""
+        """What actor ``name`` is told in a poll now; ``agent_steps``: of all actors since the run's first start."""
+        self.roster.asked(_index(name), time.monotonic())
         return FleetView(*self.roster.place(_index(name)), agent_steps)
+
+    def polled(self) -> None:
+        """All actors were polled, and their answers awaited for a moment."""
+        self._polled = time.monotonic()
 
     def answered(self, name: str) -> int:
         """Actor ``name`` has answered a poll; returns its index."""
@@ -236,8 +173,12 @@ class ActorFleet:
         return _index(name)
 
     def scale(self, wanted: int) -> None:
-        """Change the number of wanted actors. Those that still wait for room end first, then the highest indices."""
+        """Change the number of wanted actors. Those that still wait for room end first, then the highest indices.
+
+        Those that have failed are requested at once.
+        """
         self.wanted = wanted
+        self._retries.clear()
         by_rank = sorted(self.handles, key=lambda i: (i in self.roster.living, -i))
         for index in by_rank[: max(len(self.handles) - wanted, 0)]:
             handle = self.handles.pop(index)
@@ -252,13 +193,13 @@ class ActorFleet:
     def advance(self, report: OnReport) -> list[str]:
         """Advance towards the wanted number without waiting; returns lines for the user.
 
-        ``report`` gets what the actors that have ended did since their last poll. Raises RunFault if an actor cannot
-        start.
+        ``report`` gets what the actors that have ended did since their last poll.
         """
         with contextlib.suppress(ValueError):  # the name of an actor that has just ended: the next call tries again
             self.start()
         self._collect_started(timeout=0.0)
-        lines = [self._advance_ends(report), self.roster.update(time.monotonic())]
+        news = self._retries.news(time.monotonic())
+        lines = [self._advance_ends(report), news, self.roster.update(self._polled)]
         return [line for line in lines if line]
 
     def _advance_ends(self, report: OnReport) -> str:
@@ -277,12 +218,12 @@ class ActorFleet:
             del self._finishing[index]
         words = []
         if sum(unsent.values()):
-            rejected = _names(index for index, segments in unsent.items() if segments)
+            rejected = names_of(index for index, segments in unsent.items() if segments)
             words += [
                 f"replay did not accept {sum(unsent.values())} segments of {rejected} within {FINISH_TIMEOUT:g} s"
             ]
         if silent:
-            words += [f"{_names(silent)} ended without an answer, what they had not sent is lost"]
+            words += [f"{names_of(silent)} ended without an answer, what they had not sent is lost"]
         return f"warning: {', and '.join(words)}" if words else ""
 
     def all_handles(self) -> list[Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from learner.learner import learner_threads, pick_device
 from qfleet.config import TrainConfig
+
+Resources = Mapping[str, float]  # by Ray's name: CPU, GPU, memory (bytes)
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,23 @@ class Needs:
         """CPUs of all processes of the run together."""
         actors = self.actor_cpus * config.actors.count
         return self.learner_cpus + actors + self.shard_cpus * config.replay.shards + self.evaluator_cpus
+
+
+def nonzero(resources: Resources) -> dict[str, float]:
+    """``resources`` without those of which nothing is needed."""
+    return {k: v for k, v in resources.items() if v}
+
+
+def short(needed: Resources, there: Resources) -> dict[str, float]:
+    """What of ``needed`` is not there, by resource."""
+    return {k: v - there.get(k, 0) for k, v in needed.items() if v > there.get(k, 0)}
+
+
+def amounts(resources: Resources) -> str:
+    """Resources as text, such as "2 CPU, 1 GPU, 1.5 GB of memory"."""
+    return ", ".join(f"{v / 1e9:,.1f} GB of memory" if k == "memory" else f"{v:g} {k}" for k, v in resources.items())
+
+
+def and_shards(shards: int) -> str:
+    """Words that follow "the learner" if so many shards are beside it."""
+    return f" and {shards} replay shard(s) beside it" if shards else ""

@@ -1,4 +1,4 @@
-"""Decides on which node of a cluster each part of a run is placed, and whether there is room for it.
+"""Decides on which node of a cluster each part of a run is placed; room.py says whether there is room for it.
 
 The decisions are functions of plain data: the nodes as Ray describes them (`cluster_nodes`), and the configuration.
 """
@@ -13,14 +13,12 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from learner.learner import threads_on
-from qfleet.cluster.needs import Needs
+from qfleet.cluster.needs import Needs, Resources, amounts, and_shards, nonzero, short
 from qfleet.config import TrainConfig
 from rl.errors import BadInput
 
 LABEL, LEARNER = "qfleet", "learner"  # Ray's label qfleet=learner marks the learner's node
 NODE_ID = "ray.io/node-id"  # Ray's own label of each node
-
-Resources = Mapping[str, float]  # by Ray's name: CPU, GPU, memory (bytes)
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,8 @@ class Placement:
 
     def _like_actors(self) -> dict[str, Any]:
         options: dict[str, Any] = {"max_restarts": -1, "scheduling_strategy": "SPREAD"}
-        if self.elsewhere and self.node is not None:
-            options["label_selector"] = {NODE_ID: f"!{self.node.id}"}
+        if self.kept_off is not None:
+            options["label_selector"] = {NODE_ID: f"!{self.kept_off.id}"}
         return options
 
     @property
@@ -139,7 +137,12 @@ class Placement:
         """What the learner and the shards beside it request of their node."""
         n, shards = self.needs, self.shards if self.shards_beside else 0
         cpus = n.learner_cpus + n.shard_cpus * shards
-        return {"CPU": cpus, "GPU": n.learner_gpus, "memory": n.shard_memory * shards}
+        return nonzero({"CPU": cpus, "GPU": n.learner_gpus, "memory": n.shard_memory * shards})
+
+    @property
+    def kept_off(self) -> Node | None:
+        """The node where actors and evaluator may not be, if there is one."""
+        return self.node if self.elsewhere else None
 
 
 def place_locally(config: TrainConfig) -> Placement:
@@ -171,104 +174,17 @@ def place(config: TrainConfig, nodes: Sequence[Node], autoscaler: bool) -> Place
 
 def _check_fits(placement: Placement, node: Node) -> None:
     """Raise BadInput if the learner and the shards beside it need more than their node has when it is idle."""
-    needed, short = placement.on_learner_node, _short(placement.on_learner_node, node.total)
-    if not short:
+    needed, lacking = placement.on_learner_node, short(placement.on_learner_node, node.total)
+    if not lacking:
         return
     beside = placement.shards if placement.shards_beside else 0
-    ways = ["fewer `learner.threads`"] if "CPU" in short and placement.needs.threads > 1 else []
-    if beside and not _short({"CPU": placement.needs.learner_cpus, "GPU": placement.needs.learner_gpus}, node.total):
-        fewer = ["fewer `replay.shards`"] if beside > 1 and "CPU" in short else []
-        less = ["a smaller `replay.capacity_bytes`"] if "memory" in short else []
+    ways = ["fewer `learner.threads`"] if "CPU" in lacking and placement.needs.threads > 1 else []
+    if beside and not short({"CPU": placement.needs.learner_cpus, "GPU": placement.needs.learner_gpus}, node.total):
+        fewer = ["fewer `replay.shards`"] if beside > 1 and "CPU" in lacking else []
+        less = ["a smaller `replay.capacity_bytes`"] if "memory" in lacking else []
         ways = ["`placement.shards` spread", *fewer, *ways, *less]
     raise BadInput(
-        f"the learner{_and_shards(beside)} {'need' if beside else 'needs'} {_amounts(needed)}, and the learner's node "
-        f"{node.address} has {_amounts({k: node.total.get(k, 0) for k in short})} in all (short of {_amounts(short)}): "
+        f"the learner{and_shards(beside)} {'need' if beside else 'needs'} {amounts(needed)}, and the learner's node "
+        f"{node.address} has {amounts({k: node.total.get(k, 0) for k in lacking})} in all (short of {amounts(lacking)}): "
         f"write {', or '.join([*ways, 'another node as `placement.learner`'])}"
     )
-
-
-@dataclass(frozen=True)
-class Room:
-    """What is free in a cluster for a run that is about to start."""
-
-    learner_lacks: dict[str, float]  # on the learner's node, for the learner and the shards beside it
-    shards: int  # spread shards without a node
-    evaluator: bool  # whether there is room for the evaluator
-    actors: int  # actors with a free CPU
-
-
-def count_room(placement: Placement, nodes: Sequence[Node]) -> Room:
-    """How much of a run has room in what is free on ``nodes`` now."""
-    free = {n.id: dict(n.free) for n in nodes}
-    lacks = dict(placement.on_learner_node)
-    if placement.node is not None:
-        own = free[placement.node.id]
-        lacks = _short(placement.on_learner_node, own)
-        for name, amount in placement.on_learner_node.items():
-            own[name] = max(own.get(name, 0) - amount, 0)
-    needs = placement.needs
-    shard = {"CPU": needs.shard_cpus, "memory": needs.shard_memory}
-    spread = 0 if placement.shards_beside else placement.shards
-    placed = sum(_take(free.values(), shard) for _ in range(spread))
-    excluded = placement.node.id if placement.elsewhere and placement.node else None
-    theirs = [resources for node, resources in free.items() if node != excluded]
-    evaluator = _take(theirs, {"CPU": needs.evaluator_cpus})
-    actors = sum(int(r.get("CPU", 0)) // needs.actor_cpus for r in theirs)
-    return Room({k: v for k, v in lacks.items() if v}, spread - placed, evaluator, min(actors, placement.actors))
-
-
-def describe_lack(room: Room, placement: Placement, ready_timeout: float) -> str:
-    """One line about what is short and what is waited for; "" if all of the run has room."""
-    lacks = []
-    if room.learner_lacks:
-        where = f"on the node {placement.node.address}" if placement.node else "on a node that is not there yet"
-        beside = _and_shards(placement.shards if placement.shards_beside else 0)
-        lacks.append(f"{_amounts(room.learner_lacks)} {where} for the learner{beside}")
-    if room.shards:
-        memory = room.shards * placement.needs.shard_memory
-        lacks.append(f"{_amounts({'CPU': room.shards, 'memory': memory})} for {room.shards} replay shard(s)")
-    if not room.evaluator:
-        lacks.append("1 CPU for the evaluator")
-    missing = placement.actors - room.actors
-    parts = []
-    if missing:
-        parts.append(
-            f"the cluster has room for {room.actors} of {placement.actors} actors now (short of "
-            f"{missing * placement.needs.actor_cpus} CPU)"
-        )
-    if lacks:
-        parts.append(f"{'it' if parts else 'the cluster'} is short of {', and of '.join(lacks)}")
-    if lacks or (missing and not room.actors):
-        parts.append(f"the run waits for it, up to {ready_timeout:g} s (`ready_timeout`)")
-    elif missing:
-        parts.append("the others start when there is room")
-    return "; ".join(parts)
-
-
-def _take(nodes: Any, wanted: Resources) -> bool:
-    """Take ``wanted`` from the node of ``nodes`` (their free resources) with most free CPUs; returns whether it fits."""
-    fit = [r for r in nodes if not _short(wanted, r)]
-    if fit:
-        idlest = max(fit, key=lambda r: r.get("CPU", 0))
-        idlest.update({k: idlest.get(k, 0) - v for k, v in wanted.items()})
-    return bool(fit)
-
-
-def _short(needed: Resources, there: Resources) -> dict[str, float]:
-    """What of ``needed`` is not there, by resource."""
-    return {k: v - there.get(k, 0) for k, v in needed.items() if v > there.get(k, 0)}
-
-
-def _amounts(resources: Resources) -> str:
-    """Resources as text, such as "2 CPU, 1 GPU, 1.5 GB of memory"."""
-    texts = []
-    for name, amount in resources.items():
-        if name == "memory":
-            texts += [f"{amount / 1e9:,.1f} GB of memory"] if amount else []
-        elif amount or name == "CPU" or len(resources) == 1:
-            texts.append(f"{amount:g} {name}")
-    return ", ".join(texts)
-
-
-def _and_shards(shards: int) -> str:
-    return f" and {shards} replay shard(s) beside it" if shards else ""

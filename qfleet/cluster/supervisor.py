@@ -10,7 +10,7 @@ import ray
 
 from qfleet.cluster.connect import start_ray
 from qfleet.cluster.evaluation import Evaluation, is_ready
-from qfleet.cluster.faults import StoppedDuringStart, first_line, last_line, reason
+from qfleet.cluster.faults import DIED, StoppedDuringStart, first_line, last_line, reason
 from qfleet.cluster.placement import cluster_nodes
 from qfleet.cluster.scaling import Scaling
 from qfleet.cluster.topology import Topology, start_processes
@@ -40,11 +40,12 @@ class _Poller:
     def poll(self) -> dict[str, dict[str, Any]]:
         """The answers since the last call, by worker.
 
-        For a worker that has died there is one last answer, with its `failure`. A shard that does not answer causes a
-        warning (of the actors, the fleet keeps account); a learner that does not answer raises RunFault.
+        For a learner or a shard that has died there is one last answer, with its `failure`; an actor is left to the
+        fleet. A shard that does not answer causes a warning (of the actors, the fleet keeps account); a learner that
+        does not answer raises RunFault.
         """
         workers = dict(self._topology.workers())
-        self._dead &= workers.keys()  # an actor that was scaled away may come back under its name
+        self._dead &= workers.keys()  # a shard that was removed may come back under its name
         workers = {name: handle for name, handle in workers.items() if name not in self._dead}
         self._last_answer = {name: self._last_answer.get(name, time.monotonic()) for name in workers}
         self._pending = {name: call for name, call in self._pending.items() if name in workers}
@@ -55,6 +56,7 @@ class _Poller:
                 self._pending[name] = handle.poll.remote(*view)
         refs = list(self._pending.values())
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=POLL_PERIOD / 2)
+        self._topology.fleet.polled()
         answers = {}
         for name, ref in [(n, r) for n, r in self._pending.items() if r in ready]:
             del self._pending[name]
@@ -63,8 +65,11 @@ class _Poller:
                 self._last_answer[name] = time.monotonic()
             except ray.exceptions.ActorUnavailableError:
                 continue
-            except ray.exceptions.RayActorError as error:
-                answers[name] = {"failure": f"the process ended: {first_line(error)}"}
+            except DIED as error:
+                if name.startswith("actor-"):
+                    self._topology.fleet.failed(name, error)
+                    continue
+                answers[name] = {"failure": f"the process ended: {reason(error)}"}
                 self._dead.add(name)
         for name, last in list(self._last_answer.items()):
             if time.monotonic() - last > CALL_TIMEOUT * 3:
@@ -222,7 +227,7 @@ def _finish(run: Run, topology: Topology) -> None:
     for handle in (
         *topology.fleet.all_handles(),
         *shards.values(),
-        topology.evaluator,
+        topology.evaluator.handle,
         topology.learner,
         topology.weights,
         topology.board,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import ray
 
 from learner.checkpoint import Checkpoint
 from qfleet.cluster.autoscaler import nodes_outside
+from qfleet.cluster.evaluation import EvaluatorProcess
 from qfleet.cluster.faults import StoppedDuringStart, last_line
 from qfleet.cluster.fleet import ActorFleet
-from qfleet.cluster.placement import Node, Placement, cluster_nodes, count_room, describe_lack, place, place_locally
+from qfleet.cluster.placement import Node, Placement, cluster_nodes, place, place_locally
+from qfleet.cluster.room import actors_lack, count_room, describe_lack, learner_lack, shards_lack
 from qfleet.cluster.shards import ReplayShards
 from qfleet.cluster.stores import Stores
 from qfleet.cluster.versions import check_versions, survey_nodes, versions_here
-from qfleet.cluster.workers import EvaluatorWorker, LearnerWorker
+from qfleet.cluster.workers import LearnerWorker
 from qfleet.config import TrainConfig
 from replay.security import Access, new_token
 from rl.errors import RunFault
@@ -34,7 +37,7 @@ class Topology:
     shards: ReplayShards
     learner: Any
     fleet: ActorFleet
-    evaluator: Any
+    evaluator: EvaluatorProcess
     placement: Placement
     device: str
 
@@ -88,21 +91,17 @@ def start_processes(
         stores = Stores(placement, resume)
     except ValueError as error:
         raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir with another name") from error
-    needs, timeout = placement.needs, config.ready_timeout
+    timeout = config.ready_timeout
     shards = ReplayShards(config, directory, access, local, resumed is not None, placement.shard_options())
     shard_calls = {f"shard-{i}": shards.start(i) for i in range(config.replay.shards)}
-    addresses = _await_ready(shard_calls, f"{needs.shard_cpus} CPU each", timeout, stopping)
+    addresses = _await_ready(shard_calls, partial(_say, shards_lack, placement), timeout, stopping)
     shards.addresses = dict(enumerate(addresses))
     stores.board.set_shards.remote(addresses)
     started = {"learner": learner.start.remote(addresses, resumed)}
-    [device] = _await_ready(started, f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU", timeout, stopping)
-    evaluator = (
-        remote(EvaluatorWorker)
-        .options(name="evaluator", **placement.evaluator_options())
-        .remote(config, base_steps, run)
-    )
+    [device] = _await_ready(started, lambda: ": raise `ready_timeout`", timeout, stopping)
+    evaluator = EvaluatorProcess(config, base_steps, run, placement.evaluator_options())
     fleet = _start_actors(config, base_steps, run, local, access, placement.actor_options())
-    fleet.await_first(timeout, stopping)
+    fleet.await_first(timeout, stopping, partial(_say, actors_lack, placement))
     if stopping():
         raise StoppedDuringStart
     return Topology(stores, shards, learner, fleet, evaluator, placement, device)
@@ -142,8 +141,8 @@ def _start_learner(
         .options(name="learner", **placement.learner_options())
         .remote(config, run, needs.threads, access, None if local else needs.learner_gpus)
     )
-    wanted = f"{needs.learner_cpus} CPU, {needs.learner_gpus} GPU"
-    [where] = _await_ready({"learner": learner.describe.remote()}, wanted, config.ready_timeout, stopping)
+    lack = partial(_say, learner_lack, placement)
+    [where] = _await_ready({"learner": learner.describe.remote()}, lack, config.ready_timeout, stopping)
     for warning in where.warnings:
         note(f"warning: {warning}")
     if local:
@@ -160,11 +159,18 @@ def _start_actors(
     return fleet
 
 
-def _await_ready(calls: dict[str, Any], needs: str, timeout: float, stopping: Callable[[], bool]) -> list[Any]:
+def _say(lack: Callable[[Placement, Sequence[Node]], str], placement: Placement) -> str:
+    """What is short now by ``lack``, with the nodes that should be in the cluster and are not."""
+    return "; ".join(filter(None, (lack(placement, cluster_nodes()), nodes_outside())))
+
+
+def _await_ready(
+    calls: dict[str, Any], lack: Callable[[], str], timeout: float, stopping: Callable[[], bool]
+) -> list[Any]:
     """Wait for ``calls`` (process name -> Ray reference); returns their results in order.
 
-    Raises RunFault, which names the processes that are not ready after ``timeout`` seconds and their ``needs``; raises
-    StoppedDuringStart once ``stopping`` returns True.
+    Raises RunFault, which names the processes that are not ready after ``timeout`` seconds and ends with ``lack()``;
+    raises StoppedDuringStart once ``stopping`` returns True.
     """
     refs = list(calls.values())
     deadline = time.monotonic() + timeout
@@ -175,12 +181,7 @@ def _await_ready(calls: dict[str, Any], needs: str, timeout: float, stopping: Ca
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.5)
     if len(ready) < len(refs):
         missing = [name for name, ref in calls.items() if ref not in ready]
-        resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        free = ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
-        raise RunFault(
-            f"not ready after {timeout:g} s: {', '.join(missing)} (needed: {needs}; free in the cluster: {free}): "
-            "reduce `actors.count`, `replay.shards` or `learner.threads`, add nodes, or raise `ready_timeout`"
-        )
+        raise RunFault(f"not ready after {timeout:g} s: {', '.join(missing)}{lack()}")
     try:
         return list(ray.get(refs))
     except ray.exceptions.RayError as error:

@@ -97,12 +97,18 @@ def _runs_autoscaler(gcs: str) -> bool:
 def check_versions(driver: Mapping[str, str], nodes: Mapping[str, Mapping[str, str]]) -> None:
     """Raise RunFault if a node, by its address in ``nodes``, has another version of a package than the driver.
 
-    Builds of one version, such as torch 2.13.0+cpu and 2.13.0, may be mixed.
+    Builds of one version, such as torch 2.13.0+cpu and 2.13.0, may be mixed. The third number of Python's version may
+    differ: bytecode, which Ray sends, depends on the first two. Ray itself lets such a node join only if it is told to.
     """
     for address, found in sorted(nodes.items()):
         for name, version in driver.items():
-            if found[name].partition("+")[0] != version.partition("+")[0]:
+            if _compared(name, found[name]) != _compared(name, version):
                 raise RunFault(
                     f"the node {address} has {name} {found[name]}, and `qfleet train` runs with {name} {version}: install "
                     "the same version on all nodes"
                 )
+
+
+def _compared(name: str, version: str) -> str:
+    """The part of a version that must be the same on all nodes."""
+    return ".".join(version.split(".")[:2]) if name == "Python" else version.partition("+")[0]

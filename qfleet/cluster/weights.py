@@ -114,7 +114,7 @@ class RayWeightSource:
     def poll(self) -> Publication | None:
         """The newest publication, once its weights are on this node; None if there is no newer one. Never blocks.
 
-        Raises RunFault if the store has died.
+        Weights that Ray has lost are queried again at the next call. Raises RunFault if the store has died.
         """
         if self._found is None and not self._query():
             return None
@@ -122,7 +122,11 @@ class RayWeightSource:
             return None
         assert self._found is not None
         newest, refs = self._found
-        return self._take(newest, ray.get(refs))
+        try:
+            return self._take(newest, ray.get(refs))
+        except ray.exceptions.ObjectLostError:  # the store may have died: the next query says so
+            self._found = None
+            return None
 
     def _take(self, newest: Publication, weights: list[Weights]) -> Publication:
         """The publication ``newest`` with its ``weights``, [online] or [online, target]; later ones must be newer."""
@@ -172,8 +176,8 @@ class RayWeightSource:
     def wait(self, timeout: float) -> Publication | None:
         """Wait up to ``timeout`` seconds for the newest publication; returns None if there is no newer one.
 
-        Raises RunFault if the store does not answer in that time, or its weights do not arrive in as much, or if it has
-        died; ActorUnavailableError while the network is interrupted.
+        Raises RunFault if the store does not answer in that time, or its weights do not arrive in as much or are lost, or
+        if it has died; ActorUnavailableError while the network is interrupted.
         """
         call = self._store.newer_than.remote(self._version, self._target_version)
         try:
@@ -183,3 +187,5 @@ class RayWeightSource:
             raise RunFault(f"the weight store has not answered for {timeout:g} s") from None
         except ray.exceptions.ActorDiedError:
             raise RunFault(DIED) from None
+        except ray.exceptions.ObjectLostError:
+            raise RunFault("the weights of the newest publication were lost before they arrived") from None

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from learner.checkpoint import Checkpoint
 from learner.learner import LearnerConfig, pick_device
 from qfleet.cluster.board import RemoteBoard
 from qfleet.cluster.metrics import RayMetrics
+from qfleet.cluster.versions import check_versions, versions_here
 from qfleet.cluster.weights import WEIGHT_STORE, RayWeightSink, RayWeightSource
 from qfleet.config import TrainConfig
 from qfleet.run.parts import make_actor, make_evaluator, make_learner
@@ -115,8 +116,9 @@ def _weight_store() -> Any:
 class ActorWorker:
     """One actor. It starts acting at its first poll, also after a restart by Ray: then it knows its place in the fleet.
 
-    ``base_steps``: agent steps made before a resume. Raises RunFault if the learner publishes no weights within
-    FIRST_WEIGHTS_TIMEOUT seconds.
+    ``base_steps``: agent steps made before a resume. ``versions``: those of the driver, because this node may have joined
+    after it compared them. Raises RunFault if this node has other versions, or if the learner publishes no weights
+    within FIRST_WEIGHTS_TIMEOUT seconds.
     """
 
     def __init__(
@@ -127,7 +129,9 @@ class ActorWorker:
         run: str,
         nice: int,
         access: Access,
+        versions: Mapping[str, str],
     ) -> None:
+        check_versions(versions, {ray.util.get_node_ip_address(): versions_here()})  # type: ignore[no-untyped-call]
         os.nice(nice)
         torch.set_num_threads(1)
         board = RemoteBoard.here()

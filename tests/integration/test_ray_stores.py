@@ -5,20 +5,29 @@ A slow store blocks no client, no target sync is lost, a silent board is an erro
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray
 
 from actors.actor import FleetView
-from qfleet.cluster import board
+from qfleet.cluster import board, retries
+from qfleet.cluster import evaluation as evaluation_module
+from qfleet.cluster import fleet as fleet_module
 from qfleet.cluster.board import BOARD, RemoteBoard, RunBoard
-from qfleet.cluster.evaluation import Evaluation
+from qfleet.cluster.evaluation import Evaluation, EvaluatorProcess
+from qfleet.cluster.fleet import ActorFleet
 from qfleet.cluster.needs import Needs
 from qfleet.cluster.placement import Placement, cluster_nodes
 from qfleet.cluster.stores import Stores
+from qfleet.cluster.supervisor import _Poller
+from qfleet.cluster.versions import versions_here
 from qfleet.cluster.weights import WEIGHT_STORE, RayWeightSink, RayWeightSource, WeightStore
 from qfleet.cluster.workers import ActorWorker, EvaluatorWorker
 from qfleet.presets import cartpole
@@ -32,6 +41,7 @@ from rl.envs.make import spec_and_actions
 from rl.errors import RunFault
 from rl.parameters import weights_of
 from rl.ports import Publication
+from tests.integration.fickle import Fickle
 from tests.qfleet.configs import short
 
 
@@ -116,6 +126,39 @@ def test_a_process_of_no_run_has_no_board():
         RemoteBoard.here()
 
 
+class LossyStore(WeightStore):
+    def replace(self, refs):
+        """Let ``refs`` be the newest weights."""
+        [self._online] = refs
+
+
+class Owner:
+    def put(self):
+        return [ray.put({"w": np.zeros(3, np.float32)})]
+
+
+def test_weights_that_ray_has_lost_are_asked_for_again():
+    store, owner = ray.remote(LossyStore).options(num_cpus=0).remote(), ray.remote(Owner).options(num_cpus=0).remote()
+    sink, source = RayWeightSink(store), RayWeightSource(store)
+    sink.publish(publication(1))
+    ray.get(store.replace.remote(owner.put.remote()))
+    ray.kill(owner)  # and with it the weights of version 1
+    with pytest.raises(ray.exceptions.ActorDiedError):  # `ray.kill` returns before the process is gone
+        while True:
+            ray.get(owner.__ray_ready__.remote(), timeout=30.0)
+    with pytest.raises(RunFault, match=r"^the weights of the newest publication were lost before they arrived$"):
+        source.wait(30.0)
+    for _ in range(10):
+        assert source.poll() is None
+        time.sleep(0.1)
+    sink.publish(publication(2))
+    deadline = time.monotonic() + 30.0
+    while (got := source.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert got.version == 2
+
+
 class SlowBoard(RunBoard):
     def sleep(self, seconds):
         time.sleep(seconds)
@@ -188,21 +231,43 @@ def create_named(cls, name):
             time.sleep(0.1)
 
 
+@pytest.fixture
+def soon(monkeypatch):
+    """What has failed is requested again at once."""
+    monkeypatch.setattr(retries, "FIRST_DELAY", 0.5)
+    monkeypatch.setattr(retries, "NOTE_PERIOD", 0.0)
+
+
+class FickleEvaluator(EvaluatorWorker):
+    """Cannot start while its folder, given as the run's name, has a file called broken."""
+
+    def __init__(self, config, base_steps, folder):
+        if (Path(folder) / "broken").exists():
+            raise FileNotFoundError("no ROM")
+        super().__init__(config, base_steps, folder)
+
+    def pid(self):
+        return os.getpid()
+
+
 @pytest.mark.timeout(180)
-def test_an_evaluator_that_gets_no_weights_loses_the_evaluation_and_plays_the_next(tmp_path):
+def test_an_evaluation_is_lost_without_weights_or_with_its_evaluator_and_the_next_is_played(
+    tmp_path, monkeypatch, soon
+):
+    monkeypatch.setattr(evaluation_module, "EvaluatorWorker", FickleEvaluator)
     config = short(max_steps=10_000)
     config = replace(config, evaluation=replace(config.evaluation, period=100))
     run = Run(config, RunDir.create(tmp_path / "run", config), None)
     store = create_named(WeightStore, WEIGHT_STORE)
-    evaluator = ray.remote(EvaluatorWorker).remote(config, 0, "run")
+    evaluator = EvaluatorProcess(config, 0, str(tmp_path), {"max_restarts": -1})
     evaluation, notes = Evaluation(run, evaluator), []
     run.progress.note = notes.append
 
     def advance_until(condition):
         deadline = time.monotonic() + 60.0
-        run.stats.add_actor_report(0, run.stats.agent_steps + 200, ())  # the next one is due
         while not condition():
             assert time.monotonic() < deadline
+            run.stats.add_actor_report(0, run.stats.agent_steps + 200, ())  # the next one is due
             evaluation.advance()
             time.sleep(0.05)
 
@@ -211,9 +276,21 @@ def test_an_evaluator_that_gets_no_weights_loses_the_evaluation_and_plays_the_ne
     weights = weights_of(make_q_network(config))
     ray.get(store.publish.remote(Publication(1, 0, weights, 0, weights)))
     advance_until(lambda: run.scheduler.last_return is not None)
+
+    pid = ray.get(evaluator.handle.pid.remote())  # now it dies, and cannot be restarted
+    (tmp_path / "broken").touch()
+    notes.clear()
+    os.kill(pid, signal.SIGKILL)
+    ended = "warning: the evaluator has failed on the node"
+    advance_until(lambda: any(line.startswith(ended) for line in notes))
+    told = next(line for line in notes if line.startswith(ended))
+    assert told.endswith(" (FileNotFoundError: no ROM): it is requested again after 0.5 s")
+    (tmp_path / "broken").unlink()
+    run.scheduler.last_return = None
+    advance_until(lambda: run.scheduler.last_return is not None)
     run.close()
     run.dir.unlock()
-    for handle in (evaluator, store):
+    for handle in (evaluator.handle, store):
         ray.kill(handle)
 
 
@@ -234,7 +311,7 @@ def actor_of():
         store.publish.remote(Publication(1, 0, weights, 0, weights))
         own_board = create_named(RunBoard, BOARD)
         own_board.set_shards.remote([server.address])
-        actor = ray.remote(ActorWorker).remote(config, 0, 0, "run", 0, UNPROTECTED)
+        actor = ray.remote(ActorWorker).remote(config, 0, 0, "run", 0, UNPROTECTED, versions_here())
         running.extend((actor, store, own_board, server))
         return actor, server
 
@@ -279,3 +356,65 @@ def test_an_actor_that_replay_does_not_let_write_ends_in_time_and_counts_its_seg
     assert answer["unsent"] > 0
     assert answer["unsent"] * 4 + server.counts().inserted >= answer["agent_steps"] - 2 * (4 + 3)
     assert answer["failure"] is None
+
+
+@pytest.fixture
+def fleet_of(tmp_path, monkeypatch, soon):
+    """``fleet_of(count)``: a fleet of `Fickle`, which fail while there is a file of their name in tmp_path."""
+    monkeypatch.setattr(fleet_module, "ActorWorker", Fickle)
+    made = []
+
+    def make(count):
+        config = replace(cartpole(), actors=replace(cartpole().actors, count=count))
+        options = {"num_cpus": 0, "max_restarts": -1}
+        made.append(ActorFleet(config, str(tmp_path), UNPROTECTED, 0, 0, options))
+        return made[-1]
+
+    yield make
+    for handle in [h for fleet in made for h in fleet.all_handles()]:
+        ray.kill(handle)
+
+
+@pytest.mark.timeout(180)
+def test_a_run_whose_first_actor_cannot_start_ends_with_the_cause(fleet_of, tmp_path):
+    (tmp_path / "actor-0").touch()
+    fleet = fleet_of(1)
+    fleet.start()
+    with pytest.raises(
+        RunFault, match=r"^actor-0 could not start on the node \S+: FileNotFoundError: no ROM for actor-0$"
+    ):
+        fleet.await_first(60.0, lambda: False, str)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_an_actor_that_fails_to_start_later_or_to_restart_is_requested_again(fleet_of, tmp_path):
+    fleet, lines, pids, ends = fleet_of(1), [], {}, time.monotonic() + 120.0
+    poller = _Poller(SimpleNamespace(fleet=fleet, workers=fleet.workers), SimpleNamespace(agent_steps=0), lines.append)
+
+    def drive_until(condition):
+        while not condition():
+            assert time.monotonic() < ends, lines
+            for name, answer in poller.poll().items():
+                pids[fleet.answered(name)] = answer["pid"]
+            lines.extend(fleet.advance(lambda *_: None))
+
+    fleet.start()
+    fleet.await_first(60.0, lambda: False, str)
+    (tmp_path / "actor-1").touch()
+    fleet.scale(2)
+    [node], cause = cluster_nodes(), "FileNotFoundError: no ROM for actor-1"
+    failed = f"warning: actor-1 has failed on the node {node.address} ({cause}): it is requested again after 0.5 s"
+    drive_until(lambda: lines)
+    assert lines == [failed]
+    (tmp_path / "actor-1").unlink()
+    drive_until(lambda: 1 in pids)
+    assert fleet.roster.living == [0, 1]
+    (tmp_path / "actor-1").touch()
+    lines.clear()
+    os.kill(pids[1], signal.SIGKILL)  # Ray restarts it
+    drive_until(lambda: lines)
+    assert lines == [failed]
+    assert fleet.roster.living == [0]
+    assert [name for name, _ in fleet.workers()] == ["actor-0"]
+    assert len(fleet.actors) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import socket
 import threading
 from concurrent import futures
@@ -9,9 +10,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import grpc
 import pytest
+import ray
+from ray._private.utils import check_version_info
 
 from qfleet.cluster import connect
-from qfleet.cluster.connect import resolve_address
+from qfleet.cluster.connect import join_ray, resolve_address
 from rl.errors import BadInput
 
 
@@ -54,3 +57,25 @@ def test_a_silent_listener_and_another_protocol_are_no_ray(monkeypatch):
     with pytest.raises(BadInput, match="no Ray answers"):
         resolve_address(f"127.0.0.1:{server.server_port}")
     server.server_close()
+
+
+@pytest.mark.parametrize(("theirs", "python"), [("2.59.1", "3.11.7"), (ray.__version__, "3.10.4")])
+def test_a_ray_of_another_version_is_told_in_one_line_with_both_versions(answering, monkeypatch, theirs, python):
+    """Ray compares its own version and Python's with those that the head has stored."""
+    stored = {"ray_version": theirs, "python_version": python}
+    monkeypatch.setattr(ray, "init", lambda **_: check_version_info(stored, "node 10.0.0.1"))
+    with pytest.raises(BadInput) as caught:
+        join_ray(answering, "run")
+    assert str(caught.value) == (
+        f"address {answering}: the Ray at {answering} is {theirs} with Python {python}, and here is Ray {ray.__version__} "
+        f"with Python {platform.python_version()}: install the same versions on both"
+    )
+
+
+def test_why_a_ray_cannot_be_joined_is_one_line(answering, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("no node\n  is there\n")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(BadInput, match=r"could not be joined \(no node is there\): start one with `ray start --head`"):
+        join_ray(answering, "run")

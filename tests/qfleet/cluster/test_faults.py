@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RuntimeEnvSetupError
 
-from qfleet.cluster.faults import first_line, last_line
+from qfleet.cluster.faults import first_line, last_line, reason, where
 
 TRACEBACK = """\x1b[36mray::LearnerWorker.start()\x1b[39m (pid=7, ip=127.0.0.1)
   File "learner.py", line 3, in start
@@ -25,3 +26,19 @@ def test_last_line_skips_a_workers_traceback():
 def test_an_error_without_a_message_is_shown_as_its_repr(line):
     assert line(ValueError()) == "ValueError()"
     assert line(ValueError(" \n ")) == repr(ValueError(" \n "))
+
+
+def test_the_reason_for_an_actors_death_is_that_of_its_constructor_and_says_where():
+    died = ActorDiedError()
+    died.error_msg = (
+        "The actor died because of an error raised in its creation task, ray::A.__init__() (pid=7, ip=10.0.0.7, "
+    )
+    died.error_msg += "actor_id=12)\n  File ...\nrl.errors.RunFault: no ROM"
+    assert (reason(died), where(died)) == ("no ROM", " on the node 10.0.0.7")
+    died.error_msg = (
+        "The actor died unexpectedly before finishing this task.\n\tpid: 7\n\tip: 10.0.0.8\nIts node has died."
+    )
+    assert (reason(died), where(died)) == ("Its node has died.", " on the node 10.0.0.8")
+    assert reason(ActorUnavailableError("no route", None)).startswith("The actor None is unavailable: no route.")
+    setup = RuntimeEnvSetupError("no space left")
+    assert (reason(setup), where(setup)) == ("no space left", "")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qfleet.cluster.fleet import LOST_AFTER, NOTE_PERIOD, Roster
+from qfleet.cluster.fleet import ActorFleet
+from qfleet.cluster.retries import NOTE_PERIOD, Retries
+from qfleet.cluster.roster import LOST_AFTER, Roster
+from qfleet.config import with_actors
+from qfleet.presets import cartpole
+from replay.security import UNPROTECTED
 from rl.exploration import Exploration, ExplorationConfig, ladder
 
 
@@ -105,3 +113,87 @@ def test_an_index_that_is_used_again_joins_as_a_new_actor():
     assert roster.update(1.0) == ""  # it was asked for
     roster.answer(1, 2.0)
     assert roster.update(2.0) == "actor-1 joins: the ladder is spread over 2 actors"
+
+
+def test_what_the_driver_does_between_two_rounds_of_polls_is_not_the_actors_silence():
+    """The driver polls, and awaits answers for half a second; then it may write a checkpoint for long."""
+    roster = roster_of(0, 1)
+    roster.forget_news()
+    for index in (0, 1):
+        roster.asked(index, 1.0)
+        roster.answer(index, 1.2)
+    assert roster.update(1.5) == ""  # at 41.5, after the checkpoint
+    for index in (0, 1):
+        roster.asked(index, 42.0)
+    roster.answer(0, 42.3)
+    assert roster.update(42.5) == ""  # actor 1 has had half a second
+    assert roster.living == [0, 1]
+    roster.asked(0, 43.0)
+    roster.answer(0, 43.2)
+    assert roster.update(43.5) == ""
+    roster.asked(0, 52.0)
+    roster.answer(0, 52.1)
+    assert roster.update(52.5) == "warning: actor-1 does not answer: the ladder is spread over 1 actor"
+
+
+class Requested:
+    """Stands for Ray's class of an actor: a fleet requests more of them here than a machine can start."""
+
+    def options(self, name, **_):
+        self.name = name
+        return self
+
+    def remote(self, _config, index, *_):
+        assert self.name == f"actor-{index}"
+        return SimpleNamespace(__ray_ready__=SimpleNamespace(remote=lambda: None))
+
+
+def test_a_thousand_actors_are_requested_in_a_moment_those_of_the_lowest_free_indices():
+    fleet = ActorFleet(with_actors(cartpole(), 1000), "run", UNPROTECTED, 0, 0, {})
+    fleet._class = Requested()
+    began = time.process_time()
+    fleet.start()
+    assert time.process_time() - began < 0.3
+    assert list(fleet.handles) == list(range(1000))
+    for index in (3, 998, 5):
+        fleet.handles.pop(index)
+    fleet._finishing[5] = (None, None, 0.0)  # still ends
+    fleet.start()
+    assert list(fleet.handles)[-3:] == [3, 998, 1000]
+
+
+def test_the_next_request_of_an_actor_that_fails_is_later_each_time():
+    retries, error = Retries(), RuntimeError("(pid=7, ip=10.0.0.7, repr=...)\n\nrl.errors.RunFault: no ROM\n")
+    now, delays = 0.0, []
+    for _ in range(9):
+        retries.failed("actor-3", error, now)
+        delays.append(next(s for s in range(400) if not retries.waiting(now + s)))
+        now += delays[-1]
+    assert delays == [5, 10, 20, 40, 80, 160, 300, 300, 300]
+    assert retries.news(now) == (
+        "warning: actor-3 has failed on the node 10.0.0.7 (no ROM): it is requested again after 300 s"
+    )
+    retries.started("actor-3")
+    for second in range(7):
+        retries.failed(f"actor-{second}", error, now + second)
+        assert retries.news(now + second) == ""  # at most one line in 10 seconds
+    assert retries.waiting(now + 6) == {f"actor-{i}" for i in (2, 3, 4, 5, 6)}
+    assert retries.news(now + 10) == (
+        "warning: actor-0, actor-1, actor-2, actor-3, 3 more have failed, actor-6 on the node 10.0.0.7 (no ROM): they are "
+        "requested again after at most 5 s"
+    )
+    retries.failed("actor-1", error, now + 10)
+    retries.clear()
+    assert retries.waiting(now + 10) == set()
+    assert retries.news(now + 20) != ""
+
+
+def test_a_fleet_leaves_out_what_has_just_failed():
+    fleet = ActorFleet(with_actors(cartpole(), 4), "run", UNPROTECTED, 0, 0, {})
+    fleet._class = Requested()
+    fleet._retries.failed("actor-1", RuntimeError("no ROM"), time.monotonic())
+    fleet.start()
+    assert list(fleet.handles) == [0, 2, 3]
+    fleet._retries.clear()
+    fleet.start()
+    assert list(fleet.handles) == [0, 2, 3, 1]

@@ -12,10 +12,9 @@ from qfleet.cluster.placement import (
     Node,
     Placement,
     choose_learner_node,
-    count_room,
-    describe_lack,
     place,
 )
+from qfleet.cluster.room import actors_lack, count_room, describe_lack, learner_lack, shards_lack
 from qfleet.placement import PlacementConfig
 from qfleet.presets import cartpole
 from rl.errors import BadInput
@@ -198,7 +197,8 @@ SMALL = node("10.0.0.6", 4)
             config(actors=1),
             [HEAD, replace(SMALL, free={"CPU": 0})],
             "the cluster has room for 0 of 1 actors now (short of 1 CPU); it is short of 1 CPU for the evaluator; the run "
-            "waits for it, up to 180 s (`ready_timeout`)",
+            "waits for it, up to 180 s (`ready_timeout`); actors are kept off the learner's node 10.0.0.1: "
+            "`placement.actors` anywhere allows them there",
         ),
         (
             config(actors=1),
@@ -210,7 +210,8 @@ SMALL = node("10.0.0.6", 4)
             spread({"shards": 12, "actors": 2}),  # the learner takes 2 of 12 CPUs
             [HEAD, SMALL],
             "the cluster has room for 0 of 2 actors now (short of 2 CPU); it is short of 2 CPU for 2 replay shard(s), and "
-            "of 1 CPU for the evaluator; the run waits for it, up to 180 s (`ready_timeout`)",
+            "of 1 CPU for the evaluator; the run waits for it, up to 180 s (`ready_timeout`); actors are kept off the "
+            "learner's node 10.0.0.1: `placement.actors` anywhere allows them there",
         ),
     ],
 )
@@ -230,6 +231,66 @@ def test_a_node_that_must_be_launched_is_short_of_all_that_the_learner_needs():
     assert placement.node is None
     line = describe_lack(count_room(placement, [HEAD, SMALL]), placement, 180.0)
     assert line.startswith("the cluster is short of 4 CPU, 1 GPU on a node that is not there yet for the learner")
+
+
+def test_a_node_that_has_just_left_has_room_for_nothing():
+    placement = place(config(actors=2), [HEAD, SMALL], autoscaler=False)
+    room = count_room(placement, [SMALL])
+    assert (room.learner_lacks, room.actors) == ({"CPU": 2 + 2}, 2)
+
+
+ALONE = replace(HEAD, free={"CPU": 5})
+
+
+@pytest.mark.parametrize(
+    ("lack", "settings", "nodes", "line"),
+    [
+        (  # `ray up` with the head alone
+            actors_lack,
+            {},
+            [ALONE],
+            " (needed: 1 CPU each, not on the learner's node 10.0.0.1; free on the others: 0 CPU): add nodes, write "
+            "`placement.actors` anywhere to allow actors there, or raise `ready_timeout`",
+        ),
+        (
+            actors_lack,
+            {"placement": PlacementConfig(actors="anywhere")},
+            [ALONE, SMALL],
+            " (needed: 1 CPU each; free in the cluster: 9 CPU): add nodes, reduce `replay.shards` or `learner.threads`, or "
+            "raise `ready_timeout`",
+        ),
+        (
+            shards_lack,
+            {"capacity_bytes": 12 * GB},
+            [replace(HEAD, free={"CPU": 1, "memory": 2 * GB}), SMALL],
+            " (needed: 1 CPU, 6.0 GB of memory each on the node 10.0.0.1; free there: 1 CPU, 2.0 GB of memory): reduce "
+            "`replay.shards`, write `placement.shards` spread, or raise `ready_timeout`",
+        ),
+        (
+            shards_lack,
+            {"placement": PlacementConfig(shards="spread")},
+            [HEAD, SMALL],
+            " (needed: 1 CPU each; free in the cluster: 12 CPU): add nodes, reduce `replay.shards`, or raise "
+            "`ready_timeout`",
+        ),
+        (
+            learner_lack,
+            {},
+            [replace(HEAD, free={"CPU": 1}), SMALL],
+            " (needed: 2 CPU on the node 10.0.0.1; free there: 1 CPU): reduce `learner.threads`, write another node as "
+            "`placement.learner`, or raise `ready_timeout`",
+        ),
+        (  # an autoscaler whose file has no nodes with a GPU
+            learner_lack,
+            {"device": "cuda"},
+            [ALONE],
+            " (needed: 2 CPU, 1 GPU on one node; free in the cluster: 5 CPU, 0 GPU): add a node with a GPU, write "
+            "`learner.device` auto, or raise `ready_timeout`",
+        ),
+    ],
+)
+def test_what_is_not_ready_in_time_is_told_with_what_is_free_where_it_must_be(lack, settings, nodes, line):
+    assert lack(place(config(**settings), nodes, autoscaler=True), nodes) == line
 
 
 def test_a_local_run_leaves_the_placement_to_ray():

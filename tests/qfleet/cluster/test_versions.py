@@ -26,6 +26,14 @@ def test_equal_versions_and_other_builds_of_one_are_accepted():
     check_versions(SAME, {"10.0.0.1": SAME, "10.0.0.2": {**SAME, "torch": "2.13.0+cu130"}})
 
 
+def test_only_the_third_number_of_pythons_version_may_differ():
+    check_versions(SAME, {"10.0.0.2": {**SAME, "Python": "3.11.9"}})
+    with pytest.raises(RunFault, match=r"10.0.0.2 has Python 3.12.7, and `qfleet train` runs with Python 3.11.7: "):
+        check_versions(SAME, {"10.0.0.2": {**SAME, "Python": "3.12.7"}})
+    with pytest.raises(RunFault, match=r"10.0.0.2 has torch 2.13.1, "):
+        check_versions(SAME, {"10.0.0.2": {**SAME, "torch": "2.13.1"}})
+
+
 @pytest.mark.parametrize(("name", "version"), [("ray", "2.59.1"), ("Python", "3.12.1"), ("qfleet", "not installed")])
 def test_a_node_with_another_version_is_named(name, version):
     with pytest.raises(RunFault) as caught:
