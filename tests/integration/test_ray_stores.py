@@ -1,12 +1,14 @@
-"""Weight store, board and an actor on Ray.
+"""Weight store, board, shards and an actor on Ray.
 
-A slow store blocks no client, no target sync is lost, a silent board is an error, an actor that ends sends what it has.
+A slow store blocks no client, no target sync is lost, a silent board is an error, an actor that ends sends what it has,
+and a shard that leaves loses nothing.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +16,14 @@ import ray
 
 from actors.actor import FleetView
 from qfleet.cluster import board
-from qfleet.cluster.board import BOARD, RemoteBoard, RunBoard
+from qfleet.cluster.board import BOARD, RemoteBoard, RunBoard, ShardsView
 from qfleet.cluster.evaluation import Evaluation
+from qfleet.cluster.fleet import Roster
 from qfleet.cluster.needs import Needs
 from qfleet.cluster.placement import Placement, cluster_nodes
+from qfleet.cluster.shards import ReplayShards
 from qfleet.cluster.stores import Stores
+from qfleet.cluster.supervisor import _Poller
 from qfleet.cluster.weights import WEIGHT_STORE, RayWeightSink, RayWeightSource, WeightStore
 from qfleet.cluster.workers import ActorWorker, EvaluatorWorker
 from qfleet.presets import cartpole
@@ -28,10 +33,12 @@ from qfleet.run.run import Run
 from replay.config import make_shard
 from replay.security import UNPROTECTED
 from replay.wire.service import ShardServer
+from replay.wire.writer import Writer
 from rl.envs.make import spec_and_actions
 from rl.errors import RunFault
 from rl.parameters import weights_of
 from rl.ports import Publication
+from tests.conftest import make_segment
 from tests.qfleet.configs import short
 
 
@@ -245,13 +252,13 @@ def actor_of():
     server.stop()
 
 
-def wait_for_steps(actor, steps):
+def wait_for_steps(actor, server, steps):
     """Poll ``actor`` until it has made ``steps`` agent steps; returns the number of its last answer."""
-    view, deadline, made = FleetView(0, 2, 0), time.monotonic() + 60.0, 0
+    views, deadline, made = (FleetView(0, 2, 0), ShardsView(0, [server.address])), time.monotonic() + 60.0, 0
     while made < steps:
         assert time.monotonic() < deadline, made
         time.sleep(0.1)
-        made = ray.get(actor.poll.remote(view), timeout=60.0)["agent_steps"]
+        made = ray.get(actor.poll.remote(*views), timeout=60.0)["agent_steps"]
     return made
 
 
@@ -260,8 +267,9 @@ def test_an_actor_acts_from_its_first_poll_and_sends_all_its_segments_before_it_
     actor, server = actor_of(limited=False)
     ray.get(actor.__ray_ready__.remote(), timeout=60.0)
     time.sleep(1.0)
-    assert ray.get(actor.poll.remote(FleetView(0, 2, 0)), timeout=60.0)["agent_steps"] == 0
-    wait_for_steps(actor, 200)
+    first = ray.get(actor.poll.remote(FleetView(0, 2, 0), ShardsView(3, [server.address])), timeout=60.0)
+    assert (first["agent_steps"], first["shards_version"], first["shards_in_use"]) == (0, 3, [server.address])
+    wait_for_steps(actor, server, 200)
     answer = ray.get(actor.finish.remote(20.0), timeout=60.0)
     assert (answer["unsent"], answer["failure"]) == (0, None)
     # At most 4 items of a segment that is not full, and those that wait for the rewards of 3 steps, per environment.
@@ -271,7 +279,7 @@ def test_an_actor_acts_from_its_first_poll_and_sends_all_its_segments_before_it_
 @pytest.mark.timeout(180)
 def test_an_actor_that_replay_does_not_let_write_ends_in_time_and_counts_its_segments(actor_of):
     actor, server = actor_of(limited=True)
-    wait_for_steps(actor, 16)
+    wait_for_steps(actor, server, 16)
     time.sleep(1.0)
     began = time.monotonic()
     answer = ray.get(actor.finish.remote(1.0), timeout=60.0)
@@ -279,3 +287,72 @@ def test_an_actor_that_replay_does_not_let_write_ends_in_time_and_counts_its_seg
     assert answer["unsent"] > 0
     assert answer["unsent"] * 4 + server.counts().inserted >= answer["agent_steps"] - 2 * (4 + 3)
     assert answer["failure"] is None
+
+
+class Client:
+    """A board or learner that only records the shards that it is told of."""
+
+    def __init__(self):
+        self.received = []
+        self.set_shards = self
+
+    def remote(self, addresses):
+        self.received.append(addresses)
+        return ray.put(None)
+
+
+@pytest.mark.timeout(180)
+def test_a_shard_that_is_scaled_away_loses_nothing_of_a_writer_that_is_not_told(tmp_path, rng):
+    """As of an actor that ends at the same time, or that the driver does not reach."""
+    config = short()
+    shards = ReplayShards(config, tmp_path / "run", UNPROTECTED, local=True, resumed=False, options={"num_cpus": 0})
+    shards.addresses = {i: ray.get(shards.start(i), timeout=60.0) for i in range(2)}
+    writer, board, learner = Writer(list(shards.addresses.values())), Client(), Client()
+    spec, written, news = spec_and_actions(config.env)[0], 0, ""
+    fleet = SimpleNamespace(roster=Roster(environments=2, ladder=True), finishing=0)
+    shards.scale(1)
+    while not news:
+        for _ in range(10):
+            writer.write(make_segment(rng, spec))
+            written += 4
+        news = shards.advance(board, learner, fleet)
+    writer.flush(20.0)
+    assert news.startswith("removed replay shard-1, moved its ")
+    kept = ray.get(shards.handles[0].poll.remote(), timeout=60.0)
+    assert kept["stored"] == written
+    left = [shards.addresses[0]]
+    assert (board.received[0], learner.received[0], learner.received[-1], shards.view.addresses) == (
+        left,
+        learner.received[0],
+        left,
+        left,
+    )
+    writer.close()
+    ray.kill(shards.handles[0])
+
+
+class SlowActor:
+    def poll(self, view, shards):
+        time.sleep(0.5)
+        return {"agent_steps": 10, "episodes": ["an episode"]}
+
+
+def test_the_episodes_in_the_last_poll_of_an_actor_that_is_scaled_away_are_counted():
+    actor, workers, episodes = ray.remote(SlowActor).remote(), [], []
+    topology = SimpleNamespace(
+        workers=lambda: workers,
+        fleet=SimpleNamespace(view=lambda *args: FleetView(0, 2, 0)),
+        shards=SimpleNamespace(view=ShardsView(0, [])),
+    )
+    stats = SimpleNamespace(agent_steps=0, add_episodes=episodes.extend)
+    poller = _Poller(topology, stats, warn=None)
+    workers[:] = [("actor-0", actor)]
+    ray.get(actor.__ray_ready__.remote())
+    assert poller.poll() == {}
+    workers.clear()
+    deadline = time.monotonic() + 30.0
+    while not episodes:
+        assert time.monotonic() < deadline
+        assert poller.poll() == {}
+    assert (episodes, poller._last_polls) == (["an episode"], [])
+    ray.kill(actor)
