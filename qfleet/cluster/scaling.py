@@ -44,7 +44,7 @@ class Scaling:
             run.progress.note(line)
         if any(news):
             run.dir.write(CONFIG, to_yaml(run.config))  # the next checkpoint holds the configuration, too
-        if not topology.shards.is_changing:  # `qfleet scale` waits until all clients have the new addresses
+        if not topology.shards.is_changing:  # `qfleet scale` waits until a change is complete
             changes["shards"] = shards
         run.set_fleet(topology.fleet.living, topology.fleet.wanted, topology.fleet.environments)
         nothing = {"scale_taken": None, "scale_request": None, "scale_news": "", "shards": shards}

@@ -63,6 +63,7 @@ class ReplayShards:
         self._version = 0  # of `view`
         self._apart: int | None = None  # the shard that joins or leaves: the sampler has it, the writers do not
         self._writers: dict[str, tuple[int, list[str]]] = {}  # by actor: version and addresses of its last answer
+        self._silent: dict[str, set[str]] = {}  # by actor: addresses of shards that do not answer it
         self._news = ""  # message for the user about the last change
         self._change: Iterator[None] | None = None
         # None once there are so many: a shard that is lost later is not replaced.
@@ -126,9 +127,17 @@ class ReplayShards:
         board.set_shards.remote(self.view.addresses)
         return learner.set_shards.remote(list(self.addresses.values()))
 
-    def answered(self, name: str, version: int, in_use: list[str]) -> None:
-        """Actor ``name`` has this version of `view`, and may have segments in flight to the shards ``in_use``."""
+    def answered(self, name: str, version: int, in_use: list[str], silent: Mapping[str, str]) -> str:
+        """Actor ``name`` has this version of `view`, and may have segments in flight to the shards ``in_use``.
+
+        ``silent``: those that do not answer it, with their last errors. Returns a warning for the user, or "": each
+        shard is reported once, by the first actor.
+        """
         self._writers[name] = version, in_use
+        reported = set().union(*self._silent.values())
+        self._silent[name] = set(silent)
+        new = [f"{address} ({error})" for address, error in silent.items() if address not in reported]
+        return f"warning: {name} does not reach the replay shard(s) {', '.join(new)}" if new else ""
 
     @property
     def is_changing(self) -> bool:

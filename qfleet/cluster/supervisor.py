@@ -204,7 +204,9 @@ def _handle_answer(run: Run, topology: Topology, name: str, answer: dict[str, An
     elif name == "learner":
         run.stats.add_learner_report(answer)
     elif name.startswith("actor-"):
-        topology.shards.answered(name, answer["shards_version"], answer["shards_in_use"])
+        shards = (answer[f"shards_{what}"] for what in ("version", "in_use", "silent"))
+        if warning := topology.shards.answered(name, *shards):
+            run.progress.note(warning)
         run.stats.add_actor_report(topology.fleet.answered(name), answer["agent_steps"], answer["episodes"])
 
 

@@ -36,6 +36,7 @@ from rl.evaluation import EvaluationResult
 from rl.ports import Weights
 
 FIRST_WEIGHTS_TIMEOUT = 60.0  # seconds that a starting actor waits for the first weights of the learner
+SILENT_AFTER = 10.0  # seconds without an answer after which an actor reports a shard
 
 
 class _ThreadedLoop:
@@ -150,7 +151,8 @@ class ActorWorker:
         """`failure` (or None), `agent_steps` since the process started, and `episodes` finished since the last poll.
 
         ``view`` and ``shards`` are the fleet and the shards as the driver sees them now. The answer has the version of
-        ``shards`` in `shards_version`, and the addresses that may have segments in flight in `shards_in_use`.
+        ``shards`` in `shards_version`, the addresses that may have segments in flight in `shards_in_use`, and in
+        `shards_silent` those that have not answered for SILENT_AFTER seconds, with their last errors.
         """
         self._actor.set_view(view)
         if shards.version != self._shards_version:
@@ -158,8 +160,9 @@ class ActorWorker:
             self._shards_version = shards.version
         if not self._loop.is_started:
             self._loop.start()
-        answer = self._report()
-        return {**answer, "shards_version": self._shards_version, "shards_in_use": self._writer.in_use}
+        silent = self._writer.silent_shards(SILENT_AFTER)
+        own = {"shards_version": self._shards_version, "shards_in_use": self._writer.in_use, "shards_silent": silent}
+        return {**self._report(), **own}
 
     def _report(self) -> dict[str, Any]:
         stats = dict(self._actor.stats())

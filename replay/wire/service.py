@@ -220,8 +220,8 @@ async def start_server(
 ) -> tuple[grpc.aio.Server, int]:
     """Serve a shard on ``host`` and ``port`` (0: a free one); returns the server and its port.
 
-    After stopping the server, the caller must also await ``finish()`` of the servicer's snapshots. Raises BadInput if other machines
-    could reach the shard without a token, RuntimeError if it cannot listen there.
+    After stopping the server, the caller must also await ``finish()`` of the servicer's snapshots. Raises BadInput if
+    other machines could reach the shard without a token, RuntimeError if it cannot listen there.
     """
     check_listening(host, access)
     server = grpc.aio.server(

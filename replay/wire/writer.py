@@ -103,6 +103,12 @@ class Writer:
             self._reassign_and_close()
             return [s.connection.address for s in self._streams if s.accepts_segments or s.queue]
 
+    def silent_shards(self, seconds: float) -> Mapping[str, str]:
+        """The last errors of the shards that have not answered for ``seconds``, by address."""
+        with self._changed:
+            connections = [s.connection for s in self._streams if not s.is_leaving]
+        return {c.address: c.last_error for c in connections if c.silent_seconds >= seconds}
+
     @property
     def _acknowledged(self) -> int:
         return sum(stream.acknowledged for stream in self._streams)

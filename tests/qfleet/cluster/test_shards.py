@@ -99,17 +99,26 @@ def test_a_leaving_shard_ends_when_no_living_actor_has_segments_in_flight_to_it(
         return next(waiting, "ended") is None
 
     assert is_waiting()  # no answer yet
-    shards.answered("actor-0", version - 1, ["a:1"])
+    shards.answered("actor-0", version - 1, ["a:1"], {})
     assert is_waiting()  # an answer from before the change
-    shards.answered("actor-0", version, ["a:1", "b:2"])
+    shards.answered("actor-0", version, ["a:1", "b:2"], {})
     assert is_waiting()  # segments in flight
-    shards.answered("actor-0", version, ["a:1"])
+    shards.answered("actor-0", version, ["a:1"], {})
     assert is_waiting()  # an actor that was scaled away still writes
     fleet.finishing = 0
     fleet.roster.answer(1, now=0.0)
     assert is_waiting()  # another actor has joined
     fleet.roster.remove(1)  # it does not answer
     assert not is_waiting()
+
+
+def test_a_shard_that_actors_do_not_reach_is_reported_once_until_it_answers_again(shards):
+    silent = {"b:2": "UNAVAILABLE: timed out"}
+    line = "warning: actor-0 does not reach the replay shard(s) b:2 (UNAVAILABLE: timed out)"
+    assert shards.answered("actor-0", 0, [], silent) == line
+    assert [shards.answered(f"actor-{i}", 0, [], silent) for i in (0, 1)] == ["", ""]
+    assert [shards.answered(f"actor-{i}", 0, [], {}) for i in (0, 1)] == ["", ""]
+    assert shards.answered("actor-0", 0, [], silent) == line
 
 
 def test_only_shards_of_the_start_of_a_resumed_run_report_that_they_find_no_snapshot(tmp_path, monkeypatch):

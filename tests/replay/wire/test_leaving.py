@@ -117,12 +117,15 @@ def test_a_new_shard_at_the_address_of_one_that_is_gone_is_used(serve):
         return source.stats()["shards_gone"] == 1 and writer.in_use == [stays.address]
 
     wait_for(is_given_up)
+    assert list(writer.silent_shards(0.3)) == [lost.address]
+    assert writer.silent_shards(60.0) == {}
     again = serve(port=lost.port)
     source.set_shards(addresses)
     writer.set_shards(addresses)
     write(writer, range(1000, 1400, 10))
     writer.flush(10.0)
     assert len(marks(again)) > 0
+    assert writer.silent_shards(0.3) == {}
     deadline, seen = time.monotonic() + 10.0, set()
     while 2 not in seen:  # the number of the new stream
         assert time.monotonic() < deadline, "the new shard is not sampled"
