@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/replay.proto\x12\x10qfleet.replay.v1\"\xf2\x01\n\x07Segment\x12\x12\n\nepisode_id\x18\x01 \x01(\x04\x12\x12\n\nfirst_step\x18\x02 \x01(\r\x12\x0e\n\x06\x66rames\x18\x03 \x01(\x0c\x12\x13\n\x0b\x66rame_sizes\x18\x04 \x01(\x0c\x12\x0f\n\x07\x61\x63tions\x18\x05 \x01(\x0c\x12\x0f\n\x07rewards\x18\x06 \x01(\x0c\x12\r\n\x05\x66lags\x18\x07 \x01(\x0c\x12\x10\n\x08versions\x18\x08 \x01(\x0c\x12\x11\n\titem_step\x18\t \x01(\x0c\x12\x13\n\x0bitem_length\x18\n \x01(\x0c\x12\x0b\n\x03r_t\x18\x0b \x01(\x0c\x12\x12\n\ndiscount_t\x18\x0c \x01(\x0c\x12\x0e\n\x06td_abs\x18\r \x01(\x0c\"\x82\x01\n\rInsertRequest\x12\x0e\n\x06writer\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12*\n\x07segment\x18\x03 \x01(\x0b\x32\x19.qfleet.replay.v1.Segment\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\x13\n\x0btransferred\x18\x05 \x01(\x08\"8\n\x0bInsertReply\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x04\x12\x13\n\x0b\x63redit_left\x18\x02 \x01(\x03\"\xa8\x01\n\x06\x43ounts\x12\x10\n\x08inserted\x18\x01 \x01(\x04\x12\x0f\n\x07sampled\x18\x02 \x01(\x04\x12\x0e\n\x06stored\x18\x03 \x01(\x04\x12\x16\n\x0etotal_priority\x18\x04 \x01(\x01\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x17\n\x0f\x64ropped_updates\x18\x06 \x01(\x04\x12\x13\n\x0btransferred\x18\x07 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x08 \x01(\x04\"y\n\x07Limiter\x12\x1a\n\x12samples_per_insert\x18\x01 \x01(\x01\x12\x10\n\x08min_size\x18\x02 \x01(\x04\x12\x10\n\x08min_diff\x18\x03 \x01(\x01\x12\x10\n\x08max_diff\x18\x04 \x01(\x01\x12\x0c\n\x04\x64iff\x18\x05 \x01(\x01\x12\x0e\n\x06stored\x18\x06 \x01(\x04\"b\n\rSampleRequest\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\r\x12\x15\n\rinsert_credit\x18\x02 \x01(\x04\x12*\n\x07limiter\x18\x03 \x01(\x0b\x32\x19.qfleet.replay.v1.Limiter\"\xc0\x01\n\x0bSampleReply\x12(\n\x06\x63ounts\x18\x01 \x01(\x0b\x32\x18.qfleet.replay.v1.Counts\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x13\n\x0bprobability\x18\x03 \x01(\x0c\x12\r\n\x05\x61_tm1\x18\x04 \x01(\x0c\x12\x0b\n\x03r_t\x18\x05 \x01(\x0c\x12\x12\n\ndiscount_t\x18\x06 \x01(\x0c\x12\x0e\n\x06\x66rames\x18\t \x01(\x0c\x12\x12\n\ndraw_bytes\x18\x0b \x03(\rJ\x04\x08\x07\x10\x08J\x04\x08\x08\x10\tJ\x04\x08\n\x10\x0b\"7\n\x17UpdatePrioritiesRequest\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x0e\n\x06td_abs\x18\x02 \x01(\x0c\"(\n\x15UpdatePrioritiesReply\x12\x0f\n\x07\x64ropped\x18\x01 \x01(\x04\"/\n\x0c\x44rainRequest\x12\r\n\x05taken\x18\x01 \x01(\x04\x12\x10\n\x08segments\x18\x02 \x01(\r\"[\n\nDrainReply\x12\x31\n\x08segments\x18\x01 \x03(\x0b\x32\x1f.qfleet.replay.v1.InsertRequest\x12\x0c\n\x04next\x18\x02 \x01(\x04\x12\x0c\n\x04left\x18\x03 \x01(\x04\"$\n\x11SetLimitedRequest\x12\x0f\n\x07limited\x18\x01 \x01(\x08\"\r\n\x0bInfoRequest\"\x8d\x02\n\tInfoReply\x12(\n\x06\x63ounts\x18\x01 \x01(\x0b\x32\x18.qfleet.replay.v1.Counts\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\x04\x12\x15\n\rinsert_credit\x18\x03 \x01(\x04\x12\x0f\n\x07limited\x18\x04 \x01(\x08\x12\x10\n\x08selector\x18\x05 \x01(\t\x12\x13\n\x0b\x66rame_shape\x18\x06 \x03(\r\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\r\n\x05stack\x18\x08 \x01(\r\x12*\n\x07limiter\x18\t \x01(\x0b\x32\x19.qfleet.replay.v1.Limiter\x12\x13\n\x0blimiter_age\x18\n \x01(\x01\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x0b \x01(\x04\"\x11\n\x0fSnapshotRequest\"F\n\rSnapshotReply\x12\r\n\x05items\x18\x01 \x01(\x04\x12\x15\n\rbytes_written\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x32\xb7\x04\n\x06Replay\x12L\n\x06Insert\x12\x1f.qfleet.replay.v1.InsertRequest\x1a\x1d.qfleet.replay.v1.InsertReply(\x01\x30\x01\x12L\n\x06Sample\x12\x1f.qfleet.replay.v1.SampleRequest\x1a\x1d.qfleet.replay.v1.SampleReply(\x01\x30\x01\x12\x66\n\x10UpdatePriorities\x12).qfleet.replay.v1.UpdatePrioritiesRequest\x1a\'.qfleet.replay.v1.UpdatePrioritiesReply\x12\x45\n\x05\x44rain\x12\x1e.qfleet.replay.v1.DrainRequest\x1a\x1c.qfleet.replay.v1.DrainReply\x12N\n\nSetLimited\x12#.qfleet.replay.v1.SetLimitedRequest\x1a\x1b.qfleet.replay.v1.InfoReply\x12\x42\n\x04Info\x12\x1d.qfleet.replay.v1.InfoRequest\x1a\x1b.qfleet.replay.v1.InfoReply\x12N\n\x08Snapshot\x12!.qfleet.replay.v1.SnapshotRequest\x1a\x1f.qfleet.replay.v1.SnapshotReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/replay.proto\x12\x10qfleet.replay.v1\"\xf2\x01\n\x07Segment\x12\x12\n\nepisode_id\x18\x01 \x01(\x04\x12\x12\n\nfirst_step\x18\x02 \x01(\r\x12\x0e\n\x06\x66rames\x18\x03 \x01(\x0c\x12\x13\n\x0b\x66rame_sizes\x18\x04 \x01(\x0c\x12\x0f\n\x07\x61\x63tions\x18\x05 \x01(\x0c\x12\x0f\n\x07rewards\x18\x06 \x01(\x0c\x12\r\n\x05\x66lags\x18\x07 \x01(\x0c\x12\x10\n\x08versions\x18\x08 \x01(\x0c\x12\x11\n\titem_step\x18\t \x01(\x0c\x12\x13\n\x0bitem_length\x18\n \x01(\x0c\x12\x0b\n\x03r_t\x18\x0b \x01(\x0c\x12\x12\n\ndiscount_t\x18\x0c \x01(\x0c\x12\x0e\n\x06td_abs\x18\r \x01(\x0c\"\x82\x01\n\rInsertRequest\x12\x0e\n\x06writer\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12*\n\x07segment\x18\x03 \x01(\x0b\x32\x19.qfleet.replay.v1.Segment\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\x13\n\x0btransferred\x18\x05 \x01(\x08\"I\n\x0bInsertReply\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x04\x12\x13\n\x0b\x63redit_left\x18\x02 \x01(\x03\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\"\xa8\x01\n\x06\x43ounts\x12\x10\n\x08inserted\x18\x01 \x01(\x04\x12\x0f\n\x07sampled\x18\x02 \x01(\x04\x12\x0e\n\x06stored\x18\x03 \x01(\x04\x12\x16\n\x0etotal_priority\x18\x04 \x01(\x01\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x17\n\x0f\x64ropped_updates\x18\x06 \x01(\x04\x12\x13\n\x0btransferred\x18\x07 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x08 \x01(\x04\"y\n\x07Limiter\x12\x1a\n\x12samples_per_insert\x18\x01 \x01(\x01\x12\x10\n\x08min_size\x18\x02 \x01(\x04\x12\x10\n\x08min_diff\x18\x03 \x01(\x01\x12\x10\n\x08max_diff\x18\x04 \x01(\x01\x12\x0c\n\x04\x64iff\x18\x05 \x01(\x01\x12\x0e\n\x06stored\x18\x06 \x01(\x04\"b\n\rSampleRequest\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\r\x12\x15\n\rinsert_credit\x18\x02 \x01(\x04\x12*\n\x07limiter\x18\x03 \x01(\x0b\x32\x19.qfleet.replay.v1.Limiter\"\xc0\x01\n\x0bSampleReply\x12(\n\x06\x63ounts\x18\x01 \x01(\x0b\x32\x18.qfleet.replay.v1.Counts\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\x13\n\x0bprobability\x18\x03 \x01(\x0c\x12\r\n\x05\x61_tm1\x18\x04 \x01(\x0c\x12\x0b\n\x03r_t\x18\x05 \x01(\x0c\x12\x12\n\ndiscount_t\x18\x06 \x01(\x0c\x12\x0e\n\x06\x66rames\x18\t \x01(\x0c\x12\x12\n\ndraw_bytes\x18\x0b \x03(\rJ\x04\x08\x07\x10\x08J\x04\x08\x08\x10\tJ\x04\x08\n\x10\x0b\"7\n\x17UpdatePrioritiesRequest\x12\x0c\n\x04keys\x18\x01 \x01(\x0c\x12\x0e\n\x06td_abs\x18\x02 \x01(\x0c\"(\n\x15UpdatePrioritiesReply\x12\x0f\n\x07\x64ropped\x18\x01 \x01(\x04\"/\n\x0c\x44rainRequest\x12\r\n\x05taken\x18\x01 \x01(\x04\x12\x10\n\x08segments\x18\x02 \x01(\r\"[\n\nDrainReply\x12\x31\n\x08segments\x18\x01 \x03(\x0b\x32\x1f.qfleet.replay.v1.InsertRequest\x12\x0c\n\x04next\x18\x02 \x01(\x04\x12\x0c\n\x04left\x18\x03 \x01(\x04\"$\n\x11SetLimitedRequest\x12\x0f\n\x07limited\x18\x01 \x01(\x08\"\r\n\x0bInfoRequest\"\x8d\x02\n\tInfoReply\x12(\n\x06\x63ounts\x18\x01 \x01(\x0b\x32\x18.qfleet.replay.v1.Counts\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\x04\x12\x15\n\rinsert_credit\x18\x03 \x01(\x04\x12\x0f\n\x07limited\x18\x04 \x01(\x08\x12\x10\n\x08selector\x18\x05 \x01(\t\x12\x13\n\x0b\x66rame_shape\x18\x06 \x03(\r\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\r\n\x05stack\x18\x08 \x01(\r\x12*\n\x07limiter\x18\t \x01(\x0b\x32\x19.qfleet.replay.v1.Limiter\x12\x13\n\x0blimiter_age\x18\n \x01(\x01\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x0b \x01(\x04\"\x11\n\x0fSnapshotRequest\"F\n\rSnapshotReply\x12\r\n\x05items\x18\x01 \x01(\x04\x12\x15\n\rbytes_written\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x32\xb7\x04\n\x06Replay\x12L\n\x06Insert\x12\x1f.qfleet.replay.v1.InsertRequest\x1a\x1d.qfleet.replay.v1.InsertReply(\x01\x30\x01\x12L\n\x06Sample\x12\x1f.qfleet.replay.v1.SampleRequest\x1a\x1d.qfleet.replay.v1.SampleReply(\x01\x30\x01\x12\x66\n\x10UpdatePriorities\x12).qfleet.replay.v1.UpdatePrioritiesRequest\x1a\'.qfleet.replay.v1.UpdatePrioritiesReply\x12\x45\n\x05\x44rain\x12\x1e.qfleet.replay.v1.DrainRequest\x1a\x1c.qfleet.replay.v1.DrainReply\x12N\n\nSetLimited\x12#.qfleet.replay.v1.SetLimitedRequest\x1a\x1b.qfleet.replay.v1.InfoReply\x12\x42\n\x04Info\x12\x1d.qfleet.replay.v1.InfoRequest\x1a\x1b.qfleet.replay.v1.InfoReply\x12N\n\x08Snapshot\x12!.qfleet.replay.v1.SnapshotRequest\x1a\x1f.qfleet.replay.v1.SnapshotReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,33 +36,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSERTREQUEST']._serialized_start=287
   _globals['_INSERTREQUEST']._serialized_end=417
   _globals['_INSERTREPLY']._serialized_start=419
-  _globals['_INSERTREPLY']._serialized_end=475
-  _globals['_COUNTS']._serialized_start=478
-  _globals['_COUNTS']._serialized_end=646
-  _globals['_LIMITER']._serialized_start=648
-  _globals['_LIMITER']._serialized_end=769
-  _globals['_SAMPLEREQUEST']._serialized_start=771
-  _globals['_SAMPLEREQUEST']._serialized_end=869
-  _globals['_SAMPLEREPLY']._serialized_start=872
-  _globals['_SAMPLEREPLY']._serialized_end=1064
-  _globals['_UPDATEPRIORITIESREQUEST']._serialized_start=1066
-  _globals['_UPDATEPRIORITIESREQUEST']._serialized_end=1121
-  _globals['_UPDATEPRIORITIESREPLY']._serialized_start=1123
-  _globals['_UPDATEPRIORITIESREPLY']._serialized_end=1163
-  _globals['_DRAINREQUEST']._serialized_start=1165
-  _globals['_DRAINREQUEST']._serialized_end=1212
-  _globals['_DRAINREPLY']._serialized_start=1214
-  _globals['_DRAINREPLY']._serialized_end=1305
-  _globals['_SETLIMITEDREQUEST']._serialized_start=1307
-  _globals['_SETLIMITEDREQUEST']._serialized_end=1343
-  _globals['_INFOREQUEST']._serialized_start=1345
-  _globals['_INFOREQUEST']._serialized_end=1358
-  _globals['_INFOREPLY']._serialized_start=1361
-  _globals['_INFOREPLY']._serialized_end=1630
-  _globals['_SNAPSHOTREQUEST']._serialized_start=1632
-  _globals['_SNAPSHOTREQUEST']._serialized_end=1649
-  _globals['_SNAPSHOTREPLY']._serialized_start=1651
-  _globals['_SNAPSHOTREPLY']._serialized_end=1721
-  _globals['_REPLAY']._serialized_start=1724
-  _globals['_REPLAY']._serialized_end=2291
+  _globals['_INSERTREPLY']._serialized_end=492
+  _globals['_COUNTS']._serialized_start=495
+  _globals['_COUNTS']._serialized_end=663
+  _globals['_LIMITER']._serialized_start=665
+  _globals['_LIMITER']._serialized_end=786
+  _globals['_SAMPLEREQUEST']._serialized_start=788
+  _globals['_SAMPLEREQUEST']._serialized_end=886
+  _globals['_SAMPLEREPLY']._serialized_start=889
+  _globals['_SAMPLEREPLY']._serialized_end=1081
+  _globals['_UPDATEPRIORITIESREQUEST']._serialized_start=1083
+  _globals['_UPDATEPRIORITIESREQUEST']._serialized_end=1138
+  _globals['_UPDATEPRIORITIESREPLY']._serialized_start=1140
+  _globals['_UPDATEPRIORITIESREPLY']._serialized_end=1180
+  _globals['_DRAINREQUEST']._serialized_start=1182
+  _globals['_DRAINREQUEST']._serialized_end=1229
+  _globals['_DRAINREPLY']._serialized_start=1231
+  _globals['_DRAINREPLY']._serialized_end=1322
+  _globals['_SETLIMITEDREQUEST']._serialized_start=1324
+  _globals['_SETLIMITEDREQUEST']._serialized_end=1360
+  _globals['_INFOREQUEST']._serialized_start=1362
+  _globals['_INFOREQUEST']._serialized_end=1375
+  _globals['_INFOREPLY']._serialized_start=1378
+  _globals['_INFOREPLY']._serialized_end=1647
+  _globals['_SNAPSHOTREQUEST']._serialized_start=1649
+  _globals['_SNAPSHOTREQUEST']._serialized_end=1666
+  _globals['_SNAPSHOTREPLY']._serialized_start=1668
+  _globals['_SNAPSHOTREPLY']._serialized_end=1738
+  _globals['_REPLAY']._serialized_start=1741
+  _globals['_REPLAY']._serialized_end=2308
 # @@protoc_insertion_point(module_scope)

@@ -51,12 +51,14 @@ class InsertRequest(_message.Message):
     def __init__(self, writer: _Optional[str] = ..., sequence: _Optional[int] = ..., segment: _Optional[_Union[Segment, _Mapping]] = ..., origin: _Optional[str] = ..., transferred: _Optional[bool] = ...) -> None: ...
 
 class InsertReply(_message.Message):
-    __slots__ = ("acknowledged", "credit_left")
+    __slots__ = ("acknowledged", "credit_left", "leaving")
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     CREDIT_LEFT_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     acknowledged: int
     credit_left: int
-    def __init__(self, acknowledged: _Optional[int] = ..., credit_left: _Optional[int] = ...) -> None: ...
+    leaving: bool
+    def __init__(self, acknowledged: _Optional[int] = ..., credit_left: _Optional[int] = ..., leaving: _Optional[bool] = ...) -> None: ...
 
 class Counts(_message.Message):
     __slots__ = ("inserted", "sampled", "stored", "total_priority", "bytes", "dropped_updates", "transferred", "resident_bytes")

@@ -93,6 +93,9 @@ class ReplayServicer:
         the shard. After `insert_timeout` seconds (a setting of the shard, default 60) its stream ends with
         RESOURCE_EXHAUSTED; the segment is not stored, and the writer may open a new stream. A segment with `transferred`
         set needs no credit.
+
+        Leaving: a shard that is about to be removed stores nothing more, and its replies have `leaving` set. The segments
+        above `acknowledged` are not stored, also those that waited for credit: the writer sends them to other shards.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

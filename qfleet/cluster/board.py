@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 BOARD = "board"  # the actor's name, in the run's own namespace
 TIMEOUT = 30.0  # seconds to wait for an answer of the board
+
+
+class ShardsView(NamedTuple):
+    """What an actor has to know of the replay shards; it gets it with each poll."""
+
+    version: int  # grows with each change
+    addresses: list[str]  # host:port of those that it writes to
 
 
 class RunBoard:

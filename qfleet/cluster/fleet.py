@@ -150,6 +150,11 @@ class ActorFleet:
         return len(self.roster.living) + len(self._finishing)
 
     @property
+    def finishing(self) -> int:
+        """Number of actors that still end, and may have segments in flight."""
+        return len(self._finishing)
+
+    @property
     def environments(self) -> int:
         """Environments of the living actors together."""
         return len(self.roster.living) * self._config.actors.environments

@@ -26,22 +26,25 @@ class Scaling:
         """Advance by one step, without waiting. ``board_request``: the last request on the board, if any."""
         run, topology = self._run, self._topology
         changes: dict[str, Any] = {}
+        news: list[str] = []
         for request in (run.dir.read_json(SCALE), board_request):
             if request and request["number"] not in self._taken:
                 self._taken.add(request["number"])
-                answer = {"scale_request": request, "scale_news": self._take(request)}
-                changes |= {"scale_taken": request["number"], **answer}
+                news.append(self._take(request))
+                changes |= {"scale_taken": request["number"], "scale_request": request, "scale_news": news[-1]}
         for line in topology.fleet.advance(run.stats.add_actor_report):
             run.progress.note(line)
-        shards_news = topology.shards.advance(topology.board, topology.learner, topology.actors)
+        shards_news = topology.shards.advance(topology.board, topology.learner, topology.fleet)
         shards = len(topology.shards.addresses)
         if shards_news:
             changes |= {"scale_request": self._shards_request, "scale_news": shards_news}
+            news.append(shards_news)
             run.config = with_shards(run.config, shards)
-        if news := changes.get("scale_news"):
-            run.progress.note(news)
+        for line in filter(None, news):
+            run.progress.note(line)
+        if any(news):
             run.dir.write(CONFIG, to_yaml(run.config))  # the next checkpoint holds the configuration, too
-        if not topology.shards.is_changing:  # `qfleet scale` waits until all clients have the new addresses
+        if not topology.shards.is_changing:  # `qfleet scale` waits until a change is complete
             changes["shards"] = shards
         run.set_fleet(topology.fleet.living, topology.fleet.wanted, topology.fleet.environments)
         nothing = {"scale_taken": None, "scale_request": None, "scale_news": "", "shards": shards}

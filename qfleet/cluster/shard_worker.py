@@ -71,7 +71,11 @@ class ShardWorker:
         return {"failure": None, "news": news, "address": self.address(), **values}
 
     def drain(self, addresses: list[str]) -> int:
-        """Move all items to the shards at ``addresses``; returns their number. Raises RunFault."""
+        """Store nothing more, and move all items to the shards at ``addresses``; returns their number. Raises RunFault.
+
+        Writers that still send segments send them to other shards, so none is lost that was acknowledged.
+        """
+        self._server.set_leaving(True)
         writer = Writer(addresses, access=self._access)
         connection = ShardConnection(self.address(), 60.0, self._access)
         try:
@@ -79,6 +83,10 @@ class ShardWorker:
         finally:
             connection.channel.close()
             writer.close()
+
+    def stay(self) -> None:
+        """Store segments again, after a `drain` that has failed."""
+        self._server.set_leaving(False)
 
     def remove(self) -> None:
         """Stop the server and delete the snapshots, so that a later shard with the same index starts empty.

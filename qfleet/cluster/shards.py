@@ -1,8 +1,11 @@
 """The replay shards of a run: starts them, and changes their number during the run.
 
 A new shard is added to the sampler first and to the writers second, so that its first items can be drawn. A shard is
-removed in three steps: from the writers; then its content is moved to the other shards; then from the sampler. The
-driver's loop advances a change step by step and never waits for it.
+removed in three steps: it stores nothing more, so that the writers leave it; then its content is moved to the other
+shards; then the sampler leaves it. The driver's loop advances a change step by step and never waits for it.
+
+The actors get the addresses of the shards with each poll (`ShardsView`): one that misses a change, because its network
+is interrupted, learns of it when it answers again.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from typing import Any
 
 import ray
 
+from qfleet.cluster.board import ShardsView
 from qfleet.cluster.faults import last_line
+from qfleet.cluster.fleet import ActorFleet
 from qfleet.cluster.shard_worker import ShardWorker
 from qfleet.config import TrainConfig, with_shards
 from replay.security import Access
@@ -34,7 +39,7 @@ class ReplayShards:
         shards = ReplayShards(config, directory, access, local=True, resumed=False, options=placement.shard_options())
         shards.addresses = {i: ray.get(shards.start(i)) for i in range(config.replay.shards)}
         shards.scale(4)
-        news = shards.advance(board, learner, actors)  # repeatedly, from the driver's loop
+        news = shards.advance(board, learner, fleet)  # repeatedly, from the driver's loop
 
     ``local``: the run has started its own Ray, and did not join one. ``resumed``: it goes on from a checkpoint, so its
     shards report if they find no snapshot. ``options``: Ray's options of each shard, which say what it requests and where
@@ -55,13 +60,20 @@ class ReplayShards:
         self._spec, _ = spec_and_actions(config.env)
         self.handles: dict[int, Any] = {}
         self.addresses: dict[int, str] = {}
+        self._version = 0  # of `view`
+        self._apart: int | None = None  # the shard that joins or leaves: the sampler has it, the writers do not
+        self._writers: dict[str, tuple[int, list[str]]] = {}  # by actor: version and addresses of its last answer
+        self._silent: dict[str, set[str]] = {}  # by actor: addresses of shards that do not answer it
         self._news = ""  # message for the user about the last change
         self._change: Iterator[None] | None = None
         # None once there are so many: a shard that is lost later is not replaced.
         self._wanted: int | None = None
 
-    def start(self, index: int) -> Any:
-        """Start a shard; returns Ray's reference to its address (host:port), ready once the shard listens."""
+    def start(self, index: int, added: bool = False) -> Any:
+        """Start a shard; returns Ray's reference to its address (host:port), ready once the shard listens.
+
+        ``added``: during the run, not at its start, so that it has no snapshot to restore.
+        """
         config = self._config
         max_restarts = -1 if config.replay.snapshot_minutes > 0 else 0  # without a snapshot it would restart empty
         options = dict(self._options)
@@ -84,7 +96,7 @@ class ReplayShards:
                 self._directory.name,
                 self.access,
                 self._directory / "replay" / f"shard-{index}",
-                self._resumed and index < config.replay.shards,  # later ones are added during the run
+                self._resumed and not added,
             )
         )
         return self.handles[index].address.remote()
@@ -94,16 +106,38 @@ class ReplayShards:
         self.handles.pop(index, None)
         self.addresses.pop(index, None)
 
-    def update_address(self, index: int, address: str, clients: list[Any]) -> None:
-        """If shard ``index`` has a new address after a restart, send all addresses to ``clients``."""
+    def update_address(self, index: int, address: str, board: Any, learner: Any) -> None:
+        """Shard ``index`` has this address, maybe a new one after a restart: then all clients get it."""
         if index in self.addresses and self.addresses[index] != address:
             self.addresses[index] = address
-            self._send_addresses(clients)
+            self.tell(board, learner)
 
-    def _send_addresses(self, clients: list[Any], without: int | None = None) -> list[Any]:
-        """Send all addresses, except that of shard ``without``, to ``clients``; returns references to the calls."""
-        addresses = [a for index, a in self.addresses.items() if index != without]
-        return [client.set_shards.remote(addresses) for client in clients]
+    @property
+    def view(self) -> ShardsView:
+        """What the actors have to know now."""
+        addresses = [a for index, a in self.addresses.items() if index != self._apart]
+        return ShardsView(self._version, addresses or list(self.addresses.values()))
+
+    def tell(self, board: Any, learner: Any) -> Any:
+        """Send the addresses after a change to ``board``, which starting actors ask, and ``learner``.
+
+        Returns a reference to the learner's call. The actors get them with their next polls.
+        """
+        self._version += 1
+        board.set_shards.remote(self.view.addresses)
+        return learner.set_shards.remote(list(self.addresses.values()))
+
+    def answered(self, name: str, version: int, in_use: list[str], silent: Mapping[str, str]) -> str:
+        """Actor ``name`` has this version of `view`, and may have segments in flight to the shards ``in_use``.
+
+        ``silent``: those that do not answer it, with their last errors. Returns a warning for the user, or "": each
+        shard is reported once, by the first actor.
+        """
+        self._writers[name] = version, in_use
+        reported = set().union(*self._silent.values())
+        self._silent[name] = set(silent)
+        new = [f"{address} ({error})" for address, error in silent.items() if address not in reported]
+        return f"warning: {name} does not reach the replay shard(s) {', '.join(new)}" if new else ""
 
     @property
     def is_changing(self) -> bool:
@@ -114,7 +148,7 @@ class ReplayShards:
         """From now on, `advance` changes the number of shards to ``shards``."""
         self._wanted = shards
 
-    def advance(self, board: Any, learner: Any, actors: list[Any]) -> str:
+    def advance(self, board: Any, learner: Any, fleet: ActorFleet) -> str:
         """Advance towards the number of shards of `scale` by one step, without waiting.
 
         Returns a message for the user, or "". A change that fails is abandoned with a warning in the message.
@@ -127,14 +161,20 @@ class ReplayShards:
                     return ""
                 self.with_shards(self._wanted)  # raises BadInput if the number is not valid
                 change = self._add_shard if self._wanted > len(self.addresses) else self._remove_shard
-                self._change = change(board, learner, actors)
+                self._change = change(board, learner, fleet)
             next(self._change)
         except StopIteration:
-            self._change = None
+            self._end_change(board, learner)
         except (RunFault, BadInput, ray.exceptions.RayError) as error:
-            self._change = self._wanted = None
+            self._end_change(board, learner)
+            self._wanted = None
             self._news = f"warning: the run keeps {len(self.addresses)} replay shard(s): {last_line(error)}"
         return self._news
+
+    def _end_change(self, board: Any, learner: Any) -> None:
+        if self._change is not None:
+            self._change = self._apart = None
+            self.tell(board, learner)
 
     def with_shards(self, shards: int) -> TrainConfig:
         """The run's configuration with ``shards`` shards of the same size. Raises BadInput if it is not valid."""
@@ -146,54 +186,65 @@ class ReplayShards:
         where = "anywhere" if self._options.get("scheduling_strategy") == "SPREAD" else "on the learner's node"
         return f"1 CPU{f' and {memory / 1e9:.3g} GB of memory' if memory else ''} {where}"
 
-    def _add_shard(self, board: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
+    def _add_shard(self, board: Any, learner: Any, fleet: ActorFleet) -> Iterator[None]:
         index = next(i for i in range(len(self.handles) + 1) if i not in self.handles)
-        call, handle = self.start(index), self.handles[index]
+        call, handle = self.start(index, added=True), self.handles[index]
         try:
-            yield from _until([call], STEP_TIMEOUT, f"shard-{index} to listen (it needs {self._needed()})")
-            self.addresses[index] = ray.get(call)
+            yield from _until(call, STEP_TIMEOUT, f"shard-{index} to listen (it needs {self._needed()})")
+            self._apart, self.addresses[index] = index, (address := ray.get(call))
+            yield from _until(self.tell(board, learner), STEP_TIMEOUT, f"the learner to add shard-{index}")
         except (RunFault, ray.exceptions.RayError):
             ray.kill(handle)
             self.forget(index)
             raise
-        yield from _until(self._send_addresses([board, learner]), STEP_TIMEOUT, f"the learner to add shard-{index}")
-        yield from _until(self._send_addresses(actors), STEP_TIMEOUT, f"the actors to add shard-{index}")
-        self._news = f"added replay shard-{index} at {self.addresses[index]}; the run has {len(self.addresses)} shards"
+        self._news = f"added replay shard-{index} at {address}; the run has {len(self.addresses)} shards"
 
-    def _remove_shard(self, board: Any, learner: Any, actors: list[Any]) -> Iterator[None]:
-        index = max(self.addresses)
-        handle = self.handles[index]
-        rest = [a for i, a in self.addresses.items() if i != index]
+    def _remove_shard(self, board: Any, learner: Any, fleet: ActorFleet) -> Iterator[None]:
+        index = self._apart = max(self.addresses)
+        handle, address = self.handles[index], self.addresses[index]
+        self.tell(board, learner)
         try:
-            writers = self._send_addresses([board, *actors], index)
-            yield from _until(writers, STEP_TIMEOUT, f"the actors to remove shard-{index}")
-            call = handle.drain.remote(rest)
-            yield from _until([call], DRAIN_TIMEOUT, f"shard-{index} to be drained")
+            call = handle.drain.remote(self.view.addresses)
+            yield from _until(call, DRAIN_TIMEOUT, f"shard-{index} to be drained")
             moved = ray.get(call)
+            yield from self._until_left(address, fleet)
+            del self.addresses[index]
+            yield from _until(self.tell(board, learner), STEP_TIMEOUT, f"the learner to remove shard-{index}")
+            with contextlib.suppress(ray.exceptions.RayActorError):  # it has ended already
+                yield from _until(handle.remove.remote(), STEP_TIMEOUT, f"shard-{index} to end")
         except (RunFault, ray.exceptions.RayError):
-            self._send_addresses([board, *actors])  # keep the shard
+            handle.stay.remote()
+            if index in self.handles:  # else it is lost
+                self.addresses[index] = address
             raise
-        sampler = self._send_addresses([learner], index)
-        yield from _until(sampler, STEP_TIMEOUT, f"the learner to remove shard-{index}")
-        yield from _until([handle.remove.remote()], STEP_TIMEOUT, f"shard-{index} to end")
         ray.kill(handle)
         self.forget(index)
         self._news = (
             f"removed replay shard-{index}, moved its {moved:,} transitions; the run has {len(self.addresses)} shard(s)"
         )
 
+    def _until_left(self, address: str, fleet: ActorFleet) -> Iterator[None]:
+        """Yield until no living actor has segments in flight to the shard at ``address``, at most STEP_TIMEOUT seconds.
 
-def _until(calls: list[Any], timeout: float, what: str) -> Iterator[None]:
-    """Yield until all calls have finished. Raises RunFault after ``timeout`` seconds; re-raises errors of the calls.
+        The shard stores nothing more, so none can be lost; but a writer would try for `give_up_after` seconds to reach
+        a shard that has ended.
+        """
+        deadline, version = time.monotonic() + STEP_TIMEOUT, self._version
+        while time.monotonic() < deadline:
+            answers = [self._writers.get(f"actor-{i}", (0, [address])) for i in fleet.roster.living]
+            if not fleet.finishing and all(v >= version and address not in in_use for v, in_use in answers):
+                return
+            yield
 
-    ``what`` completes the message "waited 120 s for ...". The error of an actor that has died is ignored: when it
-    restarts, it asks the board for the shards.
+
+def _until(call: Any, timeout: float, what: str) -> Iterator[None]:
+    """Yield until ``call`` has finished. Raises RunFault after ``timeout`` seconds; re-raises the call's error.
+
+    ``what`` completes the message "waited 120 s for ...".
     """
     deadline = time.monotonic() + timeout
-    while len(ray.wait(calls, num_returns=len(calls), timeout=0)[0]) < len(calls):
+    while not ray.wait([call], timeout=0)[0]:
         if time.monotonic() > deadline:
             raise RunFault(f"waited {timeout:g} s for {what}")
         yield
-    for call in calls:
-        with contextlib.suppress(ray.exceptions.RayActorError):
-            ray.get(call)
+    ray.get(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,13 +28,14 @@ CALL_TIMEOUT = 60.0  # seconds to wait for an answer of a worker
 class _Poller:
     """Polls all workers, with one call per worker in flight. A worker that is restarting may miss some polls.
 
-    A poll tells an actor its place in the fleet, and the agent steps of all actors.
+    A poll tells an actor its place in the fleet, the agent steps of all actors, and the shards that it writes to.
     """
 
     def __init__(self, topology: Topology, stats: RunStats, warn: Callable[[str], None]) -> None:
         self._topology, self._stats = topology, stats
         self._warn = warn
         self._pending: dict[str, Any] = {}  # calls in flight
+        self._last_polls: list[Any] = []  # calls in flight to actors that were scaled away since
         self._last_answer: dict[str, float] = {}  # times
         self._dead: set[str] = set()
 
@@ -48,15 +50,17 @@ class _Poller:
         self._dead &= workers.keys()  # a shard that was removed may come back under its name
         workers = {name: handle for name, handle in workers.items() if name not in self._dead}
         self._last_answer = {name: self._last_answer.get(name, time.monotonic()) for name in workers}
+        self._last_polls += [c for n, c in self._pending.items() if n not in workers and n.startswith("actor-")]
         self._pending = {name: call for name, call in self._pending.items() if name in workers}
         for name, handle in workers.items():
             if name not in self._pending:
-                is_actor = name.startswith("actor-")
-                view = [self._topology.fleet.view(name, self._stats.agent_steps)] if is_actor else []
-                self._pending[name] = handle.poll.remote(*view)
-        refs = list(self._pending.values())
+                is_actor, fleet = name.startswith("actor-"), self._topology.fleet
+                views = [fleet.view(name, self._stats.agent_steps), self._topology.shards.view] if is_actor else []
+                self._pending[name] = handle.poll.remote(*views)
+        refs = [*self._pending.values(), *self._last_polls]
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=POLL_PERIOD / 2)
         self._topology.fleet.polled()
+        self._add_last_episodes(ready)
         answers = {}
         for name, ref in [(n, r) for n, r in self._pending.items() if r in ready]:
             del self._pending[name]
@@ -80,6 +84,13 @@ class _Poller:
                 self._warn(f"warning: {name} has not answered for {CALL_TIMEOUT * 3:g} s; the run continues without it")
                 self._last_answer[name] = time.monotonic()
         return answers
+
+    def _add_last_episodes(self, ready: list[Any]) -> None:
+        """Add the episodes of last polls; their agent steps are in the answer with which the actor ends."""
+        for call in [c for c in self._last_polls if c in ready]:
+            self._last_polls.remove(call)
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                self._stats.add_episodes(ray.get(call)["episodes"])
 
 
 def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None]) -> None:
@@ -189,14 +200,18 @@ def _handle_answer(run: Run, topology: Topology, name: str, answer: dict[str, An
             raise RunFault(f"{name}: {failure}")
         run.progress.note(f"warning: lost replay {name} with its content: {failure}")
         topology.shards.forget(index)
+        topology.shards.tell(topology.board, topology.learner)
         _check_min_size(run.config, len(topology.shards.addresses))
         return
     if name.startswith("shard-"):
-        clients = [topology.board, topology.learner, *topology.actors]
-        topology.shards.update_address(int(name.removeprefix("shard-")), answer["address"], clients)
+        index = int(name.removeprefix("shard-"))
+        topology.shards.update_address(index, answer["address"], topology.board, topology.learner)
     elif name == "learner":
         run.stats.add_learner_report(answer)
     elif name.startswith("actor-"):
+        shards = (answer[f"shards_{what}"] for what in ("version", "in_use", "silent"))
+        if warning := topology.shards.answered(name, *shards):
+            run.progress.note(warning)
         run.stats.add_actor_report(topology.fleet.answered(name), answer["agent_steps"], answer["episodes"])
 
 

@@ -21,7 +21,7 @@ import torch
 from actors.actor import FleetView
 from learner.checkpoint import Checkpoint
 from learner.learner import LearnerConfig, pick_device
-from qfleet.cluster.board import RemoteBoard
+from qfleet.cluster.board import RemoteBoard, ShardsView
 from qfleet.cluster.metrics import RayMetrics
 from qfleet.cluster.versions import check_versions, versions_here
 from qfleet.cluster.weights import WEIGHT_STORE, RayWeightSink, RayWeightSource
@@ -37,6 +37,7 @@ from rl.evaluation import EvaluationResult
 from rl.ports import Weights
 
 FIRST_WEIGHTS_TIMEOUT = 60.0  # seconds that a starting actor waits for the first weights of the learner
+SILENT_AFTER = 10.0  # seconds without an answer after which an actor reports a shard
 
 
 class _ThreadedLoop:
@@ -141,6 +142,7 @@ class ActorWorker:
         self._weights = RayWeightSource(_weight_store())
         self._weights.await_first(FIRST_WEIGHTS_TIMEOUT)  # initial weights would act badly and give wrong priorities
         self._writer = Writer(shards, config.replay.give_up_after, access=access)
+        self._shards_version = -1  # of the last `ShardsView`
         self._actor = make_actor(config, index, base_steps, self._writer, self._weights)
         self._metrics = RayMetrics("actor", f"{run}/{index}")
         self._loop = _ThreadedLoop(self._act, "actor")
@@ -149,31 +151,28 @@ class ActorWorker:
         torch.set_num_threads(1)  # OpenMP keeps this number for each thread
         self._actor.run(self._loop.stopping.is_set)
 
-    def poll(self, view: FleetView) -> dict[str, Any]:
+    def poll(self, view: FleetView, shards: ShardsView) -> dict[str, Any]:
         """`failure` (or None), `agent_steps` since the process started, and `episodes` finished since the last poll.
 
-        ``view`` is the fleet as the driver sees it now.
+        ``view`` and ``shards`` are the fleet and the shards as the driver sees them now. The answer has the version of
+        ``shards`` in `shards_version`, the addresses that may have segments in flight in `shards_in_use`, and in
+        `shards_silent` those that have not answered for SILENT_AFTER seconds, with their last errors.
         """
         self._actor.set_view(view)
+        if shards.version != self._shards_version:
+            self._writer.set_shards(shards.addresses)
+            self._shards_version = shards.version
         if not self._loop.is_started:
-            with contextlib.suppress(RunFault):  # the board did not answer in time: the next poll asks again
-                # Shards may have joined or left while this process started; from now on the driver sends changes.
-                self._writer.set_shards(RemoteBoard.here().shards())
-                self._loop.start()
-        return self._report()
+            self._loop.start()
+        silent = self._writer.silent_shards(SILENT_AFTER)
+        own = {"shards_version": self._shards_version, "shards_in_use": self._writer.in_use, "shards_silent": silent}
+        return {**self._report(), **own}
 
     def _report(self) -> dict[str, Any]:
         stats = dict(self._actor.stats())
         sent = {f"replay_{k}": v for k, v in self._writer.stats().items()}
         self._metrics.report({**stats, **sent, **{f"weights_{k}": v for k, v in self._weights.stats().items()}})
         return {"failure": self._loop.failure, "episodes": self._actor.take_episodes(), **stats}
-
-    def set_shards(self, addresses: list[str]) -> None:
-        """Write to the shards at ``addresses`` (host:port); returns when nothing is in flight to any other shard.
-
-        Raises TimeoutError after 60 s.
-        """
-        self._writer.set_shards(addresses, timeout=60.0)
 
     def finish(self, timeout: float) -> dict[str, Any]:
         """Stop acting for good, and wait up to ``timeout`` seconds until replay has stored all complete segments.

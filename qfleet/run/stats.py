@@ -72,6 +72,10 @@ class RunStats:
         if index not in self._actor_steps:
             self._exclude_from_rates(made, 0)
         self._actor_steps[index] = agent_steps
+        self.add_episodes(episodes)
+
+    def add_episodes(self, episodes: Iterable[EpisodeResult]) -> None:
+        """Add finished training episodes, without agent steps."""
         for episode in episodes:
             self.episodes += 1
             self._recent_episodes.append(episode)

@@ -113,13 +113,17 @@ class Shard:
             f"of {time.monotonic() - self._limiter_received:.1f} s ago; the sampler grants more credit when it samples"
         )
 
+    def last_sequence(self, writer: str) -> int:
+        """The sequence number of the last segment that ``writer`` has stored; 0 if there is none."""
+        return self._last_sequence.get(writer, 0)
+
     def check_order(self, writer: str, sequence: int, origin: str = "") -> int:
         """Check an insert's names and sequence number; returns the writer's last stored one, 0 if there is none.
 
         If ``sequence`` is at or below it, the segment is a duplicate. Raises InvalidMessage if a name or the sequence
         number is invalid, OutOfOrder if a sequence number was skipped.
         """
-        last = self._last_sequence.get(writer, 0)
+        last = self.last_sequence(writer)
         if not writer or max(len(writer.encode()), len(origin.encode())) > MAX_NAME_BYTES or sequence < 1:
             raise InvalidMessage(
                 f"writer must have 1 to {MAX_NAME_BYTES} bytes (it has {len(writer.encode())}), origin at most "

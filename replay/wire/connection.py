@@ -67,6 +67,12 @@ class ShardConnection:
         self._silent_since = None
         self._backoff = MIN_BACKOFF
 
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since the first failure after the shard's last answer; 0 if it answers."""
+        since = self._silent_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def record_failure(self, error: grpc.RpcError) -> float:
         """Record a failed call; returns the seconds to wait before the next attempt.
 

@@ -38,6 +38,7 @@ class InsertStream:
         self._call = 0  # number of the current Insert call
         self.acknowledged = 0  # segments, since the stream was created
         self.is_closed = self.is_leaving = False
+        self._shard_leaves = False  # it has replied that it stores nothing more
         self.failure: RunFault | None = None
         self._thread = threading.Thread(target=self._run, name=f"writer-{connection.address}", daemon=True)
         self._thread.start()
@@ -50,9 +51,14 @@ class InsertStream:
         self._changed.notify_all()
 
     @property
+    def is_over(self) -> bool:
+        """Whether the shard is gone or stores nothing more: what is still queued must go to another one."""
+        return self.connection.is_gone or self._shard_leaves
+
+    @property
     def accepts_segments(self) -> bool:
         """Whether new segments may be sent to this shard."""
-        return not (self.is_leaving or self.connection.is_gone)
+        return not (self.is_leaving or self.is_over)
 
     def _outgoing(self, call: int) -> Iterator[pb.InsertRequest]:
         while True:
@@ -68,14 +74,18 @@ class InsertStream:
             yield request
 
     def _run(self) -> None:
-        while not self.is_closed and not self.connection.is_gone:
+        while not self.is_closed and not self.is_over:
             with self._changed:
                 self._call += 1
                 self._sent = 0
                 call = self._call
             try:
-                for reply in self.connection.stub.Insert(self._outgoing(call), metadata=self.connection.metadata):
+                replies = self.connection.stub.Insert(self._outgoing(call), metadata=self.connection.metadata)
+                for reply in replies:
                     self._acknowledge(reply)
+                    if reply.leaving:
+                        replies.cancel()
+                        return
             except grpc.RpcError as error:
                 self._handle_error(error)
             except ValueError:  # the channel is closed
@@ -91,6 +101,9 @@ class InsertStream:
                 )  # a duplicate is acknowledged together with later ones not yet resent
                 self.acknowledged += 1
             self.credit_left = reply.credit_left
+            if reply.leaving:
+                self._shard_leaves = True
+                self._call += 1  # ends `_outgoing`
             self._changed.notify_all()
 
     def _handle_error(self, error: grpc.RpcError) -> None:

@@ -112,7 +112,8 @@ class Sampler:
     def set_shards(self, addresses: Sequence[str]) -> None:
         """Replace the set of shards; takes effect at the next `sample`. Safe to call from any thread.
 
-        Raises BadInput if ``addresses`` is empty or the limiter's slack is too small for that many shards.
+        Shards in ``addresses`` that were counted as gone are tried again. Raises BadInput if ``addresses`` is empty or
+        the limiter's slack is too small for that many shards.
         """
         addresses = _distinct(addresses)
         with self._change_lock:
@@ -130,12 +131,12 @@ class Sampler:
             self._changes.put(lambda: self._ledger.change_limiter(limiter))
 
     def _change_members(self, addresses: Sequence[str], limiter: RateLimiter) -> None:
-        """Open streams to new shards, and close the streams to shards that are not in ``addresses``."""
+        """Open streams to new shards, and close those to shards that are gone or not in ``addresses``."""
         self._ledger.limiter = limiter  # the same limiter for another number of shards
-        members = {s.connection.address for s in self._streams if not s.has_left}
         for stream in self._streams:
-            if not stream.has_left and stream.connection.address not in addresses:
+            if not stream.has_left and (stream.connection.is_gone or stream.connection.address not in addresses):
                 stream.leave()
+        members = {s.connection.address for s in self._streams if not s.has_left}
         for address in addresses:
             if address not in members:
                 connection = ShardConnection(address, self._give_up_after, self._access)

@@ -18,7 +18,7 @@ from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard, random_generation
 from replay.store.snapshots import Restored, Snapshots
 from replay.wire.guard import Limits
-from replay.wire.service import INSERT_TIMEOUT, start_server
+from replay.wire.service import INSERT_TIMEOUT, ReplayServicer, start_server
 from rl.bounds import as_written, at_least, between, positive, require
 from rl.errors import BadSetting
 from rl.types import ObservationSpec
@@ -130,9 +130,8 @@ async def serve(
     if not config.snapshots:
         shard.generation = random_generation()
     ended: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
-    server, port = await start_server(
-        shard, config.host, config.port, config.insert_timeout, access, config.limits, snapshots
-    )
+    servicer = ReplayServicer(shard, config.insert_timeout, snapshots)
+    server, port = await start_server(servicer, config.host, config.port, access, config.limits)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _set_once, ended, number)
     try:

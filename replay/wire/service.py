@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -30,6 +30,7 @@ from replay.wire.channel import NO_CREDIT, SERVER_OPTIONS
 from replay.wire.guard import Limits, StreamGuard, TokenCheck, add_port
 from rl.errors import RunFault
 
+T = TypeVar("T")
 Context = Any  # grpc.aio.ServicerContext, which is untyped
 
 SERVICE_NAME = "qfleet.replay.v1.Replay"
@@ -43,8 +44,9 @@ class ReplayServicer(rpc.ReplayServicer):
     def __init__(
         self, shard: Shard, insert_timeout: float = INSERT_TIMEOUT, snapshots: Snapshots | None = None
     ) -> None:
-        self.shard, self._snapshots = shard, snapshots
+        self.shard, self.snapshots = shard, snapshots
         self._insert_timeout = insert_timeout
+        self._is_leaving = False
         self._credit_arrived = asyncio.Event()  # set and replaced when unused credit grows
 
     async def Insert(
@@ -58,31 +60,37 @@ class ReplayServicer(rpc.ReplayServicer):
         async for request in requests:
             await _reject_undecodable(request, context)
             try:
-                last = self.shard.check_order(request.writer, request.sequence, request.origin)
-                if request.sequence > last:
-                    last = await self._store(request, context)
+                last = await self._store(request, context)
             except InvalidMessage as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except OutOfOrder as error:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             unused = min(self.shard.credit_left, UNLIMITED_CREDIT)  # `credit_left` is an int64
-            yield pb.InsertReply(acknowledged=last, credit_left=unused)
+            yield pb.InsertReply(acknowledged=last, credit_left=unused, leaving=self._is_leaving)
 
     async def _store(self, request: pb.InsertRequest, context: Context) -> int:
-        """Store a segment once there is credit for it; returns the writer's last sequence number.
+        """Store a segment once there is credit for it, unless it is a duplicate or the shard leaves.
 
-        Raises InvalidMessage, before any wait, if the segment is invalid.
+        Returns the writer's last sequence number. Raises InvalidMessage, before any wait, if the segment is invalid,
+        and OutOfOrder.
         """
+        if self._is_leaving:
+            return self.shard.last_sequence(request.writer)
+        last = self.shard.check_order(request.writer, request.sequence, request.origin)
+        if request.sequence <= last:
+            return last
         segment = segment_from_message(request.segment)
         self.shard.check(segment)
         if not request.transferred and segment.items > self.shard.credit_left:
             await self._wait_for_credit(segment.items, context)
+            if self._is_leaving:
+                return self.shard.last_sequence(request.writer)
         return self.shard.insert(request.writer, request.sequence, segment, request.origin, request.transferred)
 
     async def _wait_for_credit(self, items: int, context: Context) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._insert_timeout
-        while items > self.shard.credit_left:
+        while items > self.shard.credit_left and not self._is_leaving:
             try:
                 await asyncio.wait_for(self._credit_arrived.wait(), timeout=deadline - loop.time())
             except TimeoutError:
@@ -109,6 +117,11 @@ class ReplayServicer(rpc.ReplayServicer):
     def _wake_writers(self) -> None:
         self._credit_arrived.set()
         self._credit_arrived = asyncio.Event()
+
+    def set_leaving(self, leaving: bool) -> None:
+        """Whether the shard is about to be removed: it then stores nothing more (`Insert` in `replay.proto`)."""
+        self._is_leaving = leaving
+        self._wake_writers()
 
     async def UpdatePriorities(self, request: pb.UpdatePrioritiesRequest, context: Context) -> pb.UpdatePrioritiesReply:
         """Update priorities; returns how many of the items are no longer stored. Aborts with INVALID_ARGUMENT."""
@@ -146,14 +159,14 @@ class ReplayServicer(rpc.ReplayServicer):
         Aborts with FAILED_PRECONDITION if the shard has no directory for snapshots, and with INTERNAL if writing fails.
         """
         await _reject_undecodable(request, context)
-        if self._snapshots is None:
+        if self.snapshots is None:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "this shard was started without a directory for snapshots: restart it with `--snapshots DIRECTORY`",
             )
-        assert self._snapshots is not None, "abort raises"
+        assert self.snapshots is not None, "abort raises"
         try:
-            written = await self._snapshots.write()
+            written = await self.snapshots.write()
         except RunFault as fault:
             await context.abort(grpc.StatusCode.INTERNAL, str(fault))
             raise AssertionError("unreachable: abort raises") from fault
@@ -199,33 +212,31 @@ def _handlers(servicer: ReplayServicer, guard: StreamGuard) -> grpc.GenericRpcHa
 
 
 async def start_server(
-    shard: Shard,
+    servicer: ReplayServicer,
     host: str,
     port: int,
-    insert_timeout: float = INSERT_TIMEOUT,
     access: Access = UNPROTECTED,
     limits: Limits = DEFAULT_LIMITS,
-    snapshots: Snapshots | None = None,
 ) -> tuple[grpc.aio.Server, int]:
-    """Serve ``shard`` on ``host`` and ``port`` (0: a free one); returns the server and its port.
+    """Serve a shard on ``host`` and ``port`` (0: a free one); returns the server and its port.
 
-    After stopping the server, the caller must also await ``snapshots.finish()``. Raises BadInput if other machines
-    could reach the shard without a token, RuntimeError if it cannot listen there.
+    After stopping the server, the caller must also await ``finish()`` of the servicer's snapshots. Raises BadInput if
+    other machines could reach the shard without a token, RuntimeError if it cannot listen there.
     """
     check_listening(host, access)
     server = grpc.aio.server(
         options=[*SERVER_OPTIONS, *limits.options()],
         interceptors=[TokenCheck(access.token)] if access.token else [],
     )
-    server.add_generic_rpc_handlers((_handlers(ReplayServicer(shard, insert_timeout, snapshots), StreamGuard(limits)),))
+    server.add_generic_rpc_handlers((_handlers(servicer, StreamGuard(limits)),))
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     port = add_port(server, host_port(host, port), access)
     await server.start()
     for name in ("", SERVICE_NAME):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-    if snapshots is not None:
-        snapshots.start()
+    if servicer.snapshots is not None:
+        servicer.snapshots.start()
     return server, port
 
 
@@ -255,7 +266,8 @@ class ShardServer:
         self._stopping = asyncio.Event()
         self._grace = 0.0
         self.port = 0
-        serving = start_server(shard, host, port, access=access, limits=limits, snapshots=snapshots)
+        self._servicer = ReplayServicer(shard, snapshots=snapshots)
+        serving = start_server(self._servicer, host, port, access, limits)
         self._thread = threading.Thread(target=self._run, args=(serving,), name="replay-shard", daemon=True)
         self._thread.start()
         if not self._ready.wait(timeout=30.0):
@@ -288,10 +300,17 @@ class ShardServer:
     def counts(self) -> Counts:
         """Return the shard's counts, read on its event loop. Raises TimeoutError after 10 seconds."""
 
-        async def read() -> Counts:
-            return self.shard.counts()
+        return self._call(self.shard.counts)
 
-        return asyncio.run_coroutine_threadsafe(read(), self._loop).result(timeout=10.0)
+    def set_leaving(self, leaving: bool) -> None:
+        """Whether the shard is about to be removed and stores nothing more. Raises TimeoutError after 10 seconds."""
+        self._call(lambda: self._servicer.set_leaving(leaving))
+
+    def _call(self, function: Callable[[], T]) -> T:
+        async def call() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(timeout=10.0)
 
     def stop(self, grace: float = 1.0, timeout: float = 10.0) -> None:
         """Stop serving and write the last snapshot; open streams are cancelled after ``grace`` seconds.

@@ -1,8 +1,8 @@
 """The writer: sends segments to shards over gRPC, with a bounded number in flight; each segment is stored exactly once.
 
 Each shard has one stream (`inserts.py`), which sends the unacknowledged segments of a broken call again. Segments move
-to other shards only when their shard is gone (`ShardConnection`). Shards may join and leave: segments in flight to a
-leaving shard are still delivered.
+to other shards only when their shard is gone (`ShardConnection`), or replies that it stores nothing more. Shards may
+join and leave: segments in flight to a shard that the writer leaves are still delivered.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Writer:
     def set_shards(self, addresses: Sequence[str], timeout: float = 0.0) -> None:
         """Replace the set of shards. Segments in flight to the other shards are still delivered. Safe from any thread.
 
+        Shards in ``addresses`` that were counted as gone are tried again.
+
         With a ``timeout`` above 0, waits up to that many seconds until these segments are acknowledged, and raises
         TimeoutError if they are not. Raises BadInput if ``addresses`` is empty, RunFault if the writer is closed or
         every shard is gone.
@@ -70,8 +72,8 @@ class Writer:
                 raise RunFault("the writer is closed")
             self.addresses = addresses
             for stream in self._streams:
-                stream.is_leaving = stream.connection.address not in addresses
-            connected = {stream.connection.address for stream in self._streams}
+                stream.is_leaving = stream.is_over or stream.connection.address not in addresses
+            connected = {stream.connection.address for stream in self._streams if not stream.is_leaving}
             self._streams += [
                 InsertStream(ShardConnection(a, self._give_up_after, self._access), self._changed, self._sent)
                 for a in addresses
@@ -93,6 +95,19 @@ class Writer:
     def in_flight(self) -> int:
         """Number of segments not yet acknowledged."""
         return sum(len(stream.queue) for stream in self._streams)
+
+    @property
+    def in_use(self) -> list[str]:
+        """Addresses of the shards that may get new segments, or have segments in flight."""
+        with self._changed:
+            self._reassign_and_close()
+            return [s.connection.address for s in self._streams if s.accepts_segments or s.queue]
+
+    def silent_shards(self, seconds: float) -> Mapping[str, str]:
+        """The last errors of the shards that have not answered for ``seconds``, by address."""
+        with self._changed:
+            connections = [s.connection for s in self._streams if not s.is_leaving]
+        return {c.address: c.last_error for c in connections if c.silent_seconds >= seconds}
 
     @property
     def _acknowledged(self) -> int:
@@ -148,10 +163,10 @@ class Writer:
         return next(iter(with_credit or idle), None)
 
     def _reassign_and_close(self) -> None:
-        """Move the segments of gone shards to another shard, and close the streams of shards that have left."""
+        """Move the segments of gone shards to another shard, and close the streams that are left."""
         alive = [stream for stream in self._streams if stream.accepts_segments]
         for stream in self._streams:
-            while stream.connection.is_gone and stream.queue and alive and stream.failure is None:
+            while stream.is_over and stream.queue and alive and stream.failure is None:
                 alive[0].enqueue(stream.queue.popleft())
             if stream.is_leaving and not stream.queue:
                 stream.is_closed = True

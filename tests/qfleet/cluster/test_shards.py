@@ -1,10 +1,20 @@
-"""Scale requests that start no change; tests/integration has those that do."""
+"""Which shards the processes of a run are told of, and scale requests that start no change.
+
+tests/integration has changes of real shards.
+"""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from qfleet.cluster import shards as shards_module
+from qfleet.cluster.fleet import Roster
+from qfleet.cluster.scaling import Scaling
+from qfleet.cluster.shard_worker import ShardWorker
 from qfleet.cluster.shards import ReplayShards
+from qfleet.cluster.supervisor import _handle_answer
 from qfleet.presets import cartpole
 from replay.security import UNPROTECTED
 
@@ -28,7 +38,7 @@ def shards(tmp_path):
 
 
 def advance(shards):
-    return shards.advance(None, None, [])
+    return shards.advance(None, None, None)
 
 
 def test_no_change_without_a_request_or_with_the_same_number(shards):
@@ -59,8 +69,97 @@ def test_a_number_that_is_not_valid_is_reported_once(shards):
 
 def test_a_new_address_of_a_shard_is_sent_to_all_clients(shards):
     clients = [Client(), Client()]
-    shards.update_address(1, "b:2", clients)  # unchanged
-    shards.update_address(7, "c:3", clients)  # removed
-    assert [c.received for c in clients] == [[], []]
-    shards.update_address(1, "c:3", clients)
+    before = shards.view
+    shards.update_address(1, "b:2", *clients)  # unchanged
+    shards.update_address(7, "c:3", *clients)  # removed
+    assert ([c.received for c in clients], shards.view) == ([[], []], before)
+    shards.update_address(1, "c:3", *clients)
     assert [c.received for c in clients] == [[["a:1", "c:3"]]] * 2
+    assert shards.view == (before.version + 1, ["a:1", "c:3"])
+
+
+def test_all_clients_are_told_of_the_shards_that_are_left_when_one_is_lost(shards):
+    board, learner, notes = Client(), Client(), []
+    topology = SimpleNamespace(shards=shards, board=board, learner=learner)
+    run = SimpleNamespace(config=cartpole(), progress=SimpleNamespace(note=notes.append))
+    before = shards.view
+    _handle_answer(run, topology, "shard-1", {"failure": "the process ended: killed"})
+    assert notes == ["warning: lost replay shard-1 with its content: the process ended: killed"]
+    assert (board.received, learner.received) == ([["a:1"]], [["a:1"]])
+    assert shards.view == (before.version + 1, ["a:1"])
+
+
+def test_a_leaving_shard_ends_when_no_living_actor_has_segments_in_flight_to_it(shards):
+    shards.tell(Client(), Client())
+    fleet = SimpleNamespace(roster=Roster(environments=2, ladder=True), finishing=1)
+    fleet.roster.answer(0, now=0.0)
+    version, waiting = shards.view.version, shards._until_left("b:2", fleet)
+
+    def is_waiting():
+        return next(waiting, "ended") is None
+
+    assert is_waiting()  # no answer yet
+    shards.answered("actor-0", version - 1, ["a:1"], {})
+    assert is_waiting()  # an answer from before the change
+    shards.answered("actor-0", version, ["a:1", "b:2"], {})
+    assert is_waiting()  # segments in flight
+    shards.answered("actor-0", version, ["a:1"], {})
+    assert is_waiting()  # an actor that was scaled away still writes
+    fleet.finishing = 0
+    fleet.roster.answer(1, now=0.0)
+    assert is_waiting()  # another actor has joined
+    fleet.roster.remove(1)  # it does not answer
+    assert not is_waiting()
+
+
+def test_a_shard_that_actors_do_not_reach_is_reported_once_until_it_answers_again(shards):
+    silent = {"b:2": "UNAVAILABLE: timed out"}
+    line = "warning: actor-0 does not reach the replay shard(s) b:2 (UNAVAILABLE: timed out)"
+    assert shards.answered("actor-0", 0, [], silent) == line
+    assert [shards.answered(f"actor-{i}", 0, [], silent) for i in (0, 1)] == ["", ""]
+    assert [shards.answered(f"actor-{i}", 0, [], {}) for i in (0, 1)] == ["", ""]
+    assert shards.answered("actor-0", 0, [], silent) == line
+
+
+def test_only_shards_of_the_start_of_a_resumed_run_report_that_they_find_no_snapshot(tmp_path, monkeypatch):
+    started = []
+
+    class Remote:
+        def __init__(self, cls):
+            assert cls is ShardWorker
+
+        def options(self, **options):
+            return self
+
+        def remote(self, *args):
+            started.append(args[-1])  # `resumed`
+            return SimpleNamespace(address=Client())
+
+    monkeypatch.setattr(shards_module, "remote", Remote)
+    monkeypatch.setattr(Client, "remote", lambda self: None)
+    shards = ReplayShards(cartpole(), tmp_path, UNPROTECTED, local=True, resumed=True, options={})
+    shards.start(0)
+    shards.addresses[0] = "a:1"
+    shards.start(1, added=True)
+    assert started == [True, False]
+
+
+def test_news_of_shards_and_of_actors_are_both_shown(shards, tmp_path):
+    """One request asks for actors, and for a number of shards that is reported in the same step."""
+    notes, wanted = [], []
+    request = {"shards": 3, "actors": 4, "number": "x"}
+    run = SimpleNamespace(
+        config=cartpole(),
+        dir=SimpleNamespace(read_json=lambda name: request, write=lambda *args: None),
+        progress=SimpleNamespace(note=notes.append),
+        stats=SimpleNamespace(add_actor_report=None),
+        set_fleet=lambda *args: None,
+        scaling={},
+    )
+    fleet = SimpleNamespace(
+        wanted=1, living=1, environments=2, scale=wanted.append, advance=lambda report: ["actor-1 joins"]
+    )
+    shards.advance = lambda *args: "added replay shard-2"
+    Scaling(run, SimpleNamespace(shards=shards, fleet=fleet, board=None, learner=None)).advance(None)
+    assert notes == ["actor-1 joins", "the run wants 4 actor(s), after 1", "added replay shard-2"]
+    assert (wanted, run.scaling["scale_news"]) == ([4], "added replay shard-2")
