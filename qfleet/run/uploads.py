@@ -97,20 +97,21 @@ class Uploads:
                 log.warning("%s: the lock could not be removed (%s)", self._remote.url, error)
 
     def _keep_lock(self) -> None:
-        while not self._unlocking.wait(PERIOD) and not self._lost_to:
+        while not self._unlocking.wait(PERIOD):
             try:
-                self._renew_lock()
-                if not self._lost_to and (self._folder / self._status).is_file():
+                if self._is_taken():
+                    return
+                self._write_lock()
+                if (self._folder / self._status).is_file():
                     self._send_file(self._status)
             except OSError:
                 pass  # the worker reports failures
 
-    def _renew_lock(self) -> None:
-        """Write the lock again, unless another process has written its own. Raises Unreachable."""
+    def _is_taken(self) -> bool:
+        """Whether another process has written its own lock. Raises Unreachable."""
         if (other := self._other_owner()) is not None:
             self._lost_to = other["where"]
-        else:
-            self._write_lock()
+        return bool(self._lost_to)
 
     def _other_owner(self) -> dict[str, Any] | None:
         """The content of the lock of another process, or None."""
@@ -197,10 +198,9 @@ class Uploads:
             pause = PERIOD if is_sent else RETRY
 
     def _try_to_send(self, all_of_them: bool) -> bool:
-        """Renew the lock, write the checkpoints that wait and copy changed files; returns whether all succeeded."""
+        """Unless the run is taken, write the checkpoints that wait and copy changed files; returns whether all succeeded."""
         try:
-            self._renew_lock()
-            if self._lost_to:
+            if self._is_taken():
                 return False
             self._write_saves()
             self.send_files(all_of_them)
