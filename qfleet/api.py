@@ -66,34 +66,42 @@ def train(
         directory, resumed, changes = resume_run(config, resume)
     else:
         directory = RunDir.create(run_dir, config)
+    signals = Signals()
     try:
-        run = Run(config, directory, resumed, on_episode)
-    except OSError as error:
-        directory.unlock()
-        raise BadInput(f"{directory.where} cannot be written ({error}): remove what is in the way") from error
-    for change in changes:
-        run.progress.note(str(change))
-    try:
-        _train_until_finished(run, serial, address)
+        try:
+            run = Run(config, directory, resumed, on_episode)
+        except OSError as error:
+            raise BadInput(f"{directory.where} cannot be written ({error}): remove what is in the way") from error
+        for change in changes:
+            run.progress.note(str(change))
+        summary = _train_and_close(run, signals, serial, address)
     finally:
-        summary = run.close()
         directory.unlock()
+        signals.release()
     return {**summary, "interrupted_by": run.interrupted_by}
 
 
-def _train_until_finished(run: Run, serial: bool, address: str | None) -> None:
-    """Train until the run is finished. Ctrl-C, SIGTERM and SIGHUP end it after a last checkpoint."""
-    signals = Signals(run)
-    signals.catch()
+def _train_and_close(run: Run, signals: Signals, serial: bool, address: str | None) -> dict[str, Any]:
+    """Train until the run is finished, and close it. Ctrl-C, SIGTERM and SIGHUP end it after a last checkpoint.
+
+    Returns the summary. When training fails, a second fault, at the end of the run, becomes a warning.
+    """
+    signals.catch(run)
     try:
         if serial:
             run_serial(run)
         else:
             from qfleet.cluster.supervisor import run_distributed  # imports Ray, which serial mode does not need
 
-            run_distributed(run, address, on_ready=signals.catch)
-    finally:
-        signals.release()
+            run_distributed(run, address, on_ready=lambda: signals.catch(run))
+    except BaseException as error:
+        try:
+            run.close()
+        except Exception as fault:
+            if str(fault) != str(error):
+                run.progress.note(f"warning: {fault}")
+        raise
+    return run.close()
 
 
 class Policy:

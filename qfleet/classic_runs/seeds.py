@@ -15,7 +15,8 @@ from classic.interface import Learned, Method, Setting
 from classic.scores import scores
 from qfleet.classic_runs.log import ClassicLog
 from qfleet.classic_runs.pictures import draw_pictures
-from qfleet.run.directory import SUMMARY, RunDir, package_versions
+from qfleet.run.directory import SUMMARY, RunDir
+from qfleet.run.versions import package_versions
 from rl.envs.make import make_environments
 from rl.envs.recording import record
 from rl.errors import BadInput, RunFault

@@ -14,6 +14,7 @@ import tyro
 from qfleet.cli.flags import parse
 from qfleet.cli.jobs import Place, directory_on_head, ended_by_signals, quoted, run_on_head
 from qfleet.run.fetching import Copied, check_copy, check_place, copy_run, put_in_place
+from qfleet.run.remote import last_part
 from rl.errors import BadInput, RunFault
 
 COPY_TIMEOUT = 3600.0  # seconds for rsync
@@ -34,7 +35,7 @@ class FetchCommand(Place):
 def fetch_command(args: list[str]) -> int:
     """Run `qfleet fetch`; returns 0. An earlier copy of the run is replaced. Raises BadInput, RunFault."""
     c = parse(FetchCommand, args, prog="qfleet fetch")
-    name = c.run.rstrip("/").split("/")[-1]
+    name = last_part(c.run)
     if name in ("", ".", ".."):
         raise BadInput(f"{c.run} has no name: write the name, the URL or the directory of a run")
     target, copy = Path(c.to) / name, Path(c.to) / f".{name}.{uuid.uuid4().hex[:8]}"
@@ -71,7 +72,7 @@ def _fetch(c: FetchCommand, copy: Path) -> str:
         from qfleet.cluster.head import copy_from_head
 
         # The head node makes a copy at one moment, with whole checkpoints, which then crosses the network.
-        staging, name = f"runs/.fetch-{uuid.uuid4().hex[:8]}", directory.rstrip("/").split("/")[-1]
+        staging, name = f"runs/.fetch-{uuid.uuid4().hex[:8]}", last_part(directory)
         try:
             said: list[str] = []
             if status := run_on_head(server, c.command(["fetch", directory, "--to", staging]), said.append):

@@ -6,7 +6,6 @@ import json
 import time
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -137,7 +136,7 @@ class _Training:
 
     def __init__(self, name: str, address: str) -> None:
         self.name = name
-        self._place = RunDir.open(Path(name)) if Path(name).is_dir() else _find_board(name, address)
+        self._place = RunDir.open(name) if local_path(name).is_dir() else _find_board(name, address)
         status = self.status()
         if self.has_ended or time.time() - status.get("time", 0.0) > STATUS_MAX_AGE or "shards" not in status:
             why = "it has ended" if self.has_ended else "it has not started yet, is a --serial run, or was killed"

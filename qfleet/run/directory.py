@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib.metadata
 import json
 import logging
 import shutil
@@ -18,8 +17,8 @@ from typing import IO, Any
 from learner.checkpoint import Checkpoint, CheckpointStore
 from qfleet.config import TrainConfig, from_data, from_yaml, to_yaml
 from qfleet.run.remote import Remote, RemoteCheckpoints, is_url, last_part, local_path
-from qfleet.run.uploads import LOCK, Uploads
-from rl.errors import BadInput, RunFault
+from qfleet.run.uploads import LOCK, LeftBehind, Uploads
+from rl.errors import BadInput
 from rl.files import sync, write_synced
 from rl.formats import NewerFormat
 
@@ -63,7 +62,7 @@ class RunDir:
             self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             self.path = Path(folder) / last_part(self.where)  # its name is the run's, as that of a local directory
             self.path.mkdir()
-            self._uploads = Uploads(self._remote, self.path)
+            self._uploads = Uploads(self._remote, self.path, STATUS)
             self.checkpoints = RemoteCheckpoints(self._remote, CHECKPOINTS, keep_checkpoints)
             self.best = RemoteCheckpoints(self._remote, BEST, keep=1)
         self.name = self.path.name
@@ -96,7 +95,11 @@ class RunDir:
             for name in (METRICS, EVALS, STATUS, SUMMARY) if replaced else ():  # last, the one that says it is unused
                 run.remove(name)
         except OSError as error:
+            run.unlock()
             raise BadInput(f"{run.where} cannot be written ({_reason(error)}): write another directory") from error
+        except BaseException:
+            run.unlock()
+            raise
         return run
 
     @classmethod
@@ -135,7 +138,6 @@ class RunDir:
             self._fetch()
             summary = self.read_json(SUMMARY) or {}
         if (summary.get("agent_steps"), summary.get("updates")) != (0, 0):
-            self.unlock()
             raise BadInput(
                 f"{self.where} already holds a run: write another directory, or continue that run with --resume"
             )
@@ -202,11 +204,14 @@ class RunDir:
             self._uploads.check()
 
     def finish(self) -> None:
-        """At a URL: write what is still to be written. Raises RunFault if that fails; then the working folder stays."""
+        """At a URL: write what is still to be written. Raises RunFault if that fails.
+
+        The working folder stays if something of the run is only there.
+        """
         if self._uploads is not None:
             try:
                 self._uploads.finish()
-            except RunFault:
+            except LeftBehind:
                 self._cleanup.detach()
                 raise
 
@@ -240,7 +245,9 @@ class RunDir:
         except OSError as error:
             raise BadInput(f"{self.where}: a checkpoint cannot be read ({error}): try again later") from error
         if checkpoint is None:
-            raise BadInput(f"{self.where} holds no complete checkpoint to resume from: start a new run")
+            raise BadInput(
+                f"{self.where} holds no complete checkpoint to resume from: delete it, or write another directory"
+            )
         return checkpoint
 
     def write(self, name: str, text: str) -> None:
@@ -290,15 +297,3 @@ def checkpoint_config(checkpoint: Checkpoint) -> TrainConfig | None:
     """The configuration in a checkpoint; None if an older Qfleet wrote it without one. Raises BadInput."""
     data = checkpoint.state.get("config")
     return None if data is None else from_data(data, "the checkpoint's config")
-
-
-def package_versions() -> dict[str, str]:
-    """The installed versions of the packages that a result depends on, by package."""
-    names = ("qfleet", "torch", "numpy", "ray", "gymnasium", "ale-py", "grpcio", "protobuf", "lz4")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

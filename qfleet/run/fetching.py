@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from learner.checkpoint import MANIFEST, SAVE_NAME
-from qfleet.run.directory import BEST, CHECKPOINTS, CONFIG, HISTORY, METRICS, SUMMARY
+from qfleet.run.directory import BEST, CHECKPOINTS, CONFIG, EVALS, HISTORY, METRICS, SCALE, STATUS, SUMMARY, RunDir
+from qfleet.run.remote import Remote, is_url, last_part, local_path
+from qfleet.run.uploads import LOCK
 from rl.errors import BadInput, RunFault
 
 FETCHED = "fetched.json"  # in a copy: where it came from, and the names of its checkpoints
-EVALUATIONS, BOARD = "eval.csv", "tensorboard"
-FILES = (CONFIG, HISTORY, METRICS, EVALUATIONS, SUMMARY)
+BOARD = "tensorboard"
+FILES = (CONFIG, HISTORY, METRICS, EVALS, SUMMARY)
+# What a new copy replaces: what a fetch writes, and what a run that trained in the copy has left.
+REPLACED = {*FILES, CHECKPOINTS, BEST, BOARD, FETCHED, STATUS, f".{STATUS}", SCALE, LOCK, "replay"}
 TRIES = 3  # a run that goes on may delete a checkpoint while it is copied
 
 
@@ -43,7 +47,7 @@ def copy_run(source: str, target: Path) -> Copied:
     """
     target.mkdir(parents=True)
     try:
-        fs, path = fsspec.core.url_to_fs(source)
+        fs, path = _files_of(source)
         if not fs.isdir(path):
             raise BadInput(f"{source} is not a directory: write the directory or the URL of a run")
         fs.invalidate_cache()
@@ -56,7 +60,7 @@ def copy_run(source: str, target: Path) -> Copied:
         boards = posixpath.join(path, BOARD)
         for file in fs.find(boards) if fs.isdir(boards) else []:
             _copy_file(fs, file, target / BOARD / posixpath.relpath(file, boards))
-    except (OSError, ValueError, ImportError) as error:  # ImportError: the package for this kind of URL is missing
+    except OSError as error:
         why = " ".join(str(error).split())
         raise BadInput(f"{source} cannot be read ({why}): check the address and the keys") from error
     names += [BOARD] if (target / BOARD).is_dir() else []
@@ -75,21 +79,25 @@ def check_copy(copy: Path) -> Copied:
 
 
 def put_in_place(copy: Path, target: Path, source: str) -> None:
-    """Rename the whole ``copy`` to ``target``, and replace an earlier copy of the same run there.
+    """Rename the whole ``copy`` to ``target``, in place of an earlier copy of the same run there.
 
-    ``source`` says where it came from. Call `check_place` before.
+    What a user has added to that one, such as videos, stays. ``source`` says where the copy came from. Raises BadInput as
+    `check_place` does.
     """
+    check_place(target)
     data = json.loads((copy / FETCHED).read_text())
     (copy / FETCHED).write_text(json.dumps({**data, "from": source}, indent=1) + "\n")
     old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     if target.exists():
         target.rename(old)
     copy.rename(target)
+    for added in [file for file in old.iterdir() if file.name not in REPLACED] if old.exists() else []:
+        added.rename(target / added.name)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def check_place(target: Path) -> None:
-    """Raise BadInput if ``target`` exists and is no unchanged copy, so that a new copy must not replace it."""
+    """Raise BadInput if a new copy must not replace ``target``: it is no copy, was trained further, or is being trained."""
     if not target.exists():
         return
     try:
@@ -98,6 +106,18 @@ def check_place(target: Path) -> None:
         raise BadInput(f"{target} exists and is no fetched copy: write another folder with --to") from error
     if set(_saves(target)) - set(known):
         raise BadInput(f"{target} was trained further since it was fetched: write another folder with --to")
+    if (target / LOCK).exists():  # also after a run there has ended
+        run = RunDir(target)
+        run.lock()
+        run.unlock()
+
+
+def _files_of(source: str) -> tuple[Any, str]:
+    """The file system of the run in the directory or at the URL ``source``, and its path there. Raises BadInput."""
+    if is_url(source):
+        remote = Remote(source)
+        return remote.files, remote.path
+    return LocalFileSystem(), str(local_path(source).absolute())
 
 
 def _saves(folder: Path) -> list[str]:
@@ -116,9 +136,7 @@ def _copy_newest(fs: Any, folder: str, target: Path) -> str | None:
     """Copy the newest complete and undamaged save in ``folder``; returns its name, None if there is none."""
     for _ in range(TRIES):
         fs.invalidate_cache()
-        names = [
-            posixpath.basename(str(p).rstrip("/")) for p in (fs.ls(folder, detail=False) if fs.isdir(folder) else [])
-        ]
+        names = [last_part(entry) for entry in (fs.ls(folder, detail=False) if fs.isdir(folder) else [])]
         saves = sorted((name for name in names if SAVE_NAME.fullmatch(name)), key=_order, reverse=True)
         for name in saves:
             save = target / name
@@ -148,9 +166,10 @@ def _is_whole(save: Path) -> bool:
 
 def _copy_file(fs: Any, source: str, target: Path) -> bool:
     """Copy a file; returns whether it exists. A CSV file loses a last row that is written only in part."""
-    if not fs.isfile(source):
+    try:
+        data = bytes(fs.cat_file(source))
+    except FileNotFoundError:
         return False
-    data = bytes(fs.cat_file(source))
     if source.endswith(".csv"):
         data = data[: data.rfind(b"\n") + 1]
     target.parent.mkdir(parents=True, exist_ok=True)

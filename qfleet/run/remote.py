@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from learner.checkpoint import Checkpoint, CheckpointStore, DamagedCheckpoint
+from learner.checkpoint import Checkpoint, CheckpointStore
 from rl.errors import BadInput
 
 T = TypeVar("T")
 
 TIMEOUT = 30.0  # seconds for one call on small files
-SAVE_TIMEOUT = 300.0  # seconds to read or write a checkpoint
+SAVE_TIMEOUT = 300.0  # seconds to read or write one file of a checkpoint
 # Options of the file systems. A server that does not answer must not hold a request for minutes; s3fs itself tries a
 # request five times, so botocore need not repeat it, too.
 S3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": {"max_attempts": 0}}}
@@ -52,8 +52,8 @@ def last_part(place: str | Path) -> str:
 def bounded(call: Callable[[], T], seconds: float) -> T:
     """The result of ``call``, which may use any file system of fsspec.
 
-    Raises Unreachable for every failure, and if there is no result after ``seconds``. FileNotFoundError, BadInput and
-    DamagedCheckpoint are raised as they are.
+    Raises Unreachable for every failure but FileNotFoundError, and if there is no result after ``seconds``. The call then
+    goes on in its thread, so it must be a single one.
     """
     results: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
@@ -68,7 +68,7 @@ def bounded(call: Callable[[], T], seconds: float) -> T:
         value, error = results.get(timeout=seconds)
     except queue.Empty:
         raise Unreachable(f"no answer within {seconds:g} s") from None
-    if isinstance(error, FileNotFoundError | BadInput | DamagedCheckpoint):
+    if isinstance(error, FileNotFoundError):
         raise error
     if error is not None:
         raise Unreachable(_reason(error)) from error
@@ -87,8 +87,28 @@ def _reason(error: Exception) -> str:
     return text[:200] or type(error).__name__
 
 
+class BoundedFiles:
+    """The file system ``fs`` of fsspec, with each of its methods within a deadline (see `bounded`).
+
+    ``data_timeout`` is the deadline, in seconds, of the methods that carry the data of a file.
+    """
+
+    def __init__(self, fs: Any, data_timeout: float) -> None:
+        self._fs, self._data_timeout = fs, data_timeout
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._fs, name)
+        if not callable(value):
+            return value
+        seconds = self._data_timeout if name in ("cat_file", "pipe_file") else TIMEOUT
+        return lambda *args, **kwargs: bounded(lambda: value(*args, **kwargs), seconds)
+
+
 class Remote:
-    """The files at ``url``. Raises BadInput if no file system knows the URL, or if a package is missing for it."""
+    """The files at ``url``; ``files`` is their file system, for large ones.
+
+    Raises BadInput if no file system knows the URL, or if a package is missing for it.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -97,7 +117,7 @@ class Remote:
         if protocol == "memory":
             raise BadInput(f"{url} would be lost at the end of this process: write a directory, or a URL {EXAMPLE}")
         try:
-            self.fs, self.path = fsspec.core.url_to_fs(self.url, **self.options)
+            fs, self.path = fsspec.core.url_to_fs(self.url, **self.options)
         except ImportError as error:
             package = PACKAGES.get(protocol)
             hint = f"write pip install {package}" if package else str(error)
@@ -108,42 +128,35 @@ class Remote:
             raise BadInput(f"{url}: {reason}: write a directory, or a URL {EXAMPLE}") from error
         if not re.fullmatch(r"[^/]+(/[^/]+)+", rest):
             raise BadInput(f"{url} names no directory in a bucket: write a URL {EXAMPLE}")
+        self.files, self._small_files = BoundedFiles(fs, SAVE_TIMEOUT), BoundedFiles(fs, TIMEOUT)
 
     def names(self) -> set[str]:
         """The names of all files and folders, empty if there are none. Raises Unreachable."""
-
-        def listed() -> set[str]:
-            self.fs.invalidate_cache()
-            return {last_part(path) for path in self.fs.ls(self.path, detail=False)}
-
+        self.files.invalidate_cache()
         try:
-            return bounded(listed, TIMEOUT)
+            return {last_part(path) for path in self.files.ls(self.path, detail=False)}
         except FileNotFoundError:
             return set()
 
     def read(self, name: str) -> bytes | None:
         """The content of the file ``name``; None if there is none. Raises Unreachable."""
         try:
-            return bytes(bounded(lambda: self.fs.cat_file(f"{self.path}/{name}"), TIMEOUT))
+            return bytes(self._small_files.cat_file(f"{self.path}/{name}"))
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
         """Replace the file ``name``. Raises Unreachable."""
         try:
-            bounded(lambda: self.fs.pipe_file(f"{self.path}/{name}", data), TIMEOUT)
+            self._small_files.pipe_file(f"{self.path}/{name}", data)
         except FileNotFoundError as error:  # a store has no folders that could be missing
             raise Unreachable(str(error)) from error
 
     def remove(self, name: str) -> None:
         """Remove the file ``name`` if it exists. Raises Unreachable."""
-
-        def removed() -> None:
-            self.fs.invalidate_cache()
-            if self.fs.exists(f"{self.path}/{name}"):
-                self.fs.rm_file(f"{self.path}/{name}")
-
-        bounded(removed, TIMEOUT)
+        self.files.invalidate_cache()
+        if self.files.exists(f"{self.path}/{name}"):
+            self.files.rm_file(f"{self.path}/{name}")
 
     def probe(self) -> None:
         """Write a small file and remove it. Raises Unreachable."""
@@ -153,33 +166,23 @@ class Remote:
 
 
 class RemoteCheckpoints(CheckpointStore):
-    """A `CheckpointStore` at a URL. A call fails with Unreachable, an OSError, instead of the errors of a file system.
+    """A `CheckpointStore` at a URL. Its calls fail with Unreachable or FileNotFoundError, both OSErrors.
 
     Once a run trains, ``later`` gets its saves as (store, step, checkpoint) and writes them in the background by `save_now`.
     """
 
     def __init__(self, remote: Remote, name: str, keep: int) -> None:
         super().__init__(f"{remote.url}/{name}", keep, remote.options)
+        self.fs = remote.files
         self.later: Callable[[RemoteCheckpoints, int, Checkpoint], None] | None = None
 
     def save(self, step: int, checkpoint: Checkpoint) -> str:
-        """As `CheckpointStore.save`, or in the background. Raises Unreachable."""
+        """As `CheckpointStore.save`, or in the background. Raises OSError."""
         if self.later is None:
             return self.save_now(step, checkpoint)
         self.later(self, step, checkpoint)
         return str(self.path)
 
     def save_now(self, step: int, checkpoint: Checkpoint) -> str:
-        """As `CheckpointStore.save`. Raises Unreachable."""
-        try:
-            return str(bounded(lambda: super(RemoteCheckpoints, self).save(step, checkpoint), SAVE_TIMEOUT))
-        except FileNotFoundError as error:
-            raise Unreachable(str(error)) from error
-
-    def steps(self) -> list[int]:
-        """As `CheckpointStore.steps`. Raises Unreachable."""
-        return bounded(super().steps, TIMEOUT)
-
-    def load_newest(self) -> Checkpoint | None:
-        """As `CheckpointStore.load_newest`. Raises Unreachable."""
-        return bounded(super().load_newest, SAVE_TIMEOUT)
+        """As `CheckpointStore.save`. Raises OSError."""
+        return super().save(step, checkpoint)

@@ -13,11 +13,12 @@ from typing import Any
 
 from learner.checkpoint import Checkpoint
 from qfleet.config import TrainConfig, to_data
-from qfleet.run.directory import SUMMARY, RunDir, package_versions
+from qfleet.run.directory import SUMMARY, RunDir
 from qfleet.run.log import RunLog
 from qfleet.run.progress import Progress, duration
 from qfleet.run.scheduler import Candidate, EvaluationScheduler, Kind
 from qfleet.run.stats import OnEpisode, RunStats
+from qfleet.run.versions import package_versions
 from rl.envs.make import frames_per_step
 from rl.evaluation import EvaluationResult, describe_cut_episodes
 from rl.exploration import Exploration

@@ -20,18 +20,19 @@ class Signals:
 
     A SIGHUP that was ignored at the start stays ignored: the run was started by nohup, and must go on.
 
-    signals = Signals(run)
-    signals.catch()
-    signals.release()  # after training, also after an error
+    signals = Signals()
+    signals.catch(run)
+    signals.release()  # once the run is closed, also after an error
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self) -> None:
+        self._run: Run | None = None
         self._old: dict[int, Any] = {}
         self._terminals = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and stream.isatty()]
 
-    def catch(self) -> None:
+    def catch(self, run: Run) -> None:
         """Install the handlers; call it again after Ray has installed its own. Does nothing outside the main thread."""
+        self._run = run
         if threading.current_thread() is not threading.main_thread():
             return  # Python allows handlers in the main thread only
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -50,7 +51,7 @@ class Signals:
         for stream in self._terminals:
             if not stream.isatty():  # the terminal is gone; a write would now raise OSError
                 discard_output(stream)
-        if self._run.interrupted_by is None:
+        if self._run is not None and self._run.interrupted_by is None:
             self._run.interrupted_by = number
             with contextlib.suppress(OSError):  # standard error is closed
                 os.write(2, b"\nstopping: writing a last checkpoint ...\n")

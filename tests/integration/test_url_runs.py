@@ -201,7 +201,7 @@ def test_a_run_goes_on_when_the_server_is_away_for_a_while(server, s3, capsys, i
     assert json.loads(s3.cat_file("bucket/away/summary.json"))["updates"] == summary["updates"]
 
 
-def test_a_run_ends_when_the_server_is_gone_for_good(server, s3, monkeypatch, impatient):
+def test_a_run_ends_when_the_server_is_gone_for_good(server, s3, monkeypatch, impatient, capsys):
     for name, seconds in {"GIVE_UP": 1.0, "FINISH": 1.0}.items():
         monkeypatch.setattr(uploads, name, seconds)
     for name in ("TIMEOUT", "SAVE_TIMEOUT"):
@@ -213,22 +213,23 @@ def test_a_run_ends_when_the_server_is_gone_for_good(server, s3, monkeypatch, im
 
     started = time.monotonic()
     try:
-        with pytest.raises(RunFault, match="could not be written at the end of the run: no answer within ") as fault:
+        with pytest.raises(RunFault, match="^s3://bucket/gone could not be written for 1 s: no answer within [15] s$"):
             train(config(10**6), run_dir="s3://bucket/gone", serial=True, on_episode=after_checkpoint(s3, "gone", gone))
     finally:
         server.up()
     assert time.monotonic() - started < 60
-    assert "\n" not in str(fault.value)
-    folder = str(fault.value).split("copy the files in ")[1].split(" there")[0]
+    warning = capsys.readouterr().err.split("warning: s3://bucket/gone could not be written at the end of the run: ")[1]
+    folder = warning.split("copy the files in ")[1].split(" there")[0]
     assert CheckpointStore(f"{folder}/checkpoints").load_newest() is not None
 
 
 def test_a_run_that_another_process_has_taken_ends(s3, impatient):
-    def take():
-        s3.pipe_file("bucket/taken/.lock", b'{"owner": "x", "where": "process 7 on host-b", "time": 1}')
+    def take(result):  # again and again, as the other process would
+        if s3.glob("bucket/taken/checkpoints/*/MANIFEST.json"):
+            s3.pipe_file("bucket/taken/.lock", b'{"owner": "x", "where": "process 7 on host-b", "time": 1}')
 
     with pytest.raises(RunFault, match="s3://bucket/taken is now being trained by process 7 on host-b"):
-        train(config(10**6), run_dir="s3://bucket/taken", serial=True, on_episode=after_checkpoint(s3, "taken", take))
+        train(config(10**6), run_dir="s3://bucket/taken", serial=True, on_episode=take)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,8 @@ def test_a_run_that_another_process_has_taken_ends(s3, impatient):
         (["eval", "s3://bucket/x"], "holds no run (config.yaml is missing)"),
         (["status", "s3://bucket/x"], "holds no run (config.yaml is missing)"),
         (["plot", "s3://bucket/x"], "holds no run (config.yaml is missing)"),
+        (["fetch", "s3://bucket/x"], "s3://bucket/x is not a directory: write the directory or the URL of a run"),
+        (["fetch", "s3://bucket"], "names no directory in a bucket: write a URL such as s3://"),
         (["scale", "s3://bucket/x", "--shards", "2"], "s3://bucket/x is changed by its name in the cluster where it"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -258,18 +261,24 @@ def test_a_mistake_is_one_line(s3, command, words):
 
 
 def test_credentials_that_are_missing_or_refused_and_a_server_that_is_away_are_one_line(server, s3, monkeypatch):
-    def mistake():
-        s3fs.S3FileSystem.clear_instance_cache()
-        status, output = run_command("train", "cartpole", "--run-dir", "s3://bucket/x")
-        assert (status, output.count("\n")) == (2, 1), output
-        return output
+    def check_mistakes(reason):
+        for done, args in {"written": ["train", "cartpole", "--run-dir"], "read": ["fetch"]}.items():
+            s3fs.S3FileSystem.clear_instance_cache()
+            status, output = run_command(*args, "s3://bucket/x")
+            assert (status, output.count("\n")) == (2, 1), output
+            assert f"s3://bucket/x cannot be {done} ({reason}" in output
 
     request(server.server_port, "/moto-api/reset-auth", "POST", b"0")
-    assert "s3://bucket/x cannot be written (access is refused: " in mistake()
+    check_mistakes("access is refused: ")
     request(server.server_port, "/moto-api/reset-auth", "POST", b"inf")
     server.down()
-    assert "s3://bucket/x cannot be written (Could not connect to the endpoint URL: " in mistake()
+    check_mistakes("Could not connect to the endpoint URL: ")
     server.up()
+    server.hang()
+    monkeypatch.setattr(remote, "TIMEOUT", 1.0)
+    check_mistakes("no answer within 1 s")
+    server.up()
+    monkeypatch.setattr(remote, "TIMEOUT", 30.0)
     for name in KEYS:
         monkeypatch.delenv(name)
-    assert "cannot be written (no credentials were found: set them, for S3 in AWS_ACCESS_KEY_ID and " in mistake()
+    check_mistakes("no credentials were found: set them, for S3 in AWS_ACCESS_KEY_ID and ")

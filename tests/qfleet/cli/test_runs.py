@@ -85,7 +85,7 @@ def test_status_of_a_classic_run_is_rejected(run, capsys):
 
 def test_scale_waits_until_the_run_has_its_shards(run, capsys):
     with driver(run, {"shards": 3, "scale_news": "added replay shard-2"}):
-        assert command("scale", run.path, "--shards", 3, "--json") == 0
+        assert command("scale", f"file://{run.path}", "--shards", 3, "--json") == 0
     out = capsys.readouterr().out.splitlines()
     assert json.loads(out[-1]) == {"shards": 3}
     assert out[-2].endswith("3 replay shard(s)")

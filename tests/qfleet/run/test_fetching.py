@@ -9,6 +9,7 @@ import pytest
 
 from learner.checkpoint import MANIFEST, Checkpoint, CheckpointStore
 from qfleet.cli import main as cli
+from qfleet.run.directory import RunDir
 from qfleet.run.fetching import FETCHED, copy_run
 
 
@@ -83,3 +84,31 @@ def test_fetching_again_replaces_the_copy_unless_it_was_trained_further(run, tmp
     error = capsys.readouterr().err
     assert error == f"qfleet: {copy} was trained further since it was fetched: write another folder with --to\n"
     assert CheckpointStore(str(copy / "checkpoints")).steps() == [40, 41]
+
+
+def test_fetching_again_keeps_what_the_user_has_added_to_the_copy(run, tmp_path):
+    copy = tmp_path / "pong"
+    assert fetch(run, tmp_path) == 0
+    (copy / "videos").mkdir()
+    (copy / "videos" / "episode.mp4").write_bytes(b"film")
+    (copy / "notes.txt").write_text("good")
+    (copy / "status.json").write_text("{}")
+    (run / "metrics.csv").write_text("agent_steps,loss\n9,0.1\n")
+    assert fetch(run, tmp_path) == 0
+    assert (copy / "videos" / "episode.mp4").read_bytes() == b"film"
+    assert (copy / "notes.txt").read_text() == "good"
+    assert not (copy / "status.json").exists()
+    assert (copy / "metrics.csv").read_text() == "agent_steps,loss\n9,0.1\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cluster", "pong"]
+
+
+def test_a_copy_in_which_a_process_trains_is_not_replaced(run, tmp_path, capsys):
+    assert fetch(run, tmp_path) == 0
+    training = RunDir.open(tmp_path / "pong")
+    training.lock()
+    capsys.readouterr()
+    assert fetch(run, tmp_path) == 2
+    words = "is being trained by another process: wait until it ends, or stop it with Ctrl-C"
+    assert capsys.readouterr().err == f"qfleet: {tmp_path / 'pong'} {words}\n"
+    training.unlock()
+    assert fetch(run, tmp_path) == 0

@@ -26,9 +26,9 @@ def hangup():
 @pytest.mark.parametrize(("number", "second"), [(signal.SIGTERM, signal.SIGHUP), (signal.SIGHUP, signal.SIGINT)])
 def test_the_first_signal_ends_the_run_and_later_ones_are_ignored(number, second, capfd):
     run = Interrupted()
-    signals = Signals(run)
+    signals = Signals()
     before = [signal.getsignal(n) for n in (number, second)]
-    signals.catch()
+    signals.catch(run)
     try:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), second)
@@ -42,8 +42,8 @@ def test_the_first_signal_ends_the_run_and_later_ones_are_ignored(number, second
 def test_a_run_under_nohup_ignores_that_its_terminal_is_gone(hangup):
     hangup(signal.SIG_IGN)
     run = Interrupted()
-    signals = Signals(run)
-    signals.catch()
+    signals = Signals()
+    signals.catch(run)
     try:
         os.kill(os.getpid(), signal.SIGHUP)
     finally:
