@@ -139,8 +139,8 @@ def test_only_shards_of_the_start_of_a_resumed_run_report_that_they_find_no_snap
     monkeypatch.setattr(Client, "remote", lambda self: None)
     shards = ReplayShards(cartpole(), tmp_path, UNPROTECTED, local=True, resumed=True, options={})
     shards.start(0)
-    shards.addresses[0] = "a:1"
-    shards.start(1, added=True)
+    shards.forget(0)
+    shards.start(0, added=True)
     assert started == [True, False]
 
 
