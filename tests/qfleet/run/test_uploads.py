@@ -108,7 +108,7 @@ def checkpoint(updates=1):
 def test_lock_and_status_are_renewed_before_the_start_and_during_a_long_save(store, hang):
     run = RunDir.create(URL, short())
     check_renewed(store)  # as while a resume downloads its checkpoint
-    run.start(print)
+    run.start(lambda line: None)
     hang("checkpoints")
     run.checkpoints.save(1, checkpoint())
     check_renewed(store)
@@ -152,18 +152,23 @@ def test_each_call_of_a_save_has_a_deadline_and_nothing_of_it_follows_later(stor
     assert not store.exists("/bucket/run/checkpoints/000000000002/MANIFEST.json")
 
 
-def test_the_end_of_a_run_takes_no_longer_than_its_deadline(store, hang, monkeypatch):
-    monkeypatch.setattr(uploads, "FINISH", 0.5)
+@pytest.mark.parametrize("part", ["checkpoints", "tensorboard"])  # which hangs during the run, or only at its end
+def test_the_end_of_a_run_takes_no_longer_than_its_deadline(part, store, hang, monkeypatch):
+    for name, seconds in {"FINISH": 0.5, "BOARD_PERIOD": 1e9}.items():
+        monkeypatch.setattr(uploads, name, seconds)
     run = RunDir.create(URL, short())
-    run.start(print)
-    hang("checkpoints")
+    (run.path / "tensorboard").mkdir()
+    (run.path / "tensorboard" / "events").write_text("")
+    run.start(lambda line: None)
+    hang(part)
     run.checkpoints.save(9, checkpoint(9))
     started = time.monotonic()
     with pytest.raises(RunFault, match="could not be written at the end of the run: no answer; copy the files in"):
         run.finish()
     run.unlock()
     assert time.monotonic() - started < 5
-    assert CheckpointStore(str(run.path / "checkpoints")).load_newest().state["updates"] == 9
+    saves = CheckpointStore(str(run.path / "checkpoints")) if part == "checkpoints" else run.checkpoints
+    assert saves.load_newest().state["updates"] == 9
 
 
 def test_what_waits_is_written_at_the_end_as_soon_as_the_store_answers_again(store, calls):
