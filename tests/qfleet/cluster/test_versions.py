@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from qfleet.cluster.versions import check_versions, survey_here, versions_here
+from qfleet.cluster.workers import ActorWorker
+from qfleet.presets import cartpole
+from replay.security import UNPROTECTED
 from rl.errors import RunFault
 
 SAME = {"Python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0+cpu", "qfleet": "0.1.0"}
@@ -57,3 +60,10 @@ def test_an_autoscaler_is_known_by_its_cluster_file(cluster_file, port, runs):
     finally:
         monitor.kill()
         monitor.wait()
+
+
+def test_an_actor_on_a_node_that_joined_late_with_another_version_does_not_start():
+    with pytest.raises(
+        RunFault, match=r"^the node \S+ has torch \S+, and `qfleet train` runs with torch 1.2.3: install "
+    ):
+        ActorWorker(cartpole(), 0, 0, "run", 0, UNPROTECTED, {**versions_here(), "torch": "1.2.3"})
