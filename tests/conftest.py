@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the tests also run on small machines
@@ -13,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the t
 import numpy as np
 import pytest
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 from protos.codec import pack_segment, segment_to_message
 from rl.returns import n_step_returns
@@ -63,49 +62,30 @@ def make_message(*args, **kwargs):
     return segment_to_message(pack_segment(make_segment(*args, **kwargs)))
 
 
-RAY_TESTS = ("test_distributed", "test_ray_")  # parts of the paths of files whose tests start Ray
-RAY_WAIT = 1200.0  # seconds in which the other process must end its file of tests that start Ray
+RAY_TESTS = ("test_distributed", "test_ray_")  # parts of the names of files whose tests start Ray
 
 
-def starts_ray(path):
-    return any(name in str(path) for name in RAY_TESTS)
+class OneRay(LoadFileScheduling):
+    """Gives each parallel worker (`make test`) a file at a time, and all files whose tests start Ray to one worker.
+
+    Two Rays at once exceed Ray's timeouts on a small machine.
+    """
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return "ray" if any(name in file for name in RAY_TESTS) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return OneRay(config, log)
 
 
 def pytest_collection_modifyitems(items):
-    """Order the files of tests for parallel workers (`make test`), each of which takes one file at a time.
-
-    The long ones come first. Only one file at a time may start Ray (`one_ray`), so others lie between those that do.
-    """
-    files = list(dict.fromkeys(item.path for item in items))
-    ray = [file for file in files if starts_ray(file)]
-    others = sorted((file for file in files if not starts_ray(file)), key=lambda file: "integration" not in file.parts)
-    between = sum("integration" in file.parts for file in others) // max(len(ray), 1)
-    order = []
-    for file in ray:
-        order += [file, *others[:between]]
-        others = others[between:]
-    place = {file: number for number, file in enumerate([*order, *others])}
-    items.sort(key=lambda item: place[item.path])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray(request, tmp_path_factory):
-    """A lock for files whose tests start Ray: two at once exceed Ray's timeouts on a small machine."""
-    if not starts_ray(request.path):
-        yield
-        return
-    parallel = "PYTEST_XDIST_WORKER" in os.environ
-    folder = tmp_path_factory.getbasetemp()
-    with (folder.parent if parallel else folder).joinpath("ray.lock").open("w") as lock:
-        deadline = time.monotonic() + RAY_WAIT
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                assert time.monotonic() < deadline, f"other tests have used Ray for {RAY_WAIT:g} s"
-                time.sleep(0.5)
-        yield
+    """Put the long tests first: those that start Ray, then the other integration tests."""
+    items.sort(
+        key=lambda item: (not any(name in item.path.name for name in RAY_TESTS), "integration" not in item.path.parts)
+    )
 
 
 @pytest.fixture

@@ -72,6 +72,7 @@ def test_memory_fills_a_shard_and_measures_it():
     assert figures["sampled_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_solve_skips_finished_runs_and_reports_median_and_worst(tmp_path, capfd):
     flags = "--train=--serial --learner.device cpu --replay.limiter.min-size 200 --evaluation.period 300 --max-steps"
     args = ["bench", "solve", "--preset", "cartpole", "--episodes", "3", "--to", str(tmp_path), "--json"]
