@@ -77,6 +77,8 @@ class Evaluation:
                 self._begin()
         except ray.exceptions.ActorUnavailableError as error:  # Ray restarts the evaluator
             self._give_up(f"the evaluator is restarting: {first_line(error)}")
+        except ray.exceptions.ObjectLostError as error:  # its answer was on a node that has died
+            self._give_up(f"the evaluator's answer was lost: {first_line(error)}")
         except DIED as error:
             if not self._has_started:
                 raise RunFault(f"evaluator could not start{where(error)}: {last_line(error)}") from error

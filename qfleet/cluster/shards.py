@@ -188,7 +188,15 @@ class ReplayShards:
 
     def _add_shard(self, board: Any, learner: Any, fleet: ActorFleet) -> Iterator[None]:
         index = next(i for i in range(len(self.handles) + 1) if i not in self.handles)
-        call, handle = self.start(index, added=True), self.handles[index]
+        deadline = time.monotonic() + STEP_TIMEOUT
+        while index not in self.handles:
+            try:
+                call = self.start(index, added=True)
+            except ValueError as error:  # Ray still knows a shard of this name, which has just been removed
+                if time.monotonic() > deadline:
+                    raise RunFault(f"shard-{index} could not be started: {last_line(error)}") from error
+                yield
+        handle = self.handles[index]
         try:
             yield from _until(call, STEP_TIMEOUT, f"shard-{index} to listen (it needs {self._needed()})")
             self._apart, self.addresses[index] = index, (address := ray.get(call))

@@ -67,7 +67,7 @@ class _Poller:
             try:
                 answers[name] = ray.get(ref)
                 self._last_answer[name] = time.monotonic()
-            except ray.exceptions.ActorUnavailableError:
+            except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError):  # an answer was lost
                 continue
             except DIED as error:
                 if name.startswith("actor-"):
@@ -89,7 +89,7 @@ class _Poller:
         """Add the episodes of last polls; their agent steps are in the answer with which the actor ends."""
         for call in [c for c in self._last_polls if c in ready]:
             self._last_polls.remove(call)
-            with contextlib.suppress(ray.exceptions.RayActorError):
+            with contextlib.suppress(ray.exceptions.RayError):
                 self._stats.add_episodes(ray.get(call)["episodes"])
 
 

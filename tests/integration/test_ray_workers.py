@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray
 
@@ -117,6 +118,39 @@ def test_an_evaluation_is_lost_without_weights_or_with_its_evaluator_and_the_nex
     run.dir.unlock()
     for handle in (evaluator.handle, store):
         ray.kill(handle)
+
+
+class Owner:
+    def put(self):
+        return [ray.put(np.zeros(300_000))]  # too large for Ray to pass it along with its reference
+
+
+@pytest.mark.timeout(120)
+def test_an_evaluation_whose_weights_are_lost_with_a_node_is_given_up(tmp_path):
+    config = short(max_steps=10_000)
+    config = replace(config, evaluation=replace(config.evaluation, period=100))
+    run, notes = Run(config, RunDir.create(tmp_path / "run", config), None), []
+    run.progress.note = notes.append
+    owner = ray.remote(Owner).options(num_cpus=0).remote()
+    (lost,) = ray.get(owner.put.remote())
+    ray.kill(owner)  # and with it the object, soon
+    with pytest.raises(ray.exceptions.ObjectLostError):
+        while True:
+            ray.get(lost, timeout=30.0)
+            time.sleep(0.1)
+    calls = {"__ray_ready__": ray.put(None), "take_weights": lost}
+    handle = SimpleNamespace(**{name: SimpleNamespace(remote=lambda call=call: call) for name, call in calls.items()})
+    evaluation, deadline = Evaluation(run, SimpleNamespace(handle=handle)), time.monotonic() + 60.0
+    while not notes:
+        assert time.monotonic() < deadline
+        run.stats.add_actor_report(0, run.stats.agent_steps + 200, ())
+        evaluation.advance()
+        time.sleep(0.05)
+    assert notes[0].startswith(
+        "warning: lost an evaluation, because the evaluator's answer was lost: Failed to retrieve"
+    )
+    run.close()
+    run.dir.unlock()
 
 
 @pytest.fixture
@@ -286,7 +320,15 @@ def test_a_shard_that_is_scaled_away_loses_nothing_of_a_writer_that_is_not_told(
     assert (board.received[0], learner.received[-1], shards.view.addresses) == (left, left, left)
     assert len(learner.received[0]) == 2  # it draws from both until the content has moved
     writer.close()
-    ray.kill(shards.handles[0])
+
+    shards.scale(2)  # at once, while Ray may still know the name of the one that was removed
+    deadline = time.monotonic() + 60.0
+    while not (news := shards.advance(board, learner, fleet)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert news.startswith("added replay shard-1 at ")
+    for handle in shards.handles.values():
+        ray.kill(handle)
 
 
 class SlowActor:
