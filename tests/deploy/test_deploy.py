@@ -30,7 +30,13 @@ GOOGLE = {  # the keys of node_config in gcp.yaml, which were looked up in Googl
     *("boot", "autoDelete", "initializeParams", "diskSizeGb", "sourceImage"),
 }
 LABELS = {"head": {"qfleet": "learner"}, "actors": {"qfleet": "actors"}}
-PREFIX = {"RAY_worker_niceness=0", "RAY_enable_autoscaler_v2=0"}  # settings that may precede `ray start`
+PREFIX = {  # settings that may precede `ray start`
+    "RAY_worker_niceness=0",
+    "RAY_enable_autoscaler_v2=0",
+    "RAY_health_check_failure_threshold=12",
+    "RAY_health_check_timeout_ms=5000",
+    "AUTOSCALER_HEARTBEAT_TIMEOUT_S=120",
+}
 
 
 def text(name):
