@@ -58,6 +58,7 @@ class Run:
         actors = 0 if config.offline else config.actors.count
         self.set_fleet(actors, actors, config.total_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
+        self._logged: tuple[float, float] | None = None  # agent steps and updates of the last row of metrics.csv
         self.last_row: dict[str, Any] = {}
         self.scaling: dict[str, Any] = {}  # entries of status.json for `qfleet scale`
         self.interrupted_by: int | None = None  # number of the signal that ended the run; SIGPIPE: output closed
@@ -112,8 +113,9 @@ class Run:
         row = self.stats.row(float(self._exploration.epsilons(self.stats.agent_steps)[0])) | self._actors
         self.last_row = row
         self.progress.show(row, self._last_evaluation(), self._seconds_left(row))
-        if force or now - self._last_log >= LOG_PERIOD:
-            self._last_log = now
+        counters = row["agent_steps"], row["updates"]
+        if (force and counters != self._logged) or now - self._last_log >= LOG_PERIOD:
+            self._last_log, self._logged = now, counters
             self.log.metrics(row)
             self.log.returns_by_epsilon(self.stats.agent_steps, self.stats.returns_by_epsilon())
         if force or now - self._last_status >= STATUS_PERIOD:

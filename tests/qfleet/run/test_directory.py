@@ -139,3 +139,13 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert run.read_json("status.json") == {"rows": []}
     assert run.read_json("another.json") is None
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_the_last_row_of_metrics_is_written_once(tmp_path):
+    """Also if its period has passed just before the end."""
+    config = short()
+    run = Run(config, RunDir.create(tmp_path / "run", config), None)
+    run.tick(force=True)
+    run.close()
+    run.dir.unlock()
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2  # with the header
