@@ -69,7 +69,7 @@ class ActorFleet:
         self.wanted = config.actors.count
         self.roster = Roster(config.actors.environments, config.exploration.kind == "ladder")
         self.handles: dict[int, Any] = {}  # of the wanted actors, also of those that still wait for room
-        self.actors: list[Any] = []  # handles of those that have started; the same list object all the time
+        self.actors: list[Any] = []  # handles of those that have started
         self._starting: dict[int, Any] = {}  # calls that are answered once the actor has started
         self._finishing: dict[int, tuple[Any, Any, float]] = {}  # handle, call, time at which the actor is killed
         self._retries = Retries()

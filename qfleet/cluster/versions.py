@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qfleet.cluster.faults import StoppedDuringStart, last_line
+from qfleet.run.versions import package_versions
 from rl.errors import RunFault
 
 PACKAGES = ("qfleet", "ray", "torch")
@@ -71,13 +71,7 @@ def survey_here(gcs: str) -> Survey:
 
 def versions_here() -> dict[str, str]:
     """The versions of this process, by package, without importing the packages."""
-    found = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {"Python": platform.python_version(), **package_versions(PACKAGES)}
 
 
 def _runs_autoscaler(gcs: str) -> bool:

@@ -1,13 +1,15 @@
-"""The installed versions of the packages that a result depends on, for its summary."""
+"""The installed versions of packages: for the summary of a run, and to compare the nodes of a cluster."""
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterable
+
+PACKAGES = ("qfleet", "torch", "numpy", "ray", "gymnasium", "ale-py", "grpcio", "protobuf", "lz4")
 
 
-def package_versions() -> dict[str, str]:
-    """The installed versions of the packages that a result depends on, by package."""
-    names = ("qfleet", "torch", "numpy", "ray", "gymnasium", "ale-py", "grpcio", "protobuf", "lz4")
+def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """The installed versions of packages, by name, without importing them; by default those that a result depends on."""
     found = {}
     for name in names:
         try:

@@ -43,6 +43,7 @@ from rl.ports import Publication
 from tests.conftest import make_segment
 from tests.integration.fickle import Fickle
 from tests.integration.test_ray_stores import local_ray  # noqa: F401
+from tests.qfleet.cluster.test_shards import Client as Recorder
 from tests.qfleet.configs import short
 
 
@@ -282,15 +283,11 @@ def test_an_actor_that_fails_to_start_later_or_to_restart_is_requested_again(fle
     assert len(fleet.actors) == 1
 
 
-class Client:
+class Client(Recorder):
     """A board or learner that only records the shards that it is told of."""
 
-    def __init__(self):
-        self.received = []
-        self.set_shards = self
-
     def remote(self, addresses):
-        self.received.append(addresses)
+        super().remote(addresses)
         return ray.put(None)
 
 
