@@ -228,7 +228,7 @@ class JobServer:
         deadline = time.monotonic() + timeout
         while not (job := self.job(job_id)).has_ended:
             if time.monotonic() > deadline:
-                raise RunFault(f"job {job_id} has not ended within {timeout:g} s: look at `ray job logs {job_id}`")
+                raise RunFault(f"job {job_id} has not ended within {timeout:g} s: `qfleet logs` shows what it prints")
             time.sleep(0.5)
         return job
 

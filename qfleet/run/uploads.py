@@ -212,7 +212,8 @@ class Uploads:
             return False
         if self._failing_since is not None:
             seconds, self._failing_since, self._last_error = time.monotonic() - self._failing_since, None, ""
-            self._warn(f"{self._remote.url} is written again, after {seconds:.0f} s")
+            if time.monotonic() < self._deadline:  # else the run has said that not everything was written
+                self._warn(f"{self._remote.url} is written again, after {seconds:.0f} s")
         return True
 
     def _write_saves(self) -> None:
