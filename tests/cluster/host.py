@@ -97,13 +97,14 @@ class Host:
         )
 
     def processes(self, name: str = "") -> list[psutil.Process]:
-        """The processes of this host, or those called ``name``; none if the host is down."""
+        """The living processes of this host, or those called ``name``; none if the host is down."""
         if not self.is_up:
             return []
         own, found = os.readlink(f"/proc/{self.pid}/ns/pid"), []
         for process in psutil.process_iter():
             with suppress(OSError, psutil.Error):
-                if os.readlink(f"/proc/{process.pid}/ns/pid") == own and name in ("", process.name()):
+                is_here = os.readlink(f"/proc/{process.pid}/ns/pid") == own
+                if is_here and name in ("", process.name()) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
