@@ -18,6 +18,7 @@ from qfleet.cli import main as cli
 from replay.store.snapshot_files import open_snapshot
 
 FAST = ["--learner.device", "cpu", "--learner.threads", "1"]
+SLOW_ENV = "tests.integration.slow_env:SlowCartPole-v1"  # for a run whose speed a test does not need
 
 
 def start_qfleet(*args, **kwargs):

@@ -25,7 +25,7 @@ from qfleet.presets import cartpole
 from replay.security import Access, SecurityConfig, make_token_file
 from replay.wire.connection import open_channel
 from rl.errors import BadInput, RunFault
-from tests.integration.runs import newest_checkpoint_state, run_command, start_qfleet, wait_for_output
+from tests.integration.runs import SLOW_ENV, newest_checkpoint_state, run_command, start_qfleet, wait_for_output
 
 
 def start_cluster(tries=3, **head):
@@ -90,7 +90,7 @@ def test_a_run_joins_a_cluster_and_ends_when_its_weight_store_dies(tmp_path, thr
     make_token_file(str(token))
     flags, security = secure_flags(pem, token)
     flags += ["--actors.count", 2, "--replay.shards", 2, "--learner.threads", 1, "--replay.limiter.min-size", 300]
-    flags += ["--replay.ports", "50051-50082", "--evaluation.goal", "inf", "--run-dir", run]
+    flags += ["--replay.ports", "50051-50082", "--evaluation.goal", "inf", "--run-dir", run, "--env.id", SLOW_ENV]
     with output_file.open("w") as output:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         command = ["train", "cartpole", "--address", three_nodes.address, *flags]
@@ -110,7 +110,7 @@ def test_a_run_joins_a_cluster_and_ends_when_its_weight_store_dies(tmp_path, thr
     wait_for_output(process, 90)
     output = output_file.read_text()
 
-    assert json.loads(status.splitlines()[-1])["env"] == "CartPole-v1"
+    assert json.loads(status.splitlines()[-1])["env"] == SLOW_ENV
     assert refused == [grpc.StatusCode.UNAUTHENTICATED] * 2
     assert sorted(shards) == [f"{GPU_NODE}:50051", f"{GPU_NODE}:50052"]
     beside = {name for name, address in parts.items() if address == GPU_NODE}

@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.runs import (
     FAST,
+    SLOW_ENV,
     newest_checkpoint_state,
     read_rows,
     snapshot_state,
@@ -29,7 +30,7 @@ def test_killed_shards_and_actors_restart_and_a_killed_learner_ends_the_run(tmp_
     """
     run = tmp_path / "run"
     args = ["--replay.snapshot-minutes", 0.02, "--learner.checkpoint-minutes", 0.02, "--evaluation.goal", 1000]
-    args += ["--replay.limiter.min-size", 300]
+    args += ["--replay.limiter.min-size", 300, "--env.id", SLOW_ENV]
     process = start_qfleet("train", "cartpole", "--run-dir", run, *args, *FAST)
     wait_for_checkpoint(process, run)
     wait_until(process, lambda: snapshot_state(run)["end_key"] > 600)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.runs import (
     FAST,
+    SLOW_ENV,
     marked_environment,
     processes_left,
     read_rows,
@@ -27,7 +28,7 @@ def test_a_run_learns_while_shards_and_actors_join_and_leave_and_leaves_no_proce
     """Scale up and down: the content of the leaving shard moves to the other, and the run continues to its end."""
     run, environment = tmp_path / "run", marked_environment()
     args = ["--actors.count", 1, "--replay.shards", 1, "--exploration.steps", 3000, "--evaluation.goal", "inf"]
-    args += ["--max-steps", 1_000_000, "--run-dir", run]
+    args += ["--max-steps", 1_000_000, "--run-dir", run, "--env.id", SLOW_ENV]
     process = start_qfleet("train", "cartpole", *args, *FAST, env=environment)
 
     def status():
