@@ -40,7 +40,7 @@ class RunLog:
     def __init__(self, folder: Path, over: str = "agent_steps", resumed: Mapping[str, float] | None = None) -> None:
         self._over = over
         # TensorBoard hides points of earlier files from this step on
-        purge = None if resumed is None else resumed[over] + 1
+        purge = None if resumed is None else int(resumed[over]) + 1
         self._board = BoardFile(folder / "tensorboard", purge)
         self._metrics = _Csv(folder / "metrics.csv", METRIC_COLUMNS, resumed)
         self._evals = _Csv(folder / "eval.csv", EVAL_COLUMNS, resumed)
