@@ -16,6 +16,7 @@ import logging
 import os
 import posixpath
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,13 @@ class CheckpointStore:
         files["state.json"] = json.dumps(state, indent=1).encode()
         manifest = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
         files[MANIFEST] = json.dumps({"sha256": manifest}, indent=1).encode()  # written last
-        for file, data in files.items():
-            self._write(posixpath.join(folder, file), data)
+        try:
+            for file, data in files.items():
+                self._write(posixpath.join(folder, file), data)
+        except OSError:
+            if self._local:  # a part of it would keep a full disk full
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         final = posixpath.join(self.path, name)
         if self._local:
             sync(Path(folder))

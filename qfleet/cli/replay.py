@@ -20,7 +20,7 @@ from qfleet.cli.shards import (
     snapshot_command,
 )
 from replay.security import Access, host_port, make_token_file
-from replay.store.snapshots import Restored
+from replay.store.restore import Restored
 from replay.wire.serve import ServeConfig, check_port, serve
 from rl.errors import BadInput, suggestion
 

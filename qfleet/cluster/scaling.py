@@ -21,6 +21,7 @@ class Scaling:
         self._run, self._topology = run, topology
         self._taken: set[str] = set()  # numbers of the requests that were granted or rejected
         self._shards_request: ScaleRequest | None = None  # the last one for a number of shards
+        self._config_waits = False  # whether config.yaml could not be written yet
 
     def advance(self, board_request: ScaleRequest | None) -> None:
         """Advance by one step, without waiting. ``board_request``: the last request on the board, if any."""
@@ -42,8 +43,10 @@ class Scaling:
             run.config = with_shards(run.config, shards)
         for line in filter(None, news):
             run.progress.note(line)
-        if any(news):
-            run.dir.write(CONFIG, to_yaml(run.config))  # the next checkpoint holds the configuration, too
+        if any(news) or self._config_waits:
+            self._config_waits = True
+            with run.writes.attempt(CONFIG):
+                run.dir.write(CONFIG, to_yaml(run.config))  # the next checkpoint holds the configuration, too
         if not topology.shards.is_changing:  # `qfleet scale` waits until a change is complete
             changes["shards"] = shards
         run.set_fleet(topology.fleet.living, topology.fleet.wanted, topology.fleet.environments)

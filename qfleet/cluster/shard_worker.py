@@ -50,7 +50,7 @@ class ShardWorker:
             shard.generation = random_generation()  # with snapshots, these count the generations
         self._server = _serve(shard, host, config.port_range or range(0), access, snapshots, restarted)
         self._access, self._directory = access, directory if snapshots else None
-        self._news = str(snapshots.restored or "") if snapshots else ""  # message that the driver has not polled yet
+        self._news = _describe(snapshots) if snapshots else ""  # message that the driver has not polled yet
         if snapshots and resumed and not self._news:
             self._news = f"found no snapshot in {directory} on {host}: it starts empty"
         if restarted:
@@ -112,7 +112,14 @@ def _open_snapshots(minutes: float, directory: Path, shard: Shard, keep: bool) -
         return None
     if not keep:
         shutil.rmtree(directory, ignore_errors=True)
-    return Snapshots(directory, shard, minutes)
+    return Snapshots(directory, shard, minutes, set_aside=True)
+
+
+def _describe(snapshots: Snapshots) -> str:
+    """What the shard has restored, as a line for the user; "" if it found no snapshot."""
+    if not snapshots.damage:
+        return str(snapshots.restored or "")
+    return f"{snapshots.restored or 'starts empty'}; {snapshots.damage}"
 
 
 def _serve(

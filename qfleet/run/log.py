@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from qfleet.run.board_file import BoardFile
 
 # fmt: off
 METRIC_COLUMNS = (
@@ -32,40 +33,47 @@ class RunLog:
 
     ``over`` is the x-axis in TensorBoard: "agent_steps", or "updates" of an offline run. ``resumed`` holds the
     agent_steps, updates and wall_seconds of the checkpoint that a resumed run starts from; rows beyond them are
-    deleted, because the run repeats that part.
+    deleted, because the run repeats that part. A method that raises OSError has kept its row of a CSV file: the next call
+    writes it, too. Points for TensorBoard are not kept.
     """
 
     def __init__(self, folder: Path, over: str = "agent_steps", resumed: Mapping[str, float] | None = None) -> None:
         self._over = over
         # TensorBoard hides points of earlier files from this step on
-        purge = None if resumed is None else resumed[over] + 1
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        purge = None if resumed is None else int(resumed[over]) + 1
+        self._board = BoardFile(folder / "tensorboard", purge)
         self._metrics = _Csv(folder / "metrics.csv", METRIC_COLUMNS, resumed)
         self._evals = _Csv(folder / "eval.csv", EVAL_COLUMNS, resumed)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """Log a row of training metrics (METRIC_COLUMNS) to metrics.csv, and the finite ones to TensorBoard."""
+        """Log a row of training metrics (METRIC_COLUMNS) to metrics.csv, and the finite ones to TensorBoard.
+
+        Raises OSError.
+        """
         self._metrics.write(row)
-        for name, value in row.items():
-            if name in METRIC_COLUMNS and name != "agent_steps" and _is_finite(value):
-                self._board.add_scalar(f"train/{name}", value, int(row[self._over]))
+        points = {n: v for n, v in row.items() if n in METRIC_COLUMNS and n != "agent_steps" and _is_finite(v)}
+        self._board.add({f"train/{name}": value for name, value in points.items()}, int(row[self._over]))
 
     def returns_by_epsilon(self, agent_steps: int, rows: Mapping[float, float]) -> None:
-        """Log the mean training return at each epsilon of the ladder, to TensorBoard only."""
-        for epsilon, mean in rows.items():
-            self._board.add_scalar(f"return_by_epsilon/{epsilon:.6g}", mean, agent_steps)
+        """Log the mean training return at each epsilon of the ladder, to TensorBoard only. Raises OSError."""
+        self._board.add({f"return_by_epsilon/{epsilon:.6g}": mean for epsilon, mean in rows.items()}, agent_steps)
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
-        """Log a row of an evaluation (EVAL_COLUMNS). Raises KeyError if one of its returns is missing."""
+        """Log a row of an evaluation (EVAL_COLUMNS). Raises OSError; KeyError if one of its returns is missing."""
+        names = ("mean_return", "std_return", "worst_return")
+        points = {f"evaluation/{name}": row[name] for name in names}
         self._evals.write(row)
-        for name in ("mean_return", "std_return", "worst_return"):
-            self._board.add_scalar(f"evaluation/{name}", row[name], int(row[self._over]))
+        self._board.add(points, int(row[self._over]))
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Write what is waiting, and close the files. Raises OSError if that fails."""
         self._board.close()
-        self._metrics.close()
-        self._evals.close()
+        try:
+            self._metrics.send()
+            self._evals.send()
+        finally:
+            self._metrics.close()
+            self._evals.close()
 
 
 class _Csv:
@@ -80,12 +88,22 @@ class _Csv:
                 writer.writeheader()
                 writer.writerows(kept)
             temporary.replace(file)
-        self._file = file.open("a", newline="")
-        self._writer = csv.DictWriter(self._file, columns, restval="", extrasaction="ignore")
+        self._file = file.open("ab", buffering=0)
+        self._waiting = b""  # what is not in the file yet
+        self._columns = columns
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._writer.writerow({k: f"{v:.6g}" if isinstance(v, float) and abs(v) < 1e5 else v for k, v in row.items()})
-        self._file.flush()
+        """Append a row, after those that still wait. Raises OSError; the row then waits."""
+        line = io.StringIO(newline="")
+        writer = csv.DictWriter(line, self._columns, restval="", extrasaction="ignore")
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) and abs(v) < 1e5 else v for k, v in row.items()})
+        self._waiting += line.getvalue().encode()
+        self.send()
+
+    def send(self) -> None:
+        """Write the rows that wait. Raises OSError; a disk may then have taken a part of them, and the rest waits."""
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
         self._file.close()

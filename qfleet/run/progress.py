@@ -23,6 +23,7 @@ class Screen(Console):
 
     When the pipe is closed, it calls ``on_closed`` and discards later output; without ``on_closed`` it raises
     BrokenPipeError. When its terminal is gone, it only discards later output: what that means for the run, SIGHUP says.
+    When it writes to a file on a full disk, it discards what cannot be written.
     """
 
     def __init__(self, on_closed: Callable[[], None] | None = None) -> None:
@@ -41,9 +42,12 @@ class Screen(Console):
         try:
             super()._check_buffer()
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # it goes to a file, on a full disk
+                del self._buffer[:]
+            elif error.errno == errno.EIO:
+                discard_output(self.file)
+            else:
                 raise
-            discard_output(self.file)
 
 
 def discard_output(stream: TextIO | Any) -> None:

@@ -13,18 +13,22 @@ from typing import Any
 
 from learner.checkpoint import Checkpoint
 from qfleet.config import TrainConfig, to_data
-from qfleet.run.directory import SUMMARY, RunDir
+from qfleet.run.directory import BEST, CHECKPOINTS, STATUS, SUMMARY, RunDir
 from qfleet.run.log import RunLog
 from qfleet.run.progress import Progress, duration
 from qfleet.run.scheduler import Candidate, EvaluationScheduler, Kind
 from qfleet.run.stats import OnEpisode, RunStats
 from qfleet.run.versions import package_versions
+from qfleet.run.writes import Writes
 from rl.envs.make import frames_per_step
+from rl.errors import RunFault
 from rl.evaluation import EvaluationResult, describe_cut_episodes
 from rl.exploration import Exploration
 
 LOG_PERIOD = 10.0  # seconds between rows of metrics.csv
 STATUS_PERIOD = 2.0  # seconds between writes of status.json
+LOGS = "logs"  # metrics.csv, eval.csv and the files for TensorBoard, in warnings
+SAVE_RETRY = 20.0  # seconds after which a checkpoint that could not be written is due again
 
 
 class Run:
@@ -53,11 +57,13 @@ class Run:
         self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps", counters)
         title = f"Qfleet {config.env.id}  {run_dir.where}"
         self.progress = Progress(title, self._limits(), config.evaluation.goal, self._on_output_closed)
+        self.writes = Writes(run_dir.where, self.progress.note)
         run_dir.start(self.progress.note)
         self._environments = 0
         actors = 0 if config.offline else config.actors.count
         self.set_fleet(actors, actors, config.total_environments)
         self._last_log = self._last_status = self._last_save = time.monotonic()
+        self._best_waiting: tuple[int, Checkpoint] | None = None  # not in best/ yet
         self._logged: tuple[float, float] | None = None  # agent steps and updates of the last row of metrics.csv
         self.last_row: dict[str, Any] = {}
         self.scaling: dict[str, Any] = {}  # entries of status.json for `qfleet scale`
@@ -116,11 +122,14 @@ class Run:
         counters = row["agent_steps"], row["updates"]
         if (force and counters != self._logged) or now - self._last_log >= LOG_PERIOD:
             self._last_log, self._logged = now, counters
-            self.log.metrics(row)
-            self.log.returns_by_epsilon(self.stats.agent_steps, self.stats.returns_by_epsilon())
+            with self.writes.attempt(LOGS):
+                self.log.metrics(row)
+                self.log.returns_by_epsilon(self.stats.agent_steps, self.stats.returns_by_epsilon())
         if force or now - self._last_status >= STATUS_PERIOD:
             self._last_status = now
-            self.dir.write_status(self.status(row))
+            self._save_best()
+            with self.writes.attempt(STATUS):
+                self.dir.write_status(self.status(row))
             if not force:
                 self.dir.check()
 
@@ -139,9 +148,15 @@ class Run:
         return {**self.stats.state(), "evaluation": evaluation, "config": config}
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write ``checkpoint`` to checkpoints/, named after its number of learner updates."""
+        """Write ``checkpoint`` to checkpoints/, named after its number of learner updates.
+
+        If that fails, a warning says so, earlier checkpoints stay, and the next one is due after SAVE_RETRY seconds.
+        """
         self._last_save = time.monotonic()
-        self.dir.checkpoints.save(int(checkpoint.state["updates"]), checkpoint)
+        with self.writes.attempt(CHECKPOINTS):
+            self.dir.checkpoints.save(int(checkpoint.state["updates"]), checkpoint)
+            return
+        self._last_save -= max(0.0, self.config.learner.checkpoint_minutes * 60.0 - SAVE_RETRY)
 
     def record_evaluation(self, kind: Kind, candidate: Candidate, result: EvaluationResult) -> Kind | None:
         """Log the result of an evaluation of ``candidate``, and save its weights to best/ if they are the best so far.
@@ -159,22 +174,24 @@ class Run:
                 "agent_steps": candidate.agent_steps,
             }
             state |= {"updates": candidate.updates, "weights_version": candidate.version}
-            self.dir.best.save(candidate.updates, Checkpoint({"online": dict(candidate.weights)}, state))
-        self.log.evaluation(
-            {
-                "wall_seconds": self.stats.wall_seconds,
-                "agent_steps": candidate.agent_steps,
-                "updates": candidate.updates,
-                "episodes": len(result.episodes),
-                "mean_return": result.mean_return,
-                "std_return": result.std_return,
-                "worst_return": result.worst_return,
-                "epsilon": self.config.evaluation.epsilon,
-                "kind": kind,
-                "weights_version": candidate.version,
-                "seconds": result.seconds,
-            }
-        )
+            self._best_waiting = candidate.updates, Checkpoint({"online": dict(candidate.weights)}, state)
+            self._save_best()
+        with self.writes.attempt(LOGS):
+            self.log.evaluation(
+                {
+                    "wall_seconds": self.stats.wall_seconds,
+                    "agent_steps": candidate.agent_steps,
+                    "updates": candidate.updates,
+                    "episodes": len(result.episodes),
+                    "mean_return": result.mean_return,
+                    "std_return": result.std_return,
+                    "worst_return": result.worst_return,
+                    "epsilon": self.config.evaluation.epsilon,
+                    "kind": kind,
+                    "weights_version": candidate.version,
+                    "seconds": result.seconds,
+                }
+            )
         cut = describe_cut_episodes(result, self.config.evaluation.max_episode_steps)
         self.progress.note(
             f"[{duration(self.stats.wall_seconds)}] evaluation ({kind}) after {candidate.agent_steps:,} steps, "
@@ -182,6 +199,13 @@ class Run:
             f"(worst {result.worst_return:g}) in {result.seconds:.0f} s{cut}"
         )
         return next_kind
+
+    def _save_best(self) -> None:
+        """Write to best/ what waits for it; if that fails, it goes on waiting."""
+        if self._best_waiting is not None:
+            with self.writes.attempt(BEST):
+                self.dir.best.save(*self._best_waiting)
+                self._best_waiting = None
 
     def _last_evaluation(self) -> str:
         last = self.scheduler.last_return
@@ -223,12 +247,19 @@ class Run:
     def close(self) -> dict[str, Any]:
         """Write summary.json and close the logs and the display; returns the summary.
 
-        Raises RunFault if the run's directory is a URL and its last files could not be written.
+        Raises RunFault if the last files of the run, or its last checkpoint, could not be written.
         """
         self.tick(force=True)
-        self.progress.close()
-        self.log.close()
         summary = self.summary()
-        self.dir.write_json(SUMMARY, summary)
+        with self.writes.attempt(LOGS):
+            self.log.close()
+        with self.writes.attempt(SUMMARY):
+            self.dir.write_json(SUMMARY, summary)
+        self.progress.close()
         self.dir.finish()
+        if failing := self.writes.failing():
+            raise RunFault(
+                f"at the end of the run {failing} could not be written in {self.dir.where}: make room there, and continue "
+                "the run from its last checkpoint with --resume"
+            )
         return summary

@@ -29,6 +29,7 @@ from protos.types import (
 from replay.store import selectors, storage
 from replay.store.selectors import SelectorConfig, make_selector, stratified_quantiles
 from replay.store.storage import Storage, StoredSegment
+from rl.errors import BadInput
 from rl.types import Array, Float32, ObservationSpec, UInt64
 
 MAX_BATCH = 2**16  # items, draws or priorities in one request
@@ -245,12 +246,14 @@ class Shard:
         }
 
     def set_state(self, state: dict[str, Any], segments: Iterable[StoredSegment], td: Array) -> None:
-        """Inverse of `get_state` for an empty shard, with the snapshot's ``segments`` and |TD error| ``td`` [M].
+        """Inverse of `get_state` for a new shard, with the snapshot's ``segments`` and |TD error| ``td`` [M].
 
-        Segments beyond the capacity are evicted, the oldest first. The credit stays 0 until the sampler grants some.
-        Raises InvalidMessage if keys, segments and TD errors do not match, or no segment fits.
+        It may be called again after it has failed. Segments beyond the capacity are evicted, the oldest first. The credit
+        stays 0 until the sampler grants some. Raises InvalidMessage if keys, segments and TD errors do not match;
+        BadInput if no segment fits.
         """
         storage, first = self.storage, state["first_key"]
+        storage.evict_below(storage.next_key)  # what a call that failed has left
         storage.set_next_key(first)
         for stored in segments:
             if stored.first_key != storage.next_key:
@@ -268,7 +271,9 @@ class Shard:
                 f"{state['end_key']} and one TD error for each"
             )
         if not storage.size and len(td):
-            raise InvalidMessage(f"none of the snapshot's segments fits into the capacity of {storage.capacity}")
+            raise BadInput(
+                f"none of the snapshot's segments fits into the capacity of {storage.capacity}: write a larger capacity"
+            )
         slots = np.arange(storage.first_key, storage.next_key) % storage.capacity
         storage.td_abs[slots] = td[storage.first_key - first :]
         self.selector.put(slots, storage.td_abs[slots])

@@ -4,6 +4,7 @@
                                                  and a serialized InsertRequest with writer and segment
     td-<number>.bin                              |TD error| of all items (float32, little-endian)
     MANIFEST.json                                counts, writers' sequence numbers, and size and SHA-256 of every file
+    PREVIOUS.json                                the same of the snapshot before
     .lock                                        locked while a shard uses the directory
 
 <number> is the number of the snapshot that wrote the file. Each file is written under a temporary name, synced and
@@ -33,7 +34,8 @@ from rl.types import ObservationSpec
 log = logging.getLogger("qfleet.snapshot")
 
 FORMAT = 1
-MANIFEST, LOCK = "MANIFEST.json", ".lock"
+MANIFEST, PREVIOUS, LOCK = "MANIFEST.json", "PREVIOUS.json", ".lock"
+DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged or missing file raises
 
 Files = dict[str, dict[str, Any]]  # name -> {bytes, sha256}
 
@@ -48,14 +50,14 @@ def open_snapshot(directory: Path) -> tuple[ObservationSpec, Iterator[StoredSegm
         snapshot = read_manifest(directory / MANIFEST)
         spec = snapshot["spec"]
         observation = ObservationSpec(tuple(spec["frame_shape"]), spec["dtype"], spec["stack"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         raise _unreadable(directory, error) from error
 
     def segments() -> Iterator[StoredSegment]:
         try:
             if snapshot["state"] is not None:
                 yield from read_segments(directory, snapshot["state"]["first_key"], snapshot["files"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except DAMAGE as error:
             raise _unreadable(directory, error) from error
 
     return observation, segments()
@@ -102,7 +104,7 @@ def key_range(chunk: str) -> tuple[int, int]:
 
 def is_snapshot_file(name: str) -> bool:
     """Return whether ``name`` is the name of a snapshot's file, finished or temporary."""
-    return name.lstrip(".").startswith(("segments-", "td-", MANIFEST))
+    return name.lstrip(".").startswith(("segments-", "td-", MANIFEST, PREVIOUS))
 
 
 def describe_spec(spec: dict[str, Any]) -> str:

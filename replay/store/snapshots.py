@@ -1,8 +1,9 @@
-"""Snapshots: write a shard's content to disk while it serves, and restore it.
+"""Snapshots: write a shard's content to disk while it serves.
 
 Segments never change and are evicted first in, first out. So a snapshot writes only the segments that are not in the
 previous one, in chunks of about CHUNK_BYTES, and reuses the older chunks. The rest is small and written each time: the
-|TD errors|, the counts and the writers' sequence numbers. `snapshot_files.py` defines the format.
+|TD errors|, the counts and the writers' sequence numbers. The last two snapshots are kept. `snapshot_files.py` defines
+the format, `restore.py` reads it.
 """
 
 from __future__ import annotations
@@ -12,26 +13,22 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from protos.types import SnapshotResult
+from replay.store.restore import Restored, restore
 from replay.store.shard import Shard
 from replay.store.snapshot_files import (
     LOCK,
     MANIFEST,
+    PREVIOUS,
     Files,
     chunk_names,
-    describe_spec,
     encode_record,
     is_snapshot_file,
     key_range,
     lock_directory,
     manifest_bytes,
-    read_file,
-    read_manifest,
-    read_segments,
     write_file,
 )
 from rl.errors import BadInput, RunFault
@@ -41,16 +38,6 @@ log = logging.getLogger("qfleet.snapshot")
 
 CHUNK_BYTES = 8 * 2**20
 SLICE_SECONDS = 0.001  # time after which a snapshot that is being written yields to the event loop
-
-
-class Restored(NamedTuple):
-    """How much a shard has restored from a snapshot, and the snapshot's age; `str` gives a line for the log."""
-
-    items: int
-    seconds_old: float
-
-    def __str__(self) -> str:
-        return f"restored {self.items:,} transitions from a snapshot {self.seconds_old:,.0f} seconds old"
 
 
 class Snapshots:
@@ -64,20 +51,29 @@ class Snapshots:
     The directory is locked until `close` or `finish`.
     """
 
-    def __init__(self, directory: Path, shard: Shard, minutes: float = 0.0) -> None:
-        """Lock ``directory`` and restore its snapshot into ``shard``.
+    def __init__(self, directory: Path, shard: Shard, minutes: float = 0.0, set_aside: bool = False) -> None:
+        """Lock ``directory`` and restore its newest undamaged snapshot into ``shard``.
 
-        After `start`, a snapshot is written every ``minutes`` minutes; 0: only by `write`. Raises BadInput if another
-        shard uses the directory, or the snapshot is damaged or has observations of another shape or type.
+        After `start`, a snapshot is written every ``minutes`` minutes; 0: only by `write`. If none of the snapshots can be
+        restored, their files are moved into a folder with ``set_aside``, and the shard starts empty. Raises BadInput
+        without it, and if another shard uses the directory, or its observations have another shape or type.
         """
         self.directory, self._shard, self._minutes = directory, shard, minutes
-        self.restored: Restored | None = None
         self._write_lock = asyncio.Lock()
         self._queued: asyncio.Task[SnapshotResult] | None = None  # requested and not yet started
         self._timer: asyncio.Task[None] | None = None
         self._lock = lock_directory(directory)
         try:
-            self._snapshot = self._restore()  # content of the last manifest
+            restored = restore(directory, shard, set_aside)
+            self.restored: Restored | None = restored.what
+            self.damage = restored.damage  # what was damaged and what was done about it, for the user, or ""
+            self._snapshot, older = restored.snapshot, restored.older  # contents of the last two manifests
+            self._commit(self._snapshot, older)
+            if self.damage:
+                log.warning("%s: %s", directory, self.damage)
+        except OSError as error:
+            self._lock.close()
+            raise BadInput(f"{directory} cannot be written ({error.strerror}): write another directory") from error
         except BaseException:
             self._lock.close()
             raise
@@ -153,7 +149,7 @@ class Snapshots:
             "state": {**state, "first_key": first},
             "files": files,
         }
-        await asyncio.to_thread(self._commit, snapshot)
+        await asyncio.to_thread(self._commit, snapshot, self._snapshot)
         return SnapshotResult(end - first, written + td.nbytes, time.monotonic() - began)
 
     def _reusable_chunks(self, first_key: int, end_key: int) -> Files:
@@ -189,58 +185,15 @@ class Snapshots:
         if records:
             yield start, at, records
 
-    def _commit(self, snapshot: dict[str, Any]) -> None:
-        """Write the manifest, then delete the snapshot files that it does not list."""
+    def _commit(self, snapshot: dict[str, Any], older: dict[str, Any]) -> None:
+        """Write the manifests of a snapshot and of the one before it, then delete the files that neither lists."""
+        sync(self.directory)
+        write_file(self.directory / PREVIOUS, [manifest_bytes(older)])
         sync(self.directory)
         write_file(self.directory / MANIFEST, [manifest_bytes(snapshot)])
         sync(self.directory)
         self._snapshot = snapshot
+        kept = {*snapshot["files"], *older["files"], MANIFEST, PREVIOUS, LOCK}
         for file in self.directory.iterdir():
-            if file.name not in (*snapshot["files"], MANIFEST, LOCK) and is_snapshot_file(file.name):
+            if file.name not in kept and is_snapshot_file(file.name):
                 file.unlink()
-
-    def _restore(self) -> dict[str, Any]:
-        """Restore the shard, if there is a snapshot, and write a manifest with the next generation of keys.
-
-        Returns the content of that manifest.
-        """
-        spec = self._shard.spec
-        own_spec = {"frame_shape": list(spec.frame_shape), "dtype": spec.dtype, "stack": spec.stack}
-        file = self.directory / MANIFEST
-        snapshot: dict[str, Any] = {
-            "generation": -1,
-            "number": 0,
-            "time": 0.0,
-            "spec": own_spec,
-            "state": None,
-            "files": {},
-        }
-        if file.exists():
-            try:
-                snapshot = read_manifest(file)
-                if snapshot["spec"] != own_spec:
-                    raise BadInput(
-                        f"{file} has observations {describe_spec(snapshot['spec'])}, not {describe_spec(own_spec)}: "
-                        "write another directory, or start the shard with the observations of the snapshot"
-                    )
-                self._load(snapshot)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise BadInput(
-                    f"the snapshot in {self.directory} cannot be restored ({' '.join(str(error).split())}): write "
-                    "another directory, or move this one away to start with an empty shard"
-                ) from error
-        snapshot["generation"] = self._shard.generation = snapshot["generation"] + 1
-        try:
-            self._commit(snapshot)
-        except OSError as error:
-            raise BadInput(f"{self.directory} cannot be written ({error.strerror}): write another directory") from error
-        return snapshot
-
-    def _load(self, snapshot: dict[str, Any]) -> None:
-        state, files = snapshot["state"], snapshot["files"]
-        if state is None:  # the shard ended before its first snapshot
-            return
-        td = np.frombuffer(read_file(self.directory, f"td-{snapshot['number']}.bin", files), np.float32)
-        self._shard.set_state(state, read_segments(self.directory, state["first_key"], files), td)
-        if self._shard.storage.size:
-            self.restored = Restored(self._shard.storage.size, max(0.0, time.time() - snapshot["time"]))

@@ -14,9 +14,10 @@ import numpy as np
 
 from replay.config import MAX_CAPACITY, check_capacity_bytes
 from replay.security import Access, SecurityConfig
+from replay.store.restore import Restored
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard, random_generation
-from replay.store.snapshots import Restored, Snapshots
+from replay.store.snapshots import Snapshots
 from replay.wire.guard import Limits
 from replay.wire.service import INSERT_TIMEOUT, ReplayServicer, start_server
 from rl.bounds import as_written, at_least, between, positive, require

@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qfleet.cluster.shard_worker import _open_snapshots, _serve
+from qfleet.cluster.shard_worker import _describe, _open_snapshots, _serve
 from replay.config import ReplayConfig, make_shard
 from replay.security import UNPROTECTED
+from replay.store.snapshot_files import MANIFEST
 from replay.store.snapshots import Snapshots
 from rl.errors import RunFault
 from tests.conftest import SMALL
@@ -77,3 +78,17 @@ def test_a_new_run_starts_without_the_snapshots_of_an_earlier_one_of_its_name(tm
         snapshots.close()
     assert _open_snapshots(0.0, tmp_path / "shard-0", shard, keep=False) is None
     assert (tmp_path / "shard-0").is_dir()
+
+
+def test_a_shard_whose_snapshots_are_damaged_starts_empty_and_says_so(tmp_path):
+    for number in range(2):
+        shard = make_shard(ReplayConfig(), SMALL, 1, limited=False)
+        snapshots = _open_snapshots(1.0, tmp_path, shard, keep=True)
+        snapshots.close()
+        (tmp_path / MANIFEST).write_text("{}")
+        if number:
+            (folder,) = tmp_path.glob("damaged-*")
+            assert _describe(snapshots) == (
+                "starts empty; the newest snapshot is damaged (MANIFEST.json: 'snapshot' is missing) and was moved to "
+                f"{folder}"
+            )

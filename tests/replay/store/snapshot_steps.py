@@ -9,7 +9,7 @@ import json
 from protos import codec
 from replay.store.selectors import SelectorConfig
 from replay.store.shard import Shard
-from replay.store.snapshot_files import LOCK, MANIFEST
+from replay.store.snapshot_files import LOCK, MANIFEST, PREVIOUS
 from replay.store.snapshots import Snapshots
 from tests.conftest import FRAMES, make_segment
 
@@ -53,8 +53,17 @@ def content(shard):
 
 
 def files(directory):
-    return {f.name for f in directory.iterdir()} - {LOCK, MANIFEST}
+    return {f.name for f in directory.iterdir()} - {LOCK, MANIFEST, PREVIOUS}
+
+
+def _manifest(directory):
+    return json.loads((directory / MANIFEST).read_text())["snapshot"]
+
+
+def chunks_of(directory):
+    """The names of the chunks of the last snapshot."""
+    return {name for name in _manifest(directory)["files"] if name.startswith("segments")}
 
 
 def items_held(directory):
-    return json.loads((directory / MANIFEST).read_text())["snapshot"]["state"]["end_key"]
+    return _manifest(directory)["state"]["end_key"]

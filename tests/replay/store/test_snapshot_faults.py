@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from replay.store import snapshots as snapshot
-from replay.store.snapshot_files import MANIFEST
+from replay.store.snapshot_files import MANIFEST, PREVIOUS, key_range
 from replay.store.snapshots import Snapshots
 from rl.errors import BadInput
 from tests.conftest import SMALL
@@ -44,6 +44,94 @@ def test_damage_in_any_file_is_detected(tmp_path, rng, name):
         assert refused()
     file.write_bytes(good)
     assert content(restored(tmp_path, new_shard())) == content(shard)
+
+
+def damage(file, at=None):
+    """Change a bit of a file, by default in its middle."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 1
+    file.write_bytes(data)
+
+
+def two_snapshots(directory, rng, monkeypatch):
+    """A shard that has written two snapshots, with a chunk of their own for every two segments; and their contents."""
+    monkeypatch.setattr(snapshot, "CHUNK_BYTES", 5000)
+    shard, contents = new_shard(), []
+
+    def more():
+        contents.append(content(shard))
+        fill(shard, rng, 4)
+
+    fill(shard, rng, 6)
+    written(directory, shard, more)
+    return shard, [*contents, content(shard)]
+
+
+def chunks(directory, number):
+    """The chunks that the snapshot ``number`` has written, oldest first."""
+    return sorted(directory.glob(f"segments-{number}-*"), key=lambda file: key_range(file.name))
+
+
+@pytest.mark.parametrize("broken", [MANIFEST, "td-2.bin", "the newest chunk"])
+def test_the_snapshot_before_a_damaged_one_is_restored(tmp_path, rng, monkeypatch, caplog, broken):
+    _, (first, _) = two_snapshots(tmp_path, rng, monkeypatch)
+    damage(chunks(tmp_path, 2)[-1] if broken == "the newest chunk" else tmp_path / broken)
+    again = restored(tmp_path, new_shard())
+    assert content(again) == first
+    assert again.generation == 1  # not 0, which the damaged snapshot's keys have
+    assert "the newest snapshot is damaged (" in caplog.text
+    again.check_valid()
+    fill(again, rng, 3)
+    written(tmp_path, again)
+    assert content(restored(tmp_path, new_shard())) == content(again)
+    assert caplog.text.count("damaged") == 1
+
+
+def test_what_is_newer_than_a_damaged_chunk_of_both_snapshots_is_restored(tmp_path, rng, monkeypatch, caplog):
+    shard, (first, last) = two_snapshots(tmp_path, rng, monkeypatch)
+    shared = chunks(tmp_path, 1)
+    assert len(shared) >= 3
+    damage(shared[1])
+    again = restored(tmp_path, new_shard())
+    assert "and only a part of it is whole" in caplog.text
+    _, end = key_range(shared[1].name)
+    assert 0 < end < len(first) * 4
+    assert content(again) == [found for found in last if found[1] >= end]
+    assert again.storage.td_errors(end, 40).tolist() == shard.storage.td_errors(end, 40).tolist()
+    again.check_valid()
+    written(tmp_path, again)  # also without new items
+    assert content(restored(tmp_path, new_shard())) == content(again)
+    assert caplog.text.count("damaged") == 1
+
+
+def test_damaged_snapshots_are_set_aside_if_none_can_be_restored(tmp_path, rng, monkeypatch):
+    two_snapshots(tmp_path, rng, monkeypatch)
+    damage(tmp_path / "td-1.bin")
+    damage(tmp_path / "td-2.bin")
+    before = files(tmp_path)
+    with pytest.raises(BadInput, match=r"cannot be restored \(td-2.bin does not match its checksum\): write another"):
+        Snapshots(tmp_path, new_shard())
+    assert files(tmp_path) == before
+    shard = new_shard()
+    with contextlib.closing(Snapshots(tmp_path, shard, set_aside=True)) as snapshots:
+        assert snapshots.restored is None
+        (folder,) = tmp_path.glob("damaged-*")
+        assert snapshots.damage == (
+            f"the newest snapshot is damaged (td-2.bin does not match its checksum) and was moved to {folder}"
+        )
+    assert files(folder) == before
+    assert shard.generation > 0  # a random one: the damaged snapshot may have any
+    fill(shard, rng, 3)
+    written(tmp_path, shard)
+    assert content(restored(tmp_path, new_shard())) == content(shard)
+
+
+def test_damage_of_the_older_snapshot_alone_is_no_damage(tmp_path, rng, monkeypatch, caplog):
+    _, (_, last) = two_snapshots(tmp_path, rng, monkeypatch)
+    damage(tmp_path / PREVIOUS)
+    damage(tmp_path / "td-1.bin")
+    assert content(restored(tmp_path, new_shard())) == last
+    assert not caplog.text
 
 
 def test_an_incompatible_snapshot_is_rejected_with_an_explanation(tmp_path, rng):
@@ -116,7 +204,7 @@ def test_a_snapshot_that_fails_after_its_manifest_is_not_overwritten(tmp_path, r
         with contextlib.closing(Snapshots(tmp_path, shard)) as snapshots:
             for broken in ("sync", "manifest_bytes"):
                 with monkeypatch.context() as patch:
-                    calls = iter([True, False]) if broken == "sync" else iter([False])
+                    calls = iter([True, True, False]) if broken == "sync" else iter([False])
                     patch.setattr(snapshot, broken, lambda _, calls=calls: next(calls) or fail())
                     with pytest.raises(snapshot.RunFault):
                         await snapshots.write()

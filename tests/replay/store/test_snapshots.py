@@ -17,7 +17,7 @@ from replay.store.shard import KEYS_PER_GENERATION, Shard
 from replay.store.snapshots import Snapshots
 from rl.errors import BadInput
 from tests.conftest import FRAMES, make_segment
-from tests.replay.store.snapshot_steps import CAPACITY, content, files, fill, new_shard, restored, written
+from tests.replay.store.snapshot_steps import CAPACITY, chunks_of, content, fill, new_shard, restored, written
 
 
 @pytest.mark.parametrize("kind", ["prioritized", "uniform"])
@@ -61,7 +61,7 @@ def test_a_second_snapshot_writes_new_segments_and_drops_evicted_ones(tmp_path, 
     chunks, contents = [], []
 
     def look():
-        chunks.append({f for f in files(place) if f.startswith("segments")})
+        chunks.append(chunks_of(place))
         contents.append((shutil.copytree(place, tmp_path / str(len(contents))), content(shard)))
 
     def more(segments):
