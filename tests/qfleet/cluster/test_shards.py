@@ -16,6 +16,7 @@ from qfleet.cluster.shard_worker import ShardWorker
 from qfleet.cluster.shards import ReplayShards
 from qfleet.cluster.supervisor import _handle_answer
 from qfleet.presets import cartpole
+from qfleet.run.writes import Writes
 from replay.security import UNPROTECTED
 
 
@@ -152,6 +153,7 @@ def test_news_of_shards_and_of_actors_are_both_shown(shards, tmp_path):
         config=cartpole(),
         dir=SimpleNamespace(read_json=lambda name: request, write=lambda *args: None),
         progress=SimpleNamespace(note=notes.append),
+        writes=Writes("run", notes.append),
         stats=SimpleNamespace(add_actor_report=None),
         set_fleet=lambda *args: None,
         scaling={},
