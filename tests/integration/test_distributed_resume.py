@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+import psutil
 import pytest
 
 from tests.integration.runs import (
@@ -17,6 +18,7 @@ from tests.integration.runs import (
     start_qfleet,
     wait_for_checkpoint,
     wait_for_output,
+    worker_process,
 )
 
 
@@ -28,12 +30,15 @@ def test_resuming_a_stopped_or_killed_run_continues_its_counters(tmp_path, stop_
     common = ["--actors.count", 1, *FAST, "--learner.checkpoint-minutes", 0.05]
     process = start_qfleet("train", "cartpole", "--run-dir", run, *common, start_new_session=True)
     wait_for_checkpoint(process, run)
+    workers = [worker_process(process, name) for name in ("ShardWorker", "ActorWorker", "LearnerWorker")]
     if stop_signal == signal.SIGHUP:
         os.killpg(process.pid, stop_signal)  # as when an ssh session drops: Ray's processes get it too
     else:
         process.send_signal(stop_signal)
     output = wait_for_output(process, 90)
     assert process.returncode == (-stop_signal if stop_signal == signal.SIGKILL else 128 + stop_signal), output
+    alive = psutil.wait_procs(workers, timeout=60)[1]
+    assert not alive, alive
     before = newest_checkpoint_state(run)
     if stop_signal != signal.SIGKILL:
         assert json.loads((run / "summary.json").read_text())["updates"] == before["updates"]
