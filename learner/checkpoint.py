@@ -82,18 +82,18 @@ class CheckpointStore:
         files["state.json"] = json.dumps(state, indent=1).encode()
         manifest = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
         files[MANIFEST] = json.dumps({"sha256": manifest}, indent=1).encode()  # written last
+        final = posixpath.join(self.path, name)
         try:
             for file, data in files.items():
                 self._write(posixpath.join(folder, file), data)
+            if self._local:
+                sync(Path(folder))
+                os.rename(folder, final)
+                sync(Path(self.path))
         except OSError:
             if self._local:  # a part of it would keep a full disk full
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        final = posixpath.join(self.path, name)
-        if self._local:
-            sync(Path(folder))
-            os.rename(folder, final)
-            sync(Path(self.path))
         self._delete_others(step, name)
         return str(final)
 

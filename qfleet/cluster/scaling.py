@@ -47,6 +47,7 @@ class Scaling:
             self._config_waits = True
             with run.writes.attempt(CONFIG):
                 run.dir.write(CONFIG, to_yaml(run.config))  # the next checkpoint holds the configuration, too
+                self._config_waits = False
         if not topology.shards.is_changing:  # `qfleet scale` waits until a change is complete
             changes["shards"] = shards
         run.set_fleet(topology.fleet.living, topology.fleet.wanted, topology.fleet.environments)

@@ -38,19 +38,16 @@ class BoardFile:
             if self._writer is None:
                 suffix = f".{os.getpid()}-{next(_NUMBERS)}"  # two in one second must not share a file
                 self._writer = EventsWriter(str(self._folder / "events"), suffix)
-                self._purge()
+            if self._purge_step is not None:
+                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                self._write(event_pb2.Event(session_log=start, step=self._purge_step))
             for name, value in values.items():
                 self._write(event_pb2.Event(summary=scalar(name, value), step=step))
             self._writer.flush()
+            self._purge_step = None
         except OSError:
             self.close()  # its file may end with a part of an event, so another one follows
             raise
-
-    def _purge(self) -> None:
-        if self._purge_step is not None:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(event_pb2.Event(session_log=start, step=self._purge_step))
-            self._purge_step = None
 
     def _write(self, event: event_pb2.Event) -> None:
         assert self._writer is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -48,9 +49,10 @@ class RunLog:
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Log a row of training metrics (METRIC_COLUMNS) to metrics.csv, and the finite ones to TensorBoard.
 
-        Raises OSError.
+        Rows of eval.csv that still wait are written, too. Raises OSError.
         """
         self._metrics.write(row)
+        self._evals.send()
         points = {n: v for n, v in row.items() if n in METRIC_COLUMNS and n != "agent_steps" and _is_finite(v)}
         self._board.add({f"train/{name}": value for name, value in points.items()}, int(row[self._over]))
 
@@ -68,12 +70,10 @@ class RunLog:
     def close(self) -> None:
         """Write what is waiting, and close the files. Raises OSError if that fails."""
         self._board.close()
-        try:
-            self._metrics.send()
-            self._evals.send()
-        finally:
-            self._metrics.close()
-            self._evals.close()
+        with contextlib.ExitStack() as files:  # does all four, even if one fails
+            for file in (self._metrics, self._evals):
+                files.callback(file.close)
+                files.callback(file.send)
 
 
 class _Csv:

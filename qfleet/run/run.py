@@ -57,7 +57,7 @@ class Run:
         self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps", counters)
         title = f"Qfleet {config.env.id}  {run_dir.where}"
         self.progress = Progress(title, self._limits(), config.evaluation.goal, self._on_output_closed)
-        self.writes = Writes(run_dir.where, self.progress.note)
+        self.writes = Writes(str(run_dir.path), self.progress.note)
         run_dir.start(self.progress.note)
         self._environments = 0
         actors = 0 if config.offline else config.actors.count
@@ -127,7 +127,8 @@ class Run:
                 self.log.returns_by_epsilon(self.stats.agent_steps, self.stats.returns_by_epsilon())
         if force or now - self._last_status >= STATUS_PERIOD:
             self._last_status = now
-            self._save_best()
+            with self.writes.attempt(BEST):
+                self._save_best()
             with self.writes.attempt(STATUS):
                 self.dir.write_status(self.status(row))
             if not force:
@@ -154,6 +155,7 @@ class Run:
         """
         self._last_save = time.monotonic()
         with self.writes.attempt(CHECKPOINTS):
+            self._save_best()  # first: the state of a checkpoint names the best return
             self.dir.checkpoints.save(int(checkpoint.state["updates"]), checkpoint)
             return
         self._last_save -= max(0.0, self.config.learner.checkpoint_minutes * 60.0 - SAVE_RETRY)
@@ -175,7 +177,8 @@ class Run:
             }
             state |= {"updates": candidate.updates, "weights_version": candidate.version}
             self._best_waiting = candidate.updates, Checkpoint({"online": dict(candidate.weights)}, state)
-            self._save_best()
+            with self.writes.attempt(BEST):
+                self._save_best()
         with self.writes.attempt(LOGS):
             self.log.evaluation(
                 {
@@ -201,11 +204,10 @@ class Run:
         return next_kind
 
     def _save_best(self) -> None:
-        """Write to best/ what waits for it; if that fails, it goes on waiting."""
+        """Write to best/ what waits for it. Raises OSError; it then goes on waiting."""
         if self._best_waiting is not None:
-            with self.writes.attempt(BEST):
-                self.dir.best.save(*self._best_waiting)
-                self._best_waiting = None
+            self.dir.best.save(*self._best_waiting)
+            self._best_waiting = None
 
     def _last_evaluation(self) -> str:
         last = self.scheduler.last_return
@@ -259,7 +261,7 @@ class Run:
         self.dir.finish()
         if failing := self.writes.failing():
             raise RunFault(
-                f"at the end of the run {failing} could not be written in {self.dir.where}: make room there, and continue "
+                f"at the end of the run {failing} could not be written in {self.dir.path}: make room there, and continue "
                 "the run from its last checkpoint with --resume"
             )
         return summary

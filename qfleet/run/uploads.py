@@ -245,9 +245,13 @@ class Uploads:
         self._failing_since = self._failing_since or time.monotonic()  # the worker may still wait for an answer
         with self._mutex:
             waiting = list(self._saves.values())
+        lost = ""
         for store, step, checkpoint in waiting:
-            CheckpointStore(str(self._folder / last_part(store.path)), keep=1).save(step, checkpoint)
+            try:
+                CheckpointStore(str(self._folder / last_part(store.path)), keep=1).save(step, checkpoint)
+            except OSError as error:
+                lost = f" (its last checkpoint could not be written there, either: {error.strerror})"
         raise LeftBehind(
             f"{self._remote.url} could not be written at the end of the run: {self._last_error or 'no answer'}; "
-            f"copy the files in {self._folder} there, and continue with --resume"
+            f"copy the files in {self._folder} there{lost}, and continue with --resume"
         )

@@ -245,15 +245,27 @@ class Shard:
             "writers": dict(self._last_sequence),
         }
 
-    def set_state(self, state: dict[str, Any], segments: Iterable[StoredSegment], td: Array) -> None:
-        """Inverse of `get_state` for a new shard, with the snapshot's ``segments`` and |TD error| ``td`` [M].
+    def set_state(self, state: dict[str, Any], segments: Iterable[StoredSegment], td: Array | None) -> None:
+        """Inverse of `get_state` for an empty shard, with the snapshot's ``segments`` and |TD error| ``td`` [M].
 
-        It may be called again after it has failed. Segments beyond the capacity are evicted, the oldest first. The credit
-        stays 0 until the sampler grants some. Raises InvalidMessage if keys, segments and TD errors do not match;
-        BadInput if no segment fits.
+        Without ``td``, items get the |TD error| with which they were inserted. Segments beyond the capacity are evicted,
+        the oldest first. The credit stays 0 until the sampler grants some. Raises InvalidMessage if keys, segments and TD
+        errors do not match, BadInput if a segment does not fit, and what ``segments`` raises; then the shard is empty.
         """
+        try:
+            self._restore_segments(state, segments, td)
+        except BaseException:
+            self.storage.evict_below(self.storage.next_key)
+            self.storage.set_next_key(0)
+            raise
+        slots = np.arange(self.storage.first_key, self.storage.next_key) % self.storage.capacity
+        self.selector.put(slots, self.storage.td_abs[slots])
+        for name in ("inserted", "transferred", "sampled", "dropped_updates"):
+            setattr(self, name, state[name])
+        self._last_sequence = OrderedDict(state["writers"])
+
+    def _restore_segments(self, state: dict[str, Any], segments: Iterable[StoredSegment], td: Array | None) -> None:
         storage, first = self.storage, state["first_key"]
-        storage.evict_below(storage.next_key)  # what a call that failed has left
         storage.set_next_key(first)
         for stored in segments:
             if stored.first_key != storage.next_key:
@@ -262,24 +274,25 @@ class Shard:
                 )
             if stored.first_key < state["end_key"] - storage.capacity:  # newer segments will need its rows
                 storage.set_next_key(stored.end_key)
-            else:
-                self.check(stored.segment, trusted=True)
-                storage.insert(stored.writer, stored.segment)
-        if (storage.next_key, len(td)) != (state["end_key"], state["end_key"] - first):
+                continue
+            try:
+                storage.check_fits(stored.segment)
+            except InvalidMessage as error:
+                raise BadInput(str(error)) from error
+            self.check(stored.segment, trusted=True)
+            storage.insert(stored.writer, stored.segment)
+        if storage.next_key != state["end_key"] or (td is not None and len(td) != state["end_key"] - first):
             raise InvalidMessage(
-                f"the snapshot has keys {first} to {storage.next_key} and {len(td)} TD errors, expected keys up to "
-                f"{state['end_key']} and one TD error for each"
+                f"the snapshot has keys {first} to {storage.next_key} and {'no' if td is None else len(td)} TD errors, "
+                f"expected keys up to {state['end_key']} and one TD error for each"
             )
-        if not storage.size and len(td):
+        if not storage.size and state["end_key"] > first:
             raise BadInput(
                 f"none of the snapshot's segments fits into the capacity of {storage.capacity}: write a larger capacity"
             )
-        slots = np.arange(storage.first_key, storage.next_key) % storage.capacity
-        storage.td_abs[slots] = td[storage.first_key - first :]
-        self.selector.put(slots, storage.td_abs[slots])
-        for name in ("inserted", "transferred", "sampled", "dropped_updates"):
-            setattr(self, name, state[name])
-        self._last_sequence = OrderedDict(state["writers"])
+        if td is not None:
+            slots = np.arange(storage.first_key, storage.next_key) % storage.capacity
+            storage.td_abs[slots] = td[storage.first_key - first :]
 
     def counts(self) -> Counts:
         """Return the shard's counters, in items and bytes."""

@@ -9,6 +9,7 @@ the format, `restore.py` reads it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -68,6 +69,7 @@ class Snapshots:
             self.restored: Restored | None = restored.what
             self.damage = restored.damage  # what was damaged and what was done about it, for the user, or ""
             self._snapshot, older = restored.snapshot, restored.older  # contents of the last two manifests
+            self._delete_unlisted(self._snapshot, older)  # a full disk may lack the room for a manifest
             self._commit(self._snapshot, older)
             if self.damage:
                 log.warning("%s: %s", directory, self.damage)
@@ -117,12 +119,25 @@ class Snapshots:
     async def _write_next(self) -> SnapshotResult:
         async with self._write_lock:
             self._queued = None
+            new: list[str] = []  # files that belong to this snapshot alone
             try:
-                return await self._write()
+                result, snapshot = await self._write(new)
             except OSError as error:
-                raise RunFault(f"{self.directory}: a snapshot could not be written: {error.strerror}") from error
+                for name in new:  # they would keep a full disk full
+                    with contextlib.suppress(OSError):
+                        (self.directory / name).unlink(missing_ok=True)
+                raise self._failed(error) from error
+            try:
+                await asyncio.to_thread(self._commit, snapshot, self._snapshot)
+            except OSError as error:
+                raise self._failed(error) from error
+            return result
 
-    async def _write(self) -> SnapshotResult:
+    def _failed(self, error: OSError) -> RunFault:
+        return RunFault(f"{self.directory}: a snapshot could not be written: {error.strerror}")
+
+    async def _write(self, new: list[str]) -> tuple[SnapshotResult, dict[str, Any]]:
+        """Write the files of a snapshot, whose names are added to ``new``; returns statistics and manifest."""
         began = time.monotonic()
         state, now = self._shard.get_state(), time.time()
         first, end = state["first_key"], state["end_key"]
@@ -135,10 +150,12 @@ class Snapshots:
             if at != covered:  # the segments in between were evicted, and so were all older ones
                 files, td, first = {}, td[at - first :], at
             name, covered = f"segments-{number}-{at}-{until}.bin", until
+            new.append(name)
             files[name] = await asyncio.to_thread(write_file, self.directory / name, records)
             written += files[name]["bytes"]
         if covered != end:
             files, td, first = {}, td[:0], end
+        new.append(f"td-{number}.bin")
         files[f"td-{number}.bin"] = await asyncio.to_thread(
             write_file, self.directory / f"td-{number}.bin", [td.tobytes()]
         )
@@ -149,8 +166,7 @@ class Snapshots:
             "state": {**state, "first_key": first},
             "files": files,
         }
-        await asyncio.to_thread(self._commit, snapshot, self._snapshot)
-        return SnapshotResult(end - first, written + td.nbytes, time.monotonic() - began)
+        return SnapshotResult(end - first, written + td.nbytes, time.monotonic() - began), snapshot
 
     def _reusable_chunks(self, first_key: int, end_key: int) -> Files:
         """Return the last snapshot's chunks with items still stored.
@@ -186,13 +202,20 @@ class Snapshots:
             yield start, at, records
 
     def _commit(self, snapshot: dict[str, Any], older: dict[str, Any]) -> None:
-        """Write the manifests of a snapshot and of the one before it, then delete the files that neither lists."""
+        """Write the manifests of a snapshot and of the one before it, then delete the files that neither lists.
+
+        Raises OSError; the manifest may then be in place.
+        """
         sync(self.directory)
         write_file(self.directory / PREVIOUS, [manifest_bytes(older)])
         sync(self.directory)
         write_file(self.directory / MANIFEST, [manifest_bytes(snapshot)])
         sync(self.directory)
         self._snapshot = snapshot
+        self._delete_unlisted(snapshot, older)
+
+    def _delete_unlisted(self, snapshot: dict[str, Any], older: dict[str, Any]) -> None:
+        """Delete the files that neither manifest lists."""
         kept = {*snapshot["files"], *older["files"], MANIFEST, PREVIOUS, LOCK}
         for file in self.directory.iterdir():
             if file.name not in kept and is_snapshot_file(file.name):

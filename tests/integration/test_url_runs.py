@@ -219,13 +219,14 @@ def test_a_run_ends_when_the_server_is_gone_for_good(server, s3, monkeypatch, im
     finally:
         server.up()
     assert time.monotonic() - started < 60
-    warning = capsys.readouterr().err.split("warning: s3://bucket/gone could not be written at the end of the run: ")[1]
+    told = capsys.readouterr().err
+    warning = told.split("warning: s3://bucket/gone could not be written at the end of the run: ")[1]
     folder = warning.split("copy the files in ")[1].split(" there")[0]
     assert CheckpointStore(f"{folder}/checkpoints").load_newest() is not None
     for thread in threading.enumerate():  # what it was sending may still arrive, which is not worth a line
         if thread.name == "uploads":
             thread.join(20.0)
-    assert "written again" not in "".join(capsys.readouterr())
+    assert "written again" not in told + capsys.readouterr().err
 
 
 def test_a_run_that_another_process_has_taken_ends(s3, impatient):

@@ -147,11 +147,11 @@ def test_only_shards_of_the_start_of_a_resumed_run_report_that_they_find_no_snap
 
 def test_news_of_shards_and_of_actors_are_both_shown(shards, tmp_path):
     """One request asks for actors, and for a number of shards that is reported in the same step."""
-    notes, wanted = [], []
+    notes, wanted, written = [], [], []
     request = {"shards": 3, "actors": 4, "number": "x"}
     run = SimpleNamespace(
         config=cartpole(),
-        dir=SimpleNamespace(read_json=lambda name: request, write=lambda *args: None),
+        dir=SimpleNamespace(read_json=lambda name: request, write=lambda name, text: written.append(name)),
         progress=SimpleNamespace(note=notes.append),
         writes=Writes("run", notes.append),
         stats=SimpleNamespace(add_actor_report=None),
@@ -162,6 +162,10 @@ def test_news_of_shards_and_of_actors_are_both_shown(shards, tmp_path):
         wanted=1, living=1, environments=2, scale=wanted.append, advance=lambda report: ["actor-1 joins"]
     )
     shards.advance = lambda *args: "added replay shard-2"
-    Scaling(run, SimpleNamespace(shards=shards, fleet=fleet, board=None, learner=None)).advance(None)
+    scaling = Scaling(run, SimpleNamespace(shards=shards, fleet=fleet, board=None, learner=None))
+    scaling.advance(None)
     assert notes == ["actor-1 joins", "the run wants 4 actor(s), after 1", "added replay shard-2"]
     assert (wanted, run.scaling["scale_news"]) == ([4], "added replay shard-2")
+    shards.advance = lambda *args: ""
+    scaling.advance(None)
+    assert written == ["config.yaml"]

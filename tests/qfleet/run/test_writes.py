@@ -47,6 +47,9 @@ def test_a_warning_names_the_files_and_the_end_is_said_once(monkeypatch):
         "runs/x is written again, after 305 s",
     ]
     assert writes.failing() == ""
+    attempt("a", works=False)  # a disk that is nearly full: it fails and works in turn
+    attempt("a", works=True)
+    assert len(lines) == 3
     with pytest.raises(ZeroDivisionError), writes.attempt("a"):
         1 / 0  # noqa: B018
 

@@ -10,14 +10,16 @@ import shutil
 import pytest
 
 from replay.store import snapshots as snapshot
+from replay.store.selectors import SelectorConfig
+from replay.store.shard import Shard, fixed_bytes
 from replay.store.snapshot_files import MANIFEST, PREVIOUS, key_range
 from replay.store.snapshots import Snapshots
 from rl.errors import BadInput
-from tests.conftest import SMALL
-from tests.replay.store.snapshot_steps import content, files, fill, new_shard, restored, written
+from tests.conftest import FRAMES, SMALL
+from tests.replay.store.snapshot_steps import CAPACITY, content, files, fill, new_shard, restored, written
 
 
-@pytest.mark.parametrize("name", ["segments-1-", "td-1", MANIFEST])
+@pytest.mark.parametrize("name", ["segments-1-", MANIFEST])
 def test_damage_in_any_file_is_detected(tmp_path, rng, name):
     shard = new_shard()
     fill(shard, rng, 9)
@@ -72,6 +74,20 @@ def chunks(directory, number):
     return sorted(directory.glob(f"segments-{number}-*"), key=lambda file: key_range(file.name))
 
 
+def check_that_it_goes_on(directory, rng, expected):
+    """The snapshot in ``directory`` has the content ``expected``; a shard goes on from it, and so does another."""
+    shard = new_shard()
+
+    async def go_on():
+        with contextlib.closing(Snapshots(directory, shard)) as snapshots:
+            assert content(shard) == expected
+            fill(shard, rng, 3)
+            await snapshots.write()
+
+    asyncio.run(go_on())
+    assert content(restored(directory, new_shard())) == content(shard)
+
+
 @pytest.mark.parametrize("broken", [MANIFEST, "td-2.bin", "the newest chunk"])
 def test_the_snapshot_before_a_damaged_one_is_restored(tmp_path, rng, monkeypatch, caplog, broken):
     _, (first, _) = two_snapshots(tmp_path, rng, monkeypatch)
@@ -81,9 +97,7 @@ def test_the_snapshot_before_a_damaged_one_is_restored(tmp_path, rng, monkeypatc
     assert again.generation == 1  # not 0, which the damaged snapshot's keys have
     assert "the newest snapshot is damaged (" in caplog.text
     again.check_valid()
-    fill(again, rng, 3)
-    written(tmp_path, again)
-    assert content(restored(tmp_path, new_shard())) == content(again)
+    check_that_it_goes_on(tmp_path, rng, first)
     assert caplog.text.count("damaged") == 1
 
 
@@ -99,37 +113,82 @@ def test_what_is_newer_than_a_damaged_chunk_of_both_snapshots_is_restored(tmp_pa
     assert content(again) == [found for found in last if found[1] >= end]
     assert again.storage.td_errors(end, 40).tolist() == shard.storage.td_errors(end, 40).tolist()
     again.check_valid()
-    written(tmp_path, again)  # also without new items
-    assert content(restored(tmp_path, new_shard())) == content(again)
+    check_that_it_goes_on(tmp_path, rng, content(again))
     assert caplog.text.count("damaged") == 1
 
 
-def test_damaged_snapshots_are_set_aside_if_none_can_be_restored(tmp_path, rng, monkeypatch):
-    two_snapshots(tmp_path, rng, monkeypatch)
+def test_items_whose_td_errors_are_damaged_keep_those_of_their_insert(tmp_path, rng, monkeypatch, caplog):
+    _, (_, last) = two_snapshots(tmp_path, rng, monkeypatch)
     damage(tmp_path / "td-1.bin")
     damage(tmp_path / "td-2.bin")
+    again = restored(tmp_path, new_shard())
+    assert content(again) == last
+    assert "td-2.bin does not match its checksum" in caplog.text
+    again.check_valid()
+    check_that_it_goes_on(tmp_path, rng, last)
+
+
+@pytest.mark.parametrize("broken", ["the only chunk", "both newest chunks", MANIFEST])
+def test_damaged_snapshots_are_set_aside_if_nothing_can_be_restored(tmp_path, rng, monkeypatch, broken):
+    if broken == "both newest chunks":
+        two_snapshots(tmp_path, rng, monkeypatch)
+        damage(chunks(tmp_path, 2)[-1])
+        damage(chunks(tmp_path, 1)[-1])
+    else:
+        shard = new_shard()
+        fill(shard, rng, 9)
+        written(tmp_path, shard)
+        damage(tmp_path / MANIFEST if broken == MANIFEST else chunks(tmp_path, 1)[0])
     before = files(tmp_path)
-    with pytest.raises(BadInput, match=r"cannot be restored \(td-2.bin does not match its checksum\): write another"):
+    with pytest.raises(BadInput, match=r"cannot be restored \(.*\): write another directory"):
         Snapshots(tmp_path, new_shard())
     assert files(tmp_path) == before
     shard = new_shard()
     with contextlib.closing(Snapshots(tmp_path, shard, set_aside=True)) as snapshots:
         assert snapshots.restored is None
         (folder,) = tmp_path.glob("damaged-*")
-        assert snapshots.damage == (
-            f"the newest snapshot is damaged (td-2.bin does not match its checksum) and was moved to {folder}"
-        )
+        assert snapshots.damage.endswith(f") and was moved to {folder}")
     assert files(folder) == before
-    assert shard.generation > 0  # a random one: the damaged snapshot may have any
-    fill(shard, rng, 3)
-    written(tmp_path, shard)
-    assert content(restored(tmp_path, new_shard())) == content(shard)
+    assert shard.storage.size == 0
+    shard.check_valid()
+    assert shard.generation > 2  # a random one: the damaged snapshot may have any
+    for file in tmp_path.glob("*.json"):
+        file.unlink()  # as if the shard had been killed before it wrote its own manifest
+    again = restored(tmp_path, new_shard())
+    assert again.generation > 2
+    check_that_it_goes_on(tmp_path, rng, [])
+
+
+def test_a_setting_that_does_not_fit_is_no_damage(tmp_path, rng, monkeypatch):
+    _, (_, last) = two_snapshots(tmp_path, rng, monkeypatch)
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("*.*")}
+    few_bytes = fixed_bytes(CAPACITY, SelectorConfig()) + 9
+    small = Shard(CAPACITY, FRAMES, SelectorConfig(), limited=False, capacity_bytes=few_bytes)
+    with pytest.raises(
+        BadInput, match=f"{tmp_path} cannot be restored: .*start the shard with a larger capacity in bytes$"
+    ):
+        Snapshots(tmp_path, small, set_aside=True)
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("*.*")} == before
+    assert content(restored(tmp_path, new_shard())) == last
+
+
+def test_a_file_that_cannot_be_read_now_is_no_damage(tmp_path, rng, monkeypatch):
+    _, (_, last) = two_snapshots(tmp_path, rng, monkeypatch)
+    file, elsewhere = tmp_path / "td-2.bin", tmp_path / "elsewhere"
+    file.rename(elsewhere)
+    file.mkdir()
+    with pytest.raises(BadInput, match=r"cannot be restored: .*Is a directory: .*: make it readable$"):
+        Snapshots(tmp_path, new_shard(), set_aside=True)
+    file.rmdir()
+    elsewhere.rename(file)
+    assert content(restored(tmp_path, new_shard())) == last
 
 
 def test_damage_of_the_older_snapshot_alone_is_no_damage(tmp_path, rng, monkeypatch, caplog):
     _, (_, last) = two_snapshots(tmp_path, rng, monkeypatch)
-    damage(tmp_path / PREVIOUS)
     damage(tmp_path / "td-1.bin")
+    text = (tmp_path / PREVIOUS).read_text()
+    (tmp_path / PREVIOUS).write_text(text.replace('"format": 1', '"format": 9'))
     assert content(restored(tmp_path, new_shard())) == last
     assert not caplog.text
 
@@ -184,13 +243,18 @@ def test_a_full_disk_is_reported_and_the_previous_snapshot_is_intact(tmp_path, r
 
     def full():
         fill(shard, rng, 3)
-        monkeypatch.setattr("os.fsync", no_room)
+        there.extend(files(tmp_path))
+        monkeypatch.setattr(snapshot, "write_file", no_room)
 
-    def no_room(handle):
-        raise OSError(28, "No space left on device")
+    def no_room(path, pieces):
+        if path.name.startswith("td-"):
+            raise OSError(28, "No space left on device")
+        return put(path, pieces)
 
+    there, put = [], snapshot.write_file
     with pytest.raises(snapshot.RunFault, match="No space left"):
         written(tmp_path, shard, full)
+    assert files(tmp_path) == set(there)  # the chunk that was written would keep the disk full
     monkeypatch.undo()
     assert content(restored(tmp_path, new_shard())) == before
 
