@@ -98,7 +98,7 @@ def check_resume_and_death_of_the_learner(run, environment):
     """A resumed run restores the last snapshot. When its learner is killed, the shards still write theirs."""
     saved, before = snapshot_state(run), newest_checkpoint_state(run)
     rows_before = len(read_rows(run / "metrics.csv"))
-    args = ["--replay.snapshot-minutes", 10, "--replay.shards", 2]
+    args = ["--replay.snapshot-minutes", 10, "--replay.shards", 2, "--replay.capacity", 200_000]
     resumed = start_qfleet("train", "--resume", run, *args, env=environment)
     wait_until(resumed, lambda: newest_checkpoint_state(run)["agent_steps"] > before["agent_steps"] + 1200)
     worker_process(resumed, "LearnerWorker").kill()
