@@ -16,12 +16,30 @@ STATE_KEYS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "rmsprop": {"step", "sq
 
 
 def make_optimizer(
-    name: OptimizerName, parameters: Iterable[nn.Parameter], learning_rate: float, epsilon: float
+    name: OptimizerName,
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    epsilon: float,
+    graph_on: torch.device | None = None,
 ) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015), or RMSProp as in Mnih et al. 2015 (centred, decay 0.95)."""
+    """Adam (Kingma and Ba 2015), or RMSProp as in Mnih et al. 2015 (centred, decay 0.95).
+
+    With ``graph_on``, its steps may be recorded in a CUDA graph on that device; all that they use is on the device.
+    """
+    in_graph = graph_on is not None
+    rate = torch.tensor(learning_rate, device=graph_on) if in_graph else learning_rate
     if name == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=learning_rate, alpha=0.95, eps=epsilon, centered=True)
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=epsilon, fused=True)
+        return torch.optim.RMSprop(parameters, lr=rate, alpha=0.95, eps=epsilon, centered=True, capturable=in_graph)
+    return torch.optim.Adam(parameters, lr=rate, eps=epsilon, fused=True, capturable=in_graph)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)  # a CUDA graph reads this tensor
+        else:
+            group["lr"] = rate
 
 
 def optimizer_arrays(optimizer: torch.optim.Optimizer) -> dict[str, Array]:

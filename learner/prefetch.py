@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from learner.update import Batch
+from learner.batch import Batch
 from rl.errors import RunFault
 from rl.ports import BatchSource
 from rl.types import SampledBatch

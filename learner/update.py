@@ -19,12 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from learner.batch import Batch, to_device, to_host
+from learner.cuda_graph import GraphedStep
 from learner.optimizers import (
     OptimizerName,
     check_optimizer,
     load_optimizer,
     make_optimizer,
     optimizer_arrays,
+    set_learning_rate,
 )
 from rl import td
 from rl.bounds import at_least, between, positive
@@ -88,28 +91,6 @@ class UpdateConfig:
         between(self, 0, 1, "target_tau", "average_tau")
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """A `SampledBatch` as tensors on the learner's device."""
-
-    s_tm1: Tensor  # [B, *observation]
-    a_tm1: Tensor  # [B]
-    r_t: Tensor  # [B]
-    discount_t: Tensor  # [B]
-    s_t: Tensor  # [B, *observation]
-    weights: Tensor  # [B], importance weights
-    target: Tensor | None = None  # [B], if `Updater.prepare` computed it
-
-
-def _to_device(x: Array, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(x if x.flags.writeable else x.copy())
-    if device.type == "cuda":
-        # a new tensor, because s_tm1 and s_t may be views of one buffer
-        dense = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return dense.copy_(tensor).to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 class _NetworkCopies:
     """Copies of networks in ``dtype``. Readers must hold ``lock``."""
 
@@ -154,10 +135,14 @@ class Updater:
         self.acting_network = self.online
         if config.average_tau:
             self.acting_network = copy.deepcopy(self.online).requires_grad_(False)
-        self._average = get_ema_multi_avg_fn(1.0 - config.average_tau)
         self.optimizer = make_optimizer(
-            config.optimizer, self.online.parameters(), config.learning_rate, config.optimizer_epsilon
+            config.optimizer,
+            self.online.parameters(),
+            config.learning_rate,
+            config.optimizer_epsilon,
+            graph_on=device if device.type == "cuda" else None,
         )
+        self._step = GraphedStep(self._make_step) if device.type == "cuda" else self._make_step
         self.updates = 0
         self.target_syncs = 0
         self._needs_background = self.online.background is not None  # the first batch sets it
@@ -172,7 +157,7 @@ class Updater:
         t = sampled.transitions
         s_tm1, s_t = self._prepare_observations(t.s_tm1), self._prepare_observations(t.s_t)
         a_tm1, r_t, discount_t, weights = (
-            _to_device(x, self.device) for x in (t.a_tm1, t.r_t, t.discount_t, sampled.weights)
+            to_device(x, self.device) for x in (t.a_tm1, t.r_t, t.discount_t, sampled.weights)
         )
         batch = Batch(s_tm1, a_tm1, r_t, discount_t, s_t, weights)
         if self._needs_background:
@@ -206,7 +191,7 @@ class Updater:
         This moves the conversion out of the gradient step. Observations keep their dtype on other devices, and for
         networks that subtract a background.
         """
-        observations = _to_device(x, self.device)
+        observations = to_device(x, self.device)
         if self.device.type == "cpu" and self.online.background is None:
             channels_last = self._memory_format == torch.channels_last and observations.ndim == 4
             return to_channels_last(observations, self.dtype) if channels_last else observations.to(self.dtype)
@@ -216,8 +201,19 @@ class Updater:
         """Make one gradient step. Returns (|TD error| [B], metrics as scalar tensors by name: loss, grad_norm, q_mean).
 
         Gradients are clipped to the global norm ``max_grad_norm``. After the step the average and the target network
-        are updated as configured. This method does not wait for the device.
+        are updated as configured. This method does not wait for the device. On a CUDA device the next call overwrites
+        the returned tensors.
         """
+        self._set_learning_rate()
+        td_abs, metrics = self._step(batch)
+        self.updates += 1
+        synced = self._sync_target()
+        if synced or self.updates % COPY_PERIOD == 0:
+            self._renew_copies()
+        return td_abs, metrics
+
+    def _make_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The part of `update` that is the same in each update, so that it can be replayed as a CUDA graph."""
         c = self.config
         target = self._compute_targets(batch, *self._networks_for_targets) if batch.target is None else batch.target
         with self._autocast():
@@ -228,16 +224,12 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.online.parameters(), c.max_grad_norm or float("inf"))
-        self._set_learning_rate()
         self.optimizer.step()
         if self.acting_network is not self.online:
-            self._average(list(self.acting_network.parameters()), list(self.online.parameters()), self.updates)
-        self.updates += 1
-        synced = self._sync_target()
-        if synced or self.updates % COPY_PERIOD == 0:
-            self._renew_copies()
-        metrics = {"loss": loss.detach(), "grad_norm": norm, "q_mean": q_tm1.detach().mean()}
-        return error.detach().abs(), metrics
+            _move_towards(self.acting_network, self.online, c.average_tau)
+        if c.target_tau:
+            _move_towards(self.target, self.online, c.target_tau)
+        return error.detach().abs(), {"loss": loss.detach(), "grad_norm": norm, "q_mean": q_tm1.detach().mean()}
 
     @property
     def _networks_for_targets(self) -> tuple[QNetwork, ...]:
@@ -268,18 +260,16 @@ class Updater:
         c = self.config
         if c.learning_rate_updates:
             rate = linear(c.learning_rate, c.learning_rate_end, c.learning_rate_updates, self.updates)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(self.optimizer, rate)
 
-    @torch.no_grad()
     def _sync_target(self) -> bool:
-        """Update the target network if it is due. Returns whether ``updates`` is a multiple of the period."""
-        tau, due = self.config.target_tau, self.updates % self.config.target_update_period == 0
+        """Copy the online network into the target network if that is due.
+
+        Returns whether ``updates`` is a multiple of the period.
+        """
+        due = self.updates % self.config.target_update_period == 0
         self.target_syncs += due  # with soft updates this makes the publisher send the target once per period
-        if tau:
-            for target, online in zip(self.target.parameters(), self.online.parameters(), strict=True):
-                target.lerp_(online, tau)
-        elif due:
+        if due and not self.config.target_tau:
             self.target.load_state_dict(self.online.state_dict())
         return due
 
@@ -306,9 +296,16 @@ class Updater:
                     f"{name}: weights of another network ({str(error).splitlines()[-1].strip()})"
                 ) from error
         load_optimizer(self.optimizer, state["optimizer"], self.device)
+        if isinstance(self._step, GraphedStep):
+            self._step.forget()  # the optimizer's tensors are new
         self.updates, self.target_syncs = updates, target_syncs
         self._needs_background = self._needs_background and updates == 0
         self._renew_copies()
+
+
+def _move_towards(network: QNetwork, other: QNetwork, tau: float) -> None:
+    """Each weight of ``network`` += tau * (that of ``other`` - it)."""
+    get_ema_multi_avg_fn(1.0 - tau)(list(network.parameters()), list(other.parameters()), 0)
 
 
 def metric_values(metrics: Mapping[str, Tensor]) -> dict[str, float]:
@@ -318,7 +315,7 @@ def metric_values(metrics: Mapping[str, Tensor]) -> dict[str, float]:
 
 def td_abs_array(td_abs: Tensor) -> Float32:
     """``td_abs`` as a numpy array, float32 [B]. Raises RunFault if a value is not finite: the run has diverged."""
-    values = td_abs.float().cpu().numpy()
+    values = to_host(td_abs.float()).numpy()
     if not np.isfinite(values).all():
         raise RunFault("the learner has diverged (a TD error is not finite): write a smaller `learner.learning_rate`")
     return values
