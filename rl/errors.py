@@ -58,6 +58,10 @@ class RunFault(Exception):
     """A failure at run time that the run could not recover from (exit status 1)."""
 
 
+class Unreachable(RunFault):
+    """Another process does not answer. A run starts the process that reports it again, instead of ending."""
+
+
 def config_path(root: type, owner: type) -> str | None:
     """The path from the configuration ``root`` to the nested ``owner``, such as "replay.selector.".
 

@@ -21,7 +21,7 @@ class Publication:
     version: int  # counts publications, from 1
     updates: int  # learner updates made before this publication
     weights: Weights
-    target_version: int  # counts target syncs
+    target_version: int  # version of the first publication with these target weights
     target_weights: Weights | None  # None if the reader already has the weights of this target_version
 
 

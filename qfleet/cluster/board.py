@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
 from qfleet.cluster.faults import reason
-from rl.errors import BadInput, RunFault
+from qfleet.cluster.process import RunProcess
+from rl.errors import BadInput, RunFault, Unreachable
 
 if TYPE_CHECKING:
     from qfleet.run.directory import ScaleRequest
@@ -23,7 +25,7 @@ class ShardsView(NamedTuple):
     addresses: list[str]  # host:port of those that it writes to
 
 
-class RunBoard:
+class RunBoard(RunProcess):
     """A Ray actor that stores a run's status, the addresses of its shards, and the last request of `qfleet scale`."""
 
     def __init__(self) -> None:
@@ -31,9 +33,13 @@ class RunBoard:
         self._shards: list[str] = []
         self._request: ScaleRequest = {}
 
-    def set_status(self, status: dict[str, Any]) -> ScaleRequest:
-        """Store the status that `qfleet status` shows. Returns the last request of `qfleet scale`, {} if none."""
-        self._status = status
+    def set_status(self, status: dict[str, Any], shards: list[str]) -> ScaleRequest:
+        """Store the status that `qfleet status` shows, and the addresses (host:port) of the replay shards.
+
+        Returns the last request of `qfleet scale`, {} if none. The driver sends all of it each time, so that a board
+        that was started again has it, too.
+        """
+        self._status, self._shards = status, shards
         return self._request
 
     def status(self) -> dict[str, Any]:
@@ -101,9 +107,17 @@ class RemoteBoard:
         """The stored status, {} before the first. Raises RunFault."""
         return dict(_answer(self._handle.status.remote()))
 
-    def shards(self) -> list[str]:
-        """The addresses (host:port) of the replay shards. Raises RunFault."""
-        return list(_answer(self._handle.shards.remote()))
+    def await_shards(self, timeout: float) -> list[str]:
+        """The addresses (host:port) of the replay shards, once the board has them.
+
+        Raises RunFault; it is Unreachable after ``timeout`` seconds without addresses.
+        """
+        deadline = time.monotonic() + timeout
+        while not (addresses := _answer(self._handle.shards.remote())):
+            if time.monotonic() > deadline:
+                raise Unreachable(f"the run's board has had no replay shards for {timeout:g} s")
+            time.sleep(0.1)
+        return list(addresses)
 
     def request_scale(self, request: ScaleRequest) -> None:
         """Ask for numbers of shards and actors. Raises RunFault."""

@@ -10,6 +10,9 @@ OWN = re.compile(r"^rl\.errors\.(RunFault|BadInput|BadSetting): ")  # Python's n
 
 # Ray writes "(pid=7, ip=10.0.0.2, ..." or, on a line of its own, "ip: 10.0.0.2".
 NODE = re.compile(r"\bip[=:]\s*([^\s,)]+)")
+# How Ray describes that a process has died; some 600 characters about possible causes follow.
+PROCESS_DIED = re.compile(r"^The actor is dead because its worker process has died\. Worker exit type: (\w+)")
+KILLED = "The actor is dead because it was killed by `ray.kill`."
 # What a call of a Ray actor raises that will not come back, beside ActorUnavailableError, which is a RayActorError, too.
 DIED = (
     ray.exceptions.RayActorError,
@@ -27,7 +30,12 @@ def last_line(error: Exception) -> str:
 
     For an error raised in a worker, the last line is the error itself; the lines before it are its traceback.
     """
-    return OWN.sub("", next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error)))
+    line = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
+    if line == KILLED:
+        return "its process was killed"
+    if died := PROCESS_DIED.match(line):
+        return "its process has died" + ("" if died[1] == "SYSTEM_ERROR" else f": {died[1]}")
+    return OWN.sub("", line)
 
 
 def first_line(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """The actors of a run: starts those that are wanted, and changes their number during the run.
 
 All wanted actors are requested from Ray at once. Those without room wait in Ray's queue, which is the demand that an
-autoscaler sees; they join the fleet when they have started. Ray restarts an actor whose process or node dies. One that
-fails to start, also after a restart, is requested again; only if no actor has started yet, the run ends.
+autoscaler sees; they join the fleet when they have started. One that fails, or cannot start, is requested again; only if
+no actor has started yet, the run ends, or when all of them are given up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import ray
 
 from actors.actor import FleetView
 from qfleet.cluster.faults import last_line, where
-from qfleet.cluster.retries import Retries
+from qfleet.cluster.restarts import Restarts
 from qfleet.cluster.roster import Roster, names_of
 from qfleet.cluster.versions import versions_here
 from qfleet.cluster.workers import ActorWorker
@@ -36,7 +36,7 @@ OnReport = Callable[[int, float, Iterable[EpisodeResult]], None]  # `RunStats.ad
 class ActorFleet:
     """Handles of a run's actors, by index.
 
-        fleet = ActorFleet(config, run, access, base_steps, nice, options, extra_options)
+        fleet = ActorFleet(config, run, access, base_steps, nice, options, restarts, extra_options)
         fleet.start()
         fleet.await_first(timeout, stopping, lambda: "what is short")
         for name, handle in fleet.workers():  # repeatedly, from the driver's loop
@@ -50,6 +50,7 @@ class ActorFleet:
         base_steps: agent steps made before a resume.
         nice: niceness added to the processes.
         options: Ray options of each actor.
+        restarts: the failures of the run's processes.
         extra_options: those that differ for actors beyond the ``actors.count`` of ``config``.
     """
 
@@ -61,6 +62,7 @@ class ActorFleet:
         base_steps: int,
         nice: int,
         options: Mapping[str, Any],
+        restarts: Restarts,
         extra_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._config, self._arguments = config, (base_steps, run, nice, access, versions_here())
@@ -72,7 +74,7 @@ class ActorFleet:
         self.actors: list[Any] = []  # handles of those that have started
         self._starting: dict[int, Any] = {}  # calls that are answered once the actor has started
         self._finishing: dict[int, tuple[Any, Any, float]] = {}  # handle, call, time at which the actor is killed
-        self._retries = Retries()
+        self._restarts = restarts
         self._has_started = False  # whether an actor ever has
         self._polled = time.monotonic()  # end of the last round of polls
 
@@ -81,7 +83,7 @@ class ActorFleet:
 
         Each gets the lowest free index. Raises ValueError while Ray still knows an earlier actor of that index.
         """
-        waiting = {_index(name) for name in self._retries.waiting(time.monotonic())}
+        waiting = {_index(n) for n in self._restarts.waiting(time.monotonic()) if n.startswith("actor-")}
         taken = {*self.handles, *self._finishing, *waiting}
         free = (i for i in count() if i not in taken)
         for _ in range(self.wanted - len(self.handles) - len(waiting)):
@@ -91,7 +93,7 @@ class ActorFleet:
         extra = self._extra_options if index >= self._config.actors.count else {}
         options = {"name": f"actor-{index}", **self._options, **extra}
         self.handles[index] = handle = self._class.options(**options).remote(self._config, index, *self._arguments)
-        self._starting[index] = handle.__ray_ready__.remote()
+        self._starting[index] = handle.where.remote()
 
     def await_first(self, timeout: float, stopping: Callable[[], bool], lack: Callable[[], str]) -> None:
         """Wait until all actors have started, but at most FIRST_WAIT seconds after the first; returns if ``stopping()``.
@@ -119,8 +121,8 @@ class ActorFleet:
         for index, call in [(i, c) for i, c in self._starting.items() if c in done]:
             try:
                 ray.get(call)
-            except ray.exceptions.ActorUnavailableError:  # Ray restarts it
-                self._starting[index] = self.handles[index].__ray_ready__.remote()
+            except ray.exceptions.ActorUnavailableError:  # the network is interrupted
+                self._starting[index] = self.handles[index].where.remote()
             except ray.exceptions.RayError as error:
                 errors[index] = error
             else:
@@ -128,21 +130,23 @@ class ActorFleet:
                 self._has_started = True
                 self.actors.append(self.handles[index])
                 self.roster.answer(index, time.monotonic())
-                self._retries.started(f"actor-{index}")
+                self._restarts.started(f"actor-{index}", time.monotonic())
         for index, why in errors.items():
             if not self._has_started:
                 raise RunFault(f"actor-{index} could not start{where(why)}: {last_line(why)}") from why
             self.failed(f"actor-{index}", why)
 
     def failed(self, name: str, error: Exception) -> None:
-        """Actor ``name`` has failed with ``error``, and Ray does not restart it: it is requested again later."""
+        """Actor ``name`` has failed with ``error``: it is requested again. Raises RunFault if all actors are given up."""
         index = _index(name)
         handle = self.handles.pop(index)
-        ray.kill(handle)  # else Ray keeps its name
+        ray.kill(handle)  # it may still live, and Ray would keep its name
         if self._starting.pop(index, None) is None:
             self.actors.remove(handle)
         self.roster.remove(index)
-        self._retries.failed(name, error, time.monotonic())
+        self._restarts.failed(name, error, time.monotonic())
+        if not self.roster.living and all(self._restarts.given_up(f"actor-{i}") for i in range(self.wanted)):
+            raise RunFault(self._restarts.describe_last(name))
 
     @property
     def living(self) -> int:
@@ -183,7 +187,7 @@ class ActorFleet:
         Those that have failed are requested at once.
         """
         self.wanted = wanted
-        self._retries.clear()
+        self._restarts.clear()
         by_rank = sorted(self.handles, key=lambda i: (i in self.roster.living, -i))
         for index in by_rank[: max(len(self.handles) - wanted, 0)]:
             handle = self.handles.pop(index)
@@ -203,8 +207,7 @@ class ActorFleet:
         with contextlib.suppress(ValueError):  # the name of an actor that has just ended: the next call tries again
             self.start()
         self._collect_started(timeout=0.0)
-        news = self._retries.news(time.monotonic())
-        lines = [self._advance_ends(report), news, self.roster.update(self._polled)]
+        lines = [self._advance_ends(report), self.roster.update(self._polled)]
         return [line for line in lines if line]
 
     def _advance_ends(self, report: OnReport) -> str:

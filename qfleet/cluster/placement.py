@@ -105,7 +105,7 @@ class Placement:
 
     def store_options(self) -> dict[str, Any]:
         """Ray's options of the board and of the weight store: beside the learner."""
-        return {"num_cpus": 0, "max_restarts": 0, **self._beside_learner()}
+        return {"num_cpus": 0, **self._beside_learner()}
 
     def shard_options(self) -> dict[str, Any]:
         """Ray's options of a replay shard."""
@@ -127,7 +127,7 @@ class Placement:
         return {"scheduling_strategy": NodeAffinitySchedulingStrategy(self.node.id, soft=False)}
 
     def _like_actors(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"max_restarts": -1, "scheduling_strategy": "SPREAD"}
+        options: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
         if self.kept_off is not None:
             options["label_selector"] = {NODE_ID: f"!{self.kept_off.id}"}
         return options

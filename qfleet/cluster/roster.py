@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from qfleet.cluster.retries import NOTE_PERIOD, listed
+from qfleet.cluster.restarts import NOTE_PERIOD, listed
 
 LOST_AFTER = 10.0  # seconds without an answer after which an actor leaves the fleet
 

@@ -35,7 +35,7 @@ class Scaling:
                 changes |= {"scale_taken": request["number"], "scale_request": request, "scale_news": news[-1]}
         for line in topology.fleet.advance(run.stats.add_actor_report):
             run.progress.note(line)
-        shards_news = topology.shards.advance(topology.board, topology.learner, topology.fleet)
+        shards_news = topology.shards.advance(topology.board.handle, topology.learner.handle, topology.fleet)
         shards = len(topology.shards.addresses)
         if shards_news:
             changes |= {"scale_request": self._shards_request, "scale_news": shards_news}

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from qfleet.cluster.metrics import RayMetrics
+from qfleet.cluster.process import RunProcess
 from replay.config import ReplayConfig, make_shard
 from replay.security import Access
 from replay.store.shard import Shard, random_generation
@@ -22,12 +23,13 @@ from rl.errors import RunFault
 from rl.types import ObservationSpec
 
 
-class ShardWorker:
+class ShardWorker(RunProcess):
     """One replay shard and its gRPC server, which listens on ``host`` ("": the address of this node).
 
-    If the run makes snapshots, the shard writes them to ``directory``. After a restart by Ray, and with ``resumed``, it
-    restores the last one, and with ``resumed`` it reports if there is none; otherwise it deletes what is there. Raises
-    RunFault if all ports of `replay.ports` are taken.
+    If the run makes snapshots, the shard writes them to ``directory``. It restores the last one if the run is
+    ``resumed``, or if it is started in place of a shard that has failed, and reports what it has restored; otherwise it
+    deletes what is there. ``old_port``: that of the failed shard, 0: there is none. Raises RunFault if all ports of
+    `replay.ports` are taken.
     """
 
     def __init__(
@@ -41,34 +43,34 @@ class ShardWorker:
         access: Access,
         directory: Path,
         resumed: bool,
+        old_port: int,
     ) -> None:
         shard = make_shard(config, spec, seed * 1009 + index, limited=config.limiter.samples_per_insert > 0)
         host = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        snapshots = _open_snapshots(config.snapshot_minutes, directory, shard, keep=resumed or restarted)
+        snapshots = _open_snapshots(config.snapshot_minutes, directory, shard, keep=resumed or old_port > 0)
         if snapshots is None:
             shard.generation = random_generation()  # with snapshots, these count the generations
-        self._server = _serve(shard, host, config.port_range or range(0), access, snapshots, restarted)
+        self._server = _serve(shard, host, old_port, config.port_range or range(0), access, snapshots)
         self._access, self._directory = access, directory if snapshots else None
         self._news = _describe(snapshots) if snapshots else ""  # message that the driver has not polled yet
         if snapshots and resumed and not self._news:
             self._news = f"found no snapshot in {directory} on {host}: it starts empty"
-        if restarted:
-            self._news = f"restarted at {self.address()}: {self._news or 'its content is lost, it had no snapshot yet'}"
+        if old_port:
+            self._news = f"restarted at {self.address()}: {self._news or _describe_loss(config.snapshot_minutes)}"
         self._metrics = RayMetrics("shard", f"{run}/{index}")
 
     def address(self) -> str:
         """The host:port that the shard listens on."""
         return self._server.address
 
-    def poll(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """The shard's counts (`bytes`: compressed frames), its address, and `news`: a new message for the user or ""."""
         counts = self._server.counts()
         names = ("inserted", "sampled", "stored", "bytes", "dropped_updates")
         values = {name: int(getattr(counts, name)) for name in names}
         self._metrics.report(values)
         news, self._news = self._news, ""
-        return {"failure": None, "news": news, "address": self.address(), **values}
+        return {"news": news, "address": self.address(), **values}
 
     def drain(self, addresses: list[str]) -> int:
         """Store nothing more, and move all items to the shards at ``addresses``; returns their number. Raises RunFault.
@@ -115,6 +117,11 @@ def _open_snapshots(minutes: float, directory: Path, shard: Shard, keep: bool) -
     return Snapshots(directory, shard, minutes, set_aside=True)
 
 
+def _describe_loss(minutes: float) -> str:
+    """That a restarted shard is empty, and why, as a line for the user."""
+    return f"its content is lost, it {'had no snapshot yet' if minutes > 0 else 'makes no snapshots'}"
+
+
 def _describe(snapshots: Snapshots) -> str:
     """What the shard has restored, as a line for the user; "" if it found no snapshot."""
     if not snapshots.damage:
@@ -123,25 +130,18 @@ def _describe(snapshots: Snapshots) -> str:
 
 
 def _serve(
-    shard: Shard, host: str, ports: range, access: Access, snapshots: Snapshots | None, restarted: bool
+    shard: Shard, host: str, old_port: int, ports: range, access: Access, snapshots: Snapshots | None
 ) -> ShardServer:
-    """Start the shard's server on the first free one of ``ports`` (empty: any free port).
+    """Start the shard's server on ``old_port``, which its clients know, or the first free one of ``ports``.
 
-    After a restart, its old port, which its clients know, is tried first. Raises RunFault if all ports are taken.
+    ``old_port`` 0: there is none; empty ``ports``: any free port. Raises RunFault if all ports are taken.
     """
-    file = snapshots.directory / "port" if snapshots else None
-    old = [int(file.read_text())] if restarted and file is not None and file.is_file() else []
-    server = None
-    for port in (*old, *ports):
+    for port in filter(None, (old_port, *ports)):
         with contextlib.suppress(RuntimeError):  # another process uses the port
-            server = ShardServer(shard, host, port, access, snapshots=snapshots)
-            break
-    if server is None and ports:
+            return ShardServer(shard, host, port, access, snapshots=snapshots)
+    if ports:
         raise RunFault(
             f"no port is free for a replay shard on the node {host}: all of `replay.ports` {ports[0]}-{ports[-1]} are "
             "taken; write a larger range"
         )
-    server = server or ShardServer(shard, host, access=access, snapshots=snapshots)
-    if file is not None:
-        file.write_text(str(server.port))
-    return server
+    return ShardServer(shard, host, access=access, snapshots=snapshots)

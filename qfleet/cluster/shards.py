@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import ray
 from qfleet.cluster.board import ShardsView
 from qfleet.cluster.faults import last_line
 from qfleet.cluster.fleet import ActorFleet
+from qfleet.cluster.process import is_ready
+from qfleet.cluster.restarts import Restarts
 from qfleet.cluster.shard_worker import ShardWorker
 from qfleet.config import TrainConfig, with_shards
 from replay.security import Access
@@ -36,14 +38,17 @@ remote: Any = ray.remote  # untyped, because Ray's handles have no typed methods
 class ReplayShards:
     """Handles and addresses of a run's shards, by index.
 
-        shards = ReplayShards(config, directory, access, local=True, resumed=False, options=placement.shard_options())
+        options = placement.shard_options
+        shards = ReplayShards(config, directory, access, local=True, resumed=False, options=options, restarts=restarts)
         shards.addresses = {i: ray.get(shards.start(i)) for i in range(config.replay.shards)}
         shards.scale(4)
         news = shards.advance(board, learner, fleet)  # repeatedly, from the driver's loop
+        shards.failed("shard-0", error)
+        shards.restart(board, learner)  # repeatedly, too
 
     ``local``: the run has started its own Ray, and did not join one. ``resumed``: it goes on from a checkpoint, so its
-    shards report if they find no snapshot. ``options``: Ray's options of each shard, which say what it requests and where
-    it is placed.
+    shards report if they find no snapshot. ``options`` returns Ray's options of each shard, which say what it requests and
+    where it is placed. ``restarts``: the failures of the run's processes.
     """
 
     def __init__(
@@ -53,10 +58,11 @@ class ReplayShards:
         access: Access,
         local: bool,
         resumed: bool,
-        options: Mapping[str, Any],
+        options: Callable[[], Mapping[str, Any]],
+        restarts: Restarts,
     ) -> None:
         self._config, self._directory, self.access, self._local = config, directory, access, local
-        self._resumed, self._options = resumed, options
+        self._resumed, self._options, self._restarts = resumed, options, restarts
         self._spec, _ = spec_and_actions(config.env)
         self.handles: dict[int, Any] = {}
         self.addresses: dict[int, str] = {}
@@ -66,24 +72,23 @@ class ReplayShards:
         self._silent: dict[str, set[str]] = {}  # by actor: addresses of shards that do not answer it
         self._news = ""  # message for the user about the last change
         self._change: Iterator[None] | None = None
-        # None once there are so many: a shard that is lost later is not replaced.
-        self._wanted: int | None = None
+        self._wanted: int | None = None  # None once there are so many
+        self._restarting: dict[int, Any] = {}  # shards that have failed; None: it is not started again yet
 
-    def start(self, index: int, added: bool = False) -> Any:
+    def start(self, index: int, added: bool = False, restarted: bool = False) -> Any:
         """Start a shard; returns Ray's reference to its address (host:port), ready once the shard listens.
 
-        ``added``: during the run, not at its start, so that it has no snapshot to restore.
+        ``added``: during the run, not at its start, so that it has no snapshot to restore. ``restarted``: in place of
+        one that has failed. Raises ValueError while Ray still knows an earlier one.
         """
         config = self._config
-        max_restarts = -1 if config.replay.snapshot_minutes > 0 else 0  # without a snapshot it would restart empty
-        options = dict(self._options)
+        options = dict(self._options())
         if self._local and index >= config.replay.shards:  # the local Ray has no CPU left for it
             options["num_cpus"] = 0
         self.handles[index] = (
             remote(ShardWorker)
             .options(
                 name=f"shard-{index}",
-                max_restarts=max_restarts,
                 max_concurrency=2,  # so that it answers polls while it is drained
                 **options,
             )
@@ -97,20 +102,56 @@ class ReplayShards:
                 self.access,
                 self._directory / "replay" / f"shard-{index}",
                 self._resumed and not added,
+                int(self.addresses[index].rpartition(":")[2]) if restarted else 0,
             )
         )
         return self.handles[index].address.remote()
 
-    def forget(self, index: int) -> None:
-        """Remove a shard that was lost or removed."""
+    def _forget(self, index: int) -> None:
+        """Remove a shard that was removed, or could not be added."""
         self.handles.pop(index, None)
         self.addresses.pop(index, None)
+        self._restarts.forget(f"shard-{index}")
 
-    def update_address(self, index: int, address: str, board: Any, learner: Any) -> None:
-        """Shard ``index`` has this address, maybe a new one after a restart: then all clients get it."""
-        if index in self.addresses and self.addresses[index] != address:
-            self.addresses[index] = address
-            self.tell(board, learner)
+    def workers(self) -> list[tuple[str, Any]]:
+        """(name, handle) of every shard that has started."""
+        return [(f"shard-{i}", handle) for i, handle in self.handles.items() if i not in self._restarting]
+
+    def failed(self, name: str, error: Exception) -> None:
+        """Shard ``name`` has failed with ``error``: it is started again. One that is being added is left to `advance`."""
+        index = int(name.removeprefix("shard-"))
+        if index in self.addresses:
+            self._restarting[index] = None
+            self._restarts.failed(name, error, time.monotonic())
+
+    def restart(self, board: Any, learner: Any) -> None:
+        """Start the shards again that have failed, without waiting. All clients get the address of one that listens.
+
+        Raises RunFault if one is given up.
+        """
+        for index, call in list(self._restarting.items()):
+            name = f"shard-{index}"
+            if index not in self.addresses:  # removed meanwhile
+                del self._restarting[index]
+            elif call is None:
+                self._request_again(index, name)
+            elif is_ready(call):
+                try:
+                    self.addresses[index] = ray.get(call)
+                except ray.exceptions.RayError as error:
+                    self.failed(name, error)
+                    continue
+                del self._restarting[index]
+                self._restarts.started(name, time.monotonic())
+                self.tell(board, learner)
+
+    def _request_again(self, index: int, name: str) -> None:
+        if self._restarts.given_up(name):
+            raise RunFault(self._restarts.describe_last(name))
+        if name not in self._restarts.waiting(time.monotonic()):
+            ray.kill(self.handles[index])  # it may still live, and Ray would keep its name
+            with contextlib.suppress(ValueError):  # Ray still knows the name: the next call tries again
+                self._restarting[index] = self.start(index, restarted=True)
 
     @property
     def view(self) -> ShardsView:
@@ -182,8 +223,9 @@ class ReplayShards:
 
     def _needed(self) -> str:
         """What a new shard requests from Ray, and where, as text."""
-        memory = self._options.get("memory", 0)
-        where = "anywhere" if self._options.get("scheduling_strategy") == "SPREAD" else "on the learner's node"
+        options = self._options()
+        memory = options.get("memory", 0)
+        where = "anywhere" if options.get("scheduling_strategy") == "SPREAD" else "on the learner's node"
         return f"1 CPU{f' and {memory / 1e9:.3g} GB of memory' if memory else ''} {where}"
 
     def _add_shard(self, board: Any, learner: Any, fleet: ActorFleet) -> Iterator[None]:
@@ -203,7 +245,7 @@ class ReplayShards:
             yield from _until(self.tell(board, learner), STEP_TIMEOUT, f"the learner to add shard-{index}")
         except (RunFault, ray.exceptions.RayError):
             ray.kill(handle)
-            self.forget(index)
+            self._forget(index)
             raise
         self._news = f"added replay shard-{index} at {address}; the run has {len(self.addresses)} shards"
 
@@ -225,8 +267,8 @@ class ReplayShards:
             if index in self.handles:  # else it is lost
                 self.addresses[index] = address
             raise
-        ray.kill(handle)
-        self.forget(index)
+        ray.kill(self.handles.get(index, handle))  # it may have been started again meanwhile
+        self._forget(index)
         self._news = (
             f"removed replay shard-{index}, moved its {moved:,} transitions; the run has {len(self.addresses)} shard(s)"
         )

@@ -10,13 +10,15 @@ from typing import Any
 import ray
 
 from qfleet.cluster.connect import start_ray
-from qfleet.cluster.evaluation import Evaluation, is_ready
+from qfleet.cluster.evaluation import Evaluation
 from qfleet.cluster.faults import DIED, StoppedDuringStart, first_line, last_line, reason
 from qfleet.cluster.placement import cluster_nodes
+from qfleet.cluster.process import Where, is_ready
 from qfleet.cluster.scaling import Scaling
-from qfleet.cluster.topology import Topology, start_processes
+from qfleet.cluster.topology import Topology
+from qfleet.cluster.watch import SILENT_AFTER, Watch
 from qfleet.config import TrainConfig
-from qfleet.run.directory import SCALE
+from qfleet.run.directory import SCALE, ScaleRequest
 from qfleet.run.run import Run
 from qfleet.run.stats import RunStats
 from rl.errors import RunFault
@@ -26,66 +28,73 @@ CALL_TIMEOUT = 60.0  # seconds to wait for an answer of a worker
 
 
 class _Poller:
-    """Polls all workers, with one call per worker in flight. A worker that is restarting may miss some polls.
+    """Polls all processes, with one call per process in flight.
 
     A poll tells an actor its place in the fleet, the agent steps of all actors, and the shards that it writes to.
     """
 
-    def __init__(self, topology: Topology, stats: RunStats, warn: Callable[[str], None]) -> None:
+    def __init__(self, topology: Topology, stats: RunStats, note: Callable[[str], None]) -> None:
         self._topology, self._stats = topology, stats
-        self._warn = warn
-        self._pending: dict[str, Any] = {}  # calls in flight
+        self._watch = Watch(note)
+        self._pending: dict[str, tuple[Any, float]] = {}  # calls in flight, and when they were sent
         self._last_polls: list[Any] = []  # calls in flight to actors that were scaled away since
-        self._last_answer: dict[str, float] = {}  # times
-        self._dead: set[str] = set()
+        self._where: dict[str, Where] = {}
+        self._handles: dict[str, Any] = {}
 
     def poll(self) -> dict[str, dict[str, Any]]:
-        """The answers since the last call, by worker.
+        """The answers since the last call, by process.
 
-        For a learner or a shard that has died there is one last answer, with its `failure`; an actor is left to the
-        fleet. A shard that does not answer causes a warning (of the actors, the fleet keeps account); a learner that
-        does not answer raises RunFault.
+        A process that has died has failed, for `Topology`. One that is silent for SILENT_AFTER seconds is looked at.
         """
-        workers = dict(self._topology.workers())
-        self._dead &= workers.keys()  # a shard that was removed may come back under its name
-        workers = {name: handle for name, handle in workers.items() if name not in self._dead}
-        self._last_answer = {name: self._last_answer.get(name, time.monotonic()) for name in workers}
-        self._last_polls += [c for n, c in self._pending.items() if n not in workers and n.startswith("actor-")]
-        self._pending = {name: call for name, call in self._pending.items() if name in workers}
+        workers = self._forget_gone()
         for name, handle in workers.items():
             if name not in self._pending:
                 is_actor, fleet = name.startswith("actor-"), self._topology.fleet
                 views = [fleet.view(name, self._stats.agent_steps), self._topology.shards.view] if is_actor else []
-                self._pending[name] = handle.poll.remote(*views)
-        refs = [*self._pending.values(), *self._last_polls]
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=POLL_PERIOD / 2)
+                self._pending[name] = handle.poll.remote(*views), time.monotonic()
+        refs = [*(ref for ref, _ in self._pending.values()), *self._last_polls]
+        ready = set(ray.wait(refs, num_returns=len(refs), timeout=POLL_PERIOD / 2)[0])
         self._topology.fleet.polled()
         self._add_last_episodes(ready)
         answers = {}
-        for name, ref in [(n, r) for n, r in self._pending.items() if r in ready]:
-            del self._pending[name]
-            try:
-                answers[name] = ray.get(ref)
-                self._last_answer[name] = time.monotonic()
-            except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError):  # an answer was lost
-                continue
-            except DIED as error:
-                if name.startswith("actor-"):
-                    self._topology.fleet.failed(name, error)
-                    continue
-                answers[name] = {"failure": f"the process ended: {reason(error)}"}
-                self._dead.add(name)
-        for name, last in list(self._last_answer.items()):
-            if time.monotonic() - last > CALL_TIMEOUT * 3:
-                if name == "learner":
-                    raise RunFault(f"{name} has not answered for {CALL_TIMEOUT * 3:g} s")
-                if name.startswith("actor-"):
-                    continue
-                self._warn(f"warning: {name} has not answered for {CALL_TIMEOUT * 3:g} s; the run continues without it")
-                self._last_answer[name] = time.monotonic()
+        for name, (ref, asked) in list(self._pending.items()):
+            if ref in ready:
+                del self._pending[name]
+                self._watch.heard(name)
+                if (answer := self._take(name, ref)) is not None:
+                    answers[name] = answer
+            elif time.monotonic() - asked > SILENT_AFTER and name in self._where:
+                self._watch.look_at(name, workers[name], self._where[name])
+        self._watch.advance()
         return answers
 
-    def _add_last_episodes(self, ready: list[Any]) -> None:
+    def _forget_gone(self) -> dict[str, Any]:
+        """Forget the calls to processes that are not polled any more; returns the handles of the others, by name."""
+        workers = dict(self._topology.workers())
+        for name, handle in list(self._handles.items()):
+            if workers.get(name) is handle:
+                continue
+            ref, _ = self._pending.pop(name, (None, 0.0))
+            if name.startswith("actor-") and ref is not None:
+                self._last_polls.append(ref)
+            self._watch.heard(name)
+            self._where.pop(name, None)
+        self._handles = workers
+        return workers
+
+    def _take(self, name: str, ref: Any) -> dict[str, Any] | None:
+        """The answer ``ref`` of process ``name``; None if it was lost, or the process has died."""
+        try:
+            answer: dict[str, Any] = ray.get(ref)
+        except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError):
+            return None
+        except DIED as error:
+            self._topology.failed(name, error)
+            return None
+        self._where[name] = answer.pop("where")
+        return answer
+
+    def _add_last_episodes(self, ready: set[Any]) -> None:
         """Add the episodes of last polls; their agent steps are in the answer with which the actor ends."""
         for call in [c for c in self._last_polls if c in ready]:
             self._last_polls.remove(call)
@@ -105,25 +114,16 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
         for warning in start_ray(run.config, address, directory.name):
             run.progress.note(f"warning: {warning}")
         on_ready()
-        topology = start_processes(
-            run.config,
-            directory,
-            run.dir.where,
-            run.resumed,
-            run.stats.base_steps,
-            address,
-            stopping=lambda: run.interrupted_by is not None,
-            note=run.progress.note,
-        )
+        topology = Topology(run.config, directory, address, run.dir.checkpoints.load_newest, run.progress.note)
+        topology.start(run.resumed, run.stats.base_steps, stopping=lambda: run.interrupted_by is not None)
         run.progress.note(_describe(run.config, topology))
         run.stats.start_clock()
         failure: Exception | None = None
         try:
             _training_loop(run, topology)
         except (ray.exceptions.RayError, RunFault, TimeoutError) as error:
-            # The death of a store shows first as an error of whoever used it.
             is_own = isinstance(error, RunFault) and not isinstance(error, ray.exceptions.RayTaskError)
-            failure = topology.stores.fault(wait=5.0) or (error if is_own else RunFault(reason(error)))
+            failure = error if is_own else RunFault(reason(error))
         run.stats.stop_clock()
         _finish(run, topology)
         if failure is not None:
@@ -169,59 +169,61 @@ def _training_loop(run: Run, topology: Topology) -> None:
     status_call: Any = None
     while not run.is_finished():
         started = time.monotonic()
-        if (fault := topology.stores.fault()) is not None:
-            raise fault
         for name, answer in poller.poll().items():
             _handle_answer(run, topology, name, answer)
+        topology.advance()
         evaluation.advance()
-        if checkpoint_call is None and run.is_checkpoint_due():
-            checkpoint_call = topology.learner.checkpoint.remote(run.checkpoint_extra())
+        if checkpoint_call is None and topology.learner.is_working and run.is_checkpoint_due():
+            checkpoint_call = topology.learner.handle.checkpoint.remote(run.checkpoint_extra())
         if checkpoint_call is not None and is_ready(checkpoint_call):
-            run.save_checkpoint(ray.get(checkpoint_call))
+            _save_checkpoint(run, checkpoint_call)
             checkpoint_call = None
-        request = ray.get(status_call) if status_call is not None and is_ready(status_call) else None
-        scaling.advance(request)
+        scaling.advance(_request_on_board(status_call))
+        run.faults = topology.restarts.status()
         run.tick()
-        status_call = topology.board.set_status.remote(run.status(run.last_row))
+        status, shards = run.status(run.last_row), topology.shards.view.addresses
+        status_call = topology.board.handle.set_status.remote(status, shards)
         while time.monotonic() - started < POLL_PERIOD and not run.is_finished():
             time.sleep(0.05)
 
 
+def _save_checkpoint(run: Run, call: Any) -> None:
+    """Write the checkpoint that the learner has made. One that was lost with its learner is made again later."""
+    try:
+        checkpoint = ray.get(call)
+    except (*DIED, ray.exceptions.ObjectLostError):
+        return
+    run.save_checkpoint(checkpoint)
+
+
+def _request_on_board(status_call: Any) -> ScaleRequest | None:
+    """The last request on the board, in the answer of its `set_status`; None if it has not answered yet, or has died."""
+    if status_call is None or not is_ready(status_call):
+        return None
+    try:
+        request: ScaleRequest = ray.get(status_call)
+    except (*DIED, ray.exceptions.ObjectLostError):
+        return None
+    return request
+
+
 def _handle_answer(run: Run, topology: Topology, name: str, answer: dict[str, Any]) -> None:
-    """Add a worker's answer to the totals. Raises RunFault if it reports a failure that ends the run."""
-    failure = answer.pop("failure")
+    """Add a process's answer to the totals. Raises RunFault if it reports a failure that ends the run."""
+    failure, restart = answer.pop("failure"), answer.pop("restart")
     if news := answer.pop("news", ""):
         run.progress.note(f"replay {name} {news}")
-    if failure is not None:
-        index = int(name.removeprefix("shard-")) if name.startswith("shard-") else None
-        if index is not None and index not in topology.shards.addresses:
-            return  # it was still being added: `ReplayShards.advance` reports the failure
-        if index is None or len(topology.shards.addresses) < 2:
-            raise RunFault(f"{name}: {failure}")
-        run.progress.note(f"warning: lost replay {name} with its content: {failure}")
-        topology.shards.forget(index)
-        topology.shards.tell(topology.board, topology.learner)
-        _check_min_size(run.config, len(topology.shards.addresses))
-        return
-    if name.startswith("shard-"):
-        index = int(name.removeprefix("shard-"))
-        topology.shards.update_address(index, answer["address"], topology.board, topology.learner)
-    elif name == "learner":
+    if name == "learner":
+        topology.weights_version = max(topology.weights_version, answer["weights_version"])
         run.stats.add_learner_report(answer)
     elif name.startswith("actor-"):
         shards = (answer[f"shards_{what}"] for what in ("version", "in_use", "silent"))
         if warning := topology.shards.answered(name, *shards):
             run.progress.note(warning)
         run.stats.add_actor_report(topology.fleet.answered(name), answer["agent_steps"], answer["episodes"])
-
-
-def _check_min_size(config: TrainConfig, alive: int) -> None:
-    """Raise RunFault if ``alive`` shards may hold fewer items than `min_size`: the learner would wait forever."""
-    if config.min_items_when_full(alive) < config.replay.limiter.min_size:
-        raise RunFault(
-            f"the remaining {alive} replay shard(s) cannot hold the {config.replay.limiter.min_size:,} transitions of "
-            f"`replay.limiter.min_size`: resume with a larger `replay.capacity` (now {config.replay.capacity:,} in all)"
-        )
+    if failure is not None:
+        if not restart:
+            raise RunFault(f"{name}: {failure}")
+        topology.failed(name, RunFault(failure))
 
 
 def _finish(run: Run, topology: Topology) -> None:
@@ -229,24 +231,18 @@ def _finish(run: Run, topology: Topology) -> None:
     try:
         if calls := [a.stop.remote() for a in topology.actors]:
             ray.wait(calls, num_returns=len(calls), timeout=0.5)
-        ended = ray.get(topology.learner.stop.remote(), timeout=CALL_TIMEOUT)
+        learner = topology.learner.handle
+        ended = ray.get(learner.stop.remote(), timeout=CALL_TIMEOUT)
         if not ended:  # a checkpoint could hold an update that is only half done
             raise TimeoutError("the learner did not end its last update within 20 s")
-        run.stats.learner["updates"] = ray.get(topology.learner.poll.remote(), timeout=CALL_TIMEOUT)["updates"]
-        run.save_checkpoint(ray.get(topology.learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
+        run.stats.learner["updates"] = ray.get(learner.poll.remote(), timeout=CALL_TIMEOUT)["updates"]
+        run.save_checkpoint(ray.get(learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
     except (ray.exceptions.RayError, TimeoutError) as error:
         run.progress.note(f"warning: could not write the last checkpoint: {first_line(error)}")
     shards = topology.shards.handles
     if run.config.replay.snapshot_minutes > 0:
         _stop_shards(run, shards)
-    for handle in (
-        *topology.fleet.all_handles(),
-        *shards.values(),
-        topology.evaluator.handle,
-        topology.learner,
-        topology.weights,
-        topology.board,
-    ):
+    for handle in topology.all_handles():
         ray.kill(handle)
 
 

@@ -1,10 +1,10 @@
-"""Starts the processes of a run on Ray, each on the node and with the resources of its placement."""
+"""The processes of a run on Ray: starts them on the nodes of its placement, and starts those again that fail."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ import ray
 
 from learner.checkpoint import Checkpoint
 from qfleet.cluster.autoscaler import nodes_outside
-from qfleet.cluster.evaluation import EvaluatorProcess
 from qfleet.cluster.faults import StoppedDuringStart, last_line
 from qfleet.cluster.fleet import ActorFleet
 from qfleet.cluster.placement import Node, Placement, cluster_nodes, place, place_locally
+from qfleet.cluster.process import Process
+from qfleet.cluster.restarts import Restarts
 from qfleet.cluster.room import actors_lack, count_room, describe_lack, learner_lack, shards_lack
 from qfleet.cluster.shards import ReplayShards
-from qfleet.cluster.stores import Stores
+from qfleet.cluster.stores import make_board, make_weight_store
 from qfleet.cluster.versions import check_versions, survey_nodes, versions_here
-from qfleet.cluster.workers import LearnerWorker
+from qfleet.cluster.workers import EvaluatorWorker, LearnerWorker
 from qfleet.config import TrainConfig
 from replay.security import Access, new_token
 from rl.errors import RunFault
@@ -29,82 +30,177 @@ from rl.errors import RunFault
 remote: Any = ray.remote  # untyped, because Ray's handles have no typed methods
 
 
-@dataclass
 class Topology:
-    """Handles of the Ray actors of a run, where they are placed, and a description of the learner's device."""
+    """The processes of a run.
 
-    stores: Stores
-    shards: ReplayShards
-    learner: Any
-    fleet: ActorFleet
-    evaluator: EvaluatorProcess
+        topology = Topology(config, directory, address, load_checkpoint, note)
+        topology.start(resumed, base_steps, stopping)  # waits until they can train
+        for name, handle in topology.workers():  # repeatedly, from the driver's loop
+            handle.poll.remote()
+        topology.failed("learner", error)
+        topology.advance()  # starts again what has failed, without waiting
+
+    ``address``: the Ray that the run has joined; None: it has started its own. ``load_checkpoint`` returns the last
+    checkpoint, from which the learner is started again. ``note`` gets lines for the user.
+    """
+
     placement: Placement
-    device: str
+    learner: Process
+    board: Process
+    weights: Process
+    shards: ReplayShards
+    evaluator: Process
+    fleet: ActorFleet
+    device: str  # of the learner, with its precision
 
-    @property
-    def board(self) -> Any:
-        """The handle of the board."""
-        return self.stores.board
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: Path,
+        address: str | None,
+        load_checkpoint: Callable[[], Checkpoint | None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._config, self._directory, self._is_local = config, directory, address is None
+        self._load_checkpoint, self._note = load_checkpoint, note
+        access = Access.load(config.replay.security)
+        # the token is passed as an argument only, never written to disk
+        self._access = replace(access, token=access.token or new_token())
+        self.restarts = Restarts()
+        self.weights_version = 0  # of the learner's last publication, as far as the driver knows
 
-    @property
-    def weights(self) -> Any:
-        """The handle of the weight store."""
-        return self.stores.weights
+    def start(self, resumed: Checkpoint | None, base_steps: int, stopping: Callable[[], bool]) -> None:
+        """Start all processes and wait until they can train.
+
+        One actor is enough: the others join when they have started. The evaluator is requested before the actors, so
+        that it gets a CPU; the run does not wait for it. ``base_steps``: agent steps made before a resume. Raises
+        BadInput if the run does not fit the cluster, RunFault if a process is not ready in time, and StoppedDuringStart
+        once ``stopping`` returns True.
+        """
+        config, run = self._config, self._directory.name
+        self.placement = place_locally(config) if self._is_local else place_in_cluster(config, stopping, self._note)
+        try:
+            self._start_learner(run, stopping)
+            self.board = make_board(lambda: self.placement, self.restarts)
+            self.weights = make_weight_store(lambda: self.placement, self.restarts)
+        except ValueError as error:
+            raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir with another name") from error
+        addresses = self._start_shards(resumed is not None, stopping)
+        started = {"learner": self.learner.handle.start.remote(addresses, resumed)}
+        [self.device] = _await_ready(started, lambda: ": raise `ready_timeout`", config.ready_timeout, stopping)
+        self.learner.started()
+        self.evaluator = Process("evaluator", partial(self._request_evaluator, base_steps, run), self.restarts)
+        for process in (self.board, self.weights, self.evaluator):
+            process.start()
+        extra = {"num_cpus": 0} if self._is_local else {}  # the local Ray has no CPU for actors that are added later
+        nice, options = config.actors.nice, self.placement.actor_options()
+        self.fleet = ActorFleet(config, run, self._access, base_steps, nice, options, self.restarts, extra)
+        self.fleet.start()
+        self.fleet.await_first(config.ready_timeout, stopping, partial(_say, actors_lack, self.placement))
+        if stopping():
+            raise StoppedDuringStart
+
+    def _start_learner(self, run: str, stopping: Callable[[], bool]) -> None:
+        """Create the learner's process, and place what is beside it on its node.
+
+        Raises ValueError if this Ray already has a run of the same name.
+        """
+        self.learner = Process("learner", partial(self._request_learner, run), self.restarts, self._resume_learner)
+        lack = partial(_say, learner_lack, self.placement)
+        calls = {"learner": self.learner.handle.describe.remote()}
+        [where] = _await_ready(calls, lack, self._config.ready_timeout, stopping)
+        for warning in where.warnings:
+            self._note(f"warning: {warning}")
+        if not self._is_local:
+            self.placement = replace(self.placement, node=self.placement.node or Node(where.node, where.address))
+
+    def _start_shards(self, resumed: bool, stopping: Callable[[], bool]) -> list[str]:
+        """Start the shards, and tell the board their addresses, which are returned."""
+        local = self._is_local
+        self.shards = ReplayShards(
+            self._config, self._directory, self._access, local, resumed, self._shard_options, self.restarts
+        )
+        calls = {f"shard-{i}": self.shards.start(i) for i in range(self._config.replay.shards)}
+        lack = partial(_say, shards_lack, self.placement)
+        addresses = _await_ready(calls, lack, self._config.ready_timeout, stopping)
+        self.shards.addresses = dict(enumerate(addresses))
+        self.board.handle.set_shards.remote(addresses)
+        return addresses
+
+    def _shard_options(self) -> dict[str, Any]:
+        return self.placement.shard_options()  # of the placement that there is then
+
+    def _request_learner(self, run: str) -> Any:
+        self._leave_lost_node()
+        needs = self.placement.needs
+        return (
+            remote(LearnerWorker)
+            # so that it answers polls while it makes a checkpoint
+            .options(name="learner", max_concurrency=3, **self.placement.learner_options())
+            .remote(self._config, run, needs.threads, self._access, None if self._is_local else needs.learner_gpus)
+        )
+
+    def _resume_learner(self, handle: Any) -> Any:
+        """Let a learner that was started again go on from the last checkpoint."""
+        checkpoint = self._load_checkpoint()
+        updates = 0 if checkpoint is None else int(checkpoint.state["updates"])
+        self._note(f"the learner is started again, from its state after {updates:,} updates")
+        return handle.start.remote(list(self.shards.addresses.values()), checkpoint, self.weights_version)
+
+    def _request_evaluator(self, base_steps: int, run: str) -> Any:
+        # concurrency: it answers polls while it plays
+        options = {"name": "evaluator", "max_concurrency": 2, **self.placement.evaluator_options()}
+        return remote(EvaluatorWorker).options(**options).remote(self._config, base_steps, run)
+
+    def _leave_lost_node(self) -> None:
+        """If the learner's node has died, choose another one. Raises BadInput if none suits it now."""
+        node, nodes = self.placement.node, cluster_nodes()
+        if node is not None and node.id not in {n.id for n in nodes}:
+            self._note(f"warning: the learner's node {node.address} has died, so the learner moves to another one")
+            self.placement = place(self._config, nodes, autoscaler=False)
 
     @property
     def actors(self) -> list[Any]:
         """Handles of the actors that have started; the same list object all the time."""
         return self.fleet.actors
 
+    @property
+    def _singles(self) -> tuple[Process, ...]:
+        """The processes of which there is one each."""
+        return self.learner, self.board, self.weights, self.evaluator
+
     def workers(self) -> list[tuple[str, Any]]:
-        """(name, handle) of every worker that the driver polls: the learner, the started actors and the shards."""
-        shards = [(f"shard-{i}", s) for i, s in self.shards.handles.items()]
-        return [("learner", self.learner), *self.fleet.workers(), *shards]
+        """(name, handle) of every process that has started and works."""
+        singles = [(p.name, p.handle) for p in self._singles if p.is_working]
+        return [*singles, *self.fleet.workers(), *self.shards.workers()]
 
+    def all_handles(self) -> list[Any]:
+        """The handles of all processes, the board's last."""
+        singles = [p.handle for p in (self.evaluator, self.learner, self.weights, self.board)]
+        return [*self.fleet.all_handles(), *self.shards.handles.values(), *singles]
 
-def start_processes(
-    config: TrainConfig,
-    directory: Path,
-    where: str,
-    resumed: Checkpoint | None,
-    base_steps: int,
-    address: str | None,
-    stopping: Callable[[], bool],
-    note: Callable[[str], None],
-) -> Topology:
-    """Start all processes of a run and wait until they can train; returns their handles.
+    def failed(self, name: str, error: Exception) -> None:
+        """Process ``name`` has failed with ``error``: `advance` starts it again. Raises RunFault if it is given up."""
+        if name.startswith("actor-"):
+            self.fleet.failed(name, error)
+        elif name.startswith("shard-"):
+            self.shards.failed(name, error)
+        else:
+            next(p for p in self._singles if p.name == name).failed(error)
 
-    One actor is enough: the others join when they have started. The evaluator is requested before the actors, so that
-    it gets a CPU; the run does not wait for it.
-    ``where``: the run's directory or URL, for the user. ``base_steps``: agent steps made before a resume. ``address``:
-    the Ray that the run has joined; None: it has started its own. ``note`` gets lines for the user. Raises BadInput if
-    the run does not fit the cluster, RunFault if a process is not ready in time, and StoppedDuringStart once
-    ``stopping`` returns True.
-    """
-    run, local = directory.name, address is None
-    placement = place_locally(config) if local else place_in_cluster(config, stopping, note)
-    access = Access.load(config.replay.security)
-    access = replace(access, token=access.token or new_token())  # passed as an argument only, never written to disk
-    try:
-        learner, placement = _start_learner(config, run, placement, access, local, stopping, note)
-        resume = f"qfleet train --resume {where}" + ("" if local else f" --address {address}")
-        stores = Stores(placement, resume)
-    except ValueError as error:
-        raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir with another name") from error
-    timeout = config.ready_timeout
-    shards = ReplayShards(config, directory, access, local, resumed is not None, placement.shard_options())
-    shard_calls = {f"shard-{i}": shards.start(i) for i in range(config.replay.shards)}
-    addresses = _await_ready(shard_calls, partial(_say, shards_lack, placement), timeout, stopping)
-    shards.addresses = dict(enumerate(addresses))
-    stores.board.set_shards.remote(addresses)
-    started = {"learner": learner.start.remote(addresses, resumed)}
-    [device] = _await_ready(started, lambda: ": raise `ready_timeout`", timeout, stopping)
-    evaluator = EvaluatorProcess(config, base_steps, run, placement.evaluator_options())
-    fleet = _start_actors(config, base_steps, run, local, access, placement.actor_options())
-    fleet.await_first(timeout, stopping, partial(_say, actors_lack, placement))
-    if stopping():
-        raise StoppedDuringStart
-    return Topology(stores, shards, learner, fleet, evaluator, placement, device)
+    def advance(self) -> None:
+        """Start the processes again that have failed, when it is time to; actors are left to the fleet.
+
+        Raises RunFault if one is given up.
+        """
+        for process in self._singles:
+            if self.restarts.given_up(process.name):
+                raise RunFault(self.restarts.describe_last(process.name))
+            if process.advance() and process is self.weights and self.learner.is_working:
+                self.learner.handle.republish.remote()
+        self.shards.restart(self.board.handle, self.learner.handle)
+        if line := self.restarts.news(time.monotonic()):
+            self._note(line)
 
 
 def place_in_cluster(config: TrainConfig, stopping: Callable[[], bool], note: Callable[[str], None]) -> Placement:
@@ -120,43 +216,6 @@ def place_in_cluster(config: TrainConfig, stopping: Callable[[], bool], note: Ca
     if lack:
         note(f"warning: {'; '.join(filter(None, (lack, nodes_outside())))}")
     return placement
-
-
-def _start_learner(
-    config: TrainConfig,
-    run: str,
-    placement: Placement,
-    access: Access,
-    local: bool,
-    stopping: Callable[[], bool],
-    note: Callable[[str], None],
-) -> tuple[Any, Placement]:
-    """Create the learner's process; returns its handle and the placement with the node that it is on.
-
-    Raises ValueError if this Ray already has a run of the same name.
-    """
-    needs = placement.needs
-    learner = (
-        remote(LearnerWorker)
-        .options(name="learner", **placement.learner_options())
-        .remote(config, run, needs.threads, access, None if local else needs.learner_gpus)
-    )
-    lack = partial(_say, learner_lack, placement)
-    [where] = _await_ready({"learner": learner.describe.remote()}, lack, config.ready_timeout, stopping)
-    for warning in where.warnings:
-        note(f"warning: {warning}")
-    if local:
-        return learner, placement
-    return learner, replace(placement, node=placement.node or Node(where.node, where.address))
-
-
-def _start_actors(
-    config: TrainConfig, base_steps: int, run: str, local: bool, access: Access, options: dict[str, Any]
-) -> ActorFleet:
-    extra = {"num_cpus": 0} if local else {}  # the local Ray has no CPU left for actors that are added later
-    fleet = ActorFleet(config, run, access, base_steps, config.actors.nice, options, extra)
-    fleet.start()
-    return fleet
 
 
 def _say(lack: Callable[[Placement, Sequence[Node]], str], placement: Placement) -> str:

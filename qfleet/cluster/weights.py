@@ -6,22 +6,28 @@ passed inside lists: Ray then does not resolve them, and a reader can fetch the 
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import ray
 
-from rl.errors import RunFault
+from qfleet.cluster.process import RunProcess
+from rl.errors import RunFault, Unreachable
 from rl.parameters import bytes_of
 from rl.ports import Publication, Weights
 
 Found = tuple[Publication, list[Any]]  # a publication without its weights; [online] or [online, target], references
-DIED = "the weight store has died"  # Ray does not restart it: its content would be lost
-WEIGHT_STORE = "weights"  # the actor's name, in the run's own namespace
+WEIGHT_STORE = "weight store"  # the actor's name, in the run's own namespace
+FIND_PERIOD = 0.5  # seconds between two attempts to find the store after it has died
+FIND_TIMEOUT = 10.0  # seconds to wait for an answer of the store
+MAX_IN_FLIGHT = 2  # publications
 
 
-class WeightStore:
+class WeightStore(RunProcess):
     """A Ray actor that stores the newest publication and the newest target weights."""
 
     def __init__(self) -> None:
@@ -29,6 +35,10 @@ class WeightStore:
         self._online: Any = None
         self._target: Any = None
         self._target_version = -1
+
+    def report(self) -> dict[str, Any]:
+        """`weights_version`: that of the newest publication, 0 if there is none."""
+        return {"weights_version": 0 if self._newest is None else self._newest.version}
 
     def publish(self, publication: Publication) -> None:
         """Put the weights of ``publication`` into the object store, owned by this actor."""
@@ -50,50 +60,96 @@ class WeightStore:
         return self._newest, refs
 
 
-class RayWeightSink:
-    """`WeightSink` that sends publications to the weight store without blocking.
+def find_weight_store() -> Any:
+    """The handle of the run's weight store. Raises ValueError while there is none."""
+    return ray.get_actor(WEIGHT_STORE)
 
-    While two are in flight, it holds back the newest. The next call of `publish` replaces it, but keeps its target
-    weights if the new publication has none.
+
+class RayWeightSink:
+    """`WeightSink` that sends publications to the weight store without blocking. Safe from any thread.
+
+    ``find`` returns the store's handle; it is called again after the store has died. While two publications are in
+    flight, or there is no store, only the newest is kept, with the newest target weights.
     """
 
-    def __init__(self, store: Any, timeout: float = 60.0) -> None:
-        self._store, self._timeout = store, timeout
+    def __init__(self, find: Callable[[], Any] = find_weight_store, timeout: float = 60.0) -> None:
+        self._find, self._timeout = find, timeout
+        self._lock = threading.Lock()
+        self._store: Any = None
         self._pending: list[Any] = []
-        self._held: Publication | None = None
+        self._newest: Publication | None = None  # with the newest target weights
+        self._owes_target = False  # whether the store lacks these target weights
         self._last_progress = time.monotonic()  # when the store last finished a publication, or had none in flight
 
     def publish(self, publication: Publication) -> None:
-        """Send or hold back ``publication``.
+        """Send ``publication``, or keep it.
 
-        Raises RunFault if the store has died, or finishes none for ``timeout`` seconds.
+        Raises Unreachable if the store finishes no publication, or cannot be found, for ``timeout`` seconds.
         """
-        if self._held is not None and publication.target_weights is None:
-            publication = replace(publication, target_weights=self._held.target_weights)
-        self._held = None
-        done, self._pending = (
-            ray.wait(self._pending, num_returns=len(self._pending), timeout=0) if self._pending else ([], [])
-        )
+        with self._lock:
+            target = publication.target_weights
+            self._owes_target = self._owes_target or target is not None
+            if target is None and self._newest is not None:
+                target = self._newest.target_weights
+            self._newest = replace(publication, target_weights=target)
+            self._send()
+
+    def republish(self) -> None:
+        """Send the newest publication to the store that there is now, in place of one that has died."""
+        with self._lock:
+            self._forget_store()
+            if self._newest is not None:
+                self._send()
+
+    def stored_version(self) -> int:
+        """The version of the newest publication in the store; 0 if there is none, or no store that answers."""
         try:
-            ray.get(done)  # re-raises an exception of the store
-        except ray.exceptions.RayActorError:
-            raise RunFault(DIED) from None
-        now = time.monotonic()
-        if done or not self._pending:
-            self._last_progress = now
-        if len(self._pending) >= 2:
-            if now - self._last_progress > self._timeout:
-                raise RunFault(f"the weight store has accepted no weights for {self._timeout:g} s")
-            self._held = publication
+            return int(ray.get(self._find().poll.remote(), timeout=FIND_TIMEOUT)["weights_version"])
+        except (ValueError, TimeoutError, ray.exceptions.RayActorError):
+            return 0
+
+    def _send(self) -> None:
+        self._collect()
+        if self._store is None or len(self._pending) >= MAX_IN_FLIGHT:
+            if time.monotonic() - self._last_progress > self._timeout:
+                raise Unreachable(f"the weight store has accepted no weights for {self._timeout:g} s")
             return
-        self._pending.append(self._store.publish.remote(publication))
+        assert self._newest is not None
+        sent = self._newest if self._owes_target else replace(self._newest, target_weights=None)
+        self._owes_target = False
+        self._pending.append(self._store.publish.remote(sent))
+
+    def _collect(self) -> None:
+        """Collect the publications that the store has finished; find the store if there is none."""
+        waiting = len(self._pending)
+        done, self._pending = ray.wait(self._pending, num_returns=waiting, timeout=0) if waiting else ([], [])
+        try:
+            ray.get(done)
+        except ray.exceptions.RayActorError:  # it has died, or its network is interrupted
+            self._forget_store()
+        if self._store is None:
+            try:
+                self._store = self._find()
+            except ValueError:
+                return
+        if done or not self._pending:
+            self._last_progress = time.monotonic()
+
+    def _forget_store(self) -> None:
+        self._store, self._pending, self._owes_target = None, [], True
 
 
 class RayWeightSource:
-    """`WeightSource` that queries the weight store in the background, one query at a time."""
+    """`WeightSource` that queries the weight store in the background, one query at a time.
 
-    def __init__(self, store: Any) -> None:
-        self._store = store
+    ``find`` returns the store's handle; it is called again after the store has died. Until there is one, nothing new
+    arrives.
+    """
+
+    def __init__(self, find: Callable[[], Any] = find_weight_store) -> None:
+        self._find = find
+        self._store: Any = None
+        self._find_at = 0.0  # time of the next attempt to find it
         self._version, self._target_version = 0, -1
         self._pending_query: Any = None
         self._found: Found | None = None
@@ -114,7 +170,7 @@ class RayWeightSource:
     def poll(self) -> Publication | None:
         """The newest publication, once its weights are on this node; None if there is no newer one. Never blocks.
 
-        Weights that Ray has lost are queried again at the next call. Raises RunFault if the store has died.
+        Weights that Ray has lost are queried again at the next call.
         """
         if self._found is None and not self._query():
             return None
@@ -124,7 +180,7 @@ class RayWeightSource:
         newest, refs = self._found
         try:
             return self._take(newest, ray.get(refs))
-        except ray.exceptions.ObjectLostError:  # the store may have died: the next query says so
+        except ray.exceptions.ObjectLostError:  # the store may have died: the next query shows it
             self._found = None
             return None
 
@@ -140,20 +196,30 @@ class RayWeightSource:
             self._target_version = newest.target_version
         return replace(newest, weights=online, target_weights=target[0] if target else None)
 
+    def _found_store(self) -> bool:
+        """Whether there is a handle of the store; tries to find it, at most every FIND_PERIOD seconds."""
+        if self._store is None and time.monotonic() >= self._find_at:
+            self._find_at = time.monotonic() + FIND_PERIOD
+            with contextlib.suppress(ValueError):
+                self._store = self._find()
+        return self._store is not None
+
     def _query(self) -> bool:
         """Whether the store has answered with a newer publication; sends a query if none is in flight."""
+        if not self._found_store():
+            return False
         if self._pending_query is None:
             self._pending_query = self._store.newer_than.remote(self._version, self._target_version)
         ready, _ = ray.wait([self._pending_query], timeout=0)
         if not ready:
             return False
+        query, self._pending_query, self._found = self._pending_query, None, None
         try:
-            self._found = ray.get(self._pending_query)
+            self._found = ray.get(query)
         except ray.exceptions.ActorUnavailableError:  # the network is interrupted: query again next time
-            self._found = None
+            pass
         except ray.exceptions.RayActorError:
-            raise RunFault(DIED) from None
-        self._pending_query = None
+            self._store = None
         return self._found is not None
 
     def _has_arrived(self) -> bool:
@@ -163,22 +229,21 @@ class RayWeightSource:
         return len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs)
 
     def await_first(self, timeout: float) -> None:
-        """Wait until `poll` can return a publication.
-
-        Raises RunFault after ``timeout`` seconds, or if the store has died.
-        """
+        """Wait until `poll` can return a publication. Raises Unreachable after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while not ((self._found is not None or self._query()) and self._has_arrived()):
             if time.monotonic() > deadline:
-                raise RunFault(f"the learner has published no weights within {timeout:g} s")
+                raise Unreachable(f"the learner has published no weights within {timeout:g} s")
             time.sleep(0.02)
 
     def wait(self, timeout: float) -> Publication | None:
         """Wait up to ``timeout`` seconds for the newest publication; returns None if there is no newer one.
 
-        Raises RunFault if the store does not answer in that time, or its weights do not arrive in as much or are lost, or
-        if it has died; ActorUnavailableError while the network is interrupted.
+        Raises RunFault if the store does not answer in that time, has died, or its weights do not arrive in as much or
+        are lost; ActorUnavailableError while the network is interrupted.
         """
+        if not self._found_store():
+            raise RunFault("there is no weight store now")
         call = self._store.newer_than.remote(self._version, self._target_version)
         try:
             found = ray.get(call, timeout=timeout)
@@ -186,6 +251,7 @@ class RayWeightSource:
         except ray.exceptions.GetTimeoutError:
             raise RunFault(f"the weight store has not answered for {timeout:g} s") from None
         except ray.exceptions.ActorDiedError:
-            raise RunFault(DIED) from None
+            self._store = None
+            raise RunFault("the weight store has died") from None
         except ray.exceptions.ObjectLostError:
             raise RunFault("the weights of the newest publication were lost before they arrived") from None

@@ -23,8 +23,9 @@ from learner.checkpoint import Checkpoint
 from learner.learner import LearnerConfig, pick_device
 from qfleet.cluster.board import RemoteBoard, ShardsView
 from qfleet.cluster.metrics import RayMetrics
+from qfleet.cluster.process import RunProcess
 from qfleet.cluster.versions import check_versions, versions_here
-from qfleet.cluster.weights import WEIGHT_STORE, RayWeightSink, RayWeightSource
+from qfleet.cluster.weights import MAX_IN_FLIGHT, RayWeightSink, RayWeightSource
 from qfleet.config import TrainConfig
 from qfleet.run.parts import make_actor, make_evaluator, make_learner
 from replay.security import Access
@@ -32,20 +33,26 @@ from replay.wire.sampler import Sampler
 from replay.wire.writer import Writer
 from rl.allocator import keep_freed_memory
 from rl.envs.make import spec_and_actions
-from rl.errors import BadInput, RunFault
+from rl.errors import BadInput, RunFault, Unreachable
 from rl.evaluation import EvaluationResult
 from rl.ports import Weights
 
 FIRST_WEIGHTS_TIMEOUT = 60.0  # seconds that a starting actor waits for the first weights of the learner
+VERSIONS_AHEAD = 1_000  # publications that the driver may not know of yet; it polls once a second
 SILENT_AFTER = 10.0  # seconds without an answer after which an actor reports a shard
 
 
 class _ThreadedLoop:
-    """Runs the loop of a component in its own thread; `failure` holds the reason if it fails."""
+    """Runs the loop of a component in its own thread; `failure` holds the reason if it fails.
+
+    A RunFault ends the run: the component knows what is wrong. After Unreachable or any other exception, for example of
+    a GPU, a new process may do better, so `restart` is set.
+    """
 
     def __init__(self, body: Callable[[], None], name: str) -> None:
         self.stopping = threading.Event()
         self.failure: str | None = None
+        self.restart = False
         self._body = body
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -61,11 +68,19 @@ class _ThreadedLoop:
         try:
             self._body()
         except RunFault as fault:
-            if not self.stopping.is_set():
-                self.failure = str(fault)
-        except Exception:
-            if not self.stopping.is_set():
-                self.failure = traceback.format_exc(limit=8)
+            self._fail(str(fault), isinstance(fault, Unreachable))
+        except Exception as error:
+            traceback.print_exc()  # into Ray's log of the process
+            self._fail(f"{type(error).__name__}: {error}", True)
+
+    def _fail(self, why: str, restart: bool) -> None:
+        if not self.stopping.is_set():
+            self.restart, self.failure = restart, why
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """`failure` and `restart`, for the answer to a poll."""
+        return {"failure": self.failure, "restart": self.restart}
 
     def stop(self, timeout: float) -> bool:
         """Ask the loop to end; returns whether it ended within ``timeout`` seconds, or was never started."""
@@ -110,12 +125,8 @@ def niceness_warning(address: str) -> str:
     )
 
 
-def _weight_store() -> Any:
-    return ray.get_actor(WEIGHT_STORE)  # in the run's own namespace
-
-
-class ActorWorker:
-    """One actor. It starts acting at its first poll, also after a restart by Ray: then it knows its place in the fleet.
+class ActorWorker(RunProcess):
+    """One actor. It starts acting at its first poll: then it knows its place in the fleet.
 
     ``base_steps``: agent steps made before a resume. ``versions``: those of the driver, because this node may have joined
     after it compared them. Raises RunFault if this node has other versions, or if the learner publishes no weights
@@ -136,10 +147,10 @@ class ActorWorker:
         os.nice(nice)
         torch.set_num_threads(1)
         board = RemoteBoard.here()
+        shards = board.await_shards(FIRST_WEIGHTS_TIMEOUT)
         steps_so_far = board.status().get("agent_steps", 0)  # of all actors; above base_steps after a restart
         base_steps = max(base_steps, int(steps_so_far))
-        shards = board.shards()
-        self._weights = RayWeightSource(_weight_store())
+        self._weights = RayWeightSource()
         self._weights.await_first(FIRST_WEIGHTS_TIMEOUT)  # initial weights would act badly and give wrong priorities
         self._writer = Writer(shards, config.replay.give_up_after, access=access)
         self._shards_version = -1  # of the last `ShardsView`
@@ -151,8 +162,8 @@ class ActorWorker:
         torch.set_num_threads(1)  # OpenMP keeps this number for each thread
         self._actor.run(self._loop.stopping.is_set)
 
-    def poll(self, view: FleetView, shards: ShardsView) -> dict[str, Any]:
-        """`failure` (or None), `agent_steps` since the process started, and `episodes` finished since the last poll.
+    def report(self, view: FleetView, shards: ShardsView) -> dict[str, Any]:
+        """`agent_steps` since the process started, and `episodes` finished since the last poll.
 
         ``view`` and ``shards`` are the fleet and the shards as the driver sees them now. The answer has the version of
         ``shards`` in `shards_version`, the addresses that may have segments in flight in `shards_in_use`, and in
@@ -166,13 +177,13 @@ class ActorWorker:
             self._loop.start()
         silent = self._writer.silent_shards(SILENT_AFTER)
         own = {"shards_version": self._shards_version, "shards_in_use": self._writer.in_use, "shards_silent": silent}
-        return {**self._report(), **own}
+        return {**self._stats(), **own}
 
-    def _report(self) -> dict[str, Any]:
+    def _stats(self) -> dict[str, Any]:
         stats = dict(self._actor.stats())
         sent = {f"replay_{k}": v for k, v in self._writer.stats().items()}
         self._metrics.report({**stats, **sent, **{f"weights_{k}": v for k, v in self._weights.stats().items()}})
-        return {"failure": self._loop.failure, "episodes": self._actor.take_episodes(), **stats}
+        return {**self._loop.state, "episodes": self._actor.take_episodes(), **stats}
 
     def finish(self, timeout: float) -> dict[str, Any]:
         """Stop acting for good, and wait up to ``timeout`` seconds until replay has stored all complete segments.
@@ -184,7 +195,7 @@ class ActorWorker:
         with contextlib.suppress(TimeoutError, RunFault):
             self._writer.flush(deadline - time.monotonic())
         unsent = self._actor.unwritten + self._writer.in_flight
-        report = self._report()
+        report = self._stats()
         self._writer.close()
         return {**report, "unsent": unsent}
 
@@ -201,7 +212,7 @@ class LearnerPlace(NamedTuple):
     warnings: list[str]
 
 
-class LearnerWorker:
+class LearnerWorker(RunProcess):
     """The learner. Its process starts before replay and weight store do: `describe` is called first, then `start`.
 
     ``gpus``: the number of GPUs that Ray has assigned to it. None: the run has its own Ray, whose processes have all
@@ -213,6 +224,7 @@ class LearnerWorker:
         torch.set_num_threads(threads)
         self._config, self._threads, self._access, self._gpus = config, threads, access, gpus
         self._node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._place: LearnerPlace | None = None
         self._metrics = RayMetrics("learner", run)
         self._checkpoint_request: dict[str, Any] | None = None  # the extra state of a requested checkpoint
         self._checkpoint: Checkpoint | None = None
@@ -221,18 +233,23 @@ class LearnerWorker:
 
     def describe(self) -> LearnerPlace:
         """Choose the device, and say where this process is. Raises RunFault if the node lacks the configured device."""
+        if self._place is not None:
+            return self._place
         warnings = []
         if self._gpus is not None:
             device, warning = choose_device(self._config.learner, self._gpus, self._node)
             self._config = replace(self._config, learner=replace(self._config.learner, device=device))
             warnings = [warning, niceness_warning(self._node)]
-        return LearnerPlace(ray.get_runtime_context().get_node_id(), self._node, [w for w in warnings if w])
+        self._place = LearnerPlace(ray.get_runtime_context().get_node_id(), self._node, [w for w in warnings if w])
+        return self._place
 
-    def start(self, shards: list[str], resumed: Checkpoint | None) -> str:
+    def start(self, shards: list[str], resumed: Checkpoint | None, version: int | None = None) -> str:
         """Start to learn from the shards at these addresses (host:port), from the checkpoint ``resumed`` if there is one.
 
-        Returns the device and the precision as text, such as "cuda in bfloat16".
+        ``version``: of the last publication that the driver knows, if the learner is started again. Returns the device
+        and the precision as text, such as "cuda in bfloat16".
         """
+        self.describe()
         config = self._config
         spec, _ = spec_and_actions(config.env)
         self._sampler = Sampler(
@@ -245,10 +262,14 @@ class LearnerWorker:
             seed=config.seed + (int(resumed.state["updates"]) if resumed else 0),
             access=self._access,
         )
-        sink = RayWeightSink(_weight_store())
-        self._learner = make_learner(config, spec, self._sampler, sink, self._metrics, threaded=True)
+        self._sink = RayWeightSink()
+        self._learner = make_learner(config, spec, self._sampler, self._sink, self._metrics, threaded=True)
         if resumed is not None:
             self._learner.set_checkpoint(resumed)
+        if version is not None:  # readers ignore versions that are not newer than theirs
+            stored = self._sink.stored_version()
+            least = stored + MAX_IN_FLIGHT if stored else version + VERSIONS_AHEAD
+            self._learner.publisher.version = max(self._learner.publisher.version, least)
         self._loop.start()
         updater = self._learner.updater
         return f"{updater.device} in {str(updater.dtype).removeprefix('torch.')}"
@@ -264,11 +285,15 @@ class LearnerWorker:
             self._checkpoint = self._learner.get_checkpoint(extra)
             self._checkpoint_done.set()
 
-    def poll(self) -> dict[str, Any]:
-        """`failure` (or None), `updates`, the newest metrics of the learner, and those of replay as `replay_...`."""
-        updates = self._learner.updater.updates
+    def report(self) -> dict[str, Any]:
+        """`updates`, the newest metrics of the learner, and those of replay as `replay_...`."""
+        own = {"updates": self._learner.updater.updates, "weights_version": self._learner.publisher.version}
         stats = {f"replay_{k}": v for k, v in self._sampler.stats().items()}
-        return {"failure": self._loop.failure, **self._metrics.values, **stats, "updates": updates}
+        return {**self._loop.state, **self._metrics.values, **stats, **own}
+
+    def republish(self) -> None:
+        """Send the newest weights again, to a weight store that has none. Raises Unreachable if there is no store."""
+        self._sink.republish()
 
     def set_shards(self, addresses: list[str]) -> None:
         """Sample from the shards at ``addresses`` (host:port).
@@ -296,13 +321,13 @@ class LearnerWorker:
         return ended
 
 
-class EvaluatorWorker:
+class EvaluatorWorker(RunProcess):
     """The evaluator. It has the learner's niceness, not the actors', because a run may wait for its result."""
 
     def __init__(self, config: TrainConfig, base_steps: int, run: str) -> None:
         torch.set_num_threads(1)
         self._evaluator = make_evaluator(config, base_steps)
-        self._source = RayWeightSource(_weight_store())
+        self._source = RayWeightSource()
         self._weights: Weights | None = None
         self._version, self._updates = 0, 0  # of the weights
         self._metrics = RayMetrics("evaluator", run)
@@ -323,6 +348,7 @@ class EvaluatorWorker:
     def evaluate(self, episodes: int) -> EvaluationResult:
         """Play ``episodes`` episodes with the weights from the last `take_weights`; returns the result."""
         assert self._weights is not None
+        torch.set_num_threads(1)  # OpenMP keeps this number for each thread
         result = self._evaluator.evaluate(self._weights, episodes)
         self._metrics.report({"mean_return": result.mean_return, "episodes": len(result.episodes)})
         return result

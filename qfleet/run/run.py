@@ -67,6 +67,7 @@ class Run:
         self._logged: tuple[float, float] | None = None  # agent steps and updates of the last row of metrics.csv
         self.last_row: dict[str, Any] = {}
         self.scaling: dict[str, Any] = {}  # entries of status.json for `qfleet scale`
+        self.faults: dict[str, Any] = {}  # entries about processes that have failed
         self.interrupted_by: int | None = None  # number of the signal that ended the run; SIGPIPE: output closed
 
     def _earlier_evaluations(self) -> dict[str, Any]:
@@ -137,7 +138,14 @@ class Run:
     def status(self, row: dict[str, Any]) -> dict[str, Any]:
         """The content of status.json, which `qfleet status` shows; ``row`` comes from `RunStats.row`."""
         finite = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
-        return {"env": self.config.env.id, "time": time.time(), **finite, **self.scheduler.state(), **self.scaling}
+        return {
+            "env": self.config.env.id,
+            "time": time.time(),
+            **finite,
+            **self.scheduler.state(),
+            **self.scaling,
+            **self.faults,
+        }
 
     def is_checkpoint_due(self) -> bool:
         """Whether `learner.checkpoint_minutes` have passed since the last checkpoint."""
