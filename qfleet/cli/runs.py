@@ -120,12 +120,26 @@ def _print_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | N
         print(plain_line(row, number(row["last_return"]), float("nan")))
         if "actors_wanted" in figures and "shards" in figures:  # a run on Ray
             print(f"{figures['actors']} of {figures['actors_wanted']} actors, {figures['shards']} replay shard(s)")
+        if faults := _describe_faults(figures):
+            print(faults)
         age = time.time() - figures.get("time", time.time())
         if age > STATUS_MAX_AGE:
             then = f"`qfleet train --resume {run}` continues it"
             print(f"not updated for {duration(age)}: the run was probably killed ({then})")
     else:
         print(f"{run}: the run has no status yet")
+
+
+def _describe_faults(figures: dict[str, Any]) -> str:
+    """A line about processes that have failed and were started again, and the last checkpoint; "" if none has failed."""
+    if not figures.get("restarts"):
+        return ""
+    kinds = ", ".join(f"{kind} {count}" for kind, count in figures["restarts_by_kind"].items())
+    ago = duration(time.time() - figures["last_fault_time"])
+    return (
+        f"{figures['restarts']} process(es) started again ({kinds}), last {ago} ago: {figures['last_fault']}; the last "
+        f"checkpoint is {duration(figures['checkpoint_age'])} old"
+    )
 
 
 class _Training:

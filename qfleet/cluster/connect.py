@@ -6,9 +6,11 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray._private.worker import print_to_stdstream
 
 from qfleet.cluster.faults import last_line
 from qfleet.cluster.needs import Needs
@@ -19,12 +21,25 @@ from rl.errors import BadInput, RunFault
 JOIN_TIMEOUT = 10.0  # seconds to wait for a Ray head to answer
 
 
+def _hide_deaths(print_lines: Callable[..., None]) -> Callable[..., None]:
+    """Ray's own printing, without its 900 characters about each process that dies: the run says in a line which."""
+
+    def printing(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        if not any(
+            str(line).startswith("A worker died or was killed while executing a task") for line in data["lines"]
+        ):
+            print_lines(data, *args, **options)
+
+    return printing
+
+
 def start_ray(config: TrainConfig, address: str | None, namespace: str) -> list[str]:
     """Join the Ray at ``address``, or start one on this machine if it is None; returns warnings for the user.
 
     ``namespace`` is the name of the run. Raises BadInput if no Ray answers at the address; RunFault if none could be
     started.
     """
+    ray._private.worker.print_to_stdstream = _hide_deaths(print_to_stdstream)
     # Ray must leave CUDA_VISIBLE_DEVICES as it is in processes that request no GPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 would give the learner the lowest priority

@@ -103,9 +103,10 @@ class Restarts:
         return f"warning: {listing} have failed, {title(names[-1])}{why}: they are started again{when}"
 
     def status(self) -> dict[str, Any]:
-        """``restarts``: failures by kind of process; ``last_fault``: a line or ""; ``last_fault_time``: Unix time."""
+        """`restarts`: number of failures; `restarts_by_kind` of process; `last_fault`: a line or "", and its Unix time."""
         what, at = self._last or ("", None)
-        return {"restarts": dict(self._counts), "last_fault": what, "last_fault_time": at}
+        counts = {"restarts": self._counts.total(), "restarts_by_kind": dict(self._counts)}
+        return {**counts, "last_fault": what, "last_fault_time": at}
 
 
 def title(name: str) -> str:

@@ -193,14 +193,14 @@ class Topology:
 
         Raises RunFault if one is given up.
         """
+        if line := self.restarts.news(time.monotonic()):
+            self._note(line)
         for process in self._singles:
             if self.restarts.given_up(process.name):
                 raise RunFault(self.restarts.describe_last(process.name))
             if process.advance() and process is self.weights and self.learner.is_working:
                 self.learner.handle.republish.remote()
         self.shards.restart(self.board.handle, self.learner.handle)
-        if line := self.restarts.news(time.monotonic()):
-            self._note(line)
 
 
 def place_in_cluster(config: TrainConfig, stopping: Callable[[], bool], note: Callable[[str], None]) -> Placement:

@@ -17,6 +17,7 @@ METRIC_COLUMNS = (
     "wall_seconds", "agent_steps", "frames", "updates", "steps_per_s", "updates_per_s", "samples_per_insert",
     "replay_stored", "replay_bytes", "epsilon_min", "train_return", "greedy_return", "episodes", "loss", "grad_norm",
     "q_mean", "target_syncs", "learner_busy", "weights_version", "evaluation_seconds", "actors",
+    "restarts", "checkpoint_age",
 )
 EVAL_COLUMNS = (
     "wall_seconds", "agent_steps", "updates", "episodes", "mean_return", "std_return", "worst_return", "epsilon", "kind",

@@ -62,12 +62,12 @@ class Run:
         self._environments = 0
         actors = 0 if config.offline else config.actors.count
         self.set_fleet(actors, actors, config.total_environments)
-        self._last_log = self._last_status = self._last_save = time.monotonic()
+        self._last_log = self._last_status = self._last_save = self._saved = time.monotonic()
         self._best_waiting: tuple[int, Checkpoint] | None = None  # not in best/ yet
         self._logged: tuple[float, float] | None = None  # agent steps and updates of the last row of metrics.csv
         self.last_row: dict[str, Any] = {}
         self.scaling: dict[str, Any] = {}  # entries of status.json for `qfleet scale`
-        self.faults: dict[str, Any] = {}  # entries about processes that have failed
+        self.faults: dict[str, Any] = {}  # entries about processes that have failed and were started again
         self.interrupted_by: int | None = None  # number of the signal that ended the run; SIGPIPE: output closed
 
     def _earlier_evaluations(self) -> dict[str, Any]:
@@ -118,6 +118,7 @@ class Run:
         """
         now = time.monotonic()
         row = self.stats.row(float(self._exploration.epsilons(self.stats.agent_steps)[0])) | self._actors
+        row |= {"restarts": self.faults.get("restarts", 0), "checkpoint_age": now - self._saved}
         self.last_row = row
         self.progress.show(row, self._last_evaluation(), self._seconds_left(row))
         counters = row["agent_steps"], row["updates"]
@@ -165,6 +166,7 @@ class Run:
         with self.writes.attempt(CHECKPOINTS):
             self._save_best()  # first: the state of a checkpoint names the best return
             self.dir.checkpoints.save(int(checkpoint.state["updates"]), checkpoint)
+            self._saved = time.monotonic()
             return
         self._last_save -= max(0.0, self.config.learner.checkpoint_minutes * 60.0 - SAVE_RETRY)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import ray
 
+from qfleet.cluster.process import RunProcess
 
-class Fickle:
+
+class Fickle(RunProcess):
     """Stands for an actor of which nothing matters but its start: it fails while `run`, a folder, has a file of its name."""
 
     def __init__(self, _config, _index, _base_steps, run, *_):
@@ -16,5 +18,5 @@ class Fickle:
         if (Path(run) / name).exists():
             raise FileNotFoundError(f"no ROM for {name}")
 
-    def poll(self, _view, _shards):
+    def report(self, _view, _shards):
         return {"pid": os.getpid()}

@@ -15,13 +15,14 @@ import pytest
 import ray
 
 from actors.actor import FleetView
-from qfleet.cluster import evaluation as evaluation_module
 from qfleet.cluster import fleet as fleet_module
-from qfleet.cluster import retries
+from qfleet.cluster import restarts
 from qfleet.cluster.board import BOARD, RunBoard, ShardsView
-from qfleet.cluster.evaluation import Evaluation, EvaluatorProcess
+from qfleet.cluster.evaluation import Evaluation
 from qfleet.cluster.fleet import ActorFleet
 from qfleet.cluster.placement import cluster_nodes
+from qfleet.cluster.process import Process, RunProcess
+from qfleet.cluster.restarts import Restarts
 from qfleet.cluster.roster import Roster
 from qfleet.cluster.shards import ReplayShards
 from qfleet.cluster.supervisor import _Poller
@@ -60,9 +61,9 @@ def create_named(cls, name):
 
 @pytest.fixture
 def soon(monkeypatch):
-    """What has failed is requested again at once."""
-    monkeypatch.setattr(retries, "FIRST_DELAY", 0.5)
-    monkeypatch.setattr(retries, "NOTE_PERIOD", 0.0)
+    """What has failed again is started again soon."""
+    monkeypatch.setattr(restarts, "FIRST_DELAY", 0.5)
+    monkeypatch.setattr(restarts, "NOTE_PERIOD", 0.0)
 
 
 class FickleEvaluator(EvaluatorWorker):
@@ -81,12 +82,14 @@ class FickleEvaluator(EvaluatorWorker):
 def test_an_evaluation_is_lost_without_weights_or_with_its_evaluator_and_the_next_is_played(
     tmp_path, monkeypatch, soon
 ):
-    monkeypatch.setattr(evaluation_module, "EvaluatorWorker", FickleEvaluator)
     config = short(max_steps=10_000)
     config = replace(config, evaluation=replace(config.evaluation, period=100))
     run = Run(config, RunDir.create(tmp_path / "run", config), None)
     store = create_named(WeightStore, WEIGHT_STORE)
-    evaluator = EvaluatorProcess(config, 0, str(tmp_path), {"max_restarts": -1})
+    failures, options = Restarts(), {"name": "evaluator", "max_concurrency": 2, "num_cpus": 0}
+    actor = ray.remote(FickleEvaluator).options(**options)
+    evaluator = Process("evaluator", lambda: actor.remote(config, 0, str(tmp_path)), failures)
+    evaluator.start()
     evaluation, notes = Evaluation(run, evaluator), []
     run.progress.note = notes.append
 
@@ -95,7 +98,10 @@ def test_an_evaluation_is_lost_without_weights_or_with_its_evaluator_and_the_nex
         while not condition():
             assert time.monotonic() < deadline
             run.stats.add_actor_report(0, run.stats.agent_steps + 200, ())  # the next one is due
+            evaluator.advance()
             evaluation.advance()
+            if line := failures.news(time.monotonic()):
+                notes.append(line)
             time.sleep(0.05)
 
     advance_until(lambda: notes)
@@ -108,10 +114,14 @@ def test_an_evaluation_is_lost_without_weights_or_with_its_evaluator_and_the_nex
     (tmp_path / "broken").touch()
     notes.clear()
     os.kill(pid, signal.SIGKILL)
-    ended = "warning: the evaluator has failed on the node"
-    advance_until(lambda: any(line.startswith(ended) for line in notes))
-    told = next(line for line in notes if line.startswith(ended))
-    assert told.endswith(" (FileNotFoundError: no ROM): it is requested again after 0.5 s")
+    with pytest.raises(ray.exceptions.ActorDiedError) as died:
+        ray.get(evaluator.handle.poll.remote(), timeout=30.0)
+    evaluator.failed(died.value)
+    advance_until(lambda: any("no ROM" in line for line in notes))
+    assert notes[0].endswith(" (its process has died): it is started again")
+    told = next(line for line in notes if "no ROM" in line)
+    assert told.startswith("warning: the evaluator has failed on the node")
+    assert told.endswith(" (FileNotFoundError: no ROM): it is started again after 0.5 s")
     (tmp_path / "broken").unlink()
     run.scheduler.last_return = None
     advance_until(lambda: run.scheduler.last_return is not None)
@@ -139,16 +149,16 @@ def test_an_evaluation_whose_weights_are_lost_with_a_node_is_given_up(tmp_path):
         while True:
             ray.get(lost, timeout=30.0)
             time.sleep(0.1)
-    calls = {"__ray_ready__": ray.put(None), "take_weights": lost}
-    handle = SimpleNamespace(**{name: SimpleNamespace(remote=lambda call=call: call) for name, call in calls.items()})
-    evaluation, deadline = Evaluation(run, SimpleNamespace(handle=handle)), time.monotonic() + 60.0
+    handle = SimpleNamespace(take_weights=SimpleNamespace(remote=lambda: lost))
+    evaluator = SimpleNamespace(handle=handle, is_working=True, has_started=True)
+    evaluation, deadline = Evaluation(run, evaluator), time.monotonic() + 60.0
     while not notes:
         assert time.monotonic() < deadline
         run.stats.add_actor_report(0, run.stats.agent_steps + 200, ())
         evaluation.advance()
         time.sleep(0.05)
     assert notes[0].startswith(
-        "warning: lost an evaluation, because the evaluator's answer was lost: Failed to retrieve"
+        "warning: lost an evaluation, because the evaluator or its answer was lost: Failed to retrieve"
     )
     run.close()
     run.dir.unlock()
@@ -227,8 +237,7 @@ def fleet_of(tmp_path, monkeypatch, soon):
 
     def make(count):
         config = replace(cartpole(), actors=replace(cartpole().actors, count=count))
-        options = {"num_cpus": 0, "max_restarts": -1}
-        made.append(ActorFleet(config, str(tmp_path), UNPROTECTED, 0, 0, options))
+        made.append(ActorFleet(config, str(tmp_path), UNPROTECTED, 0, 0, {"num_cpus": 0}, Restarts()))
         return made[-1]
 
     yield make
@@ -252,7 +261,7 @@ def test_a_run_whose_first_actor_cannot_start_ends_with_the_cause(fleet_of, tmp_
 def test_an_actor_that_fails_to_start_later_or_to_restart_is_requested_again(fleet_of, tmp_path):
     fleet, lines, pids, ends = fleet_of(1), [], {}, time.monotonic() + 120.0
     shards = SimpleNamespace(view=ShardsView(0, []))
-    topology = SimpleNamespace(fleet=fleet, workers=fleet.workers, shards=shards)
+    topology = SimpleNamespace(fleet=fleet, workers=fleet.workers, shards=shards, failed=fleet.failed)
     poller = _Poller(topology, SimpleNamespace(agent_steps=0), lines.append)
 
     def drive_until(condition):
@@ -261,13 +270,14 @@ def test_an_actor_that_fails_to_start_later_or_to_restart_is_requested_again(fle
             for name, answer in poller.poll().items():
                 pids[fleet.answered(name)] = answer["pid"]
             lines.extend(fleet.advance(lambda *_: None))
+            lines.extend(filter(None, [fleet._restarts.news(time.monotonic())]))
 
     fleet.start()
     fleet.await_first(60.0, lambda: False, str)
     (tmp_path / "actor-1").touch()
     fleet.scale(2)
     [node], cause = cluster_nodes(), "FileNotFoundError: no ROM for actor-1"
-    failed = f"warning: actor-1 has failed on the node {node.address} ({cause}): it is requested again after 0.5 s"
+    failed = f"warning: actor-1 has failed on the node {node.address} ({cause}): it is started again"
     drive_until(lambda: lines)
     assert lines == [failed]
     (tmp_path / "actor-1").unlink()
@@ -275,9 +285,10 @@ def test_an_actor_that_fails_to_start_later_or_to_restart_is_requested_again(fle
     assert fleet.roster.living == [0, 1]
     (tmp_path / "actor-1").touch()
     lines.clear()
-    os.kill(pids[1], signal.SIGKILL)  # Ray restarts it
-    drive_until(lambda: lines)
-    assert lines == [failed]
+    os.kill(pids[1], signal.SIGKILL)
+    drive_until(lambda: len(lines) > 1)
+    died = f"warning: actor-1 has failed on the node {node.address} (its process has died): it is started again"
+    assert [line.split(" after ")[0] for line in lines] == [died, failed]
     assert fleet.roster.living == [0]
     assert [name for name, _ in fleet.workers()] == ["actor-0"]
     assert len(fleet.actors) == 1
@@ -297,7 +308,8 @@ def test_a_shard_that_is_scaled_away_loses_nothing_of_a_writer_that_is_not_told(
     config = short()
     free = replace(config.replay.limiter, samples_per_insert=0.0)  # the shards have no sampler that grants credit
     config = replace(config, replay=replace(config.replay, limiter=free))
-    shards = ReplayShards(config, tmp_path / "run", UNPROTECTED, local=True, resumed=False, options={"num_cpus": 0})
+    options = {"num_cpus": 0}
+    shards = ReplayShards(config, tmp_path / "run", UNPROTECTED, True, False, lambda: options, Restarts())
     shards.addresses = {i: ray.get(shards.start(i), timeout=60.0) for i in range(2)}
     writer, board, learner = Writer(list(shards.addresses.values())), Client(), Client()
     spec, written, news = spec_and_actions(config.env)[0], 0, ""
@@ -328,8 +340,8 @@ def test_a_shard_that_is_scaled_away_loses_nothing_of_a_writer_that_is_not_told(
         ray.kill(handle)
 
 
-class SlowActor:
-    def poll(self, view, shards):
+class SlowActor(RunProcess):
+    def report(self, view, shards):
         time.sleep(0.5)
         return {"agent_steps": 10, "episodes": ["an episode"]}
 
@@ -342,7 +354,7 @@ def test_the_episodes_in_the_last_poll_of_an_actor_that_is_scaled_away_are_count
         shards=SimpleNamespace(view=ShardsView(0, [])),
     )
     stats = SimpleNamespace(agent_steps=0, add_episodes=episodes.extend)
-    poller = _Poller(topology, stats, warn=None)
+    poller = _Poller(topology, stats, note=None)
     workers[:] = [("actor-0", actor)]
     ray.get(actor.__ray_ready__.remote())
     assert poller.poll() == {}

@@ -44,7 +44,7 @@ def test_the_learner_publishes_by_period_and_the_target_only_if_it_changed(rng):
     assert [p.updates for p in got] == [4, 8, 12]
     assert [p.version for p in got] == [1, 2, 3]
     assert [p.target_weights is not None for p in got] == [True, True, True]  # first publication, sync at 6, sync at 12
-    assert [p.target_version for p in got] == [0, 1, 2]
+    assert [p.target_version for p in got] == [1, 2, 3]
     assert len(learner._source.reported) == 13
 
 

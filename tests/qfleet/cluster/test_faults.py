@@ -40,5 +40,15 @@ def test_the_reason_for_an_actors_death_is_that_of_its_constructor_and_says_wher
     )
     assert (reason(died), where(died)) == ("Its node has died.", " on the node 10.0.0.8")
     assert reason(ActorUnavailableError("no route", None)).startswith("The actor None is unavailable: no route.")
+    died.error_msg = (
+        "The actor died unexpectedly before finishing this task.\n\tip: 10.0.0.8\nThe actor is dead because its worker "
+        "process has died. Worker exit type: {} Worker exit detail: Worker unexpectedly exits. Some common causes include"
+    )
+    told = died.error_msg
+    for kind, words in (("SYSTEM_ERROR", ""), ("NODE_OUT_OF_MEMORY", ": NODE_OUT_OF_MEMORY")):
+        died.error_msg = told.format(kind)
+        assert reason(died) == f"its process has died{words}"
+    died.error_msg = "The actor died.\nThe actor is dead because it was killed by `ray.kill`."
+    assert reason(died) == "its process was killed"
     setup = RuntimeEnvSetupError("no space left")
     assert (reason(setup), where(setup)) == ("no space left", "")

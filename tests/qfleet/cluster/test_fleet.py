@@ -7,15 +7,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qfleet.cluster.fleet import ActorFleet
-from qfleet.cluster.retries import NOTE_PERIOD, Retries
+from qfleet.cluster.restarts import MAX_FAILURES, NOTE_PERIOD, STEADY, Restarts
 from qfleet.cluster.roster import LOST_AFTER, Roster
 from qfleet.config import with_actors
 from qfleet.presets import cartpole
 from replay.security import UNPROTECTED
+from rl.errors import RunFault
 from rl.exploration import Exploration, ExplorationConfig, ladder
 
 
@@ -145,11 +147,11 @@ class Requested:
 
     def remote(self, _config, index, *_):
         assert self.name == f"actor-{index}"
-        return SimpleNamespace(__ray_ready__=SimpleNamespace(remote=lambda: None))
+        return SimpleNamespace(where=SimpleNamespace(remote=lambda: None))
 
 
 def test_a_thousand_actors_are_requested_in_a_moment_those_of_the_lowest_free_indices():
-    fleet = ActorFleet(with_actors(cartpole(), 1000), "run", UNPROTECTED, 0, 0, {})
+    fleet = ActorFleet(with_actors(cartpole(), 1000), "run", UNPROTECTED, 0, 0, {}, Restarts())
     fleet._class = Requested()
     began = time.process_time()
     fleet.start()
@@ -162,38 +164,92 @@ def test_a_thousand_actors_are_requested_in_a_moment_those_of_the_lowest_free_in
     assert list(fleet.handles)[-3:] == [3, 998, 1000]
 
 
-def test_the_next_request_of_an_actor_that_fails_is_later_each_time():
-    retries, error = Retries(), RuntimeError("(pid=7, ip=10.0.0.7, repr=...)\n\nrl.errors.RunFault: no ROM\n")
-    now, delays = 0.0, []
-    for _ in range(9):
-        retries.failed("actor-3", error, now)
-        delays.append(next(s for s in range(400) if not retries.waiting(now + s)))
+ERROR = RuntimeError("(pid=7, ip=10.0.0.7, repr=...)\n\nrl.errors.RunFault: no ROM\n")
+
+
+def test_the_next_start_of_a_process_that_fails_in_a_row_is_later_each_time_until_it_is_given_up():
+    restarts, now, delays, given_up = Restarts(), 0.0, [], []
+    for _ in range(11):
+        restarts.failed("actor-3", ERROR, now)
+        delays.append(next(s for s in range(400) if not restarts.waiting(now + s)))
+        given_up.append(restarts.given_up("actor-3"))
         now += delays[-1]
-    assert delays == [5, 10, 20, 40, 80, 160, 300, 300, 300]
-    assert retries.news(now) == (
-        "warning: actor-3 has failed on the node 10.0.0.7 (no ROM): it is requested again after 300 s"
+    assert delays == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300]
+    assert given_up == [False] * (MAX_FAILURES - 1) + [True] * (11 - MAX_FAILURES + 1)
+    assert restarts.describe_last("actor-3") == (
+        "actor-3 has failed 11 times in a row, last on the node 10.0.0.7 (no ROM)"
     )
-    retries.started("actor-3")
+    assert restarts.news(now) == (
+        "warning: actor-3 has failed on the node 10.0.0.7 (no ROM): it is started again after 300 s"
+    )
+    status = restarts.status()
+    assert (status["restarts"], status["restarts_by_kind"]) == (11, {"actor": 11})
+    assert status["last_fault"] == "actor-3 has failed on the node 10.0.0.7 (no ROM)"
+    assert abs(time.time() - status["last_fault_time"]) < 60
+
+
+def test_a_process_that_has_worked_for_a_while_is_started_again_at_once():
+    """One that started, but died soon, is not."""
+    restarts, now = Restarts(), 100.0
+    for worked, in_a_row in ((STEADY, 1), (STEADY - 1, 2), (STEADY - 1, 3), (STEADY, 1), (0.0, 2)):
+        restarts.started("learner", now)
+        assert restarts.waiting(now) == set()
+        now += worked
+        restarts.failed("learner", ERROR, now)
+        delay = [0.0, 1.0, 2.0][in_a_row - 1]
+        assert restarts.waiting(now) == ({"learner"} if delay else set())
+        assert restarts.waiting(now + delay) == set()
+
+
+def test_failures_are_told_in_one_line_in_ten_seconds():
+    restarts, now = Restarts(), 50.0
+    restarts.failed("learner", ERROR, now)
+    assert restarts.news(now) == ("warning: the learner has failed on the node 10.0.0.7 (no ROM): it is started again")
     for second in range(7):
-        retries.failed(f"actor-{second}", error, now + second)
-        assert retries.news(now + second) == ""  # at most one line in 10 seconds
-    assert retries.waiting(now + 6) == {f"actor-{i}" for i in (2, 3, 4, 5, 6)}
-    assert retries.news(now + 10) == (
+        restarts.failed(f"actor-{second}", ERROR, now + second)
+        restarts.failed(f"actor-{second}", ERROR, now + second)
+        assert restarts.news(now + second) == ""
+    assert restarts.waiting(now + 6) == {"actor-6"}
+    assert restarts.news(now + NOTE_PERIOD) == (
         "warning: actor-0, actor-1, actor-2, actor-3, 3 more have failed, actor-6 on the node 10.0.0.7 (no ROM): they are "
-        "requested again after at most 5 s"
+        "started again after at most 1 s"
     )
-    retries.failed("actor-1", error, now + 10)
-    retries.clear()
-    assert retries.waiting(now + 10) == set()
-    assert retries.news(now + 20) != ""
+    restarts.failed("actor-1", ERROR, now + 10)
+    restarts.clear()
+    assert restarts.waiting(now + 10) == set()
+    assert restarts.news(now + 20) != ""
+
+
+def test_a_run_whose_actors_are_all_given_up_ends_with_the_last_cause(monkeypatch):
+    """As long as one of them lives, the run goes on."""
+    monkeypatch.setattr(ray, "kill", lambda handle: None)
+    made = ActorFleet(with_actors(cartpole(), 2), "run", UNPROTECTED, 0, 0, {}, Restarts())
+    made._class = Requested()
+    made._has_started = True
+    made.start()
+    made.roster.answer(1, 0.0)
+
+    def fail(index):
+        made.handles[index] = made.handles.get(index) or SimpleNamespace()
+        made._starting[index] = "a call"
+        made.failed(f"actor-{index}", ERROR)
+
+    for _ in range(MAX_FAILURES + 3):
+        fail(0)
+    made.roster.remove(1)
+    for _ in range(MAX_FAILURES - 1):
+        fail(1)
+    with pytest.raises(RunFault, match=r"^actor-1 has failed 8 times in a row, last on the node 10.0.0.7 \(no ROM\)$"):
+        fail(1)
 
 
 def test_a_fleet_leaves_out_what_has_just_failed():
-    fleet = ActorFleet(with_actors(cartpole(), 4), "run", UNPROTECTED, 0, 0, {})
+    fleet = ActorFleet(with_actors(cartpole(), 4), "run", UNPROTECTED, 0, 0, {}, Restarts())
     fleet._class = Requested()
-    fleet._retries.failed("actor-1", RuntimeError("no ROM"), time.monotonic())
+    for _ in range(3):
+        fleet._restarts.failed("actor-1", RuntimeError("no ROM"), time.monotonic())
     fleet.start()
     assert list(fleet.handles) == [0, 2, 3]
-    fleet._retries.clear()
+    fleet._restarts.clear()
     fleet.start()
     assert list(fleet.handles) == [0, 2, 3, 1]

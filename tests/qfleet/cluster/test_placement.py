@@ -109,9 +109,9 @@ def test_parts_beside_the_learner_and_elsewhere():
         assert node_ids(options) == (BIG.id, None)
     for options in (placement.actor_options(), placement.evaluator_options()):
         assert node_ids(options) == (None, BIG.id)
-        assert (options["num_cpus"], options["scheduling_strategy"], options["max_restarts"]) == (1, "SPREAD", -1)
+        assert (options["num_cpus"], options["scheduling_strategy"]) == (1, "SPREAD")
     assert (placement.learner_options()["num_cpus"], placement.learner_options()["num_gpus"]) == (2, 1)
-    assert (placement.store_options()["num_cpus"], placement.store_options()["max_restarts"]) == (0, 0)
+    assert placement.store_options()["num_cpus"] == 0
     assert placement.shard_options()["memory"] == 4 * GB
 
 

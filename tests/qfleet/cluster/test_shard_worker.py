@@ -13,7 +13,6 @@ from qfleet.cluster.shard_worker import _describe, _open_snapshots, _serve
 from replay.config import ReplayConfig, make_shard
 from replay.security import UNPROTECTED
 from replay.store.snapshot_files import MANIFEST
-from replay.store.snapshots import Snapshots
 from rl.errors import RunFault
 from tests.conftest import SMALL
 
@@ -36,11 +35,11 @@ def shard():
 
 
 def test_shards_take_the_ports_of_the_range_in_turn_and_name_a_range_that_is_taken(ports):
-    servers = [_serve(shard(), HOST, ports, UNPROTECTED, None, restarted=False) for _ in ports]
+    servers = [_serve(shard(), HOST, 0, ports, UNPROTECTED, None) for _ in ports]
     try:
         assert [s.port for s in servers] == list(ports)
         with pytest.raises(RunFault) as caught:
-            _serve(shard(), HOST, ports, UNPROTECTED, None, restarted=False)
+            _serve(shard(), HOST, 0, ports, UNPROTECTED, None)
         assert str(caught.value) == (
             f"no port is free for a replay shard on the node {HOST}: all of `replay.ports` {ports[0]}-{ports[-1]} are "
             "taken; write a larger range"
@@ -50,22 +49,20 @@ def test_shards_take_the_ports_of_the_range_in_turn_and_name_a_range_that_is_tak
             server.stop()
 
 
-def test_a_restarted_shard_takes_its_old_port_if_that_is_free(ports, tmp_path):
-    def serve(restarted):
-        content = shard()
-        return _serve(content, HOST, ports, UNPROTECTED, Snapshots(tmp_path, content), restarted)
+def test_a_shard_takes_the_port_of_the_one_that_it_replaces_if_that_is_free(ports):
+    """Also if it is not in the range: then it was any free port."""
 
-    with socket.create_server((HOST, ports[0])):
-        first = serve(restarted=False)
-        assert first.port == ports[1]
-        first.stop()
-    again = serve(restarted=True)
-    assert again.port == ports[1]  # although the first one is free now
-    again.stop()
+    def port(old_port, ports):
+        server = _serve(shard(), HOST, old_port, ports, UNPROTECTED, None)
+        server.stop()
+        return server.port
+
+    assert port(0, ports) == ports[0]
+    assert port(ports[1], ports) == ports[1]
+    assert port(ports[2], range(0)) == ports[2]
     with socket.create_server((HOST, ports[1])):
-        moved = serve(restarted=True)
-        assert moved.port == ports[0]
-        moved.stop()
+        assert port(ports[1], ports) == ports[0]
+        assert port(ports[1], range(0)) not in (0, ports[1])
 
 
 def test_a_new_run_starts_without_the_snapshots_of_an_earlier_one_of_its_name(tmp_path):

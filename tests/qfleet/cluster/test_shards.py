@@ -9,15 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from qfleet.cluster import restarts
 from qfleet.cluster import shards as shards_module
 from qfleet.cluster.fleet import Roster
+from qfleet.cluster.restarts import Restarts
 from qfleet.cluster.scaling import Scaling
 from qfleet.cluster.shard_worker import ShardWorker
 from qfleet.cluster.shards import ReplayShards
-from qfleet.cluster.supervisor import _handle_answer
 from qfleet.presets import cartpole
 from qfleet.run.writes import Writes
 from replay.security import UNPROTECTED
+from rl.errors import RunFault
 
 
 class Client:
@@ -33,7 +35,8 @@ class Client:
 
 @pytest.fixture
 def shards(tmp_path):
-    made = ReplayShards(cartpole(), tmp_path, UNPROTECTED, local=True, resumed=False, options={"num_cpus": 1})
+    options = {"num_cpus": 1}
+    made = ReplayShards(cartpole(), tmp_path, UNPROTECTED, True, False, lambda: options, Restarts())
     made.addresses, made.handles = {0: "a:1", 1: "b:2"}, {0: object(), 1: object()}
     return made
 
@@ -50,15 +53,6 @@ def test_no_change_without_a_request_or_with_the_same_number(shards):
     assert not shards.is_changing
 
 
-def test_a_number_that_was_reached_does_not_replace_a_shard_that_is_lost_later(shards):
-    shards.scale(2)
-    advance(shards)
-    shards.forget(1)
-    assert advance(shards) == ""
-    assert not shards.is_changing
-    assert (list(shards.addresses), list(shards.handles)) == ([0], [0])
-
-
 def test_a_number_that_is_not_valid_is_reported_once(shards):
     for _ in range(2):
         shards.scale(300)
@@ -68,26 +62,48 @@ def test_a_number_that_is_not_valid_is_reported_once(shards):
         assert advance(shards) == ""
 
 
-def test_a_new_address_of_a_shard_is_sent_to_all_clients(shards):
-    clients = [Client(), Client()]
-    before = shards.view
-    shards.update_address(1, "b:2", *clients)  # unchanged
-    shards.update_address(7, "c:3", *clients)  # removed
-    assert ([c.received for c in clients], shards.view) == ([[], []], before)
-    shards.update_address(1, "c:3", *clients)
-    assert [c.received for c in clients] == [[["a:1", "c:3"]]] * 2
-    assert shards.view == (before.version + 1, ["a:1", "c:3"])
+@pytest.fixture
+def started(shards, monkeypatch):
+    """The arguments with which shards are started; each then listens at the next address of `listens`."""
+    calls = []
+    monkeypatch.setattr(shards_module.ray, "kill", lambda handle: None)
+    monkeypatch.setattr(shards_module.ray, "get", lambda call: call)
+    monkeypatch.setattr(shards_module, "is_ready", lambda call: True)
+    monkeypatch.setattr(shards, "start", lambda index, restarted: calls.append((index, restarted)) or f"{index}:9")
+    return calls
 
 
-def test_all_clients_are_told_of_the_shards_that_are_left_when_one_is_lost(shards):
-    board, learner, notes = Client(), Client(), []
-    topology = SimpleNamespace(shards=shards, board=board, learner=learner)
-    run = SimpleNamespace(config=cartpole(), progress=SimpleNamespace(note=notes.append))
-    before = shards.view
-    _handle_answer(run, topology, "shard-1", {"failure": "the process ended: killed"})
-    assert notes == ["warning: lost replay shard-1 with its content: the process ended: killed"]
-    assert (board.received, learner.received) == ([["a:1"]], [["a:1"]])
-    assert shards.view == (before.version + 1, ["a:1"])
+def test_a_shard_that_fails_is_started_again_and_its_address_is_sent_to_all_clients(shards, started):
+    clients, before = [Client(), Client()], shards.view
+    shards.failed("shard-1", RuntimeError("killed"))
+    assert [name for name, _ in shards.workers()] == ["shard-0"]  # it is not polled
+    shards.restart(*clients)
+    assert (started, [c.received for c in clients], shards.view) == ([(1, True)], [[], []], before)
+    shards.restart(*clients)  # it listens now
+    assert [c.received for c in clients] == [[["a:1", "1:9"]]] * 2
+    assert shards.view == (before.version + 1, ["a:1", "1:9"])
+    assert [name for name, _ in shards.workers()] == ["shard-0", "shard-1"]
+    shards.restart(*clients)
+    assert len(started) == 1
+
+
+def test_a_shard_that_fails_again_and_again_is_given_up(shards, started, monkeypatch):
+    monkeypatch.setattr(restarts, "FIRST_DELAY", 0.0)
+    for _ in range(restarts.MAX_FAILURES - 1):
+        shards.failed("shard-0", RuntimeError("no room"))
+        shards.restart(Client(), Client())
+    shards.failed("shard-0", RuntimeError("no room"))
+    with pytest.raises(RunFault, match=r"^shard-0 has failed 8 times in a row, last \(no room\)$"):
+        shards.restart(Client(), Client())
+
+
+def test_a_shard_that_was_removed_is_not_started_again(shards, started):
+    shards.failed("shard-1", RuntimeError("killed"))
+    shards._forget(1)
+    shards.restart(Client(), Client())
+    shards.failed("shard-7", RuntimeError("killed"))  # is still being added
+    shards.restart(Client(), Client())
+    assert (started, [name for name, _ in shards.workers()]) == ([], ["shard-0"])
 
 
 def test_a_leaving_shard_ends_when_no_living_actor_has_segments_in_flight_to_it(shards):
@@ -133,16 +149,18 @@ def test_only_shards_of_the_start_of_a_resumed_run_report_that_they_find_no_snap
             return self
 
         def remote(self, *args):
-            started.append(args[-1])  # `resumed`
+            started.append(args[-2:])  # `resumed`, `old_port`
             return SimpleNamespace(address=Client())
 
     monkeypatch.setattr(shards_module, "remote", Remote)
     monkeypatch.setattr(Client, "remote", lambda self: None)
-    shards = ReplayShards(cartpole(), tmp_path, UNPROTECTED, local=True, resumed=True, options={})
+    shards = ReplayShards(cartpole(), tmp_path, UNPROTECTED, True, True, dict, Restarts())
     shards.start(0)
-    shards.forget(0)
+    shards.addresses[0] = "10.0.0.1:7001"
+    shards.start(0, restarted=True)
+    shards._forget(0)
     shards.start(0, added=True)
-    assert started == [True, False]
+    assert started == [(True, 0), (True, 7001), (False, 0)]
 
 
 def test_news_of_shards_and_of_actors_are_both_shown(shards, tmp_path):
@@ -162,7 +180,8 @@ def test_news_of_shards_and_of_actors_are_both_shown(shards, tmp_path):
         wanted=1, living=1, environments=2, scale=wanted.append, advance=lambda report: ["actor-1 joins"]
     )
     shards.advance = lambda *args: "added replay shard-2"
-    scaling = Scaling(run, SimpleNamespace(shards=shards, fleet=fleet, board=None, learner=None))
+    process = SimpleNamespace(handle=None)
+    scaling = Scaling(run, SimpleNamespace(shards=shards, fleet=fleet, board=process, learner=process))
     scaling.advance(None)
     assert notes == ["actor-1 joins", "the run wants 4 actor(s), after 1", "added replay shard-2"]
     assert (wanted, run.scaling["scale_news"]) == ([4], "added replay shard-2")
