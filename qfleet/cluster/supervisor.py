@@ -191,7 +191,10 @@ def _handle_answer(run: Run, topology: Topology, name: str, answer: dict[str, An
     """Add a worker's answer to the totals. Raises RunFault if it reports a failure that ends the run."""
     failure = answer.pop("failure")
     if news := answer.pop("news", ""):
-        run.progress.note(f"replay {name} {news}")
+        if name.startswith("actor-"):
+            run.warn_of_actor(name, news)
+        else:
+            run.progress.note(f"replay {name} {news}")
     if failure is not None:
         index = int(name.removeprefix("shard-")) if name.startswith("shard-") else None
         if index is not None and index not in topology.shards.addresses:
