@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from actors.adder import Adder
 from rl.bounds import at_least, between
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
+from rl.errors import EnvironmentFault, RunFault
 from rl.exploration import Exploration
 from rl.networks import QNetwork, prepare_for_acting, q_values
 from rl.parameters import load_weights
@@ -21,12 +24,15 @@ from rl.ports import SegmentSink, WeightSource
 from rl.precision import Precision
 from rl.resuming import Rules, rules
 from rl.returns import ReturnConfig
-from rl.stepping import SeedSequence, rollout
+from rl.stepping import ActorStep, SeedSequence, environment_call, rollout
 from rl.types import Array, EpisodeResult, Float32, Float64, Int64, Segment
 
 # The id of an episode is (index of the actor + 1) << 40 | environment << 24 | number of the episode: 64 bits in all.
 MAX_ACTORS = 2**24 - 1
 MAX_ENVIRONMENTS = 2**16
+
+MAX_FAILURES = 5  # of the environments, without an episode that ends in between: the last one ends the run
+FIRST_PAUSE = 0.1  # seconds from the second such failure to the next attempt; the pause doubles with each failure
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,9 @@ class Actor:
         actor.run(should_stop)  # or: actor.step() repeatedly
         actor.close()
 
+    If a call of the environments raises an error, all N are made anew and start new episodes. Of the episodes that it
+    interrupts, replay gets the segments that were complete.
+
     Args:
         double: whether the learner uses Double DQN; the initial priorities then do too.
         networks: (online, target). The actor changes them in place.
@@ -97,7 +106,7 @@ class Actor:
         base_steps: int = 0,
     ) -> None:
         self.config = config
-        self.environments = make_environments(env, config.environments)
+        self._env, self.environments = env, make_environments(env, config.environments)
         self.online, self.target = (prepare_for_acting(n, config.precision) for n in networks)
         self._sink, self._weights = sink, weights
         self._exploration = exploration
@@ -121,8 +130,12 @@ class Actor:
         self._unwritten: deque[Segment] = deque()  # complete, but not yet accepted by the sink
         self._q: Float32  # [N, A], the action values that chose the last actions
         self._epsilons: Float64  # [N], with which the last actions were chosen
-        self._steps = rollout(self.environments, self._act, SeedSequence(seed, 1000 + index, base_steps).draw)
+        self._seeds = SeedSequence(seed, 1000 + index, base_steps)
+        self._steps = rollout(self.environments, self._act, self._seeds.draw)
         self._batched_steps = 0
+        self._fault: EnvironmentFault | None = None  # after which the environments have not been made anew yet
+        self._failures, self._failures_in_row = 0, 0  # since the actor started; since an episode ended
+        self._news: deque[str] = deque(maxlen=1)
 
     def set_view(self, view: FleetView) -> None:
         """Act by this view of the fleet, from the next step on. Safe from any thread."""
@@ -152,14 +165,21 @@ class Actor:
     def step(self) -> int:
         """Step every environment once and write the segments that are complete. Load newer weights if it is time.
 
-        Returns the number of agent steps, N. Blocks while replay may not accept a segment. Raises RunFault if replay
-        has failed (`rl/ports.py`).
+        Returns the number of agent steps: N, or 0 if the environments raised an error; the next step makes them anew.
+        Blocks while replay may not accept a segment. Raises RunFault if replay has failed (`rl/ports.py`), or if the
+        environments have failed MAX_FAILURES times since an episode ended.
         """
         if self._batched_steps % self.config.weights_period == 0:
             self.pull_weights()
         self._batched_steps += 1
         self._take_view()
-        acted = next(self._steps)
+        try:
+            acted = self._step_environments()
+        except EnvironmentFault as fault:
+            self._environments_failed(fault)
+            return 0
+        if acted.ended.any():
+            self._failures_in_row = 0
         self._unwritten.extend(self._adder.add(acted, self._q, self.version))
         self._finished.extend(result for _, result in acted.finished_episodes(self._epsilons))
         self.agent_steps += self.environments.count
@@ -167,6 +187,36 @@ class Actor:
             self._sink.write(self._unwritten[0])
             self._unwritten.popleft()
         return self.environments.count
+
+    def _step_environments(self) -> ActorStep:
+        """The next batched step, of new environments if the last step failed. Raises EnvironmentFault."""
+        if (fault := self._fault) is not None:
+            if self._failures_in_row > 1:
+                time.sleep(FIRST_PAUSE * 2 ** (self._failures_in_row - 2))
+            with environment_call("make"):
+                self.environments = make_environments(self._env, self.config.environments)
+            # Its first step begins new episodes, for which the adder drops the steps that it still has of the old ones.
+            # The seeds go on, because those of the old episodes may be the cause.
+            self._steps = rollout(self.environments, self._act, self._seeds.draw)
+            self._news.append(f"its environment raised {fault.what} in {fault.call} and was made anew")
+            self._fault = None
+        return next(self._steps)
+
+    def _environments_failed(self, fault: EnvironmentFault) -> None:
+        """Close the environments, and count the failure. Raises RunFault if there are too many."""
+        self._close_environments()
+        self._fault = fault
+        self._failures += 1
+        self._failures_in_row += 1
+        if self._failures_in_row >= MAX_FAILURES:
+            raise RunFault(
+                f"the environment {self._env.id} has failed {self._failures_in_row} times without finishing an episode, "
+                f"last in {fault.call}: {fault.what}"
+            ) from fault
+
+    def _close_environments(self) -> None:
+        with contextlib.suppress(Exception):  # what they still do is of no use to the run
+            self.environments.close()
 
     def pull_weights(self) -> bool:
         """Load newer weights if there are any. Returns whether there were. Never blocks."""
@@ -180,7 +230,7 @@ class Actor:
         return True
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Call `step` until ``should_stop()`` returns True. Raises RunFault if replay has failed."""
+        """Call `step` until ``should_stop()`` returns True. Raises RunFault as `step` does."""
         while not should_stop():
             self.step()
 
@@ -196,11 +246,19 @@ class Actor:
             episodes.append(self._finished.popleft())
         return episodes
 
+    def take_news(self) -> str:
+        """A line about the last failure of the environments after which they were made anew; "" if it was taken before."""
+        return self._news.pop() if self._news else ""
+
     def stats(self) -> Mapping[str, float]:
-        """The metrics ``agent_steps`` and ``weights_version``, by name."""
-        return {"agent_steps": float(self.agent_steps), "weights_version": float(self.version)}
+        """The metrics ``agent_steps``, ``weights_version`` and ``environment_failures``, by name."""
+        return {
+            "agent_steps": float(self.agent_steps),
+            "weights_version": float(self.version),
+            "environment_failures": float(self._failures),
+        }
 
     def close(self) -> None:
         """Close the environments and the sink."""
-        self.environments.close()
+        self._close_environments()
         self._sink.close()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 FIELD_REFERENCE = re.compile(r"`(\w[\w.]*)(: [^`]+)?`")  # `field`, or `field: value`, in the message of a BadSetting
+LONGEST_MESSAGE = 300  # characters of an environment's own message
 
 
 class BadInput(Exception):
@@ -60,6 +63,32 @@ class RunFault(Exception):
 
 class Unreachable(RunFault):
     """Another process does not answer. A run starts the process that reports it again, instead of ending."""
+
+
+class EnvironmentFault(RunFault):
+    """An environment raised an error, which is the ``__cause__``.
+
+        raise EnvironmentFault("step", describe_error(error)) from error
+
+    ``call`` is what raised it: make, reset, or step. ``what`` is one line about the error.
+    """
+
+    def __init__(self, call: str, what: str) -> None:
+        super().__init__(call, what)
+        self.call, self.what = call, what
+
+    def __str__(self) -> str:
+        return f"the environment raised {self.what} in {self.call}"
+
+
+def describe_error(error: BaseException) -> str:
+    """One line with the type of ``error``, its message, and where it was raised: "ValueError: bad (chain_env.py:17)"."""
+    message = " ".join(str(error).split())
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[:LONGEST_MESSAGE]} ..."
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{': ' if message else ''}{message}{place}"
 
 
 def config_path(root: type, owner: type) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from rl.errors import BadInput, EnvironmentFault, describe_error
 from rl.ports import Environments
 from rl.types import Array, Bool, EpisodeResult, Float64, Int64, Step
 
@@ -44,6 +46,17 @@ class ActorStep(NamedTuple):
             yield i, EpisodeResult(float(self.episode_return[i]), int(self.length[i]), epsilon, truncated)
 
 
+@contextlib.contextmanager
+def environment_call(call: str) -> Iterator[None]:
+    """A context for a call of environments (``call``: make, reset, or step): its errors become EnvironmentFault."""
+    try:
+        yield
+    except Exception as error:
+        # `make_environments` turns the error of a constructor into BadInput, which names it as its cause
+        own = error.__cause__ if isinstance(error, BadInput) and error.__cause__ is not None else error
+        raise EnvironmentFault(call, describe_error(own)) from error
+
+
 def rollout(
     environments: Environments,
     act: Callable[[Array], Array],
@@ -53,7 +66,8 @@ def rollout(
     """Step forever and yield each batched step.
 
     An environment whose episode ended is restarted when the next step is requested, so the last step is not followed
-    by a reset. Arrays that were yielded are never written to again.
+    by a reset. Arrays that were yielded are never written to again. Raises EnvironmentFault if a call of the
+    environments raises an error; those of ``act`` and ``seeds`` are raised as they are.
 
     Args:
         act: maps observations [N, *observation] to actions [N], or [N, D] if they are continuous.
@@ -61,16 +75,21 @@ def rollout(
         max_steps: agent steps after which an episode is cut; None: never.
     """
     count = environments.count
-    observation = environments.reset(seeds(count))
+    first_seeds = seeds(count)
+    with environment_call("reset"):
+        observation = environments.reset(first_seeds)
     is_first = np.ones(count, np.bool_)
     returns, lengths = np.zeros(count), np.zeros(count, np.int64)
     while True:
         action = act(observation)
-        step = environments.step(action)
+        with environment_call("step"):
+            step = environments.step(action)
         returns, lengths = returns + step.reward, lengths + 1
         ended = step.done if max_steps is None else step.done | (lengths >= max_steps)
         yield ActorStep(observation, action, step, is_first, ended, returns, lengths)
         observation, is_first = step.observation, ended
         if ended.any():
-            observation = environments.restart(ended, seeds(int(ended.sum())))
+            new_seeds = seeds(int(ended.sum()))
+            with environment_call("reset"):
+                observation = environments.restart(ended, new_seeds)
             returns, lengths = np.where(ended, 0.0, returns), np.where(ended, 0, lengths)

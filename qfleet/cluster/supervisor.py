@@ -211,7 +211,10 @@ def _handle_answer(run: Run, topology: Topology, name: str, answer: dict[str, An
     """Add a process's answer to the totals. Raises RunFault if it reports a failure that ends the run."""
     failure, restart = answer.pop("failure"), answer.pop("restart")
     if news := answer.pop("news", ""):
-        run.progress.note(f"replay {name} {news}")
+        if name.startswith("actor-"):
+            run.warn_of_actor(name, news)
+        else:
+            run.progress.note(f"replay {name} {news}")
     if name == "learner":
         topology.weights_version = max(topology.weights_version, answer["weights_version"])
         run.stats.add_learner_report(answer)

@@ -165,6 +165,7 @@ class ActorWorker(RunProcess):
     def report(self, view: FleetView, shards: ShardsView) -> dict[str, Any]:
         """`agent_steps` since the process started, and `episodes` finished since the last poll.
 
+        `news` is a line about a failure of the environments since the last poll, or "".
         ``view`` and ``shards`` are the fleet and the shards as the driver sees them now. The answer has the version of
         ``shards`` in `shards_version`, the addresses that may have segments in flight in `shards_in_use`, and in
         `shards_silent` those that have not answered for SILENT_AFTER seconds, with their last errors.
@@ -177,7 +178,7 @@ class ActorWorker(RunProcess):
             self._loop.start()
         silent = self._writer.silent_shards(SILENT_AFTER)
         own = {"shards_version": self._shards_version, "shards_in_use": self._writer.in_use, "shards_silent": silent}
-        return {**self._stats(), **own}
+        return {**self._stats(), **own, "news": self._actor.take_news()}
 
     def _stats(self) -> dict[str, Any]:
         stats = dict(self._actor.stats())

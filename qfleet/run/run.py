@@ -28,6 +28,7 @@ from rl.exploration import Exploration
 LOG_PERIOD = 10.0  # seconds between rows of metrics.csv
 STATUS_PERIOD = 2.0  # seconds between writes of status.json
 LOGS = "logs"  # metrics.csv, eval.csv and the files for TensorBoard, in warnings
+ACTOR_WARNING_PERIOD = 10.0  # seconds between two warnings about environments of actors
 SAVE_RETRY = 20.0  # seconds after which a checkpoint that could not be written is due again
 
 
@@ -63,6 +64,7 @@ class Run:
         actors = 0 if config.offline else config.actors.count
         self.set_fleet(actors, actors, config.total_environments)
         self._last_log = self._last_status = self._last_save = self._saved = time.monotonic()
+        self._next_actor_warning = -math.inf  # time
         self._best_waiting: tuple[int, Checkpoint] | None = None  # not in best/ yet
         self._logged: tuple[float, float] | None = None  # agent steps and updates of the last row of metrics.csv
         self.last_row: dict[str, Any] = {}
@@ -91,6 +93,12 @@ class Run:
             # of the least exploring environment: its epsilon is logged as epsilon_min
             self._exploration = Exploration(self.config.exploration, environments - 1, 1, environments)
             self.stats.set_environments(environments)
+
+    def warn_of_actor(self, name: str, news: str) -> None:
+        """Show a warning with the ``news`` of an actor, at most one in ACTOR_WARNING_PERIOD seconds for all actors."""
+        if (now := time.monotonic()) >= self._next_actor_warning:
+            self._next_actor_warning = now + ACTOR_WARNING_PERIOD
+            self.progress.note(f"warning: {name}: {news}")
 
     def _on_output_closed(self) -> None:
         """End the run as a signal would, because its standard error is closed."""

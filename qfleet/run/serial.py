@@ -94,6 +94,8 @@ def run_serial(run: Run) -> None:
             if parts.replay.may_insert():
                 actor.step()
                 run.stats.add_actor_report(index, actor.agent_steps, actor.take_episodes())
+                if news := actor.take_news():
+                    run.warn_of_actor(f"actor-{index}", news)
         while learner.step(timeout=0.0) and not parts.replay.may_insert():
             pass
         run.stats.add_learner_report({**parts.metrics.values, "updates": learner.updater.updates})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -59,8 +60,13 @@ class GymnasiumEnvironments:
         return np.asarray(observation, self.spec.dtype)
 
     def close(self) -> None:
-        """Close the environments."""
-        self._env.close()
+        """Close the environments. If one raises an error, the others are closed before it is raised."""
+        if self._env.closed:
+            return
+        self._env.closed = True  # `SyncVectorEnv.close` would stop at the first error
+        with contextlib.ExitStack() as stack:
+            for env in self._env.envs:
+                stack.callback(env.close)
 
 
 def observation_spec(space: gym.Space[Any], space_kind: SpaceKind) -> ObservationSpec:

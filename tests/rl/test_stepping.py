@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
 
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_environments
+from rl.errors import EnvironmentFault, describe_error
 from rl.stepping import SeedSequence, rollout
 from rl.types import EpisodeResult
 from tests.rl.envs import countdown  # noqa: F401, registers it
+from tests.rl.envs.faulty import FAULTY, RAISED_AT, world
 
 
 def counted(start=10):
@@ -104,3 +107,37 @@ def test_seeds_depend_on_seed_stream_and_start_alone():
     assert SeedSequence(1, 2).draw(7).tolist() == first
     for other in ((2, 2), (1, 3), (1, 2, 9)):
         assert SeedSequence(*other).draw(7).tolist() != first
+
+
+@pytest.mark.parametrize(("call", "number", "steps"), [("reset", 1, 0), ("step", 2, 1), ("reset", 2, 3)])
+def test_an_error_of_the_environment_says_in_which_call_it_was_raised(call, number, steps):
+    """Episodes of 3 steps: the second reset follows the third step."""
+    error = ValueError("bad\n  action")
+    world.reset(faults={(call, number): error})
+    played, environments = [], make_environments(EnvConfig(id=FAULTY), 1)
+    with pytest.raises(EnvironmentFault) as fault:
+        for step in rollout(environments, noop, counted()):
+            played.append(step)
+    environments.close()
+    assert len(played) == steps
+    assert fault.value.call == call
+    assert fault.value.__cause__ is error
+    text = f"the environment raised ValueError: bad action (faulty.py:{RAISED_AT}) in {call}"
+    assert str(fault.value) == str(pickle.loads(pickle.dumps(fault.value))) == text
+
+
+def test_errors_of_the_policy_and_of_the_seeds_are_raised_as_they_are():
+    def broken(_):
+        raise ValueError("mine")
+
+    world.reset()
+    environments = make_environments(EnvConfig(id=FAULTY), 1)
+    for act, seeds in ((broken, counted()), (noop, broken)):
+        with pytest.raises(ValueError, match="mine"):
+            next(rollout(environments, act, seeds))
+    environments.close()
+
+
+def test_an_error_is_described_in_one_line_of_limited_length():
+    assert describe_error(KeyError()) == "KeyError"
+    assert describe_error(OSError("a" * 400)) == f"OSError: {'a' * 300} ..."
