@@ -18,6 +18,9 @@ from rl.bounds import at_least, positive
 from rl.errors import BadSetting, RunFault
 from rl.resuming import Rules, rules
 
+# In items; more than the rounding errors of d / sigma, which at the smallest slack could cost a whole item.
+ROUNDING = 1e-3
+
 
 @dataclass(frozen=True)
 class LimiterConfig:
@@ -125,6 +128,10 @@ class RateLimiter:
                 "`capacity_bytes` (or `capacity`), or a smaller `min_size`"
             )
 
+    def forget_shortage(self) -> None:
+        """Begin `check_min_size_reachable` anew: replay holds fewer items for another reason than eviction."""
+        self._inserted_when_short = None
+
     def insert_allowance(self, inserted: int, sampled: int, stored: int) -> int:
         """Return how many more items all shards together may accept; UNLIMITED_CREDIT without a ratio.
 
@@ -133,20 +140,20 @@ class RateLimiter:
         """
         if self.sigma == 0:
             return UNLIMITED_CREDIT
-        by_ratio = math.floor((self.max_diff + sampled) / self.sigma) - inserted
+        by_ratio = math.floor((self.max_diff + sampled) / self.sigma - inserted + ROUNDING)
         until_min = self.config.min_size - stored
         if until_min > 0:
             return max(by_ratio, until_min + self.max_insert * (self.shards + 1))
         return max(by_ratio, 0)
 
-    def allocate_credit(self, inserted: Sequence[int], granted: Sequence[int], sampled: int, stored: int) -> list[int]:
-        """Return the new credit of each shard, in items, counted from the baselines like all arguments.
+    def allocate_credit(self, inserted: Sequence[int], granted: Sequence[int], allowance: int) -> list[int]:
+        """Return the new credit of each shard, in items, counted from the baselines.
 
-        ``inserted`` and ``granted`` are each shard's inserted items and its credit so far; ``sampled`` and ``stored``
-        are sums over all shards. The part of the allowance that is no shard's unused credit goes to the shards with the
-        least unused credit, which are raised to a common level. Credit is never reduced (docs/decisions/0002).
+        ``inserted`` and ``granted`` are each shard's inserted items and its credit so far, counted in the same way;
+        ``allowance`` is that of `insert_allowance`. The part of it that is no shard's unused credit goes to the shards
+        with the least unused credit, which are raised to a common level. Credit is never reduced
+        (docs/decisions/0002).
         """
-        allowance = self.insert_allowance(sum(inserted), sampled, stored)
         if allowance >= UNLIMITED_CREDIT // 2:  # also for a ratio of almost 0
             return [UNLIMITED_CREDIT] * len(inserted)
         unused = [max(0, g - i) for g, i in zip(granted, inserted, strict=True)]

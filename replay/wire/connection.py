@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from replay.wire.channel import CHANNEL_OPTIONS, NO_CREDIT, NO_STREAM
 from rl.errors import BadSetting, RunFault
 
 MIN_BACKOFF, MAX_BACKOFF = 0.1, 2.0  # seconds between attempts; doubled after each failure
+RETRY_GONE = 10.0  # seconds between calls to a shard that counts as gone
+RETRY_TIMEOUT = 5.0  # seconds that it has to answer such a call
 FATAL_CODES = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.UNIMPLEMENTED,
@@ -46,9 +49,9 @@ class Traffic:
 class ShardConnection:
     """A channel to one shard, with the state of its failures.
 
-    ``is_gone`` becomes true, permanently, when the shard has failed for ``give_up_after`` seconds without an answer.
-    The streams also set it when the shard rejects a request. Pickling keeps only the arguments. Raises BadSetting as
-    `open_channel` does.
+    ``is_gone`` becomes true when the shard has failed for ``give_up_after`` seconds without an answer, and false again
+    with `take_back`. The streams also set it, for good, when the shard rejects a request. Pickling keeps only the
+    arguments. Raises BadSetting as `open_channel` does.
     """
 
     def __init__(self, address: str, give_up_after: float, access: Access = UNPROTECTED) -> None:
@@ -60,6 +63,7 @@ class ShardConnection:
         self.last_error = "never reached"
         self._silent_since: float | None = None  # time of the first failure since the last answer
         self._backoff = MIN_BACKOFF
+        self._woken = threading.Event()  # ends the pause of `answers_again`
 
     def record_answer(self) -> None:
         """Record that the shard answered; resets the backoff."""
@@ -95,6 +99,31 @@ class ShardConnection:
         self.last_error = f"{code.name}: {details}{hint}"
         backoff, self._backoff = self._backoff, min(self._backoff * 2, MAX_BACKOFF)
         return backoff
+
+    def answers_again(self) -> bool:
+        """Call a shard that is gone, after a pause of RETRY_GONE seconds; returns whether it answers.
+
+        `take_back` and `close` end the pause; then the shard is not called.
+        """
+        if self._woken.wait(timeout=RETRY_GONE):
+            self._woken.clear()
+            return False
+        try:
+            self.info(RETRY_TIMEOUT)
+        except (RunFault, ValueError):  # ValueError: the channel was closed meanwhile
+            return False
+        return True
+
+    def take_back(self) -> None:
+        """Count the shard as alive; it has ``give_up_after`` seconds again."""
+        self.record_answer()
+        self.is_gone = False
+        self._woken.set()
+
+    def close(self) -> None:
+        """Close the channel; calls in progress fail."""
+        self.channel.close()
+        self._woken.set()
 
     def info(self, timeout: float) -> ShardInfo:
         """The shard's counts and settings.

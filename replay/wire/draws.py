@@ -69,7 +69,8 @@ class DrawStream:
         stream.leave()
         stream.join()
 
-    Each reply's counts are recorded in ``account``, the shard's account in the `CreditLedger`.
+    Each reply's counts are recorded in ``account``, the shard's account in the `CreditLedger`. While the shard is gone,
+    the stream's thread calls it from time to time; once it answers, the stream and the account go on.
     """
 
     def __init__(self, index: int, connection: ShardConnection, account: ShardAccount) -> None:
@@ -107,7 +108,11 @@ class DrawStream:
             self._requests.put(sample_request(part.counts, self.account.credit(), limiter))
 
     def _run(self) -> None:
-        while self.is_alive:
+        while not self.has_left and self.failure is None:
+            if self.connection.is_gone:
+                if self.connection.answers_again():
+                    self.take_back()
+                continue
             requests = self._requests
             try:
                 for reply in self._sample(iter(requests.get, None), metadata=self.connection.metadata):
@@ -141,8 +146,9 @@ class DrawStream:
         except RunFault as fault:
             self.failure = fault
             self.connection.is_gone = True
-        if not self.is_alive:
-            self.account.close()
+        with self._lock:  # `take_back` may be called by another thread
+            if not self.is_alive:
+                self.account.close()
         self._mark_all_lost()
         requests.put(None)  # ends the request iterator of the broken stream
         if self.is_alive:
@@ -157,12 +163,20 @@ class DrawStream:
             part.is_lost = True
             request.update_done()
 
+    def take_back(self) -> None:
+        """Draw from a shard again that was gone. Safe from any thread."""
+        with self._lock:
+            if not self.has_left and self.failure is None and self.connection.is_gone:
+                self.account.reopen()
+                self.connection.take_back()
+
     def leave(self) -> None:
         """End the stream; requests without a reply are marked lost."""
-        self.has_left = True
-        self.account.close()
+        with self._lock:
+            self.has_left = True
+            self.account.close()
         self._requests.put(None)
-        self.connection.channel.close()
+        self.connection.close()
 
     def join(self) -> None:
         """Wait up to 5 seconds for the stream's thread to end."""

@@ -2,7 +2,8 @@
 
 It has two threads: a gRPC thread takes segments from `InsertStream._outgoing` and sends them, the stream's own thread
 reads the replies. When a call breaks, its unacknowledged segments are sent again, in order, on the next call to the
-same shard, which ignores those that it has already stored.
+same shard, which ignores those that it has already stored. While the shard is gone, the second thread calls it from
+time to time; once it answers, the stream goes on.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ class InsertStream:
             yield request
 
     def _run(self) -> None:
-        while not self.is_closed and not self.is_over:
+        while not self.is_closed and self.failure is None:
+            if self.connection.is_gone:
+                if self.connection.answers_again():
+                    self.take_back()
+                continue
             with self._changed:
                 self._call += 1
                 self._sent = 0
@@ -90,6 +95,20 @@ class InsertStream:
                 self._handle_error(error)
             except ValueError:  # the channel is closed
                 return
+
+    def take_back(self) -> None:
+        """Send segments to a shard again that was gone.
+
+        If the segments in flight were not moved to other shards meanwhile, they are sent again under their old numbers,
+        so that those that the shard has stored are not stored twice.
+        """
+        with self._changed:
+            if self.failure is None and self.connection.is_gone:
+                self.credit_left = None
+                if not self.queue:
+                    self._restart_numbering()
+                self.connection.take_back()
+                self._changed.notify_all()
 
     def _acknowledge(self, reply: pb.InsertReply) -> None:
         self.connection.record_answer()
@@ -125,13 +144,14 @@ class InsertStream:
                     lambda: self.is_closed or self.queue
                 )  # it was idle: reopen it for the next segment
             else:
-                self._changed.wait_for(lambda: self.is_closed, timeout=backoff)
+                self._changed.wait_for(lambda: self.is_closed or self.connection.is_gone, timeout=backoff)
 
     def _restart_numbering(self) -> None:
         """Continue under a new name, with sequence numbers from 1.
 
-        The shard was restarted and has lost segments that it had acknowledged. It has none of the segments in flight
-        either, so they can be sent again under new numbers without being stored twice.
+        The shard lacks segments before those in flight: it was restarted and has lost what it had acknowledged, or they
+        were moved to another one while it was gone. So it has none of the segments in flight either, and they can be
+        sent again under new numbers without being stored twice.
         """
         with self._changed:
             self._name = uuid.uuid4().hex

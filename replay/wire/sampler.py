@@ -5,7 +5,7 @@ total priorities) and then asks each shard for its part. Shard k is chosen with 
 T_k for item i, so P(i) = share_k * p_i / T_k. Small batches share a message, up to half of ``batches_ahead`` in one.
 
 Each reply carries the shard's counts, from which the `CreditLedger` (`replay/credit.py`) computes the shard's credit.
-Each request carries this credit. Shards may join and leave.
+Each request carries this credit. Shards may join and leave, and one that is gone is drawn from again once it answers.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Sampler:
     def set_shards(self, addresses: Sequence[str]) -> None:
         """Replace the set of shards; takes effect at the next `sample`. Safe to call from any thread.
 
-        Shards in ``addresses`` that were counted as gone are tried again. Raises BadInput if ``addresses`` is empty or
-        the limiter's slack is too small for that many shards.
+        Shards in ``addresses`` that were counted as gone are tried again at once. Raises BadInput if ``addresses`` is
+        empty or the limiter's slack is too small for that many shards.
         """
         addresses = _distinct(addresses)
         with self._change_lock:
@@ -131,11 +131,12 @@ class Sampler:
             self._changes.put(lambda: self._ledger.change_limiter(limiter))
 
     def _change_members(self, addresses: Sequence[str], limiter: RateLimiter) -> None:
-        """Open streams to new shards, and close those to shards that are gone or not in ``addresses``."""
+        """Open streams to new shards, try those that are gone, and close streams to shards not in ``addresses``."""
         self._ledger.limiter = limiter  # the same limiter for another number of shards
         for stream in self._streams:
-            if not stream.has_left and (stream.connection.is_gone or stream.connection.address not in addresses):
+            if not stream.has_left and (stream.failure is not None or stream.connection.address not in addresses):
                 stream.leave()
+            stream.take_back()
         members = {s.connection.address for s in self._streams if not s.has_left}
         for address in addresses:
             if address not in members:

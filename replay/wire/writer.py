@@ -1,8 +1,9 @@
 """The writer: sends segments to shards over gRPC, with a bounded number in flight; each segment is stored exactly once.
 
 Each shard has one stream (`inserts.py`), which sends the unacknowledged segments of a broken call again. Segments move
-to other shards only when their shard is gone (`ShardConnection`), or replies that it stores nothing more. Shards may
-join and leave: segments in flight to a shard that the writer leaves are still delivered.
+to other shards only when their shard is gone (`ShardConnection`), or replies that it stores nothing more. A shard that
+is gone gets segments again once it answers. Shards may join and leave: segments in flight to a shard that the writer
+leaves are still delivered.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Writer:
     def set_shards(self, addresses: Sequence[str], timeout: float = 0.0) -> None:
         """Replace the set of shards. Segments in flight to the other shards are still delivered. Safe from any thread.
 
-        Shards in ``addresses`` that were counted as gone are tried again.
+        Shards in ``addresses`` that were counted as gone are tried again at once.
 
         With a ``timeout`` above 0, waits up to that many seconds until these segments are acknowledged, and raises
         TimeoutError if they are not. Raises BadInput if ``addresses`` is empty, RunFault if the writer is closed or
@@ -72,6 +73,8 @@ class Writer:
                 raise RunFault("the writer is closed")
             self.addresses = addresses
             for stream in self._streams:
+                if stream.connection.address in addresses:
+                    stream.take_back()
                 stream.is_leaving = stream.is_over or stream.connection.address not in addresses
             connected = {stream.connection.address for stream in self._streams if not stream.is_leaving}
             self._streams += [
@@ -171,7 +174,7 @@ class Writer:
             if stream.is_leaving and not stream.queue:
                 stream.is_closed = True
                 self._changed.notify_all()  # wakes its thread if it waits for a segment
-                stream.connection.channel.close()
+                stream.connection.close()
         self._streams = [stream for stream in self._streams if not stream.is_closed]
 
     def _raise_failure(self) -> None:
@@ -215,7 +218,7 @@ class Writer:
                 stream.is_closed = True
             self._changed.notify_all()
         for stream in streams:
-            stream.connection.channel.close()
+            stream.connection.close()
         for stream in streams:
             stream.join()
 

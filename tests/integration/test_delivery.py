@@ -37,8 +37,8 @@ class MarkingWriter:
     It waits ``pause`` seconds after each segment.
     """
 
-    def __init__(self, addresses, first_mark, pause=0.0):
-        self.writer = Writer(addresses, give_up_after=60.0)
+    def __init__(self, addresses, first_mark, pause=0.0, give_up_after=60.0):
+        self.writer = Writer(addresses, give_up_after)
         self.written = []  # marks of the segments written so far
         self._mark, self._pause, self._stop, self._fault = first_mark, pause, threading.Event(), None
         self._limit = None  # segments

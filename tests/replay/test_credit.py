@@ -92,6 +92,41 @@ def test_closed_shards_do_not_reduce_the_credit_of_others():
     assert one.granted == 80 + 70
 
 
+@pytest.mark.parametrize("own", [(80, 30, 80), (90, 46, 90), (0, 0, 0), (50, 20, 50)])
+def test_a_shard_that_answers_again_goes_on_from_its_counts(own):
+    """Also if it was restarted meanwhile, empty or from a snapshot: only what it inserted since then is new."""
+    ledger, (one, two) = ledger_of(2, min_size=1000)
+    for account in (one, two):
+        account.record(0, 0, 0)
+        account.record(80, 30, 80)
+    ledger.grant()
+    two.close()
+    two.reopen()
+    assert two.granted == 80  # the rest has gone to the other shard
+    two.record(*own)
+    new = (10, 16) if own[0] == 90 else (0, 0)
+    assert ledger.totals() == (160 + new[0], 60 + new[1], 80 + own[2])
+    two.record(own[0] + 4, own[1] + 16, own[2] + 4)
+    assert ledger.totals() == (164 + new[0], 76 + new[1], 84 + own[2])
+    ledger.grant()
+    assert two.credit() > own[0] + 4
+
+
+def test_a_limiter_that_changes_while_a_shard_is_gone_counts_from_its_return():
+    ledger, (one, two) = ledger_of(2)
+    for account in (one, two):
+        account.record(0, 0, 0)
+        account.record(60, 30, 60)
+    two.close()
+    ledger.change_limiter(ledger.limiter.for_shards(2))
+    assert ledger.totals() == (60, 0, 60)
+    two.reopen()
+    two.record(70, 46, 70)
+    assert ledger.totals() == (100, 0, 130)  # 60, and 40 of the 70 that it stores
+    two.record(74, 62, 74)
+    assert ledger.totals() == (104, 16, 134)
+
+
 def test_a_new_limiter_counts_from_new_baselines():
     ledger, (one, two) = ledger_of(2)
     for account in (one, two):
@@ -155,6 +190,26 @@ def test_min_size_is_checked_only_while_all_shards_are_reachable():
         ledger.check_min_size_reachable(ledger.totals())
 
 
+@pytest.mark.parametrize("loss", ["restart", "gone"])
+def test_what_shards_lose_again_and_again_does_not_count_as_evicted(loss):
+    """Each time 90 of min_size 100 items are inserted, and then they are lost."""
+    ledger, (one, two) = ledger_of(2)
+    one.record(0, 0, 0)
+    two.record(0, 0, 0)
+    for _ in range(10):
+        for inserted in range(0, 91, 10):
+            two.record(inserted, 0, inserted)
+            ledger.check_min_size_reachable(ledger.totals())
+        if loss == "gone":
+            two.close()
+            ledger.check_min_size_reachable(ledger.totals())
+            two.reopen()
+    with pytest.raises(RunFault, match="after 200 were inserted"):
+        for inserted in range(90, 1000, 10):
+            two.record(inserted, 0, 90)
+            ledger.check_min_size_reachable(ledger.totals())
+
+
 class ReferenceLedger:
     """A simple ledger that keeps all replies of each shard since its baseline: (inserted, sampled, stored)."""
 
@@ -186,10 +241,14 @@ class ReferenceLedger:
 
     def change_limiter(self, limiter):
         self.limiter, self.preloaded, self.granted = limiter, 0, [0] * len(self.replies)
-        self.replies = [s[-1:] for s in self.replies]
-        for replies, open_ in zip(self.replies, self.open, strict=True):
-            if replies and open_:
+        self.replies = [s[-1:] if open_ else [] for s, open_ in zip(self.replies, self.open, strict=True)]
+        for replies in self.replies:
+            if replies:
                 self.preload(replies[0][2])
+
+    def reopen(self, k):
+        self.open[k], self.granted[k] = True, min(self.granted[k], self.count(k)[0])
+        self.replies[k] += [(*reply[:2], 0) for reply in self.replies[k][-1:]]  # what it stores is not yet known
 
     def grant(self):
         """Give one item at a time to all shards with the least unused credit, while there is enough for all of them."""
@@ -217,7 +276,7 @@ class Simulation:
             self.join()
 
     def random_limiter(self):
-        sigma, min_size = float(self.draw.choice([1, 2, 4])), self.draw.choice([1, 20, 60])
+        sigma, min_size = float(self.draw.choice([0.1, 0.25, 1, 1.6, 4])), self.draw.choice([1, 20, 60])
         needed = (sigma * 6 * 2 * self.shards + BATCH) / 2  # joins double the shards at most
         return RateLimiter(LimiterConfig(sigma, min_size, needed + self.draw.randrange(30)), 6, BATCH, 2 * self.shards)
 
@@ -236,6 +295,13 @@ class Simulation:
     def leave(self, k):
         self.accounts[k].close()
         self.reference.open[k] = False
+
+    def come_back(self, k):
+        """A shard that was gone answers again, after a restart or not; its segments were moved, its credit is old."""
+        self.accounts[k].reopen()
+        self.reference.reopen(k)
+        if self.draw.random() < 0.5:
+            self.restart(k)
 
     def restart(self, k):
         """Restart a shard, empty or with earlier counts."""
@@ -289,9 +355,11 @@ def test_the_ledger_equals_its_reference_and_never_stalls(seed, shards):
             simulation.join()
         elif event < 0.04 and len(members) > 1:
             simulation.leave(simulation.draw.choice(members))
-        elif event < 0.06:
+        elif event < 0.06 and len(members) < min(2 * shards, len(simulation.accounts)):
+            simulation.come_back(simulation.draw.choice(sorted({*range(len(simulation.accounts))} - {*members})))
+        elif event < 0.08:
             simulation.restart(simulation.draw.choice(members))
-        elif event < 0.07:
+        elif event < 0.09:
             simulation.change_limiter()
         simulation.exchange()
         idle = 0 if simulation.act() else idle + 1

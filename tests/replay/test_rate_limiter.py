@@ -58,7 +58,9 @@ def test_no_deadlock_at_the_smallest_slack_that_is_accepted(shards):
     limiter = RateLimiter(LimiterConfig(8.0, 5_000, np.ceil((8.0 * 43 * shards + 64) / 2)), 43, 64, shards)
     inserted, granted, sampled, batches = [0] * shards, [0] * shards, 0, 0
     while batches < 500:
-        granted = limiter.allocate_credit(inserted, granted, sampled, sum(inserted))
+        granted = limiter.allocate_credit(
+            inserted, granted, limiter.insert_allowance(sum(inserted), sampled, sum(inserted))
+        )
         room = [i for i in range(shards) if granted[i] - inserted[i] >= 40]
         ready = limiter.can_sample(sum(inserted), sampled, sum(inserted), 64)
         assert room or ready, f"stalled with {sum(inserted)} inserted, {sampled} sampled"
@@ -67,6 +69,20 @@ def test_no_deadlock_at_the_smallest_slack_that_is_accepted(shards):
         if ready:
             sampled += 64
             batches += 1
+
+
+@pytest.mark.parametrize(
+    ("sigma", "items", "batch", "shards", "min_size", "inserted", "sampled"),
+    [(0.1, 22, 1, 1, 3883, 703_567, 69_969), (1.6, 26, 32, 5, 4323, 186_373, 291_368)],
+)
+def test_at_the_smallest_slack_longest_segments_fit_whenever_the_sampler_is_blocked(
+    sigma, items, batch, shards, min_size, inserted, sampled
+):
+    """Rounding of d / sigma does not cost an item: the slack leaves room for exactly one segment a shard."""
+    config = LimiterConfig(sigma, min_size, (sigma * items * shards + batch) / 2)
+    limiter = RateLimiter(config, items, batch, shards)
+    assert not limiter.can_sample(inserted, sampled, min_size, batch)
+    assert limiter.insert_allowance(inserted, sampled, min_size) == items * shards
 
 
 @pytest.mark.parametrize("shards", [1, 4])
@@ -79,7 +95,9 @@ def test_writers_and_sampler_never_block_each_other(shards):
     inserted, granted, sampled = [0] * shards, [0] * shards, 0
     batches = 0
     while batches < 5_000:
-        granted = limiter.allocate_credit(inserted, granted, sampled, sum(inserted))
+        granted = limiter.allocate_credit(
+            inserted, granted, limiter.insert_allowance(sum(inserted), sampled, sum(inserted))
+        )
         moved = False
         k = int(rng.integers(1, 21))
         room = [i for i in range(shards) if granted[i] - inserted[i] >= k]
