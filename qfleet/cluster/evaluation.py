@@ -8,14 +8,12 @@ from typing import Any
 
 import ray
 
-from qfleet.cluster.faults import DIED, first_line, last_line
+from qfleet.cluster.faults import DIED, last_line, reason
 from qfleet.cluster.process import Process, is_ready
 from qfleet.run.run import Run
 from qfleet.run.scheduler import Candidate, Kind
-from rl.errors import RunFault
 
 EVALUATOR_NOTE_AFTER = 60.0  # seconds without an evaluator after which the user is told
-MAX_FAILURES = 5  # evaluations in a row that may fail
 
 
 class Evaluation:
@@ -30,7 +28,6 @@ class Evaluation:
     def __init__(self, run: Run, evaluator: Process) -> None:
         self._run, self._evaluator = run, evaluator
         self._note_at = time.monotonic() + EVALUATOR_NOTE_AFTER
-        self._failures = 0  # in a row
         self._kind: Kind | None = None
         self._candidate: Candidate | None = None
         self._weights_call: Any = None
@@ -39,7 +36,7 @@ class Evaluation:
     def advance(self) -> None:
         """Start an evaluation if one is due, or record its result if it has finished.
 
-        Raises RunFault if MAX_FAILURES evaluations in a row have failed.
+        Raises RunFault if too many evaluations in a row have failed.
         """
         try:
             if self._kind is not None:
@@ -53,9 +50,9 @@ class Evaluation:
                     "but evaluates nothing until a node has one"
                 )
         except (*DIED, ray.exceptions.ObjectLostError) as error:  # the driver's polls show whether it has died
-            self._give_up(f"the evaluator or its answer was lost: {first_line(error)}")
-        except ray.exceptions.RayError as error:
-            self._fail(error)
+            self._give_up(f"the evaluator or its answer is gone ({reason(error)})")
+        except ray.exceptions.RayError as error:  # the evaluation has raised it
+            self._give_up(last_line(error))
 
     def _begin(self) -> None:
         self._kind = self._run.scheduler.due(self._run.stats)
@@ -63,15 +60,8 @@ class Evaluation:
             self._weights_call = self._evaluator.handle.take_weights.remote()
 
     def _give_up(self, why: str) -> None:
-        self._run.progress.note(f"warning: lost an evaluation, because {why}")
         self._kind = self._weights_call = self._play_call = None
-
-    def _fail(self, error: Exception) -> None:
-        """The evaluation has raised ``error``, for example because there are no weights."""
-        self._failures += 1
-        if self._failures >= MAX_FAILURES:
-            raise RunFault(f"{MAX_FAILURES} evaluations in a row have failed: {last_line(error)}") from error
-        self._give_up(last_line(error))
+        self._run.evaluation_failed(why)
 
     def _advance(self, kind: Kind) -> None:
         if self._weights_call is not None and is_ready(self._weights_call):
@@ -83,6 +73,6 @@ class Evaluation:
             assert self._candidate is not None
             result = ray.get(self._play_call)
             self._kind = next_kind = self._run.record_evaluation(kind, self._candidate, result)
-            self._play_call, self._failures = None, 0
+            self._play_call = None
             if next_kind is not None:
                 self._play_call = self._evaluator.handle.evaluate.remote(self._run.scheduler.episodes(next_kind))

@@ -27,6 +27,7 @@ from rl.exploration import Exploration
 
 LOG_PERIOD = 10.0  # seconds between rows of metrics.csv
 STATUS_PERIOD = 2.0  # seconds between writes of status.json
+MAX_LOST_EVALUATIONS = 5  # in a row
 LOGS = "logs"  # metrics.csv, eval.csv and the files for TensorBoard, in warnings
 ACTOR_WARNING_PERIOD = 10.0  # seconds between two warnings about environments of actors
 SAVE_RETRY = 20.0  # seconds after which a checkpoint that could not be written is due again
@@ -65,6 +66,7 @@ class Run:
         self.set_fleet(actors, actors, config.total_environments)
         self._last_log = self._last_status = self._last_save = self._saved = time.monotonic()
         self._next_actor_warning = -math.inf  # time
+        self._lost_evaluations = 0  # in a row
         self._best_waiting: tuple[int, Checkpoint] | None = None  # not in best/ yet
         self._logged: tuple[float, float] | None = None  # agent steps and updates of the last row of metrics.csv
         self.last_row: dict[str, Any] = {}
@@ -184,6 +186,7 @@ class Run:
         Returns the kind of evaluation that must follow on the same weights, or None.
         """
         self.stats.evaluation_seconds += result.seconds
+        self._lost_evaluations = 0
         if not result.episodes:
             return None
         next_kind, is_best = self.scheduler.record(kind, result)
@@ -220,6 +223,16 @@ class Run:
             f"(worst {result.worst_return:g}) in {result.seconds:.0f} s{cut}"
         )
         return next_kind
+
+    def evaluation_failed(self, why: str) -> None:
+        """An evaluation was lost, because of what ``why`` says in a line.
+
+        Raises RunFault if it is the last of MAX_LOST_EVALUATIONS in a row.
+        """
+        self._lost_evaluations += 1
+        if self._lost_evaluations >= MAX_LOST_EVALUATIONS:
+            raise RunFault(f"{MAX_LOST_EVALUATIONS} evaluations in a row have failed: {why}")
+        self.progress.note(f"warning: lost an evaluation: {why}")
 
     def _save_best(self) -> None:
         """Write to best/ what waits for it. Raises OSError; it then goes on waiting."""

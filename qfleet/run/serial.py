@@ -19,6 +19,7 @@ from qfleet.run.scheduler import Candidate, Kind
 from replay.config import make_shard
 from replay.local import LocalReplay
 from rl.envs.make import spec_and_actions
+from rl.errors import RunFault
 from rl.ports import Publication
 from rl.types import Array
 
@@ -100,7 +101,10 @@ def run_serial(run: Run) -> None:
             pass
         run.stats.add_learner_report({**parts.metrics.values, "updates": learner.updater.updates})
         if (kind := run.scheduler.due(run.stats)) is not None:
-            _evaluate(run, parts, kind)
+            try:
+                _evaluate(run, parts, kind)
+            except RunFault as fault:
+                run.evaluation_failed(str(fault))
         if run.is_checkpoint_due():
             run.save_checkpoint(learner.get_checkpoint(run.checkpoint_extra()))
         run.tick()

@@ -15,7 +15,7 @@ from protos.codec import drained_from_message, info_from_message, snapshot_from_
 from protos.types import Drained, InvalidMessage, ShardInfo, SnapshotResult
 from replay.security import UNPROTECTED, Access, SecurityConfig
 from replay.wire.channel import CHANNEL_OPTIONS, NO_CREDIT, NO_STREAM
-from rl.errors import BadSetting, RunFault
+from rl.errors import BadSetting, RunFault, Unreachable
 
 MIN_BACKOFF, MAX_BACKOFF = 0.1, 2.0  # seconds between attempts; doubled after each failure
 RETRY_GONE = 10.0  # seconds between calls to a shard that counts as gone
@@ -187,7 +187,7 @@ def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.UNKNOWN, str(error)
 
 
-def all_gone(connections: list[ShardConnection]) -> RunFault:
-    """Return the RunFault to raise when every shard is gone; it names the last error of each."""
+def all_gone(connections: list[ShardConnection]) -> Unreachable:
+    """Return the error to raise when every shard is gone; it names the last error of each."""
     states = "; ".join(f"{c.address} ({c.last_error})" for c in connections)
-    return RunFault(f"no replay shard has answered for {connections[0].give_up_after:g} s: {states}")
+    return Unreachable(f"no replay shard has answered for {connections[0].give_up_after:g} s: {states}")

@@ -19,7 +19,7 @@ from protos.types import UNLIMITED_CREDIT, PackedSegment
 from replay.security import UNPROTECTED, Access
 from replay.wire.connection import ShardConnection, Traffic, all_gone
 from replay.wire.inserts import InsertStream
-from rl.errors import BadInput, RunFault
+from rl.errors import BadInput, RunFault, Unreachable
 from rl.types import Segment
 
 WINDOW = 4  # segments in flight to one shard
@@ -144,7 +144,7 @@ class Writer:
                 if self._acknowledged != acknowledged:
                     deadline, acknowledged = time.monotonic() + self._write_timeout, self._acknowledged
                 if time.monotonic() >= deadline:
-                    raise RunFault(
+                    raise Unreachable(
                         f"replay acknowledged no segment for {self._write_timeout:g} s: {self._describe_streams()}"
                     )
                 self._raise_failure()

@@ -105,7 +105,7 @@ def test_an_evaluation_is_lost_without_weights_or_with_its_evaluator_and_the_nex
             time.sleep(0.05)
 
     advance_until(lambda: notes)
-    assert notes == ["warning: lost an evaluation, because the learner has published no weights yet"]
+    assert notes == ["warning: lost an evaluation: the learner has published no weights yet"]
     weights = weights_of(make_q_network(config))
     ray.get(store.publish.remote(Publication(1, 0, weights, 0, weights)))
     advance_until(lambda: run.scheduler.last_return is not None)
@@ -157,9 +157,7 @@ def test_an_evaluation_whose_weights_are_lost_with_a_node_is_given_up(tmp_path):
         run.stats.add_actor_report(0, run.stats.agent_steps + 200, ())
         evaluation.advance()
         time.sleep(0.05)
-    assert notes[0].startswith(
-        "warning: lost an evaluation, because the evaluator or its answer was lost: Failed to retrieve"
-    )
+    assert notes[0].startswith("warning: lost an evaluation: the evaluator or its answer is gone (Failed to retrieve")
     run.close()
     run.dir.unlock()
 

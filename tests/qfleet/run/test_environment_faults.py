@@ -86,12 +86,17 @@ def test_python_code_sees_the_error_of_the_environment_as_the_cause(tmp_path):
     assert fault.value.__cause__.__cause__ is BAD
 
 
-def test_an_error_in_an_evaluation_is_one_line(tmp_path, capfd):
-    """The only environments of this run that fail are those of its first evaluation: the check makes one, the actor two."""
-    world.reset(faults={("make", 4): BAD})
+def test_an_evaluation_that_fails_is_lost_and_five_in_a_row_end_the_run(tmp_path, capfd):
+    """The fourth environment and those after it are of evaluations: the check makes one, the actor two."""
+    why = f"the environment {FAULTY} raised {WHAT} in an evaluation"
+    world.reset(faults={("make", number): BAD for number in (4, 5, 6, 7)})
+    result = train(short(period=100, max_steps=1_000), run_dir=tmp_path / "run", serial=True)
+    assert result["mean_return"] is not None  # of the fifth
+    assert capfd.readouterr().err.count(f"warning: lost an evaluation: {why}\n") == 4
+    world.reset(faults={("make", number): BAD for number in range(4, 9)})
     with pytest.raises(RunFault) as fault:
-        train(short(period=100), run_dir=tmp_path / "run", serial=True)
-    assert str(fault.value) == f"the environment {FAULTY} raised {WHAT} in an evaluation"
+        train(short(period=100, max_steps=1_000), run_dir=tmp_path / "again", serial=True)
+    assert str(fault.value) == f"5 evaluations in a row have failed: {why}"
 
 
 def test_commands_that_play_say_what_the_environment_raised(tmp_path, capfd):
