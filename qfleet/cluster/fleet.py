@@ -93,7 +93,7 @@ class ActorFleet:
         extra = self._extra_options if index >= self._config.actors.count else {}
         options = {"name": f"actor-{index}", **self._options, **extra}
         self.handles[index] = handle = self._class.options(**options).remote(self._config, index, *self._arguments)
-        self._starting[index] = handle.where.remote()
+        self._starting[index] = handle.__ray_ready__.remote()
 
     def await_first(self, timeout: float, stopping: Callable[[], bool], lack: Callable[[], str]) -> None:
         """Wait until all actors have started, but at most FIRST_WAIT seconds after the first; returns if ``stopping()``.
@@ -122,7 +122,7 @@ class ActorFleet:
             try:
                 ray.get(call)
             except ray.exceptions.ActorUnavailableError:  # the network is interrupted
-                self._starting[index] = self.handles[index].where.remote()
+                self._starting[index] = self.handles[index].__ray_ready__.remote()
             except ray.exceptions.RayError as error:
                 errors[index] = error
             else:
@@ -166,6 +166,11 @@ class ActorFleet:
     def workers(self) -> list[tuple[str, Any]]:
         """(name, handle) of every wanted actor that has started."""
         return [(f"actor-{i}", handle) for i, handle in self.handles.items() if i not in self._starting]
+
+    @property
+    def starting(self) -> dict[str, Any]:
+        """Handles of the actors that have been requested and have not started yet, by name."""
+        return {f"actor-{i}": self.handles[i] for i in self._starting}
 
     def view(self, name: str, agent_steps: int) -> FleetView:
         """What actor ``name`` is told in a poll now; ``agent_steps``: of all actors since the run's first start."""

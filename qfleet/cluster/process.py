@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 
@@ -14,30 +13,19 @@ from qfleet.cluster.restarts import Restarts
 from rl.errors import BadInput, RunFault
 
 
-class Where(NamedTuple):
-    """Where a process is."""
-
-    node: str  # Ray's id
-    pid: int
-
-
 class RunProcess:
     """Base of the Ray actors of a run.
 
     They answer `poll` at any time, so that one that does not answer is known to hang.
     """
 
-    def where(self) -> Where:
-        """Where this process is."""
-        return Where(ray.get_runtime_context().get_node_id(), os.getpid())
-
     def poll(self, *views: Any) -> dict[str, Any]:
-        """What the driver has to know: the process's own `report`, and `where`.
+        """What the driver has to know: the process's own `report`. ``views`` is what the process has to know.
 
-        ``views`` is what the process has to know. `failure` in the answer says why the process cannot go on, or is None;
-        then `restart` says whether it is started again, or else the run ends.
+        `failure` in the answer says why the process cannot go on, or is None; `restart` says whether it is started again
+        then, or else the run ends.
         """
-        return {"failure": None, "restart": False, "where": self.where(), **self.report(*views)}
+        return {"failure": None, "restart": False, **self.report(*views)}
 
     def report(self, *views: Any) -> dict[str, Any]:
         """The process's own part of the answer to `poll`."""
@@ -61,7 +49,7 @@ class Process:
         name: str,
         make: Callable[[], Any],
         restarts: Restarts,
-        begin: Callable[[Any], Any] = lambda handle: handle.where.remote(),
+        begin: Callable[[Any], Any] = lambda handle: handle.__ray_ready__.remote(),
     ) -> None:
         self.name, self._make, self._restarts, self._begin = name, make, restarts, begin
         self.handle: Any = make()
@@ -79,6 +67,11 @@ class Process:
         self._start_call = None
         self.is_working = self.has_started = True
         self._restarts.started(self.name, time.monotonic())
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it has been requested, and does not work yet."""
+        return self._start_call is not None
 
     def failed(self, error: Exception) -> None:
         """It has failed with ``error``."""

@@ -117,6 +117,11 @@ class ReplayShards:
         """(name, handle) of every shard that has started."""
         return [(f"shard-{i}", handle) for i, handle in self.handles.items() if i not in self._restarting]
 
+    @property
+    def starting(self) -> dict[str, Any]:
+        """Handles of the shards that are being started again, by name."""
+        return {f"shard-{i}": self.handles[i] for i, call in self._restarting.items() if call is not None}
+
     def failed(self, name: str, error: Exception) -> None:
         """Shard ``name`` has failed with ``error``: it is started again. One that is being added is left to `advance`."""
         index = int(name.removeprefix("shard-"))

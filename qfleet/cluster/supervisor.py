@@ -13,7 +13,7 @@ from qfleet.cluster.connect import start_ray
 from qfleet.cluster.evaluation import Evaluation
 from qfleet.cluster.faults import DIED, StoppedDuringStart, first_line, last_line, reason
 from qfleet.cluster.placement import cluster_nodes
-from qfleet.cluster.process import Where, is_ready
+from qfleet.cluster.process import is_ready
 from qfleet.cluster.scaling import Scaling
 from qfleet.cluster.topology import Topology
 from qfleet.cluster.watch import SILENT_AFTER, Watch
@@ -38,7 +38,6 @@ class _Poller:
         self._watch = Watch(note)
         self._pending: dict[str, tuple[Any, float]] = {}  # calls in flight, and when they were sent
         self._last_polls: list[Any] = []  # calls in flight to actors that were scaled away since
-        self._where: dict[str, Where] = {}
         self._handles: dict[str, Any] = {}
 
     def poll(self) -> dict[str, dict[str, Any]]:
@@ -63,8 +62,9 @@ class _Poller:
                 self._watch.heard(name)
                 if (answer := self._take(name, ref)) is not None:
                     answers[name] = answer
-            elif time.monotonic() - asked > SILENT_AFTER and name in self._where:
-                self._watch.look_at(name, workers[name], self._where[name])
+            elif time.monotonic() - asked > SILENT_AFTER:
+                self._watch.look_at(name, workers[name])
+        self._watch.look_at_starts(self._topology.starting())
         self._watch.advance()
         return answers
 
@@ -78,7 +78,6 @@ class _Poller:
             if name.startswith("actor-") and ref is not None:
                 self._last_polls.append(ref)
             self._watch.heard(name)
-            self._where.pop(name, None)
         self._handles = workers
         return workers
 
@@ -91,7 +90,6 @@ class _Poller:
         except DIED as error:
             self._topology.failed(name, error)
             return None
-        self._where[name] = answer.pop("where")
         return answer
 
     def _add_last_episodes(self, ready: set[Any]) -> None:

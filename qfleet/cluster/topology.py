@@ -174,6 +174,11 @@ class Topology:
         singles = [(p.name, p.handle) for p in self._singles if p.is_working]
         return [*singles, *self.fleet.workers(), *self.shards.workers()]
 
+    def starting(self) -> dict[str, Any]:
+        """Handles of the processes that have been requested and do not work yet, by name."""
+        singles = {p.name: p.handle for p in self._singles if p.is_starting}
+        return {**singles, **self.fleet.starting, **self.shards.starting}
+
     def all_handles(self) -> list[Any]:
         """The handles of all processes, the board's last."""
         singles = [p.handle for p in (self.evaluator, self.learner, self.weights, self.board)]

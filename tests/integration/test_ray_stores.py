@@ -149,7 +149,7 @@ def test_a_board_that_is_silent_or_gone_is_reported_in_one_line(monkeypatch):
     assert ray.get(handle.set_status.remote({"time": 1.0}, ["c:3"])) == {"shards": 3, "number": "x"}
     assert remote.await_shards(30.0) == ["c:3"]
     restarted = ray.remote(RunBoard).remote()  # it is empty until the driver fills it
-    ray.get(restarted.where.remote(), timeout=30.0)
+    ray.get(restarted.__ray_ready__.remote(), timeout=30.0)
     empty = RemoteBoard(restarted)
     with pytest.raises(Unreachable, match=r"^the run's board has had no replay shards for 0.5 s$"):
         empty.await_shards(0.5)

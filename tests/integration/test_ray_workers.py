@@ -1,4 +1,4 @@
-"""Actors, evaluator and shards on Ray: an actor that ends sends what it has, one that fails is requested again, and a
+"""Actors, evaluator and shards on Ray: an actor that ends sends what it has, one that fails is started again, and a
 shard that leaves loses nothing."""
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def test_a_run_whose_first_actor_cannot_start_ends_with_the_cause(fleet_of, tmp_
 def test_an_actor_that_fails_to_start_later_or_to_restart_is_requested_again(fleet_of, tmp_path):
     fleet, lines, pids, ends = fleet_of(1), [], {}, time.monotonic() + 120.0
     shards = SimpleNamespace(view=ShardsView(0, []))
-    topology = SimpleNamespace(fleet=fleet, workers=fleet.workers, shards=shards, failed=fleet.failed)
+    topology = SimpleNamespace(fleet=fleet, workers=fleet.workers, shards=shards, failed=fleet.failed, starting=dict)
     poller = _Poller(topology, SimpleNamespace(agent_steps=0), lines.append)
 
     def drive_until(condition):
@@ -350,6 +350,7 @@ def test_the_episodes_in_the_last_poll_of_an_actor_that_is_scaled_away_are_count
         workers=lambda: workers,
         fleet=SimpleNamespace(view=lambda *args: FleetView(0, 2, 0), polled=lambda: None),
         shards=SimpleNamespace(view=ShardsView(0, [])),
+        starting=dict,
     )
     stats = SimpleNamespace(agent_steps=0, add_episodes=episodes.extend)
     poller = _Poller(topology, stats, note=None)

@@ -147,7 +147,7 @@ class Requested:
 
     def remote(self, _config, index, *_):
         assert self.name == f"actor-{index}"
-        return SimpleNamespace(where=SimpleNamespace(remote=lambda: None))
+        return SimpleNamespace(__ray_ready__=SimpleNamespace(remote=lambda: None))
 
 
 def test_a_thousand_actors_are_requested_in_a_moment_those_of_the_lowest_free_indices():
