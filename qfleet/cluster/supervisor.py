@@ -232,6 +232,8 @@ def _finish(run: Run, topology: Topology) -> None:
     try:
         if calls := [a.stop.remote() for a in topology.actors]:
             ray.wait(calls, num_returns=len(calls), timeout=0.5)
+        if not topology.learner.is_working:
+            raise TimeoutError("the learner had failed and was being started again; its last checkpoint is the newest")
         learner = topology.learner.handle
         ended = ray.get(learner.stop.remote(), timeout=CALL_TIMEOUT)
         if not ended:  # a checkpoint could hold an update that is only half done
