@@ -117,7 +117,7 @@ def check_resume_and_death_of_the_learner(run, environment):
     assert resumed.returncode == 130, output
     items = saved["end_key"] - saved["first_key"]
     words = " ".join(output.split())
-    assert re.search(r"the learner is started again, from its state after [\d,]+ updates", words)
+    assert re.search(r"the learner is requested again, to go on from its state after [\d,]+ updates", words)
     assert f"replay shard-0 restored {items:,} transitions from a snapshot" in words
     assert re.search(rf"replay shard-1 found no snapshot in {run}/replay/shard-1 on 127.0.0.1: it starts empty", words)
     assert snapshot_state(run)["end_key"] >= saved["end_key"] + 300  # the snapshot written at the end of the run

@@ -223,3 +223,10 @@ def test_a_store_that_is_not_found_for_long_is_reported_by_the_learner():
     time.sleep(0.3)
     with pytest.raises(Unreachable, match=r"^the weight store has accepted no weights for 0.2 s$"):
         sink.publish(publication(2))
+    find = Finder()
+    sink = RayWeightSink(find, timeout=0.2)
+    sink.publish(publication(1))
+    until(lambda: sink.stored_version() or None)
+    find.store, sink._store = None, None  # it dies after a long time without a publication
+    time.sleep(0.3)
+    sink.publish(publication(2))  # missed for the first time now

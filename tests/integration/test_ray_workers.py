@@ -20,6 +20,7 @@ from qfleet.cluster import restarts
 from qfleet.cluster.board import BOARD, RunBoard, ShardsView
 from qfleet.cluster.evaluation import Evaluation
 from qfleet.cluster.fleet import ActorFleet
+from qfleet.cluster.learner_worker import LearnerWorker
 from qfleet.cluster.placement import cluster_nodes
 from qfleet.cluster.process import Process, RunProcess
 from qfleet.cluster.restarts import Restarts
@@ -235,7 +236,7 @@ def fleet_of(tmp_path, monkeypatch, soon):
 
     def make(count):
         config = replace(cartpole(), actors=replace(cartpole().actors, count=count))
-        made.append(ActorFleet(config, str(tmp_path), UNPROTECTED, 0, 0, {"num_cpus": 0}, Restarts()))
+        made.append(ActorFleet(config, str(tmp_path), UNPROTECTED, 0, 0, lambda: {"num_cpus": 0}, Restarts()))
         return made[-1]
 
     yield make
@@ -298,6 +299,17 @@ class Client(Recorder):
     def remote(self, addresses):
         super().remote(addresses)
         return ray.put(None)
+
+
+@pytest.mark.timeout(120)
+def test_a_learner_that_has_not_started_makes_no_checkpoint_and_is_told_of_shards_later():
+    """A checkpoint of its initial weights would replace those of the run."""
+    arguments = (short(), "run", 1, UNPROTECTED, None)
+    learner = ray.remote(LearnerWorker).options(num_cpus=0, max_concurrency=4).remote(*arguments)
+    assert ray.get(learner.set_shards.remote(["a:1"]), timeout=60.0) is None
+    with pytest.raises(TimeoutError, match="the learner has not started yet"):
+        ray.get(learner.checkpoint.remote({}), timeout=60.0)
+    ray.kill(learner)
 
 
 @pytest.mark.timeout(180)
