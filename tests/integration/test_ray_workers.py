@@ -261,7 +261,7 @@ def test_an_actor_that_fails_to_start_later_or_to_restart_is_requested_again(fle
     fleet, lines, pids, ends = fleet_of(1), [], {}, time.monotonic() + 120.0
     shards = SimpleNamespace(view=ShardsView(0, []))
     topology = SimpleNamespace(fleet=fleet, workers=fleet.workers, shards=shards, failed=fleet.failed, starting=dict)
-    poller = _Poller(topology, SimpleNamespace(agent_steps=0), lines.append)
+    poller = _Poller(topology, SimpleNamespace(agent_steps=0, forget_actor=lambda index: None), lines.append)
 
     def drive_until(condition):
         while not condition():
