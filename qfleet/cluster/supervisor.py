@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from learner.checkpoint import Checkpoint
 from qfleet.cluster.connect import start_ray
 from qfleet.cluster.evaluation import Evaluation
 from qfleet.cluster.faults import DIED, StoppedDuringStart, last_line, reason
@@ -112,7 +113,7 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
         for warning in start_ray(run.config, address, directory.name):
             run.progress.note(f"warning: {warning}")
         on_ready()
-        topology = Topology(run.config, directory, address, run.dir.checkpoints.load_newest, run.progress.note)
+        topology = Topology(run.config, directory, address, lambda: _last_checkpoint(run), run.progress.note)
         topology.start(run.resumed, run.stats.base_steps, stopping=lambda: run.interrupted_by is not None)
         run.progress.note(_describe(run.config, topology))
         run.stats.start_clock()
@@ -130,6 +131,15 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
         run.progress.note("stopped before training started")
     finally:
         ray.shutdown()
+
+
+def _last_checkpoint(run: Run) -> Checkpoint | None:
+    """The newest whole checkpoint; None if there is none yet. Raises RunFault if all are damaged."""
+    checkpoints = run.dir.checkpoints
+    newest = checkpoints.load_newest()
+    if newest is None and checkpoints.steps():
+        raise RunFault(f"all checkpoints in {run.dir.where} are damaged: the learner has nothing to go on from")
+    return newest
 
 
 def _describe(config: TrainConfig, topology: Topology) -> str:
