@@ -21,6 +21,7 @@ import torch
 from actors.actor import FleetView
 from learner.checkpoint import Checkpoint
 from learner.learner import LearnerConfig, pick_device
+from qfleet.cluster.acknowledged import log_here
 from qfleet.cluster.board import RemoteBoard, ShardsView
 from qfleet.cluster.metrics import RayMetrics
 from qfleet.cluster.process import RunProcess
@@ -152,7 +153,7 @@ class ActorWorker(RunProcess):
         base_steps = max(base_steps, int(steps_so_far))
         self._weights = RayWeightSource()
         self._weights.await_first(FIRST_WEIGHTS_TIMEOUT)  # initial weights would act badly and give wrong priorities
-        self._writer = Writer(shards, config.replay.give_up_after, access=access)
+        self._writer = Writer(shards, config.replay.give_up_after, access=access, on_stored=log_here(index))
         self._shards_version = -1  # of the last `ShardsView`
         self._actor = make_actor(config, index, base_steps, self._writer, self._weights)
         self._metrics = RayMetrics("actor", f"{run}/{index}")
