@@ -49,7 +49,7 @@ from rl.errors import BadInput, RunFault
 STEPS_PER_S = 6_000  # more agent steps/s than the run makes: so many items must fit, because the audit needs all
 GOALS = {"cartpole": 475.0, "pong": 19.0}
 SHORT: dict[str, list[str]] = {  # evaluations of a few seconds, every few seconds
-    "cartpole": ["--evaluation.period", "10000", "--evaluation.quick-episodes", "10"],
+    "cartpole": ["--evaluation.period", "1500", "--evaluation.quick-episodes", "10"],
     "pong": ["--evaluation.period", "500", "--evaluation.quick-episodes", "1", "--evaluation.max-episode-steps", "300"],
 }
 FAILING = ("lost", "duplicates", "regressions", "not_recovered", "leftover_processes")

@@ -23,6 +23,7 @@ from qfleet.run.directory import STATUS
 from rl.errors import RunFault
 
 MARK = "QFLEET_CHAOS"  # environment variable that all processes of the run inherit
+JOINABLE = {"RAY_AUTH_MODE": "token"}  # a local Ray of Ray 2.60 wants a token, which others send only with this
 LOOK_PERIOD = 0.2  # seconds between two looks at the run
 START_TIMEOUT = 180.0  # seconds until it trains
 END_TIMEOUT = 180.0  # seconds from SIGINT to its end
@@ -61,13 +62,14 @@ class ChaosRun:
         run.end()
         run.close()  # kills what is left
 
-    Its output is in ``folder``/output.txt.
+    ``folder``/output.txt has its output, status.jsonl all that was read of its status.
     """
 
     def __init__(self, folder: Path, flags: Sequence[str]) -> None:
         self.folder, self.directory, self.log = folder, folder / "run", folder / "acknowledged"
         self.log.mkdir(parents=True)
-        self._environment = {**os.environ, MARK: f"{os.getpid()}-{time.time_ns()}", DIRECTORY: str(self.log)}
+        mark = {MARK: f"{os.getpid()}-{time.time_ns()}", DIRECTORY: str(self.log)}
+        self._environment = {**JOINABLE, **os.environ, **mark}
         self.output = folder / "output.txt"
         command = [sys.executable, "-m", "benchmarks.processes.train", *flags, "--run-dir", str(self.directory)]
         with self.output.open("w") as output:
@@ -111,6 +113,8 @@ class ChaosRun:
         counts = (int(self.status.get(name, 0)) for name in ("updates", "agent_steps", "weights_version"))
         if not self.samples or self.status["time"] > self.samples[-1].time:
             self.samples.append(Sample(self.status["time"], *counts))
+            with (self.folder / "status.jsonl").open("a") as file:
+                file.write(f"{json.dumps(self.status)}\n")
 
     def _read_log(self, file: Path, tail: Tail) -> None:
         _, index, pid = file.stem.split("-")
@@ -137,8 +141,9 @@ class ChaosRun:
             raise RunFault(f"the run does not say where its shards are: {' | '.join(self.lines[-8:])}")
         self.addresses |= dict(enumerate(found[1].removesuffix(", ").split(", ")))
         command = [sys.executable, "-m", "benchmarks.processes.board", self.directory.name, found[2]]
-        with (self.folder / "board.txt").open("wb") as output:
-            self._board = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
+        with (self.folder / "board.txt").open("wb") as output, (self.folder / "board-errors.txt").open("wb") as errors:
+            environment = {**JOINABLE, **os.environ}
+            self._board = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
 
     def parts(self, kind: Kind) -> list[int]:
         """The ids of the processes of this kind, in order."""
