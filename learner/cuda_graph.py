@@ -21,15 +21,15 @@ WARM_UP = 3  # updates without a graph, in which the optimizer and the libraries
 class GraphedStep:
     """Calls ``step`` for the first WARM_UP batches, then records it with the next one, and replays it from there on.
 
-        step = GraphedStep(step)
+        step = GraphedStep(step, device)
         td_abs, metrics = step(batch)  # on the CUDA device; valid until the next call
         step.forget()  # after replacing a tensor that the step uses
 
     All batches must have the same shapes and dtypes. What ``step`` does in Python happens only while it is recorded.
     """
 
-    def __init__(self, step: Callable[[Batch], Outputs]) -> None:
-        self._step = step
+    def __init__(self, step: Callable[[Batch], Outputs], device: torch.device) -> None:
+        self._step, self._device = step, device
         self.forget()
 
     def forget(self) -> None:
@@ -39,6 +39,10 @@ class GraphedStep:
 
     def __call__(self, batch: Batch) -> Outputs:
         """Return the outputs of ``step`` for ``batch``."""
+        with torch.cuda.device(self._device):  # else a graph of cuda:1 would record nothing
+            return self._call(batch)
+
+    def _call(self, batch: Batch) -> Outputs:
         self._calls += 1
         if self._calls <= WARM_UP:
             return self._step(batch)

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 
 from learner.batch import Batch
-from rl.errors import RunFault
 from rl.ports import BatchSource
 from rl.types import SampledBatch
 
@@ -53,15 +52,13 @@ class Prefetcher:
     def get(self, timeout: float) -> Prefetched | None:
         """(sampled batch, prepared batch), or None if there is none within ``timeout`` seconds.
 
-        Raises RunFault if the source or ``prepare`` failed, after all earlier batches were returned.
+        Raises what the source or ``prepare`` has raised, after all earlier batches were returned.
         """
         try:
             return self._queue.get(timeout=timeout)
         except queue.Empty:
             if self._failure is not None:
-                if isinstance(self._failure, RunFault):
-                    raise self._failure from None
-                raise RunFault(f"preparing a batch failed: {self._failure!r}") from self._failure
+                raise self._failure from None
             return None
 
     def close(self) -> None:

@@ -142,7 +142,7 @@ class Updater:
             config.optimizer_epsilon,
             graph_on=device if device.type == "cuda" else None,
         )
-        self._step = GraphedStep(self._make_step) if device.type == "cuda" else self._make_step
+        self._step = GraphedStep(self._make_step, device) if device.type == "cuda" else self._make_step
         self.updates = 0
         self.target_syncs = 0
         self._needs_background = self.online.background is not None  # the first batch sets it

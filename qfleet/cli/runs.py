@@ -131,13 +131,13 @@ def _print_status(run: str, figures: dict[str, Any], summary: dict[str, Any] | N
 
 
 def _describe_faults(figures: dict[str, Any]) -> str:
-    """A line about processes that have failed and were started again, and the last checkpoint; "" if none has failed."""
+    """A line about processes that have failed, and the last checkpoint; "" if none has failed."""
     if not figures.get("restarts"):
         return ""
     kinds = ", ".join(f"{kind} {count}" for kind, count in figures["restarts_by_kind"].items())
     ago = duration(time.time() - figures["last_fault_time"])
     return (
-        f"{figures['restarts']} process(es) started again ({kinds}), last {ago} ago: {figures['last_fault']}; the last "
+        f"{figures['restarts']} failure(s) of processes ({kinds}), last {ago} ago: {figures['last_fault']}; the last "
         f"checkpoint is {duration(figures['checkpoint_age'])} old"
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
-from qfleet.cluster.faults import reason
+from qfleet.cluster.faults import DIED, reason
 from qfleet.cluster.process import RunProcess
 from rl.errors import BadInput, RunFault, Unreachable
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BOARD = "board"  # the actor's name, in the run's own namespace
 TIMEOUT = 30.0  # seconds to wait for an answer of the board
+GONE = "the run's board is gone: the run has ended or was killed, or starts its board again (then try in a few seconds)"
 
 
 class ShardsView(NamedTuple):
@@ -47,7 +48,7 @@ class RunBoard(RunProcess):
         return self._status
 
     def set_shards(self, addresses: list[str]) -> None:
-        """Store the addresses (host:port) of the replay shards."""
+        """Store the addresses (host:port) of the replay shards, before the first status is known."""
         self._shards = addresses
 
     def shards(self) -> list[str]:
@@ -80,7 +81,7 @@ class RemoteBoard:
         try:
             return cls(ray.get_actor(BOARD))
         except ValueError:
-            raise RunFault("the run's board is gone: the run has ended or was killed") from None
+            raise RunFault(GONE) from None
 
     @classmethod
     def of(cls, run: str, address: str) -> RemoteBoard:
@@ -141,5 +142,5 @@ def _answer(ref: ray.ObjectRef[Any]) -> Any:
         ) from None
     except ray.exceptions.ActorUnavailableError as error:
         raise RunFault(f"the run's board cannot be reached now: {reason(error)}") from error
-    except ray.exceptions.RayActorError as error:
-        raise RunFault("the run's board is gone: the run has ended or was killed") from error
+    except DIED as error:
+        raise RunFault(GONE) from error

@@ -6,7 +6,7 @@ import re
 
 import ray
 
-OWN = re.compile(r"^rl\.errors\.(RunFault|BadInput|BadSetting): ")  # Python's name of our errors, before their message
+OWN = re.compile(r"^rl\.errors\.\w+: ")  # Python's name of our errors, before their message
 
 # Ray writes "(pid=7, ip=10.0.0.2, ..." or, on a line of its own, "ip: 10.0.0.2".
 NODE = re.compile(r"\bip[=:]\s*([^\s,)]+)")
@@ -14,8 +14,10 @@ NODE = re.compile(r"\bip[=:]\s*([^\s,)]+)")
 PROCESS_DIED = re.compile(r"^The actor is dead because its worker process has died\. Worker exit type: (\w+)")
 KILLED = "The actor is dead because it was killed by `ray.kill`."
 # What a call of a Ray actor raises that will not come back, beside ActorUnavailableError, which is a RayActorError, too.
+# OutOfMemoryError: Ray's memory monitor has killed the process.
 DIED = (
     ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
     ray.exceptions.ActorUnschedulableError,
     ray.exceptions.RuntimeEnvSetupError,
 )

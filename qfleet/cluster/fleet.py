@@ -49,7 +49,7 @@ class ActorFleet:
         run: the run's name.
         base_steps: agent steps made before a resume.
         nice: niceness added to the processes.
-        options: Ray options of each actor.
+        options: returns Ray's options of an actor, by the placement that the run has then.
         restarts: the failures of the run's processes.
         extra_options: those that differ for actors beyond the ``actors.count`` of ``config``.
     """
@@ -61,7 +61,7 @@ class ActorFleet:
         access: Access,
         base_steps: int,
         nice: int,
-        options: Mapping[str, Any],
+        options: Callable[[], Mapping[str, Any]],
         restarts: Restarts,
         extra_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -91,9 +91,9 @@ class ActorFleet:
 
     def _request(self, index: int) -> None:
         extra = self._extra_options if index >= self._config.actors.count else {}
-        options = {"name": f"actor-{index}", **self._options, **extra}
+        options = {"name": f"actor-{index}", **self._options(), **extra}
         self.handles[index] = handle = self._class.options(**options).remote(self._config, index, *self._arguments)
-        self._starting[index] = handle.where.remote()
+        self._starting[index] = handle.__ray_ready__.remote()
 
     def await_first(self, timeout: float, stopping: Callable[[], bool], lack: Callable[[], str]) -> None:
         """Wait until all actors have started, but at most FIRST_WAIT seconds after the first; returns if ``stopping()``.
@@ -122,7 +122,7 @@ class ActorFleet:
             try:
                 ray.get(call)
             except ray.exceptions.ActorUnavailableError:  # the network is interrupted
-                self._starting[index] = self.handles[index].where.remote()
+                self._starting[index] = self.handles[index].__ray_ready__.remote()
             except ray.exceptions.RayError as error:
                 errors[index] = error
             else:
@@ -167,6 +167,11 @@ class ActorFleet:
         """(name, handle) of every wanted actor that has started."""
         return [(f"actor-{i}", handle) for i, handle in self.handles.items() if i not in self._starting]
 
+    @property
+    def starting(self) -> dict[str, Any]:
+        """Handles of the actors that have been requested and have not started yet, by name."""
+        return {f"actor-{i}": self.handles[i] for i in self._starting}
+
     def view(self, name: str, agent_steps: int) -> FleetView:
         """What actor ``name`` is told in a poll now; ``agent_steps``: of all actors since the run's first start."""
         self.roster.asked(_index(name), time.monotonic())
@@ -199,13 +204,15 @@ class ActorFleet:
             call = handle.finish.remote(FINISH_TIMEOUT)
             self._finishing[index] = (handle, call, time.monotonic() + KILL_AFTER)
 
-    def advance(self, report: OnReport) -> list[str]:
+    def advance(self, report: OnReport, may_start: bool = True) -> list[str]:
         """Advance towards the wanted number without waiting; returns lines for the user.
 
-        ``report`` gets what the actors that have ended did since their last poll.
+        ``report`` gets what the actors that have ended did since their last poll. With ``may_start`` False, none is
+        requested: without a learner an actor could not act, and might take the room that the learner waits for.
         """
         with contextlib.suppress(ValueError):  # the name of an actor that has just ended: the next call tries again
-            self.start()
+            if may_start:
+                self.start()
         self._collect_started(timeout=0.0)
         lines = [self._advance_ends(report), self.roster.update(self._polled)]
         return [line for line in lines if line]

@@ -1,8 +1,8 @@
 """When processes that have failed are started again, how often they have failed, and what the user is told of it.
 
 A process that has worked for STEADY seconds is started again at once. One that fails sooner waits, each time twice as
-long; after MAX_FAILURES such failures it is given up. Ray itself restarts nothing: it would repeat the constructor with
-the arguments of the run's start.
+long; after MAX_FAILURES such failures it is given up, and the run ends; an actor is given up only when no other one lives.
+Ray itself restarts nothing: it would repeat the constructor with the arguments of the run's start.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from qfleet.cluster.faults import last_line, where
 STEADY = 30.0  # seconds of work after which a failure counts as the first one again
 FIRST_DELAY = 1.0  # seconds from the second failure in a row to the next start
 LAST_DELAY = 300.0  # the delay doubles up to this
+WAIT = 5.0  # seconds from one look for a suitable node to the next
 MAX_FAILURES = 8  # in a row, after which a process is given up: with these delays, after one to two minutes
 NOTE_PERIOD = 10.0  # seconds between two lines, also of those about actors that join, are lost, or return
 TITLES = {name: f"the {name}" for name in ("learner", "evaluator", "board", "weight store")}  # in messages
@@ -39,7 +40,8 @@ class Restarts:
         self._started: dict[str, float] = {}  # when each process last started
         self._in_a_row: dict[str, int] = {}  # failures
         self._due: dict[str, float] = {}  # times of the next start
-        self._untold: dict[str, str] = {}  # where and why
+        self._why: dict[str, str] = {}  # where and why each process failed last
+        self._untold: dict[str, None] = {}  # names of those that have failed since the last line
         self._next_note = 0.0
         self._counts: Counter[str] = Counter()  # failures by kind of process
         self._last: tuple[str, float] | None = None  # the last failure, and its time by the wall clock
@@ -50,9 +52,10 @@ class Restarts:
         steady = began is not None and now - began >= STEADY
         self._in_a_row[name] = failures = 1 if steady else self._in_a_row.get(name, 0) + 1
         self._due[name] = now + self._delay(failures)
-        self._untold[name] = f"{where(error)} ({last_line(error)})"
+        self._why[name] = f"{where(error)} ({last_line(error)})"
+        self._untold[name] = None
         self._counts[name.split("-")[0]] += 1
-        self._last = f"{title(name)} has failed{self._untold[name]}", time.time()
+        self._last = f"{title(name)} has failed{self._why[name]}", time.time()
 
     @staticmethod
     def _delay(failures: int) -> float:
@@ -69,7 +72,11 @@ class Restarts:
 
     def describe_last(self, name: str) -> str:
         """Why the process is given up, as a part of a message."""
-        return f"{title(name)} has failed {self._in_a_row[name]} times in a row, last{self._untold.get(name, '')}"
+        return f"{title(name)} has failed {self._in_a_row[name]} times in a row, last{self._why[name]}"
+
+    def postpone(self, name: str, now: float) -> None:
+        """The process cannot be started now, because no node suits it: that is no failure."""
+        self._due[name] = now + WAIT
 
     def started(self, name: str, now: float) -> None:
         """The process has started."""
@@ -91,7 +98,8 @@ class Restarts:
         """A line about those that have failed since the last one, or ""; at most one line in NOTE_PERIOD seconds."""
         if not self._untold or now < self._next_note:
             return ""
-        names, why = list(self._untold), list(self._untold.values())[-1]
+        names = list(self._untold)
+        why = self._why[names[-1]]
         delay = max(self._delay(self._in_a_row.get(name, 0)) for name in names)
         self._untold.clear()
         self._next_note = now + NOTE_PERIOD
@@ -103,7 +111,10 @@ class Restarts:
         return f"warning: {listing} have failed, {title(names[-1])}{why}: they are started again{when}"
 
     def status(self) -> dict[str, Any]:
-        """`restarts`: number of failures; `restarts_by_kind` of process; `last_fault`: a line or "", and its Unix time."""
+        """`restarts`: failures after which a process was started again, or is to be, in all and by kind of process.
+
+        `last_fault`: a line about the last one, or "", and its Unix time.
+        """
         what, at = self._last or ("", None)
         counts = {"restarts": self._counts.total(), "restarts_by_kind": dict(self._counts)}
         return {**counts, "last_fault": what, "last_fault_time": at}

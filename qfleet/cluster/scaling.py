@@ -33,7 +33,7 @@ class Scaling:
                 self._taken.add(request["number"])
                 news.append(self._take(request))
                 changes |= {"scale_taken": request["number"], "scale_request": request, "scale_news": news[-1]}
-        for line in topology.fleet.advance(run.stats.add_actor_report):
+        for line in topology.fleet.advance(run.stats.add_actor_report, topology.may_start_actors):
             run.progress.note(line)
         shards_news = topology.shards.advance(topology.board.handle, topology.learner.handle, topology.fleet)
         shards = len(topology.shards.addresses)

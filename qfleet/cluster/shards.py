@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from qfleet.cluster.board import ShardsView
-from qfleet.cluster.faults import last_line
+from qfleet.cluster.faults import DIED, last_line
 from qfleet.cluster.fleet import ActorFleet
 from qfleet.cluster.process import is_ready
 from qfleet.cluster.restarts import Restarts
@@ -114,8 +114,13 @@ class ReplayShards:
         self._restarts.forget(f"shard-{index}")
 
     def workers(self) -> list[tuple[str, Any]]:
-        """(name, handle) of every shard that has started."""
+        """(name, handle) of every shard that is not being started again."""
         return [(f"shard-{i}", handle) for i, handle in self.handles.items() if i not in self._restarting]
+
+    @property
+    def starting(self) -> dict[str, Any]:
+        """Handles of the shards that are being started again, by name."""
+        return {f"shard-{i}": self.handles[i] for i, call in self._restarting.items() if call is not None}
 
     def failed(self, name: str, error: Exception) -> None:
         """Shard ``name`` has failed with ``error``: it is started again. One that is being added is left to `advance`."""
@@ -138,6 +143,9 @@ class ReplayShards:
             elif is_ready(call):
                 try:
                     self.addresses[index] = ray.get(call)
+                except ray.exceptions.ActorUnavailableError:  # the network is interrupted
+                    self._restarting[index] = self.handles[index].address.remote()
+                    continue
                 except ray.exceptions.RayError as error:
                     self.failed(name, error)
                     continue
@@ -150,8 +158,12 @@ class ReplayShards:
             raise RunFault(self._restarts.describe_last(name))
         if name not in self._restarts.waiting(time.monotonic()):
             ray.kill(self.handles[index])  # it may still live, and Ray would keep its name
-            with contextlib.suppress(ValueError):  # Ray still knows the name: the next call tries again
+            try:
                 self._restarting[index] = self.start(index, restarted=True)
+            except ValueError:  # Ray still knows the name: the next call tries again
+                pass
+            except BadInput:  # no node suits the learner now, beside which the shard is
+                self._restarts.postpone(name, time.monotonic())
 
     @property
     def view(self) -> ShardsView:
@@ -258,14 +270,13 @@ class ReplayShards:
             yield from _until(call, DRAIN_TIMEOUT, f"shard-{index} to be drained")
             moved = ray.get(call)
             yield from self._until_left(address, fleet)
-            del self.addresses[index]
+            address = self.addresses.pop(index)  # another one if it was started again meanwhile
             yield from _until(self.tell(board, learner), STEP_TIMEOUT, f"the learner to remove shard-{index}")
-            with contextlib.suppress(ray.exceptions.RayActorError):  # it has ended already
+            with contextlib.suppress(*DIED):  # it has ended already
                 yield from _until(handle.remove.remote(), STEP_TIMEOUT, f"shard-{index} to end")
         except (RunFault, ray.exceptions.RayError):
             handle.stay.remote()
-            if index in self.handles:  # else it is lost
-                self.addresses[index] = address
+            self.addresses.setdefault(index, address)
             raise
         ray.kill(self.handles.get(index, handle))  # it may have been started again meanwhile
         self._forget(index)

@@ -11,9 +11,9 @@ import ray
 
 from qfleet.cluster.connect import start_ray
 from qfleet.cluster.evaluation import Evaluation
-from qfleet.cluster.faults import DIED, StoppedDuringStart, first_line, last_line, reason
+from qfleet.cluster.faults import DIED, StoppedDuringStart, last_line, reason
 from qfleet.cluster.placement import cluster_nodes
-from qfleet.cluster.process import Where, is_ready
+from qfleet.cluster.process import is_ready
 from qfleet.cluster.scaling import Scaling
 from qfleet.cluster.topology import Topology
 from qfleet.cluster.watch import SILENT_AFTER, Watch
@@ -38,7 +38,6 @@ class _Poller:
         self._watch = Watch(note)
         self._pending: dict[str, tuple[Any, float]] = {}  # calls in flight, and when they were sent
         self._last_polls: list[Any] = []  # calls in flight to actors that were scaled away since
-        self._where: dict[str, Where] = {}
         self._handles: dict[str, Any] = {}
 
     def poll(self) -> dict[str, dict[str, Any]]:
@@ -63,8 +62,9 @@ class _Poller:
                 self._watch.heard(name)
                 if (answer := self._take(name, ref)) is not None:
                     answers[name] = answer
-            elif time.monotonic() - asked > SILENT_AFTER and name in self._where:
-                self._watch.look_at(name, workers[name], self._where[name])
+            elif time.monotonic() - asked > SILENT_AFTER:
+                self._watch.look_at(name, workers[name])
+        self._watch.look_at_starts(self._topology.starting())
         self._watch.advance()
         return answers
 
@@ -78,7 +78,6 @@ class _Poller:
             if name.startswith("actor-") and ref is not None:
                 self._last_polls.append(ref)
             self._watch.heard(name)
-            self._where.pop(name, None)
         self._handles = workers
         return workers
 
@@ -89,9 +88,8 @@ class _Poller:
         except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError):
             return None
         except DIED as error:
-            self._topology.failed(name, error)
+            fail(self._topology, self._stats, name, error)
             return None
-        self._where[name] = answer.pop("where")
         return answer
 
     def _add_last_episodes(self, ready: set[Any]) -> None:
@@ -176,7 +174,7 @@ def _training_loop(run: Run, topology: Topology) -> None:
         if checkpoint_call is None and topology.learner.is_working and run.is_checkpoint_due():
             checkpoint_call = topology.learner.handle.checkpoint.remote(run.checkpoint_extra())
         if checkpoint_call is not None and is_ready(checkpoint_call):
-            _save_checkpoint(run, checkpoint_call)
+            _save_checkpoint(run, topology, checkpoint_call)
             checkpoint_call = None
         scaling.advance(_request_on_board(status_call))
         run.faults = topology.restarts.status()
@@ -187,11 +185,25 @@ def _training_loop(run: Run, topology: Topology) -> None:
             time.sleep(0.05)
 
 
-def _save_checkpoint(run: Run, call: Any) -> None:
-    """Write the checkpoint that the learner has made. One that was lost with its learner is made again later."""
+def fail(topology: Topology, stats: RunStats, name: str, error: Exception) -> None:
+    """Process ``name`` has failed with ``error``: it is started again. Raises RunFault if it is given up."""
+    if name.startswith("actor-"):
+        stats.forget_actor(int(name.removeprefix("actor-")))
+    topology.failed(name, error)
+
+
+def _save_checkpoint(run: Run, topology: Topology, call: Any) -> None:
+    """Write the checkpoint that the learner has made. One that was lost with its learner is made again later.
+
+    A learner that cannot make one is started again: its loop hangs, or it has no room for it.
+    """
     try:
         checkpoint = ray.get(call)
     except (*DIED, ray.exceptions.ObjectLostError):
+        return
+    except ray.exceptions.RayError as error:
+        if topology.learner.is_working:
+            topology.failed("learner", error)
         return
     run.save_checkpoint(checkpoint)
 
@@ -223,10 +235,13 @@ def _handle_answer(run: Run, topology: Topology, name: str, answer: dict[str, An
         if warning := topology.shards.answered(name, *shards):
             run.progress.note(warning)
         run.stats.add_actor_report(topology.fleet.answered(name), answer["agent_steps"], answer["episodes"])
+    elif name == "weight store" and not answer["weights_version"]:
+        topology.weights_lost()
     if failure is not None:
-        if not restart:
+        # What one actor knows may be wrong with its node alone.
+        if not restart and not (name.startswith("actor-") and len(topology.fleet.roster.living) > 1):
             raise RunFault(f"{name}: {failure}")
-        topology.failed(name, RunFault(failure))
+        fail(topology, run.stats, name, RunFault(failure))
 
 
 def _finish(run: Run, topology: Topology) -> None:
@@ -234,6 +249,8 @@ def _finish(run: Run, topology: Topology) -> None:
     try:
         if calls := [a.stop.remote() for a in topology.actors]:
             ray.wait(calls, num_returns=len(calls), timeout=0.5)
+        if not topology.learner.is_working:
+            raise TimeoutError("the learner had failed and was being started again; its last checkpoint is the newest")
         learner = topology.learner.handle
         ended = ray.get(learner.stop.remote(), timeout=CALL_TIMEOUT)
         if not ended:  # a checkpoint could hold an update that is only half done
@@ -241,7 +258,7 @@ def _finish(run: Run, topology: Topology) -> None:
         run.stats.learner["updates"] = ray.get(learner.poll.remote(), timeout=CALL_TIMEOUT)["updates"]
         run.save_checkpoint(ray.get(learner.checkpoint.remote(run.checkpoint_extra()), timeout=CALL_TIMEOUT))
     except (ray.exceptions.RayError, TimeoutError) as error:
-        run.progress.note(f"warning: could not write the last checkpoint: {first_line(error)}")
+        run.progress.note(f"warning: could not write the last checkpoint: {reason(error)}")
     shards = topology.shards.handles
     if run.config.replay.snapshot_minutes > 0:
         _stop_shards(run, shards)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,17 +16,20 @@ from learner.checkpoint import Checkpoint
 from qfleet.cluster.autoscaler import nodes_outside
 from qfleet.cluster.faults import StoppedDuringStart, last_line
 from qfleet.cluster.fleet import ActorFleet
+from qfleet.cluster.learner_worker import LearnerWorker
 from qfleet.cluster.placement import Node, Placement, cluster_nodes, place, place_locally
 from qfleet.cluster.process import Process
-from qfleet.cluster.restarts import Restarts
+from qfleet.cluster.restarts import Restarts, title
 from qfleet.cluster.room import actors_lack, count_room, describe_lack, learner_lack, shards_lack
 from qfleet.cluster.shards import ReplayShards
 from qfleet.cluster.stores import make_board, make_weight_store
 from qfleet.cluster.versions import check_versions, survey_nodes, versions_here
-from qfleet.cluster.workers import EvaluatorWorker, LearnerWorker
+from qfleet.cluster.workers import EvaluatorWorker
 from qfleet.config import TrainConfig
 from replay.security import Access, new_token
 from rl.errors import RunFault
+
+TELL_AFTER = 30.0  # seconds until the user is told of a process that has not started
 
 remote: Any = ray.remote  # untyped, because Ray's handles have no typed methods
 
@@ -68,6 +72,8 @@ class Topology:
         self._access = replace(access, token=access.token or new_token())
         self.restarts = Restarts()
         self.weights_version = 0  # of the learner's last publication, as far as the driver knows
+        self._has_autoscaler = False
+        self._starting_since: dict[str, float] = {}  # times; infinite once the user was told
 
     def start(self, resumed: Checkpoint | None, base_steps: int, stopping: Callable[[], bool]) -> None:
         """Start all processes and wait until they can train.
@@ -78,22 +84,26 @@ class Topology:
         once ``stopping`` returns True.
         """
         config, run = self._config, self._directory.name
-        self.placement = place_locally(config) if self._is_local else place_in_cluster(config, stopping, self._note)
+        if self._is_local:
+            self.placement = place_locally(config)
+        else:
+            self.placement, self._has_autoscaler = place_in_cluster(config, stopping, self._note)
         try:
             self._start_learner(run, stopping)
-            self.board = make_board(lambda: self.placement, self.restarts)
-            self.weights = make_weight_store(lambda: self.placement, self.restarts)
+            self.board = make_board(self._current_placement, self.restarts)
+            self.weights = make_weight_store(self._current_placement, self.restarts)
         except ValueError as error:
             raise RunFault(f"this Ray already has a run named {run!r}: write a --run-dir with another name") from error
         addresses = self._start_shards(resumed is not None, stopping)
         started = {"learner": self.learner.handle.start.remote(addresses, resumed)}
-        [self.device] = _await_ready(started, lambda: ": raise `ready_timeout`", config.ready_timeout, stopping)
-        self.learner.started()
+        [answer] = _await_ready(started, lambda: ": raise `ready_timeout`", config.ready_timeout, stopping)
+        self.device = answer.device
+        self.learner.started(answer)
         self.evaluator = Process("evaluator", partial(self._request_evaluator, base_steps, run), self.restarts)
         for process in (self.board, self.weights, self.evaluator):
             process.start()
         extra = {"num_cpus": 0} if self._is_local else {}  # the local Ray has no CPU for actors that are added later
-        nice, options = config.actors.nice, self.placement.actor_options()
+        nice, options = config.actors.nice, lambda: self.placement.actor_options()
         self.fleet = ActorFleet(config, run, self._access, base_steps, nice, options, self.restarts, extra)
         self.fleet.start()
         self.fleet.await_first(config.ready_timeout, stopping, partial(_say, actors_lack, self.placement))
@@ -128,15 +138,15 @@ class Topology:
         return addresses
 
     def _shard_options(self) -> dict[str, Any]:
-        return self.placement.shard_options()  # of the placement that there is then
+        return self._current_placement().shard_options()
 
     def _request_learner(self, run: str) -> Any:
-        self._leave_lost_node()
-        needs = self.placement.needs
+        placement = self._current_placement()
+        needs = placement.needs
         return (
             remote(LearnerWorker)
-            # so that it answers polls while it makes a checkpoint
-            .options(name="learner", max_concurrency=3, **self.placement.learner_options())
+            # concurrency: it answers polls while it makes a checkpoint
+            .options(name="learner", max_concurrency=4, **placement.learner_options())
             .remote(self._config, run, needs.threads, self._access, None if self._is_local else needs.learner_gpus)
         )
 
@@ -144,20 +154,25 @@ class Topology:
         """Let a learner that was started again go on from the last checkpoint."""
         checkpoint = self._load_checkpoint()
         updates = 0 if checkpoint is None else int(checkpoint.state["updates"])
-        self._note(f"the learner is started again, from its state after {updates:,} updates")
+        self._note(f"the learner is requested again, to go on from its state after {updates:,} updates")
         return handle.start.remote(list(self.shards.addresses.values()), checkpoint, self.weights_version)
 
     def _request_evaluator(self, base_steps: int, run: str) -> Any:
-        # concurrency: it answers polls while it plays
-        options = {"name": "evaluator", "max_concurrency": 2, **self.placement.evaluator_options()}
+        # concurrency: it answers polls while it plays, also one more evaluation that the driver has given up
+        options = {"name": "evaluator", "max_concurrency": 4, **self._current_placement().evaluator_options()}
         return remote(EvaluatorWorker).options(**options).remote(self._config, base_steps, run)
 
-    def _leave_lost_node(self) -> None:
-        """If the learner's node has died, choose another one. Raises BadInput if none suits it now."""
-        node, nodes = self.placement.node, cluster_nodes()
-        if node is not None and node.id not in {n.id for n in nodes}:
-            self._note(f"warning: the learner's node {node.address} has died, so the learner moves to another one")
-            self.placement = place(self._config, nodes, autoscaler=False)
+    def _current_placement(self) -> Placement:
+        """The placement, on another node if the learner's node has died. Raises BadInput if none suits it now."""
+        node = self.placement.node
+        if node is None:
+            return self.placement
+        nodes = cluster_nodes()
+        if node.id not in {n.id for n in nodes}:
+            self.placement = place(self._config, nodes, self._has_autoscaler)
+            to = self.placement.node.address if self.placement.node else "one that is not there yet"
+            self._note(f"warning: the learner's node {node.address} has died: the learner moves to {to}")
+        return self.placement
 
     @property
     def actors(self) -> list[Any]:
@@ -174,6 +189,11 @@ class Topology:
         singles = [(p.name, p.handle) for p in self._singles if p.is_working]
         return [*singles, *self.fleet.workers(), *self.shards.workers()]
 
+    def starting(self) -> dict[str, Any]:
+        """Handles of the processes that have been requested and do not work yet, by name."""
+        singles = {p.name: p.handle for p in self._singles if p.is_starting}
+        return {**singles, **self.fleet.starting, **self.shards.starting}
+
     def all_handles(self) -> list[Any]:
         """The handles of all processes, the board's last."""
         singles = [p.handle for p in (self.evaluator, self.learner, self.weights, self.board)]
@@ -188,34 +208,70 @@ class Topology:
         else:
             next(p for p in self._singles if p.name == name).failed(error)
 
+    @property
+    def may_start_actors(self) -> bool:
+        """Whether actors can act, and cannot take the room that the learner waits for."""
+        return self.learner.is_working and self.weights.is_working
+
     def advance(self) -> None:
         """Start the processes again that have failed, when it is time to; actors are left to the fleet.
 
         Raises RunFault if one is given up.
         """
-        if line := self.restarts.news(time.monotonic()):
-            self._note(line)
         for process in self._singles:
             if self.restarts.given_up(process.name):
                 raise RunFault(self.restarts.describe_last(process.name))
-            if process.advance() and process is self.weights and self.learner.is_working:
-                self.learner.handle.republish.remote()
+        if line := self.restarts.news(time.monotonic()):
+            self._note(line)
+        for process in self._singles:
+            if process.advance() and process is self.learner:
+                self._learner_has_started()
         self.shards.restart(self.board.handle, self.learner.handle)
+        self._tell_what_waits()
+
+    def _learner_has_started(self) -> None:
+        """The learner works again: tell it the shards of now, and the user where it is."""
+        device, place = self.learner.answer
+        if not self._is_local and self.placement.node is None:
+            self.placement = replace(self.placement, node=Node(place.node, place.address))
+        for warning in place.warnings:
+            self._note(f"warning: {warning}")
+        self._note(f"the learner learns again, on {place.address} ({device})")
+        self.shards.tell(self.board.handle, self.learner.handle)
+
+    def _tell_what_waits(self) -> None:
+        """Tell the user once of a learner or shard that has been starting for long, and what is short."""
+        starting = [name for name in self.starting() if name == "learner" or name.startswith("shard-")]
+        now = time.monotonic()
+        self._starting_since = {name: self._starting_since.get(name, now) for name in starting}
+        for name, since in self._starting_since.items():
+            if now - since > TELL_AFTER:
+                self._starting_since[name] = math.inf
+                lack = _say(learner_lack if name == "learner" else shards_lack, self.placement)
+                self._note(f"warning: {title(name)} has not started for {TELL_AFTER:g} s{lack}")
+
+    def weights_lost(self) -> None:
+        """The weight store has no weights, because it was started again: the learner sends its newest ones."""
+        if self.learner.is_working and self.weights_version:
+            self.learner.handle.republish.remote()
 
 
-def place_in_cluster(config: TrainConfig, stopping: Callable[[], bool], note: Callable[[str], None]) -> Placement:
+def place_in_cluster(
+    config: TrainConfig, stopping: Callable[[], bool], note: Callable[[str], None]
+) -> tuple[Placement, bool]:
     """The placement of the run in the cluster that this process has joined, after a comparison of versions.
 
-    Raises BadInput, RunFault and StoppedDuringStart.
+    Also returns whether the cluster has an autoscaler. Raises BadInput, RunFault and StoppedDuringStart.
     """
     nodes = cluster_nodes()
     answers = survey_nodes({n.id: n.address for n in nodes}, stopping)
     check_versions(versions_here(), {n.address: answers[n.id].versions for n in nodes})
-    placement = place(config, nodes, any(answer.autoscaler for answer in answers.values()))
+    autoscaler = any(answer.autoscaler for answer in answers.values())
+    placement = place(config, nodes, autoscaler)
     lack = describe_lack(count_room(placement, cluster_nodes()), placement, config.ready_timeout)
     if lack:
         note(f"warning: {'; '.join(filter(None, (lack, nodes_outside())))}")
-    return placement
+    return placement, autoscaler
 
 
 def _say(lack: Callable[[Placement, Sequence[Node]], str], placement: Placement) -> str:

@@ -12,30 +12,55 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from qfleet.cluster.process import Where, is_ready
+from qfleet.cluster.process import is_ready
 from qfleet.cluster.restarts import title
 
 SILENT_AFTER = 5.0  # seconds without an answer after which a process is looked at on its node
 PATIENCE = 10.0  # seconds in which a process that is not stopped must answer there
 TASK_TIMEOUT = 60.0  # seconds after which another task is sent
+START_TIMEOUT = 600.0  # seconds after which a process that starts hangs; a shard may restore gigabytes
+START_PERIOD = 10.0  # seconds between two looks at a process that starts
+STARTS_AT_A_TIME = 10  # processes that one call looks at; each costs a question to Ray
 
 
-def end_if_it_hangs(handle: Any, pid: int) -> bool:
-    """Kill process ``pid`` of this node, whose Ray actor is ``handle``, if it hangs. Returns whether it did."""
-    call, deadline = handle.where.remote(), time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
+class Where(NamedTuple):
+    """Where a process is."""
+
+    node: str  # Ray's id
+    pid: int
+
+
+def where_is(handle: Any) -> Where | None:
+    """Where the process of the Ray actor ``handle`` is; None if it has none, for example because it waits for room."""
+    actor = ray._private.state.actors(handle._actor_id.hex())
+    if not actor.get("Pid") or actor["State"] == "DEAD":
+        return None
+    return Where(actor["Address"]["NodeID"], actor["Pid"])
+
+
+def end_if_it_hangs(handle: Any, pid: int, patience: float | None) -> bool:
+    """Kill process ``pid`` of this node, whose Ray actor is ``handle``, if it hangs. Returns whether it did.
+
+    It hangs if it is stopped, or has not answered after ``patience`` seconds; None: it need not answer yet.
+    """
+    if end_if_stopped(pid):
+        return True
+    if patience is None:
+        return False
+    call, deadline = handle.__ray_ready__.remote(), time.monotonic() + patience
+    while not ray.wait([call], timeout=0.5)[0]:
         if end_if_stopped(pid):
             return True
-        if ray.wait([call], timeout=0.5)[0]:
-            return False
-    return _end(pid)
+        if time.monotonic() > deadline:
+            return _end(pid)
+    return False
 
 
 def end_if_stopped(pid: int) -> bool:
@@ -54,11 +79,12 @@ def _end(pid: int) -> bool:
 
 
 class Watch:
-    """Looks at silent processes, each with one task at a time.
+    """Looks at silent processes, each with one task at a time, and at processes that start.
 
     watch = Watch(note)
-    watch.look_at("shard-0", handle, where)  # it has not answered for SILENT_AFTER seconds
+    watch.look_at("shard-0", handle)  # it has not answered for SILENT_AFTER seconds
     watch.heard("shard-0")  # it has answered
+    watch.look_at_starts({"actor-3": handle})  # repeatedly, with all that have been requested and do not work yet
     watch.advance()  # repeatedly
     """
 
@@ -66,20 +92,43 @@ class Watch:
         self._note, self._node = note, ray.get_runtime_context().get_node_id()
         self._task: Any = ray.remote(num_cpus=0, max_retries=0)(end_if_it_hangs)
         self._calls: dict[str, tuple[Any, float]] = {}  # in flight, with the times at which they were sent
+        self._starts: dict[Any, float] = {}  # by Ray's id of an actor that starts: when its process was first seen
+        self._next_looks: dict[Any, float] = {}  # by that id: time of the next look
 
-    def look_at(self, name: str, handle: Any, where: Where) -> None:
+    def look_at(self, name: str, handle: Any, patience: float | None = PATIENCE) -> None:
         """Process ``name`` is silent."""
-        if where.node == self._node and end_if_stopped(where.pid):
-            self._tell(name)
-        elif name not in self._calls:
-            there = NodeAffinitySchedulingStrategy(where.node, soft=False)
-            call = self._task.options(scheduling_strategy=there).remote(handle, where.pid)
-            self._calls[name] = call, time.monotonic()
+        if name in self._calls or (where := where_is(handle)) is None:
+            return
+        if where.node == self._node:
+            if end_if_stopped(where.pid):
+                return self._tell(name)
+            if patience is None:
+                return
+        there = NodeAffinitySchedulingStrategy(where.node, soft=False)
+        call = self._task.options(scheduling_strategy=there).remote(handle, where.pid, patience)
+        self._calls[name] = call, time.monotonic()
 
     def heard(self, name: str) -> None:
         """Process ``name`` has answered, or has died."""
         if name in self._calls:
             ray.cancel(self._calls.pop(name)[0], force=True)
+
+    def look_at_starts(self, starting: Mapping[str, Any]) -> None:
+        """Look at those processes that start whose turn it is: one that is stopped, or takes too long, hangs.
+
+        Those that wait for room have no process yet.
+        """
+        now, by_id = time.monotonic(), {handle._actor_id: (name, handle) for name, handle in starting.items()}
+        self._next_looks = {i: self._next_looks.get(i, now + START_PERIOD) for i in by_id}
+        self._starts = {i: since for i, since in self._starts.items() if i in by_id}
+        for i in sorted((i for i, at in self._next_looks.items() if at <= now), key=self._next_looks.__getitem__)[
+            :STARTS_AT_A_TIME
+        ]:
+            self._next_looks[i] = now + START_PERIOD
+            name, handle = by_id[i]
+            if where_is(handle) is not None:
+                took = now - self._starts.setdefault(i, now)
+                self.look_at(name, handle, patience=None if took < START_TIMEOUT else 0.0)
 
     def advance(self) -> None:
         """Collect the answers of the tasks."""
@@ -94,4 +143,4 @@ class Watch:
                     self._tell(name)
 
     def _tell(self, name: str) -> None:
-        self._note(f"warning: {title(name)} did not answer for {SILENT_AFTER:g} s, so its process was killed")
+        self._note(f"warning: {title(name)} does not answer, so its process was killed")

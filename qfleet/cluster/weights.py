@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from qfleet.cluster.faults import DIED
 from qfleet.cluster.process import RunProcess
 from rl.errors import RunFault, Unreachable
 from rl.parameters import bytes_of
@@ -79,7 +80,7 @@ class RayWeightSink:
         self._pending: list[Any] = []
         self._newest: Publication | None = None  # with the newest target weights
         self._owes_target = False  # whether the store lacks these target weights
-        self._last_progress = time.monotonic()  # when the store last finished a publication, or had none in flight
+        self._blocked_since: float | None = None  # since when no publication could be sent
 
     def publish(self, publication: Publication) -> None:
         """Send ``publication``, or keep it.
@@ -105,15 +106,17 @@ class RayWeightSink:
         """The version of the newest publication in the store; 0 if there is none, or no store that answers."""
         try:
             return int(ray.get(self._find().poll.remote(), timeout=FIND_TIMEOUT)["weights_version"])
-        except (ValueError, TimeoutError, ray.exceptions.RayActorError):
+        except (ValueError, TimeoutError, *DIED):
             return 0
 
     def _send(self) -> None:
         self._collect()
         if self._store is None or len(self._pending) >= MAX_IN_FLIGHT:
-            if time.monotonic() - self._last_progress > self._timeout:
+            self._blocked_since = self._blocked_since or time.monotonic()
+            if time.monotonic() - self._blocked_since > self._timeout:
                 raise Unreachable(f"the weight store has accepted no weights for {self._timeout:g} s")
             return
+        self._blocked_since = None
         assert self._newest is not None
         sent = self._newest if self._owes_target else replace(self._newest, target_weights=None)
         self._owes_target = False
@@ -125,15 +128,11 @@ class RayWeightSink:
         done, self._pending = ray.wait(self._pending, num_returns=waiting, timeout=0) if waiting else ([], [])
         try:
             ray.get(done)
-        except ray.exceptions.RayActorError:  # it has died, or its network is interrupted
+        except DIED:  # or its network is interrupted
             self._forget_store()
         if self._store is None:
-            try:
+            with contextlib.suppress(ValueError):
                 self._store = self._find()
-            except ValueError:
-                return
-        if done or not self._pending:
-            self._last_progress = time.monotonic()
 
     def _forget_store(self) -> None:
         self._store, self._pending, self._owes_target = None, [], True
@@ -218,7 +217,7 @@ class RayWeightSource:
             self._found = ray.get(query)
         except ray.exceptions.ActorUnavailableError:  # the network is interrupted: query again next time
             pass
-        except ray.exceptions.RayActorError:
+        except DIED:
             self._store = None
         return self._found is not None
 
@@ -250,7 +249,9 @@ class RayWeightSource:
             return None if found is None else self._take(found[0], ray.get(found[1], timeout=timeout))
         except ray.exceptions.GetTimeoutError:
             raise RunFault(f"the weight store has not answered for {timeout:g} s") from None
-        except ray.exceptions.ActorDiedError:
+        except ray.exceptions.ActorUnavailableError:
+            raise
+        except DIED:
             self._store = None
             raise RunFault("the weight store has died") from None
         except ray.exceptions.ObjectLostError:

@@ -30,6 +30,7 @@ STATUS_PERIOD = 2.0  # seconds between writes of status.json
 MAX_LOST_EVALUATIONS = 5  # in a row
 LOGS = "logs"  # metrics.csv, eval.csv and the files for TensorBoard, in warnings
 ACTOR_WARNING_PERIOD = 10.0  # seconds between two warnings about environments of actors
+FIRST_SAVE = 30.0  # seconds until the first checkpoint is due, from which a learner that fails can go on
 SAVE_RETRY = 20.0  # seconds after which a checkpoint that could not be written is due again
 
 
@@ -54,7 +55,8 @@ class Run:
         self.scheduler = EvaluationScheduler(
             config.evaluation, self.stats.steps_or_updates, self._earlier_evaluations()
         )
-        logged = ("agent_steps", "updates", "wall_seconds")
+        # Not updates: a learner that is started again repeats some, and rows before that have more.
+        logged = ("updates" if config.offline else "agent_steps", "wall_seconds")
         counters = {n: earlier[n] for n in logged if n in earlier} if resumed else None
         self.log = RunLog(run_dir.path, "updates" if config.offline else "agent_steps", counters)
         title = f"Qfleet {config.env.id}  {run_dir.where}"
@@ -64,7 +66,8 @@ class Run:
         self._environments = 0
         actors = 0 if config.offline else config.actors.count
         self.set_fleet(actors, actors, config.total_environments)
-        self._last_log = self._last_status = self._last_save = self._saved = time.monotonic()
+        self._last_log = self._last_status = self._saved = time.monotonic()
+        self._last_save = self._saved - max(0.0, config.learner.checkpoint_minutes * 60.0 - FIRST_SAVE)
         self._next_actor_warning = -math.inf  # time
         self._lost_evaluations = 0  # in a row
         self._best_waiting: tuple[int, Checkpoint] | None = None  # not in best/ yet

@@ -74,6 +74,10 @@ class RunStats:
         self._actor_steps[index] = agent_steps
         self.add_episodes(episodes)
 
+    def forget_actor(self, index: int) -> None:
+        """The process of an actor has ended: the steps of the next one count from 0."""
+        self._actor_steps.pop(index, None)
+
     def add_episodes(self, episodes: Iterable[EpisodeResult]) -> None:
         """Add finished training episodes, without agent steps."""
         for episode in episodes:
@@ -93,6 +97,8 @@ class RunStats:
         self.learner = dict(values)
         if not self._has_learner_report:
             self._has_learner_report = True
+            self._exclude_from_rates(0, self.updates - before)
+        elif self.updates < before:  # it was started again from its last checkpoint
             self._exclude_from_rates(0, self.updates - before)
 
     def _exclude_from_rates(self, steps: int, updates: int) -> None:

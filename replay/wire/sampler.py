@@ -47,7 +47,8 @@ class Sampler:
         sampler.close()
 
     ``batches_ahead`` batches are requested before they are needed. In a process that mainly samples, call
-    `rl.allocator.keep_freed_memory` first: it is faster. Raises BadInput if ``addresses`` is empty.
+    `rl.allocator.keep_freed_memory` first: it is faster. With ``patient``, it waits for shards that are all gone instead
+    of raising RunFault. Raises BadInput if ``addresses`` is empty.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Sampler:
         give_up_after: float = 60.0,
         seed: int = 0,
         access: Access = UNPROTECTED,
+        patient: bool = False,
     ) -> None:
+        self._patient = patient
         self._spec, self._beta, self._batches_ahead = spec, beta, batches_ahead
         unpacked = 2 * spec.stack * spec.frame_bytes * limiter.batch  # bytes of a batch
         self._message_batches = max(1, min(batches_ahead // 2, MAX_UNPACKED_BYTES // unpacked))
@@ -251,7 +254,7 @@ class Sampler:
         for stream in members:
             if stream.failure is not None:
                 raise stream.failure
-        if all(s.connection.is_gone for s in members):
+        if not self._patient and all(s.connection.is_gone for s in members):
             raise all_gone([s.connection for s in members])
 
     def stats(self) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""The life of a run on Ray: parts are killed, it is scaled, learns, is interrupted and resumed, and its learner dies."""
+"""The life of a run on Ray: its parts are killed and frozen, it is scaled, learns, is interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_run_survives_kills_scales_learns_and_is_resumed(tmp_path):
     process = start_qfleet("train", "cartpole", *args, *OFTEN, *FAST, env=environment)
     try:
         wait_for_checkpoint(process, run)
-        check_that_shard_and_actor_restart(process, run)
+        check_that_parts_are_started_again(process, run)
         check_scaling(process, run)
     finally:
         process.send_signal(signal.SIGINT)
@@ -60,19 +60,22 @@ def test_a_run_survives_kills_scales_learns_and_is_resumed(tmp_path):
     check_resume_and_death_of_the_learner(run, environment)
 
 
-def check_that_shard_and_actor_restart(process, run):
-    """A killed shard restores its content, and a killed actor plays again, while the others go on."""
+def check_that_parts_are_started_again(process, run):
+    """A frozen shard restores its content, an actor and the board that die at once are replaced, while the others go on."""
     wait_until(process, lambda: snapshot_state(run)["end_key"] > 600)
-    worker_process(process, "ShardWorker").kill()
+    worker_process(process, "ShardWorker").suspend()
     stored = snapshot_state(run)["end_key"]
     wait_until(process, lambda: snapshot_state(run)["end_key"] > stored + 200)
+    assert status(run)["restarts_by_kind"] == {"shard": 1}
     updates = newest_checkpoint_state(run)["updates"]
     wait_until(process, lambda: newest_checkpoint_state(run)["updates"] > updates + 50)
-    actor = worker_process(process, "ActorWorker")
-    actor.kill()
-    wait_until(process, lambda: worker_process(process, "ActorWorker") not in (None, actor))
+    parts = [worker_process(process, name) for name in ("ActorWorker", "RunBoard")]
+    for part in parts:
+        part.kill()
+    wait_until(process, lambda: worker_process(process, "ActorWorker") not in (None, parts[0]))
     steps = newest_checkpoint_state(run)["agent_steps"]
     wait_until(process, lambda: newest_checkpoint_state(run)["agent_steps"] > steps + 500)
+    assert status(run)["restarts_by_kind"] == {"shard": 1, "actor": 1, "board": 1}
 
 
 def check_scaling(process, run):
@@ -95,18 +98,26 @@ def check_scaling(process, run):
 
 
 def check_resume_and_death_of_the_learner(run, environment):
-    """A resumed run restores the last snapshot. When its learner is killed, the shards still write theirs."""
+    """A resumed run restores the last snapshot; its learner, killed with the weight store, goes on from its checkpoint."""
     saved, before = snapshot_state(run), newest_checkpoint_state(run)
     rows_before = len(read_rows(run / "metrics.csv"))
     args = ["--replay.snapshot-minutes", 10, "--replay.shards", 2, "--replay.capacity", 200_000]
     resumed = start_qfleet("train", "--resume", run, *args, env=environment)
     wait_until(resumed, lambda: newest_checkpoint_state(run)["agent_steps"] > before["agent_steps"] + 1200)
-    worker_process(resumed, "LearnerWorker").kill()
+    known = status(run)
+    for part in ("LearnerWorker", "WeightStore"):
+        worker_process(resumed, part).kill()
+    # New weights reach the actors: their versions, in the segments, go on from what the actors have.
+    wait_until(resumed, lambda: status(run)["restarts"] == 2 and status(run)["updates"] > known["updates"] + 100)
+    assert status(run)["weights_version"] > known["weights_version"]
+    steps = status(run)["agent_steps"]
+    wait_until(resumed, lambda: status(run)["agent_steps"] > steps + 200)
+    resumed.send_signal(signal.SIGINT)
     output = wait_for_output(resumed, 120)
-    assert resumed.returncode == 1
-    assert "learner: the process ended" in output.splitlines()[-1]
+    assert resumed.returncode == 130, output
     items = saved["end_key"] - saved["first_key"]
     words = " ".join(output.split())
+    assert re.search(r"the learner is requested again, to go on from its state after [\d,]+ updates", words)
     assert f"replay shard-0 restored {items:,} transitions from a snapshot" in words
     assert re.search(rf"replay shard-1 found no snapshot in {run}/replay/shard-1 on 127.0.0.1: it starts empty", words)
     assert snapshot_state(run)["end_key"] >= saved["end_key"] + 300  # the snapshot written at the end of the run
@@ -114,5 +125,7 @@ def check_resume_and_death_of_the_learner(run, environment):
     after = read_rows(run / "metrics.csv")[rows_before:]
     assert after
     assert all(int(r["agent_steps"]) >= before["agent_steps"] and int(r["updates"]) >= before["updates"] for r in after)
-    assert min(snapshot_weights_versions(run)) >= 1
+    versions = snapshot_weights_versions(run)
+    assert min(versions) >= 1
+    assert max(versions) > known["weights_version"] + 100  # the driver did not know the last one exactly
     assert not processes_left(environment)

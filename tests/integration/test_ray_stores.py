@@ -149,7 +149,7 @@ def test_a_board_that_is_silent_or_gone_is_reported_in_one_line(monkeypatch):
     assert ray.get(handle.set_status.remote({"time": 1.0}, ["c:3"])) == {"shards": 3, "number": "x"}
     assert remote.await_shards(30.0) == ["c:3"]
     restarted = ray.remote(RunBoard).remote()  # it is empty until the driver fills it
-    ray.get(restarted.where.remote(), timeout=30.0)
+    ray.get(restarted.__ray_ready__.remote(), timeout=30.0)
     empty = RemoteBoard(restarted)
     with pytest.raises(Unreachable, match=r"^the run's board has had no replay shards for 0.5 s$"):
         empty.await_shards(0.5)
@@ -223,3 +223,10 @@ def test_a_store_that_is_not_found_for_long_is_reported_by_the_learner():
     time.sleep(0.3)
     with pytest.raises(Unreachable, match=r"^the weight store has accepted no weights for 0.2 s$"):
         sink.publish(publication(2))
+    find = Finder()
+    sink = RayWeightSink(find, timeout=0.2)
+    sink.publish(publication(1))
+    until(lambda: sink.stored_version() or None)
+    find.store, sink._store = None, None  # it dies after a long time without a publication
+    time.sleep(0.3)
+    sink.publish(publication(2))  # missed for the first time now

@@ -1,4 +1,4 @@
-"""Actors, evaluator and shards on Ray: an actor that ends sends what it has, one that fails is requested again, and a
+"""Actors, evaluator and shards on Ray: an actor that ends sends what it has, one that fails is started again, and a
 shard that leaves loses nothing."""
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from qfleet.cluster import restarts
 from qfleet.cluster.board import BOARD, RunBoard, ShardsView
 from qfleet.cluster.evaluation import Evaluation
 from qfleet.cluster.fleet import ActorFleet
+from qfleet.cluster.learner_worker import LearnerWorker
 from qfleet.cluster.placement import cluster_nodes
 from qfleet.cluster.process import Process, RunProcess
 from qfleet.cluster.restarts import Restarts
@@ -257,7 +258,7 @@ def fleet_of(tmp_path, monkeypatch, soon):
 
     def make(count):
         config = replace(cartpole(), actors=replace(cartpole().actors, count=count))
-        made.append(ActorFleet(config, str(tmp_path), UNPROTECTED, 0, 0, {"num_cpus": 0}, Restarts()))
+        made.append(ActorFleet(config, str(tmp_path), UNPROTECTED, 0, 0, lambda: {"num_cpus": 0}, Restarts()))
         return made[-1]
 
     yield make
@@ -281,7 +282,7 @@ def test_a_run_whose_first_actor_cannot_start_ends_with_the_cause(fleet_of, tmp_
 def test_an_actor_that_fails_to_start_later_or_to_restart_is_requested_again(fleet_of, tmp_path):
     fleet, lines, pids, ends = fleet_of(1), [], {}, time.monotonic() + 120.0
     shards = SimpleNamespace(view=ShardsView(0, []))
-    topology = SimpleNamespace(fleet=fleet, workers=fleet.workers, shards=shards, failed=fleet.failed)
+    topology = SimpleNamespace(fleet=fleet, workers=fleet.workers, shards=shards, failed=fleet.failed, starting=dict)
     poller = _Poller(topology, SimpleNamespace(agent_steps=0), lines.append)
 
     def drive_until(condition):
@@ -320,6 +321,17 @@ class Client(Recorder):
     def remote(self, addresses):
         super().remote(addresses)
         return ray.put(None)
+
+
+@pytest.mark.timeout(120)
+def test_a_learner_that_has_not_started_makes_no_checkpoint_and_is_told_of_shards_later():
+    """A checkpoint of its initial weights would replace those of the run."""
+    arguments = (short(), "run", 1, UNPROTECTED, None)
+    learner = ray.remote(LearnerWorker).options(num_cpus=0, max_concurrency=4).remote(*arguments)
+    assert ray.get(learner.set_shards.remote(["a:1"]), timeout=60.0) is None
+    with pytest.raises(TimeoutError, match="the learner has not started yet"):
+        ray.get(learner.checkpoint.remote({}), timeout=60.0)
+    ray.kill(learner)
 
 
 @pytest.mark.timeout(180)
@@ -372,6 +384,7 @@ def test_the_episodes_in_the_last_poll_of_an_actor_that_is_scaled_away_are_count
         workers=lambda: workers,
         fleet=SimpleNamespace(view=lambda *args: FleetView(0, 2, 0), polled=lambda: None),
         shards=SimpleNamespace(view=ShardsView(0, [])),
+        starting=dict,
     )
     stats = SimpleNamespace(agent_steps=0, add_episodes=episodes.extend)
     poller = _Poller(topology, stats, note=None)

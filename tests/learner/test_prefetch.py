@@ -62,11 +62,11 @@ def test_a_fault_of_the_source_is_raised_after_the_earlier_batches():
     batches.close()
 
 
-def test_any_other_exception_becomes_a_run_fault_with_its_cause():
+def test_any_other_exception_is_raised_as_it_is():
+    """So a run on Ray can tell a fault of a GPU, after which the learner is started again, from its own RunFault."""
     batches = Prefetcher(Numbers(), lambda n: 1 // n)
-    with pytest.raises(RunFault, match="preparing a batch failed: ZeroDivisionError") as caught:
+    with pytest.raises(ZeroDivisionError, match="division"):
         batches.get(5.0)
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
     batches.close()
 
 

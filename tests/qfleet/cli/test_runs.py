@@ -175,6 +175,22 @@ def test_status_shows_the_actors_and_shards_of_a_run_on_ray(run, capsys):
     assert second == "12 of 64 actors, 1 replay shard(s)"
 
 
+def test_status_shows_what_has_failed_and_how_old_the_last_checkpoint_is(run, capsys):
+    rates = {"steps_per_s": 1.0, "updates_per_s": 1.0, "samples_per_insert": 8.0, "epsilon_min": 0.1}
+    rates |= {"train_return": None, "greedy_return": None}
+    faults = {
+        "restarts": 3,
+        "restarts_by_kind": {"actor": 2, "weight store": 1},
+        "last_fault": "actor-1 has failed (why)",
+    }
+    write_status(run, **rates, **faults, last_fault_time=time.time() - 90, checkpoint_age=61.4)
+    assert command("status", run.path) == 0
+    assert capsys.readouterr().out.splitlines()[2] == (
+        "3 failure(s) of processes (actor 2, weight store 1), last 0:01:30 ago: actor-1 has failed (why); the last "
+        "checkpoint is 0:01:01 old"
+    )
+
+
 def test_two_equal_requests_are_told_apart(run):
     requests = []
     for _ in range(2):

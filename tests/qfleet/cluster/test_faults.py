@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RuntimeEnvSetupError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RuntimeEnvSetupError
 
-from qfleet.cluster.faults import first_line, last_line, reason, where
+from qfleet.cluster.faults import DIED, first_line, last_line, reason, where
 
 TRACEBACK = """\x1b[36mray::LearnerWorker.start()\x1b[39m (pid=7, ip=127.0.0.1)
   File "learner.py", line 3, in start
@@ -50,5 +50,6 @@ def test_the_reason_for_an_actors_death_is_that_of_its_constructor_and_says_wher
         assert reason(died) == f"its process has died{words}"
     died.error_msg = "The actor died.\nThe actor is dead because it was killed by `ray.kill`."
     assert reason(died) == "its process was killed"
+    assert isinstance(OutOfMemoryError("killed by the memory monitor"), DIED)
     setup = RuntimeEnvSetupError("no space left")
     assert (reason(setup), where(setup)) == ("no space left", "")

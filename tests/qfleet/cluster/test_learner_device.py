@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from learner.learner import LearnerConfig
-from qfleet.cluster.workers import choose_device, niceness_warning
+from qfleet.cluster.learner_worker import choose_device, niceness_warning
 from rl.errors import RunFault
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="torch finds CUDA here")

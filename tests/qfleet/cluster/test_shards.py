@@ -177,11 +177,12 @@ def test_news_of_shards_and_of_actors_are_both_shown(shards, tmp_path):
         scaling={},
     )
     fleet = SimpleNamespace(
-        wanted=1, living=1, environments=2, scale=wanted.append, advance=lambda report: ["actor-1 joins"]
+        wanted=1, living=1, environments=2, scale=wanted.append, advance=lambda report, may_start: ["actor-1 joins"]
     )
     shards.advance = lambda *args: "added replay shard-2"
     process = SimpleNamespace(handle=None)
-    scaling = Scaling(run, SimpleNamespace(shards=shards, fleet=fleet, board=process, learner=process))
+    processes = {"shards": shards, "fleet": fleet, "board": process, "learner": process}
+    scaling = Scaling(run, SimpleNamespace(**processes, may_start_actors=True))
     scaling.advance(None)
     assert notes == ["actor-1 joins", "the run wants 4 actor(s), after 1", "added replay shard-2"]
     assert (wanted, run.scaling["scale_news"]) == ([4], "added replay shard-2")

@@ -124,3 +124,20 @@ def test_wall_seconds_exclude_startup_and_shutdown(clock):
     own.stop_clock()
     clock.seconds += 50
     assert own.wall_seconds == 8.0
+
+
+def test_updates_that_a_restarted_learner_repeats_are_no_negative_speed(clock):
+    """It falls from 150 to 100 updates and goes on with 10 updates/s; likewise an actor counts its steps from 0 again."""
+    stats = RunStats(cartpole())
+    stats.start_clock()
+    stats.add_actor_report(0, 500, [])
+    for updates, steps in ((140, 510), (150, 520), (100, 530), (110, 540)):
+        stats.add_learner_report({"updates": updates})
+        stats.add_actor_report(0, steps, [])
+        rates = stats.rates()
+        clock.seconds += 1.0
+    assert rates == pytest.approx((10.0, 20 / 3))  # 10 + 0 + 10 updates in 3 s
+    assert (stats.updates, stats.agent_steps) == (110, 540)
+    stats.forget_actor(0)
+    stats.add_actor_report(0, 700, [])  # of its next process, after a long silence
+    assert stats.agent_steps == 540 + 700
