@@ -62,6 +62,8 @@ class Struck:
     @property
     def why_not(self) -> str:
         """What has not recovered."""
+        if not self.before:
+            return "the fault was left out, because a part of this kind is missing"
         if self.new is None:
             return "its process was not started again"
         return "its new process does not work" if self.works_at is None else "updates/s stay low"
@@ -73,10 +75,13 @@ class Struck:
 
 
 def strike(run: ChaosRun, fault: Fault) -> Struck:
-    """Cause the fault, once all parts of its kind are there. Raises RunFault if they are not within GIVE_UP seconds."""
+    """Cause the fault, once all parts of its kind are there; without them, after GIVE_UP seconds, there is no recovery.
+
+    Raises RunFault if the run ends.
+    """
     kind, how = fault.kind, fault.how
     if not run.wait(GIVE_UP, lambda: _all_named(run, kind)):
-        raise RunFault(f"there are no {PARTS[kind]} processes that work as {kind}, but {len(run.parts(kind))}")
+        return Struck(fault, kind, time.time(), before=[])
     before = run.parts(kind)
     pid = before[int(fault.choice * len(before))]
     struck = Struck(fault, run.name(kind, pid), time.time(), before)
@@ -90,7 +95,7 @@ def strike(run: ChaosRun, fault: Fault) -> Struck:
     if how == "corrupt" and kind == "learner":
         flip_bytes(_newest_saves(checkpoints)[-1] / "online.safetensors")
     if how == "corrupt" and kind == "shard":
-        damage_snapshot(run, pid, folder)
+        damage_snapshot(run, pid, folder, fault.choice)
     struck.at = time.time()
     os.kill(pid, signal.SIGSTOP if how == "freeze" else signal.SIGKILL)
     if kind == "shard":
@@ -122,7 +127,8 @@ def _await_death(pid: int) -> None:
 
 def _newest_saves(checkpoints: Path) -> list[Path]:
     """The complete checkpoints, the newest last."""
-    names = [m for m in map(SAVE_NAME.fullmatch, os.listdir(checkpoints)) if m]
+    entries = os.listdir(checkpoints) if checkpoints.is_dir() else []
+    names = [m for m in map(SAVE_NAME.fullmatch, entries) if m]
     names.sort(key=lambda m: (int(m[1]), int(m[2] or 0)))
     return [checkpoints / m[0] for m in names if (checkpoints / m[0] / CHECKPOINT).exists()]
 
@@ -142,10 +148,11 @@ def flip_bytes(file: Path) -> None:
         opened.write(bytes(b ^ 0xFF for b in data))
 
 
-def damage_snapshot(run: ChaosRun, pid: int, folder: Path) -> None:
+def damage_snapshot(run: ChaosRun, pid: int, folder: Path, choice: float) -> None:
     """Stop the shard's process ``pid``, and damage a file that only its newest snapshot in ``folder`` lists.
 
-    So the snapshot before it is whole. Raises RunFault if there was no such file for DAMAGE_TIMEOUT seconds.
+    So the snapshot before it is whole. ``choice`` in [0, 1) is which of these files. Raises RunFault if there was none for
+    DAMAGE_TIMEOUT seconds.
     """
 
     def own_files() -> list[str]:
@@ -157,7 +164,7 @@ def damage_snapshot(run: ChaosRun, pid: int, folder: Path) -> None:
         os.kill(pid, signal.SIGSTOP)  # so that it writes no other snapshot meanwhile
         with contextlib.suppress(OSError, ValueError, KeyError):  # it was stopped between two files
             if files := own_files():
-                flip_bytes(folder / files[-1])
+                flip_bytes(folder / files[int(choice * len(files))])
                 return
         os.kill(pid, signal.SIGCONT)
         run.wait(1.0)
@@ -165,7 +172,10 @@ def damage_snapshot(run: ChaosRun, pid: int, folder: Path) -> None:
 
 
 def await_recovery(run: ChaosRun, struck: Struck, fault_free: float) -> None:
-    """Wait until the run has recovered, at most GIVE_UP seconds from the fault; the result is in ``struck``."""
+    """Wait until the run has recovered, at most GIVE_UP seconds from the fault; the result is in ``struck``.
+
+    Raises RunFault if the run ends.
+    """
 
     def recovered() -> bool:
         now = time.time()
@@ -180,6 +190,8 @@ def await_recovery(run: ChaosRun, struck: Struck, fault_free: float) -> None:
             struck.recovered_at = recovered_at(run.samples, struck.at, struck.works_at, fault_free)
         return struck.recovered_at is not None
 
+    if not struck.before:
+        return
     run.wait(struck.at + GIVE_UP - time.time(), recovered)
     if struck.new is None:
         struck.new_at = time.time()

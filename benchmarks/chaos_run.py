@@ -23,7 +23,7 @@ from qfleet.run.directory import STATUS
 from rl.errors import RunFault
 
 MARK = "QFLEET_CHAOS"  # environment variable that all processes of the run inherit
-JOINABLE = {"RAY_AUTH_MODE": "token"}  # a local Ray of Ray 2.60 wants a token, which others send only with this
+JOINABLE = {"RAY_AUTH_MODE": "token"}  # Ray 2.60 wants a token by default, which a second process sends only with this
 LOOK_PERIOD = 0.2  # seconds between two looks at the run
 START_TIMEOUT = 180.0  # seconds until it trains
 END_TIMEOUT = 180.0  # seconds from SIGINT to its end

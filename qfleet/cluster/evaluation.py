@@ -29,7 +29,7 @@ class Evaluation:
         self._run, self._evaluator = run, evaluator
         self._note_at = time.monotonic() + EVALUATOR_NOTE_AFTER
         self._kind: Kind | None = None
-        self._player: Any = None  # handle of the process that has taken the weights: one that was started since has none
+        self._player: Any = None  # handle of the process that has the weights; one started since has none
         self._candidate: Candidate | None = None
         self._weights_call: Any = None
         self._play_call: Any = None
