@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from benchmarks import actors, classic, gpu, memory, pipeline, replay, shards, sizing, snapshot, soak, solve
+from benchmarks import actors, chaos, classic, gpu, memory, pipeline, replay, shards, sizing, snapshot, soak, solve
 
 BENCHES: dict[str, ModuleType] = {
     "pipeline": pipeline,
@@ -17,6 +17,7 @@ BENCHES: dict[str, ModuleType] = {
     "shards": shards,
     "memory": memory,
     "soak": soak,
+    "chaos": chaos,
     "sizing": sizing,
     "snapshot": snapshot,
     "actors": actors,

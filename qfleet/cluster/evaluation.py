@@ -29,6 +29,7 @@ class Evaluation:
         self._run, self._evaluator = run, evaluator
         self._note_at = time.monotonic() + EVALUATOR_NOTE_AFTER
         self._kind: Kind | None = None
+        self._player: Any = None  # handle of the process that has the weights; one started since has none
         self._candidate: Candidate | None = None
         self._weights_call: Any = None
         self._play_call: Any = None
@@ -57,7 +58,8 @@ class Evaluation:
     def _begin(self) -> None:
         self._kind = self._run.scheduler.due(self._run.stats)
         if self._kind is not None:
-            self._weights_call = self._evaluator.handle.take_weights.remote()
+            self._player = self._evaluator.handle
+            self._weights_call = self._player.take_weights.remote()
 
     def _give_up(self, why: str) -> None:
         self._kind = self._weights_call = self._play_call = None
@@ -68,11 +70,11 @@ class Evaluation:
             version, updates, weights = ray.get(self._weights_call)
             self._weights_call = None
             self._candidate = Candidate(weights, version, self._run.stats.agent_steps, updates)
-            self._play_call = self._evaluator.handle.evaluate.remote(self._run.scheduler.episodes(kind))
+            self._play_call = self._player.evaluate.remote(self._run.scheduler.episodes(kind))
         elif self._play_call is not None and is_ready(self._play_call):
             assert self._candidate is not None
             result = ray.get(self._play_call)
             self._kind = next_kind = self._run.record_evaluation(kind, self._candidate, result)
             self._play_call = None
             if next_kind is not None:
-                self._play_call = self._evaluator.handle.evaluate.remote(self._run.scheduler.episodes(next_kind))
+                self._play_call = self._player.evaluate.remote(self._run.scheduler.episodes(next_kind))

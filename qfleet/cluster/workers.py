@@ -16,6 +16,7 @@ import ray
 import torch
 
 from actors.actor import FleetView
+from qfleet.cluster.acknowledged import log_here
 from qfleet.cluster.board import RemoteBoard, ShardsView
 from qfleet.cluster.metrics import RayMetrics
 from qfleet.cluster.process import RunProcess, ThreadedLoop
@@ -61,7 +62,7 @@ class ActorWorker(RunProcess):
         base_steps = max(base_steps, int(steps_so_far))
         self._weights = RayWeightSource()
         self._weights.await_first(FIRST_WEIGHTS_TIMEOUT)  # initial weights would act badly and give wrong priorities
-        self._writer = Writer(shards, config.replay.give_up_after, access=access)
+        self._writer = Writer(shards, config.replay.give_up_after, access=access, on_stored=log_here(index))
         self._progress = 0.0, time.monotonic()  # agent steps, and when they last became more
         self._shards_version = -1  # of the last `ShardsView`
         self._actor = make_actor(config, index, base_steps, self._writer, self._weights)

@@ -11,25 +11,31 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 
 from protos import replay_pb2 as pb
-from protos.codec import count_request_items
+from protos.codec import count_request_items, segment_from_message
+from protos.types import PackedSegment
 from replay.wire.connection import ShardConnection, Traffic
 from rl.errors import RunFault
+
+OnStored = Callable[[str, PackedSegment, str], None]  # origin, segment, and the address of the shard that has stored it
 
 
 class InsertStream:
     """The Insert stream to one shard, with the queue of segments that it has not acknowledged; reopened when it breaks.
 
     ``changed`` is the `Writer`'s condition: it guards the state of all streams, and ``sent``, the count of what they
-    send.
+    send. ``on_stored`` is called with each segment that is acknowledged.
     """
 
-    def __init__(self, connection: ShardConnection, changed: threading.Condition, sent: Traffic) -> None:
+    def __init__(
+        self, connection: ShardConnection, changed: threading.Condition, sent: Traffic, on_stored: OnStored | None
+    ) -> None:
         self.connection, self._changed, self._traffic = connection, changed, sent
+        self._on_stored = on_stored
         # A new writer name for each stream: a shard that leaves and joins again still knows the old sequence numbers.
         self._name = uuid.uuid4().hex
         self.queue: deque[pb.InsertRequest] = deque()  # not yet acknowledged, in order
@@ -114,7 +120,10 @@ class InsertStream:
         self.connection.record_answer()
         with self._changed:
             while self.queue and self.queue[0].sequence <= reply.acknowledged:
-                self.queue.popleft()
+                stored = self.queue.popleft()
+                if self._on_stored is not None:
+                    segment = segment_from_message(stored.segment)
+                    self._on_stored(stored.origin, segment, self.connection.address)
                 self._sent = max(
                     0, self._sent - 1
                 )  # a duplicate is acknowledged together with later ones not yet resent

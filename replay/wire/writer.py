@@ -18,7 +18,7 @@ from protos.codec import insert_request, pack_segment
 from protos.types import UNLIMITED_CREDIT, PackedSegment
 from replay.security import UNPROTECTED, Access
 from replay.wire.connection import ShardConnection, Traffic, all_gone
-from replay.wire.inserts import InsertStream
+from replay.wire.inserts import InsertStream, OnStored
 from rl.errors import BadInput, RunFault, Unreachable
 from rl.types import Segment
 
@@ -26,14 +26,15 @@ WINDOW = 4  # segments in flight to one shard
 
 
 class Writer:
-    """`SegmentSink` over gRPC. Pickling keeps only the arguments.
+    """`SegmentSink` over gRPC. Pickling keeps only the arguments, without ``on_stored``.
 
         writer = Writer(addresses)
         writer.write(segment)
         writer.flush(timeout=60.0)  # wait until all segments are stored
         writer.close()
 
-    Raises BadInput if ``addresses`` is empty.
+    ``on_stored`` is called with each segment that a shard has acknowledged, in the thread of its stream; it must be
+    short. Raises BadInput if ``addresses`` is empty.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class Writer:
         give_up_after: float = 60.0,
         write_timeout: float = 300.0,
         access: Access = UNPROTECTED,
+        on_stored: OnStored | None = None,
     ) -> None:
         self.addresses, self._give_up_after, self._write_timeout = list(addresses), give_up_after, write_timeout
-        self._access = access
+        self._access, self._on_stored = access, on_stored
         self.name = uuid.uuid4().hex  # the origin of its segments; each stream has a writer name of its own
         self._changed = threading.Condition()
         self._sent = Traffic()  # also on streams that are closed
@@ -78,9 +80,10 @@ class Writer:
                 stream.is_leaving = stream.is_over or stream.connection.address not in addresses
             connected = {stream.connection.address for stream in self._streams if not stream.is_leaving}
             self._streams += [
-                InsertStream(ShardConnection(a, self._give_up_after, self._access), self._changed, self._sent)
-                for a in addresses
-                if a not in connected
+                InsertStream(connection, self._changed, self._sent, self._on_stored)
+                for connection in (
+                    ShardConnection(a, self._give_up_after, self._access) for a in addresses if a not in connected
+                )
             ]
             self._changed.notify_all()
             deadline = time.monotonic() + timeout

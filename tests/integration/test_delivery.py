@@ -266,3 +266,16 @@ def test_segments_of_one_writer_on_several_streams_are_stored_once(shards):
         thread.join(30.0)
     assert errors == [None] * 6
     assert stored(shard) == [("w", k) for k in range(1, 101)]
+
+
+def test_a_writer_tells_which_segments_each_shard_has_acknowledged(shards, rng):
+    running, told = shards(2, *LARGE), []
+    writer = Writer([s.address for s in running], on_stored=lambda *what: told.append(what))
+    for k in range(20):
+        writer.write(make_segment(rng, episode=k))
+    writer.flush(30.0)
+    assert sorted(segment.episode_id for _, segment, _ in told) == list(range(20))
+    assert {origin for origin, _, _ in told} == {writer.name}
+    for shard in running:
+        assert sum(s.items for _, s, address in told if address == shard.address) == shard.counts().inserted
+    writer.close()

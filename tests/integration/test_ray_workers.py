@@ -163,6 +163,28 @@ def test_an_evaluation_whose_weights_are_lost_with_a_node_is_given_up(tmp_path):
     run.dir.unlock()
 
 
+def test_an_evaluation_is_not_played_by_an_evaluator_that_has_not_taken_its_weights(tmp_path):
+    """As when the old one dies just after it has answered with them."""
+    config = short(max_steps=10_000)
+    config = replace(config, evaluation=replace(config.evaluation, period=100))
+    run = Run(config, RunDir.create(tmp_path / "run", config), None)
+    asked = []
+
+    def evaluator_called(name):
+        calls = {"take_weights": lambda: ray.put((1, 2, {})), "evaluate": lambda episodes: asked.append(name)}
+        return SimpleNamespace(**{call: SimpleNamespace(remote=answer) for call, answer in calls.items()})
+
+    evaluator = SimpleNamespace(handle=evaluator_called("old"), is_working=True, has_started=True)
+    evaluation = Evaluation(run, evaluator)
+    run.stats.add_actor_report(0, 200, ())
+    evaluation.advance()
+    evaluator.handle = evaluator_called("new")
+    evaluation.advance()
+    assert asked == ["old"]
+    run.close()
+    run.dir.unlock()
+
+
 @pytest.fixture
 def actor_of():
     """``actor_of(limited)``: (ActorWorker of 2 environments, the shard that it writes to).
