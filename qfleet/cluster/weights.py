@@ -238,21 +238,24 @@ class RayWeightSource:
     def wait(self, timeout: float) -> Publication | None:
         """Wait up to ``timeout`` seconds for the newest publication; returns None if there is no newer one.
 
-        Raises RunFault if the store does not answer in that time, has died, or its weights do not arrive in as much or
-        are lost; ActorUnavailableError while the network is interrupted.
+        Raises RunFault if there is no store that answers in that time, or its weights do not arrive in as much or are
+        lost; ActorUnavailableError while the network is interrupted.
         """
-        if not self._found_store():
-            raise RunFault("there is no weight store now")
-        call = self._store.newer_than.remote(self._version, self._target_version)
-        try:
-            found = ray.get(call, timeout=timeout)
-            return None if found is None else self._take(found[0], ray.get(found[1], timeout=timeout))
-        except ray.exceptions.GetTimeoutError:
-            raise RunFault(f"the weight store has not answered for {timeout:g} s") from None
-        except ray.exceptions.ActorUnavailableError:
-            raise
-        except DIED:
-            self._store = None
-            raise RunFault("the weight store has died") from None
-        except ray.exceptions.ObjectLostError:
-            raise RunFault("the weights of the newest publication were lost before they arrived") from None
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                if self._found_store():
+                    call = self._store.newer_than.remote(self._version, self._target_version)
+                    found = ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
+                    return None if found is None else self._take(found[0], ray.get(found[1], timeout=timeout))
+            except ray.exceptions.GetTimeoutError:
+                raise RunFault(f"the weight store has not answered for {timeout:g} s") from None
+            except ray.exceptions.ActorUnavailableError:
+                raise
+            except ray.exceptions.ObjectLostError:
+                raise RunFault("the weights of the newest publication were lost before they arrived") from None
+            except DIED:  # it is started again
+                self._store = None
+            if time.monotonic() >= deadline:
+                raise RunFault(f"there has been no weight store for {timeout:g} s")
+            time.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -197,7 +198,7 @@ def test_clients_find_the_store_that_replaces_a_dead_one_and_it_gets_the_newest_
         sink.publish(publication(version + 1, version, target_of(version)))  # there is no store
         assert sink.stored_version() == 0
         assert source.poll() is None
-        with pytest.raises(RunFault, match="weight store"):
+        with pytest.raises(RunFault, match=r"^there has been no weight store for 0.5 s$"):
             source.wait(0.5)
         find.store = ray.remote(WeightStore).remote()
         sink.republish()
@@ -205,8 +206,20 @@ def test_clients_find_the_store_that_replaces_a_dead_one_and_it_gets_the_newest_
         assert (got.version, got.target_version) == (version + 1, version)
         np.testing.assert_array_equal(got.target_weights["w"], target_of(version)["w"])
         assert sink.stored_version() == version + 1
+        ray.kill(find.store)  # while a reader waits for weights
+        waiting = threading.Thread(target=lambda: replace_store(find, sink))
+        waiting.start()
+        assert source.wait(30.0) is None  # there is no newer one
+        waiting.join(30.0)
     got = until(late.poll)  # a reader that was never served
     assert (got.version, got.target_weights["w"][0]) == (21, 120)
+
+
+def replace_store(find, sink):
+    """The store that has died is replaced after half a second, and gets the newest weights."""
+    time.sleep(0.5)
+    find.store = ray.remote(WeightStore).remote()
+    sink.republish()
 
 
 def until(call):
