@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.rate_limiter import LimiterConfig, RateLimiter, _water_fill
+from replay.rate_limiter import ROUNDING, LimiterConfig, RateLimiter, _water_fill
 from rl.errors import BadInput, RunFault
 
 
@@ -32,7 +32,7 @@ def test_limiter_follows_the_definition(sigma, min_size, inserted, sampled, k, b
     assert limiter.can_sample(inserted, sampled, stored, b) == (stored >= min_size and d - b >= min_diff)
     if stored >= min_size:
         allowance = limiter.insert_allowance(inserted, sampled, stored)
-        assert allowance == 0 or sigma * (inserted + allowance) - sampled <= max_diff + 1e-6
+        assert allowance == 0 or sigma * (inserted + allowance) - sampled <= max_diff + sigma * ROUNDING
 
 
 @settings(max_examples=200, deadline=None)
