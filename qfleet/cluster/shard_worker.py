@@ -64,13 +64,13 @@ class ShardWorker(RunProcess):
         return self._server.address
 
     def report(self) -> dict[str, Any]:
-        """The shard's counts (`bytes`: compressed frames), its address, and `news`: a new message for the user or ""."""
+        """The shard's counts (`bytes`: compressed frames), and `news`: a new message for the user or ""."""
         counts = self._server.counts()
         names = ("inserted", "sampled", "stored", "bytes", "dropped_updates")
         values = {name: int(getattr(counts, name)) for name in names}
         self._metrics.report(values)
         news, self._news = self._news, ""
-        return {"news": news, "address": self.address(), **values}
+        return {"news": news, **values}
 
     def drain(self, addresses: list[str]) -> int:
         """Store nothing more, and move all items to the shards at ``addresses``; returns their number. Raises RunFault.

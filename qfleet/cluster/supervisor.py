@@ -88,7 +88,7 @@ class _Poller:
             answer: dict[str, Any] = ray.get(ref)
         except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError):
             return None
-        except DIED as error:
+        except ray.exceptions.RayError as error:  # it has died, or its `report` has raised the error
             fail(self._topology, self._stats, name, error)
             return None
         return answer

@@ -19,6 +19,7 @@ from qfleet.cluster import fleet as fleet_module
 from qfleet.cluster import restarts
 from qfleet.cluster.board import BOARD, RunBoard, ShardsView
 from qfleet.cluster.evaluation import Evaluation
+from qfleet.cluster.faults import last_line
 from qfleet.cluster.fleet import ActorFleet
 from qfleet.cluster.learner_worker import LearnerWorker
 from qfleet.cluster.placement import cluster_nodes
@@ -398,3 +399,25 @@ def test_the_episodes_in_the_last_poll_of_an_actor_that_is_scaled_away_are_count
         assert poller.poll() == {}
     assert (episodes, poller._last_polls) == (["an episode"], [])
     ray.kill(actor)
+
+
+class Broken(RunProcess):
+    def report(self):
+        raise KeyError("loss")
+
+
+def test_a_process_whose_answer_is_an_error_has_failed():
+    broken, failures = ray.remote(Broken).options(num_cpus=0).remote(), []
+    topology = SimpleNamespace(
+        workers=lambda: [("learner", broken)],
+        fleet=SimpleNamespace(polled=lambda: None),
+        shards=SimpleNamespace(view=ShardsView(0, [])),
+        starting=dict,
+        failed=lambda name, error: failures.append((name, last_line(error))),
+    )
+    poller, deadline = _Poller(topology, None, note=None), time.monotonic() + 30.0
+    while not failures:
+        assert time.monotonic() < deadline
+        assert poller.poll() == {}
+    assert failures[0] == ("learner", "KeyError: 'loss'")
+    ray.kill(broken)
