@@ -116,7 +116,7 @@ def run_distributed(run: Run, address: str | None, on_ready: Callable[[], None])
         topology = Topology(run.config, directory, address, lambda: _last_checkpoint(run), run.progress.note)
         topology.start(run.resumed, run.stats.base_steps, stopping=lambda: run.interrupted_by is not None)
         run.progress.note(_describe(run.config, topology))
-        run.stats.start_clock()
+        run.start_clock()
         failure: Exception | None = None
         try:
             _training_loop(run, topology)

@@ -30,7 +30,7 @@ STATUS_PERIOD = 2.0  # seconds between writes of status.json
 MAX_LOST_EVALUATIONS = 5  # in a row
 LOGS = "logs"  # metrics.csv, eval.csv and the files for TensorBoard, in warnings
 ACTOR_WARNING_PERIOD = 10.0  # seconds between two warnings about environments of actors
-FIRST_SAVE = 30.0  # seconds until the first checkpoint is due, from which a learner that fails can go on
+FIRST_SAVE = 30.0  # seconds of training until the first checkpoint is due, from which a learner that fails can go on
 SAVE_RETRY = 20.0  # seconds after which a checkpoint that could not be written is due again
 
 
@@ -66,8 +66,7 @@ class Run:
         self._environments = 0
         actors = 0 if config.offline else config.actors.count
         self.set_fleet(actors, actors, config.total_environments)
-        self._last_log = self._last_status = self._saved = time.monotonic()
-        self._last_save = self._saved - max(0.0, config.learner.checkpoint_minutes * 60.0 - FIRST_SAVE)
+        self._last_log = self._last_status = self._last_save = self._saved = time.monotonic()
         self._next_actor_warning = -math.inf  # time
         self._lost_evaluations = 0  # in a row
         self._best_waiting: tuple[int, Checkpoint] | None = None  # not in best/ yet
@@ -160,6 +159,12 @@ class Run:
             **self.scaling,
             **self.faults,
         }
+
+    def start_clock(self) -> None:
+        """Training begins: count its time from now, and let the first checkpoint be due after FIRST_SAVE seconds."""
+        self.stats.start_clock()
+        self._saved = time.monotonic()
+        self._last_save = self._saved - max(0.0, self.config.learner.checkpoint_minutes * 60.0 - FIRST_SAVE)
 
     def is_checkpoint_due(self) -> bool:
         """Whether `learner.checkpoint_minutes` have passed since the last checkpoint."""

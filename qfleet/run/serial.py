@@ -89,7 +89,7 @@ def run_serial(run: Run) -> None:
     if run.resumed is not None:
         learner.set_checkpoint(run.resumed)
     learner.publisher.publish()
-    run.stats.start_clock()
+    run.start_clock()
     while not run.is_finished():
         for index, actor in enumerate(parts.actors):
             if parts.replay.may_insert():

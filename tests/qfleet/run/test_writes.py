@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +15,8 @@ from learner.checkpoint import CheckpointStore
 from qfleet.api import train
 from qfleet.run import run as run_module
 from qfleet.run import writes as writes_module
+from qfleet.run.directory import RunDir
+from qfleet.run.run import Run
 from qfleet.run.writes import Writes
 from rl.errors import RunFault
 from tests.qfleet.configs import short
@@ -141,3 +145,18 @@ def test_a_run_that_ends_with_a_full_disk_says_what_is_missing(config, tmp_path)
     before = newest(run)
     summary = train(replace(config, max_steps=before + 500), resume=run, serial=True)
     assert summary["agent_steps"] >= before + 500
+
+
+def test_the_first_checkpoint_is_due_after_30_seconds_of_training(tmp_path, monkeypatch):
+    """Not of the start, which may take as long: it would hold no update."""
+    now = [1000.0]
+    run = Run(short(), RunDir.create(tmp_path / "run", short()), None)
+    monkeypatch.setattr("qfleet.run.run.time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    now[0] += 40.0
+    run.start_clock()
+    due = []
+    for _ in range(4):
+        due.append(run.is_checkpoint_due())
+        now[0] += 10.0
+    assert due == [False, False, False, True]
+    run.dir.unlock()
